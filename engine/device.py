@@ -1,0 +1,60 @@
+"""The one place that looks at the machine: device, dtype, threads, memory."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from engine.errors import ConfigError
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+GIB = 1 << 30
+
+
+def resolve_device(choice: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device that exists."""
+    has_cuda = torch.cuda.is_available()
+    if choice == "cuda" and not has_cuda:
+        raise ConfigError("--device is cuda, but torch sees no CUDA device here; valid are auto, cpu")
+    return torch.device("cuda" if has_cuda and choice != "cpu" else "cpu")
+
+
+def resolve_dtype(choice: str, checkpoint_dtype: str | None, device: torch.device) -> torch.dtype:
+    """`auto` as a dtype that the device is fast in; anything else as it says."""
+    if choice != "auto":
+        return DTYPES[choice]
+    if device.type == "cuda":
+        return DTYPES.get(checkpoint_dtype or "", torch.bfloat16)
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def set_threads(threads: int | None) -> int:
+    """Set and return the number of CPU threads for arithmetic; default: the cores that this process may use."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()
+
+
+def default_kv_cache_bytes(device: torch.device) -> int:
+    """What the KV cache may take when no flag says so: a part of the memory that is free now, weights already loaded."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free * 0.85)
+    return _available_host_bytes() // 4
+
+
+def _available_host_bytes() -> int:
+    """Free host memory: the kernel's estimate, or what the container's limit leaves of it."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        kib = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
+    available = kib * 1024
+    try:
+        with (
+            open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
+            open("/sys/fs/cgroup/memory.current", encoding="ascii") as current,
+        ):
+            if (text := limit.read().strip()) != "max":
+                available = min(available, max(0, int(text) - int(current.read())))
+    except FileNotFoundError:
+        pass  # no cgroup v2 limit
+    return available

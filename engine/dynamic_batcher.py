@@ -1,0 +1,250 @@
+"""The DynamicBatcher: which sequences the next step computes, and how many tokens of each.
+
+Owns every Sequence from `add` to its end and, through KVCacheManager, their blocks. Holds no tensors, no text and no
+clock (callers pass the time in).
+
+A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
+free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. What is left of the
+budget goes to prompts: first those already begun, then waiting ones, shortest first; a prompt larger than what is left
+is cut, and the rest follows in later steps.
+
+Shortest first would starve long prompts, so waiting has a bound. A waiting sequence's place is fixed on arrival:
+`tokens to compute + AGING * arrival number`. One that comes k arrivals later can pass it only by being more than AGING * k tokens
+shorter: a prompt of L tokens is passed by at most L / AGING later arrivals, whatever the load.
+
+A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. When a running
+one needs a block and none is free, the newest running one is preempted: its blocks go, its tokens stay, and it waits for
+its turn to be computed anew, at its old place.
+
+Costs: `add` O(log waiting) comparisons; `schedule` and `update` O(running); nothing grows with what waits.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.protocol import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.sequence import Sequence, SequenceStatus
+
+if TYPE_CHECKING:
+    from engine.kv_cache_manager import KVCacheManager
+
+AGING = 16  # tokens of length that one arrival outweighs
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """One sequence's share of a step.
+
+    Attributes:
+        start: position of the first token to compute.
+        num_tokens: how many to compute, from there on.
+        samples: whether the step reaches the sequence's last token, so that its logits give the next one.
+    """
+
+    seq: Sequence
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step computes: decoding sequences first, then prefill chunks; their blocks are allocated."""
+
+    scheduled: tuple[ScheduledSequence, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return sum(item.num_tokens for item in self.scheduled)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The sampler's choice for one sequence; token_id is None when its logits were not finite."""
+
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought.
+
+    Attributes:
+        sampled: one entry for each scheduled sequence with `samples`, in the plan's order.
+        prompt_logprobs: for each scheduled sequence, in the plan's order, those of prompt tokens not collected before.
+    """
+
+    sampled: list[SampledToken]
+    prompt_logprobs: list[list[TokenLogprobs]]
+
+
+class DynamicBatcher:
+    """Packs live sequences into steps. Use: `add`, then `schedule` and `update` by turns; `abort` between them."""
+
+    def __init__(self, kv_cache: KVCacheManager, max_batch_size: int, max_batched_tokens: int) -> None:
+        assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
+        self.kv_cache = kv_cache
+        self.max_batch_size = max_batch_size
+        self.max_batched_tokens = max_batched_tokens
+        self.num_preemptions = 0
+        self._num_arrivals = 0
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # (seq.place, seq), sorted; places are unique
+        self._running: list[Sequence] = []  # oldest first
+        self._live: dict[str, dict[int, Sequence]] = {}  # request id -> index -> sequence
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is live."""
+        return bool(self._live)
+
+    def stats(self) -> EngineStats:
+        """The load at this moment."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            num_used_blocks=self.kv_cache.num_used_blocks,
+            num_blocks=self.kv_cache.num_blocks,
+            num_preemptions=self.num_preemptions,
+        )
+
+    def add(self, seq: Sequence) -> None:
+        """Take a sequence in. Its prompt and all of max_tokens must fit the pool; the caller refuses those that don't."""
+        num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
+        assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
+        seq.place = (seq.num_tokens + AGING * self._num_arrivals, self._num_arrivals)
+        self._num_arrivals += 1
+        self._live.setdefault(seq.request_id, {})[seq.index] = seq
+        bisect.insort(self._waiting, (seq.place, seq))
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request's sequences (or one of them) now; those already ended, and unknown ids, are ignored."""
+        live = self._live.get(request_id, {})
+        for i in list(live) if index is None else [index]:
+            if i in live:
+                self._finish(live[i], "abort")
+
+    def schedule(self, now: float) -> StepPlan:
+        """Choose the next step and allocate its blocks. Empty only if nothing is live."""
+        budget = self.max_batched_tokens
+        decoding = [seq for seq in self._running if seq.num_uncomputed_tokens == 1]
+        for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
+            if seq.status is SequenceStatus.RUNNING:
+                self._grow_or_preempt(seq)
+        scheduled = [_chunk(seq, budget) for seq in decoding if seq.status is SequenceStatus.RUNNING]
+        budget -= len(scheduled)
+
+        for seq in self._running:
+            if seq.num_uncomputed_tokens > 1 and budget > 0:
+                scheduled.append(_chunk(seq, budget))
+                budget -= scheduled[-1].num_tokens
+
+        while self._waiting and len(self._running) < self.max_batch_size and budget > 0:
+            seq = self._waiting[0][1]
+            if not self._admit(seq, now):
+                break
+            scheduled.append(_chunk(seq, budget))
+            budget -= scheduled[-1].num_tokens
+        assert scheduled or not self.has_work, "work waits and nothing can advance"
+        return StepPlan(tuple(scheduled))
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
+        """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
+        outputs = []
+        sampled = iter(result.sampled)
+        for item, prompt_logprobs in zip(plan.scheduled, result.prompt_logprobs, strict=True):
+            seq = item.seq
+            assert seq.status is SequenceStatus.RUNNING
+            seq.num_computed_tokens += item.num_tokens
+            seq.prompt_logprobs += prompt_logprobs
+            if item.samples:
+                outputs.append(self._advance(seq, next(sampled)))
+        return outputs
+
+    def check_idle(self) -> None:
+        """Assert that nothing is left behind: what must hold when the last sequence has ended."""
+        assert not self._live
+        assert not self._running
+        assert not self._waiting
+        self.kv_cache.check_idle()
+
+    def _advance(self, seq: Sequence, sampled: SampledToken) -> SequenceOutput:
+        is_first = seq.num_output_tokens == 0
+        reason: FinishReason | None = None
+        token_ids = []
+        if seq.sampling.max_tokens == 0:
+            reason = "length"
+        elif sampled.token_id is None:
+            reason = "error"
+        else:
+            token_ids = [sampled.token_id]
+            seq.token_ids += token_ids
+            if sampled.token_id in seq.stop_token_ids and seq.num_output_tokens >= seq.sampling.min_tokens:
+                reason = "stop"
+            elif seq.num_output_tokens == seq.sampling.max_tokens:
+                reason = "length"
+        if reason is not None:
+            self._finish(seq, reason)
+        return SequenceOutput(
+            request_id=seq.request_id,
+            index=seq.index,
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop_token_id=token_ids[0] if reason == "stop" else None,
+            logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
+            prompt_logprobs=seq.prompt_logprobs if is_first and seq.sampling.prompt_logprobs is not None else None,
+            queue_time=seq.first_step_time - seq.arrival_time if is_first and seq.first_step_time is not None else None,
+        )
+
+    def _admit(self, seq: Sequence, now: float) -> bool:
+        """Start the first waiting sequence, if blocks for all its tokens are free and each running one can still grow."""
+        watermark = len(self._running)
+        if self.kv_cache.num_free_blocks - self.kv_cache.num_missing_blocks(seq, seq.num_tokens) < watermark:
+            return False
+        self._waiting.pop(0)
+        self.kv_cache.grow(seq, seq.num_tokens)
+        seq.status = SequenceStatus.RUNNING
+        if seq.first_step_time is None:
+            seq.first_step_time = now
+        self._running.append(seq)
+        return True
+
+    def _grow_or_preempt(self, seq: Sequence) -> None:
+        """Get `seq` the block for its next token, from the newest running sequences if none is free."""
+        while not self.kv_cache.grow(seq, seq.num_tokens):
+            newest = self._running[-1]
+            self._preempt(newest)
+            if newest is seq:
+                return
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Send a running sequence back to its place among the waiting; its tokens will be computed anew."""
+        self._running.remove(seq)
+        self.kv_cache.release(seq)
+        seq.num_computed_tokens = 0
+        seq.status = SequenceStatus.WAITING
+        bisect.insort(self._waiting, (seq.place, seq))
+        self.num_preemptions += 1
+
+    def _finish(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence in any state: the one release."""
+        if seq.status is SequenceStatus.RUNNING:
+            self._running.remove(seq)
+        else:
+            del self._waiting[bisect.bisect_left(self._waiting, (seq.place,))]
+        self.kv_cache.release(seq)
+        seq.status = SequenceStatus.FINISHED
+        seq.finish_reason = reason
+        of_request = self._live[seq.request_id]
+        del of_request[seq.index]
+        if not of_request:
+            del self._live[seq.request_id]
+
+
+def _chunk(seq: Sequence, budget: int) -> ScheduledSequence:
+    num_tokens = min(seq.num_uncomputed_tokens, budget)
+    return ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, num_tokens == seq.num_uncomputed_tokens)

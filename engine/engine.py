@@ -1,0 +1,208 @@
+"""The engine: takes requests, runs steps, gives back what each step brought. One thread, no HTTP, no text.
+
+add, abort  ->  step: schedule -> execute -> sample -> update  ->  StepOutput
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from engine import device as devices
+from engine.dynamic_batcher import DynamicBatcher
+from engine.errors import ConfigError
+from engine.kv_cache_manager import KVCacheManager
+from engine.loading.gguf_file import GGUFFile
+from engine.loading.resolve import ModelSource, resolve_model
+from engine.loading.weights import GGUFSource, SafetensorsSource, Weights
+from engine.model_runner import KVCachePool, ModelRunner
+from engine.models.decoder import Decoder
+from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput
+from engine.sampler import uniform
+from engine.sequence import Sequence
+from kernels.table import KernelUnavailableError
+from kernels.table import resolve as resolve_kernels
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.config import EngineConfig
+    from engine.loading.weights import TensorSource
+    from engine.models.config import ModelConfig
+    from engine.protocol import AbortRequest, EngineStats
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+
+
+class Engine:
+    """A loaded model with its batcher and cache; see the module's drawing."""
+
+    def __init__(
+        self, info: EngineInfo, batcher: DynamicBatcher, runner: ModelRunner, eos_token_ids: frozenset[int], seed: int
+    ) -> None:
+        self.info = info
+        self.batcher = batcher
+        self._runner = runner
+        self._eos_token_ids = eos_token_ids
+        self._seed = seed
+        self._num_requests = 0
+
+    @classmethod
+    def load(cls, config: EngineConfig, *, progress: bool = False) -> Engine:
+        """Find and load the model, size the cache, and run one step so that the first request meets warm kernels.
+
+        Raises:
+            ConfigError, ModelError: the settings or the model are at fault.
+        """
+        started = time.monotonic()
+        source = resolve_model(config.model)
+        model_config = source.read_config()
+        device = devices.resolve_device(config.device)
+        dtype = devices.resolve_dtype(config.dtype, model_config.dtype, device)
+        threads = devices.set_threads(config.threads)
+        try:
+            kernels = resolve_kernels(config.kernels, device, dtype)
+        except KernelUnavailableError as error:
+            raise ConfigError(str(error)) from None
+        max_seq_len = _max_seq_len(config, model_config)
+        weights = Weights(_tensor_source(source, model_config), device, dtype, progress=progress)
+        model = Decoder(model_config, weights, kernels, max_seq_len)
+        loaded = time.monotonic()
+
+        num_blocks = _num_kv_blocks(config, model, max_seq_len, dtype, device)
+        kv_pool = KVCachePool(
+            model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device
+        )
+        budget = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
+        batcher = DynamicBatcher(KVCacheManager(num_blocks, config.block_size), config.max_batch_size, budget)
+        info = EngineInfo(
+            max_seq_len=min(max_seq_len, num_blocks * config.block_size),
+            vocab_size=model_config.vocab_size,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        if info.max_seq_len < max_seq_len:
+            logger.warning(
+                "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", max_seq_len, info.max_seq_len
+            )
+        engine = cls(
+            info, batcher, ModelRunner(model, kv_pool, device), frozenset(model_config.eos_token_ids), config.seed
+        )
+        engine._warm_up()
+        logger.info(
+            "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, max_seq_len %d, %d KV blocks of %d tokens",
+            source.path,
+            loaded - started,
+            time.monotonic() - loaded,
+            info.device,
+            info.dtype,
+            threads,
+            " ".join(f"{op}={name}" for op, name in kernels.names.items()),
+            info.max_seq_len,
+            num_blocks,
+            config.block_size,
+        )
+        return engine
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would compute anything."""
+        return self.batcher.has_work
+
+    def add(self, request: GenerateRequest) -> None:
+        """Take in a request's `n` sequences.
+
+        Raises:
+            RequestError: it can never be computed here.
+        """
+        self.info.check(request.prompt_token_ids, request.sampling)
+        params = request.sampling
+        seed = params.seed if params.seed is not None else _mix(self._seed, self._num_requests)
+        self._num_requests += 1
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= self._eos_token_ids
+        for index in range(request.n):
+            self.batcher.add(
+                Sequence(
+                    request_id=request.request_id,
+                    index=index,
+                    token_ids=list(request.prompt_token_ids),
+                    num_prompt_tokens=len(request.prompt_token_ids),
+                    sampling=params,
+                    seed=_mix(seed, index),
+                    stop_token_ids=stop_token_ids,
+                    arrival_time=request.arrival_time,
+                )
+            )
+
+    def abort(self, request: AbortRequest) -> None:
+        """End sequences now; their blocks are free when this returns."""
+        self.batcher.abort(request.request_id, request.index)
+
+    def step(self) -> StepOutput:
+        """Compute one step."""
+        plan = self.batcher.schedule(time.monotonic())
+        result = self._runner.run(plan)
+        outputs = self.batcher.update(plan, result)
+        return StepOutput(outputs, self.batcher.stats())
+
+    def stats(self) -> EngineStats:
+        """The load at this moment."""
+        return self.batcher.stats()
+
+    def _warm_up(self) -> None:
+        """Compute a token or two, so that libraries build their kernels before the first request."""
+        params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
+        self.add(GenerateRequest("warm-up", [0], params, 1, time.monotonic()))
+        while self.has_work:
+            self.step()
+        self._num_requests = 0
+        self.batcher.check_idle()
+
+
+def _mix(seed: int, number: int) -> int:
+    """A new seed from a seed and a number, so that streams do not run into each other."""
+    return int(uniform(seed, number) * (1 << 53))
+
+
+def _max_seq_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    limit = model_config.max_position_embeddings
+    if (
+        config.max_seq_len is not None
+        and config.max_seq_len > limit
+        and model_config.rope_scaling.get("rope_type") != "dynamic"
+    ):
+        raise ConfigError(
+            f"--max-seq-len is {config.max_seq_len}; the model was made for {limit} (max_position_embeddings)"
+        )
+    return config.max_seq_len or limit
+
+
+def _num_kv_blocks(
+    config: EngineConfig, model: Decoder, max_seq_len: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """The pool's size: as told, or what memory allows, but never more than a full batch of whole sequences can hold."""
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    block_bytes = KVCachePool.bytes_per_block(
+        model.cache_shapes(), model.config.num_hidden_layers, config.block_size, dtype
+    )
+    if config.kv_cache_memory is not None:
+        num_blocks = int(config.kv_cache_memory * devices.GIB) // block_bytes
+        if num_blocks < 1:
+            raise ConfigError(
+                f"--kv-cache-memory is {config.kv_cache_memory} GiB; one block takes {block_bytes / devices.GIB:.3g} GiB"
+            )
+        return num_blocks
+    useful = config.max_batch_size * -(-max_seq_len // config.block_size)
+    return max(1, min(devices.default_kv_cache_bytes(device) // block_bytes, useful))
+
+
+def _tensor_source(source: ModelSource, config: ModelConfig) -> TensorSource:
+    return GGUFSource(GGUFFile(source.path), config) if source.is_gguf else SafetensorsSource(source.path)

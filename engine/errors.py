@@ -1,0 +1,39 @@
+"""The error tree. Each layer raises from here; `server.errors` alone maps it to HTTP, `server.cli` to exit statuses."""
+
+
+class DeepseekServeError(Exception):
+    """Base of every error that this project raises on purpose; its text is meant for users."""
+
+
+class ConfigError(DeepseekServeError, ValueError):
+    """A setting has a bad value; the text names the setting and what is valid."""
+
+
+class ModelError(DeepseekServeError):
+    """A model cannot be found, read or served; the text says which file or tensor and what was expected."""
+
+
+class RequestError(DeepseekServeError, ValueError):
+    """A request asks for something invalid.
+
+    Attributes:
+        param: the request field at fault, where there is one.
+        code: OpenAI's machine-readable code, where there is one.
+    """
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class UnknownModelError(RequestError):
+    """A request names a model that is not served here."""
+
+
+class EngineUnavailableError(DeepseekServeError):
+    """The engine is starting, stopping or gone; the request may be tried again."""
+
+
+class GenerationError(DeepseekServeError):
+    """The engine gave up on one sequence (for example because its logits were not finite)."""

@@ -1,0 +1,89 @@
+"""From what a user calls a model to where it lies on disk. Imports no torch; only this and default_model touch the network."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import ModelError
+from engine.loading import default_model
+from engine.loading.gguf_file import GGUFFile
+from engine.models.config import ModelConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "*.jinja",
+]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk.
+
+    Attributes:
+        path: a Hugging Face folder or a .gguf file.
+        name: what the API calls it unless --served-model-name says otherwise.
+    """
+
+    path: Path
+    name: str
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is one GGUF file."""
+        return self.path.is_file()
+
+    def read_config(self) -> ModelConfig:
+        """The model's shape."""
+        if self.is_gguf:
+            file = GGUFFile(self.path)
+            return ModelConfig.from_gguf(file.metadata, frozenset(file.tensors))
+        return ModelConfig.from_folder(self.path)
+
+
+def resolve_model(model: str | None) -> ModelSource:
+    """Find a model, fetching it if need be.
+
+    Args:
+        model: a folder, a .gguf file, a hub id, the built-in model's name, or None for that one.
+
+    Raises:
+        ModelError: nothing of that name exists, or it could not be fetched.
+    """
+    if model is None or model == default_model.NAME:
+        return ModelSource(default_model.fetch(), default_model.NAME)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelSource(path, path.resolve().name)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
+        return ModelSource(path, path.stem)
+    if _HUB_ID.fullmatch(model):
+        return ModelSource(_from_hub(model), model)
+    raise ModelError(
+        f"--model {model}: no such folder or .gguf file, and not a hub id (org/name); "
+        f"the built-in model is {default_model.NAME}"
+    )
+
+
+def _from_hub(repo_id: str) -> Path:
+    """The hub's snapshot: brought up to date when the hub answers, else what the local cache has."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
+        reason = str(error).split("\n", 1)[0]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES, local_files_only=True))
+    except (OSError, ValueError):
+        raise ModelError(
+            f"--model {repo_id}: no such folder here, not in the local hub cache, and the hub did not give it: {reason}"
+        ) from None

@@ -1,0 +1,123 @@
+"""From a StepPlan to tensors, through the model, to a StepResult. Owns the KV tensors; knows nothing of who waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engine.dynamic_batcher import StepPlan, StepResult
+from engine.models.decoder import ModelBatch
+from engine.sampler import sample, top_logprobs
+from kernels.paged_attention import AttentionBatch
+
+if TYPE_CHECKING:
+    from engine.dynamic_batcher import ScheduledSequence
+    from engine.models.decoder import Decoder
+    from engine.protocol import TokenLogprobs
+
+_LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
+
+
+class KVCachePool:
+    """The cache's memory: for each layer, a tensor [num_blocks, heads, block_size, values] for each thing that is cached."""
+
+    def __init__(
+        self,
+        shapes: tuple[tuple[int, int], ...],
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.layers = [
+            tuple(_zeros((num_blocks, heads, block_size, values), dtype, device) for heads, values in shapes)
+            for _ in range(num_layers)
+        ]
+
+    @staticmethod
+    def bytes_per_block(
+        shapes: tuple[tuple[int, int], ...], num_layers: int, block_size: int, dtype: torch.dtype
+    ) -> int:
+        """What one block costs over all layers."""
+        return sum(heads * values for heads, values in shapes) * dtype.itemsize * num_layers * block_size
+
+
+class ModelRunner:
+    """Runs steps. Cost of a step: O(its tokens) in the layers, plus attention over the contexts of its sequences."""
+
+    def __init__(self, model: Decoder, kv_pool: KVCachePool, device: torch.device) -> None:
+        self._model, self._kv_pool, self._device = model, kv_pool, device
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute a step: fill the cache, sample where sequences reach their last token."""
+        batch = self._prepare(plan)
+        hidden_TH = self._model.forward(batch, self._kv_pool.layers)
+        last_rows, prompt_logprobs, first = [], [], 0
+        for item in plan.scheduled:
+            prompt_logprobs.append(self._prompt_logprobs(item, hidden_TH[first : first + item.num_tokens]))
+            first += item.num_tokens
+            if item.samples:
+                last_rows.append(first - 1)
+        if not last_rows:
+            return StepResult([], prompt_logprobs)
+        rows = torch.tensor(last_rows, device=self._device)
+        logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
+        return StepResult(sample(logits_RV, [item.seq for item in plan.scheduled if item.samples]), prompt_logprobs)
+
+    def _prepare(self, plan: StepPlan) -> ModelBatch:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[int] = []
+        block_size = self._kv_pool.block_size
+        for item in plan.scheduled:
+            table = item.seq.block_table
+            span = range(item.start, item.start + item.num_tokens)
+            token_ids += item.seq.token_ids[span.start : span.stop]
+            positions += span
+            blocks += [table[position // block_size] for position in span]
+        positions_T = torch.tensor(positions, device=self._device)
+        cos_TD, sin_TD = self._model.rotary_table.at(positions_T)
+        attention = AttentionBatch(
+            query_lens=[item.num_tokens for item in plan.scheduled],
+            context_lens=[item.start + item.num_tokens for item in plan.scheduled],
+            block_tables=[item.seq.block_table for item in plan.scheduled],
+            block_size=block_size,
+            device=self._device,
+        )
+        return ModelBatch(
+            token_ids_T=torch.tensor(token_ids, device=self._device),
+            cos_TD=cos_TD,
+            sin_TD=sin_TD,
+            blocks_T=torch.tensor(blocks, device=self._device),
+            offsets_T=positions_T % block_size,
+            attention_plan=self._model.kernels.attention.plan(attention),
+        )
+
+    def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:
+        """Logprobs of the prompt tokens that follow those of a chunk (hidden_CH: [chunk, H]), unless already collected."""
+        seq = item.seq
+        count = seq.sampling.prompt_logprobs
+        if count is None:
+            return []
+        reports: list[TokenLogprobs] = []
+        start = max(item.start, len(seq.prompt_logprobs))
+        stop = min(item.start + item.num_tokens, seq.num_prompt_tokens - 1)
+        for first in range(start, stop, _LOGPROB_ROWS):
+            last = min(first + _LOGPROB_ROWS, stop)
+            logits = self._model.logits(hidden_CH[first - item.start : last - item.start])
+            following = seq.token_ids[first + 1 : last + 1]
+            reports += top_logprobs(logits.log_softmax(-1), following, [count] * len(following))
+        return reports
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU in pages that the kernel hands out when they are first written, so that a large pool costs no start-up."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -1,0 +1,55 @@
+"""Grouped-query attention (Ainslie et al. 2023; multi-head when num_key_value_heads = num_attention_heads), as in Llama.
+
+Shapes: T tokens of the step, H hidden, N query heads, K key heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.models.config import ModelConfig
+    from engine.models.decoder import ModelBatch
+    from engine.models.layers import Builder
+
+
+class GroupedQueryAttention:
+    """q, k, v projections in one product; keys rotated and stored, then attention over the paged cache."""
+
+    def __init__(self, build: Builder, prefix: str) -> None:
+        config = build.config
+        self._kernels = build.kernels
+        self._head_dim = config.head_dim
+        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
+        self._num_heads, self._num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        q_size, kv_size = self._num_heads * self._head_dim, self._num_kv_heads * self._head_dim
+        self._qkv = build.linear(
+            f"{prefix}.q_proj",
+            f"{prefix}.k_proj",
+            f"{prefix}.v_proj",
+            in_size=config.hidden_size,
+            out_sizes=[q_size, kv_size, kv_size],
+            bias=config.attention_bias,
+        )
+        self._out = build.linear(
+            f"{prefix}.o_proj", in_size=q_size, out_sizes=[config.hidden_size], bias=config.attention_bias
+        )
+
+    @staticmethod
+    def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+        """What is cached for one token and layer: keys and values, each [K, D]."""
+        shape = (config.num_key_value_heads, config.head_dim)
+        return shape, shape
+
+    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """[T, H] -> [T, H]; writes the step's keys and values into `cache`, (keys, values) each [blocks, K, slots, D]."""
+        k_cache, v_cache = cache
+        qkv = self._qkv(x_TH).view(len(x_TH), -1, self._head_dim)
+        qk = self._kernels.rotary(qkv[:, : self._num_rotated], batch.cos_TD, batch.sin_TD)
+        q_TND, k_TKD = qk.split([self._num_heads, self._num_kv_heads], dim=1)
+        self._kernels.store_kv(k_TKD, k_cache, batch.blocks_T, batch.offsets_T)
+        self._kernels.store_kv(qkv[:, self._num_rotated :], v_cache, batch.blocks_T, batch.offsets_T)
+        o_TND = self._kernels.attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
+        return self._out(o_TND.reshape(len(x_TH), -1))

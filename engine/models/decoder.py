@@ -1,0 +1,113 @@
+"""The decoder: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
+
+Shapes: T tokens of the step, H hidden, V vocab, R rows that need logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.models.attention import GroupedQueryAttention
+from engine.models.layers import MLP, Builder
+from engine.models.rope import RotaryTable, inverse_frequencies
+
+if TYPE_CHECKING:
+    from engine.loading.weights import Weights
+    from engine.models.config import ModelConfig
+    from kernels.table import KernelTable
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBatch:
+    """A step as the layers see it: made once by the model runner, passed to every layer.
+
+    Attributes:
+        token_ids_T: int64.
+        cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
+        blocks_T: the cache block that each token's entry goes to, int64; offsets_T the slot within it.
+        attention_plan: what the attention kernel's `plan` returned.
+    """
+
+    token_ids_T: torch.Tensor
+    cos_TD: torch.Tensor
+    sin_TD: torch.Tensor
+    blocks_T: torch.Tensor
+    offsets_T: torch.Tensor
+    attention_plan: Any
+
+
+class DecoderLayer:
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, build: Builder, prefix: str) -> None:
+        self._kernels, self._eps = build.kernels, build.config.rms_norm_eps
+        self._input_norm = build.norm(f"{prefix}.input_layernorm")
+        self._attention = GroupedQueryAttention(build, f"{prefix}.self_attn")
+        self._post_attention_norm = build.norm(f"{prefix}.post_attention_layernorm")
+        self._mlp = MLP(build, f"{prefix}.mlp")
+
+    def forward(
+        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Adds x_TH, what the layer before brought, to the residual stream in place; returns what this one brings."""
+        x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._input_norm, self._eps)
+        x_TH = self._attention.forward(x_TH, batch, cache)
+        x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._post_attention_norm, self._eps)
+        return self._mlp.forward(x_TH)
+
+
+class Decoder:
+    """A whole model; built from a checkpoint's tensors, which keep their names."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, kernels: KernelTable, max_seq_len: int) -> None:
+        """Build and load.
+
+        Args:
+            config: the model's shape.
+            weights: its tensors; every one is taken, or the checkpoint is refused (Weights.finish).
+            kernels: the operations to compute with.
+            max_seq_len: positions to tabulate for RoPE.
+        """
+        build = Builder(config, weights, kernels)
+        self.config, self.kernels = config, kernels
+        self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+        self._layers = [DecoderLayer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
+        self._norm = build.norm("model.norm")
+        if config.tie_word_embeddings:
+            weights.ignore("lm_head.weight")
+            self._head = kernels.linear(self._embedding_VH, None)
+        else:
+            self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
+        factors = None
+        if config.rope_scaling.get("rope_type") == "gguf_factors":
+            factors = weights.take("rope_freqs.weight", (config.head_dim // 2,), torch.float32)
+        inv_freq, attention_factor = inverse_frequencies(
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling,
+            config.max_position_embeddings,
+            max_seq_len,
+            factors,
+        )
+        self.rotary_table = RotaryTable(inv_freq.to(weights.device), attention_factor, max_seq_len)
+        weights.finish()
+
+    def cache_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Shapes [heads, values] of what one token leaves in one layer's cache."""
+        return GroupedQueryAttention.cache_shapes(self.config)
+
+    def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+        """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""
+        residual_TH = self._embedding_VH.index_select(0, batch.token_ids_T)
+        x_TH = torch.zeros_like(residual_TH)
+        for layer, cache in zip(self._layers, caches, strict=True):
+            x_TH = layer.forward(x_TH, residual_TH, batch, cache)
+        return residual_TH + x_TH
+
+    def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] of chosen rows, fp32."""
+        normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
+        return self._head(normed).float()

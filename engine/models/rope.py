@@ -1,0 +1,125 @@
+"""Rotary embedding tables: inverse frequencies under the scalings that Llama checkpoints use, and their cosines and sines.
+
+Sources: linear (kaiokendev 2023), dynamic NTK (Emozilla 2023), YaRN (Peng et al. 2023, arXiv 2309.00071), llama3 (Meta's Llama 3.1
+release); all as transformers computes them (modeling_rope_utils).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SUPPORTED_SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+class RotaryTable:
+    """cos and sin for every position, laid out for kernels.rotary."""
+
+    def __init__(self, inv_freq: torch.Tensor, attention_factor: float, num_positions: int) -> None:
+        """Tabulate.
+
+        Args:
+            inv_freq: [D/2] radians per position, fp32.
+            attention_factor: multiplies cos and sin (YaRN's mscale).
+            num_positions: positions to tabulate, from 0.
+        """
+        angles_PD = torch.outer(torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device), inv_freq)
+        cos, sin = angles_PD.cos() * attention_factor, angles_PD.sin() * attention_factor
+        self.cos_PD = torch.cat([cos, cos], dim=-1)
+        self.sin_PD = torch.cat([-sin, sin], dim=-1)
+
+    def at(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin of these positions, each [T, D]."""
+        return self.cos_PD.index_select(0, positions_T), self.sin_PD.index_select(0, positions_T)
+
+
+def inverse_frequencies(
+    dim: int,
+    theta: float,
+    scaling: Mapping[str, Any],
+    max_position_embeddings: int,
+    num_positions: int,
+    factors: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, float]:
+    """The inverse frequencies [dim/2] and the attention factor.
+
+    Args:
+        dim: dimensions that rotate.
+        theta: rope_theta.
+        scaling: rope_scaling of the checkpoint; empty for plain RoPE.
+        max_position_embeddings: of the checkpoint.
+        num_positions: the longest sequence to be served, which dynamic scaling adapts to.
+        factors: [dim/2] divisors that a GGUF file holds ready-made (its form of llama3 scaling).
+
+    Raises:
+        ModelError: the scaling is of a kind not computed here, or lacks a key.
+    """
+    kind = scaling.get("rope_type", "default")
+    try:
+        if kind == "default":
+            return _plain(dim, theta), 1.0
+        if kind == "gguf_factors" and factors is not None:
+            return _plain(dim, theta) / factors, 1.0
+        factor = float(scaling["factor"])
+        if kind == "linear":
+            return _plain(dim, theta) / factor, 1.0
+        if kind == "dynamic":
+            stretch = factor * max(num_positions, max_position_embeddings) / max_position_embeddings - (factor - 1)
+            return _plain(dim, theta * stretch ** (dim / (dim - 2))), 1.0
+        if kind == "llama3":
+            return _llama3(_plain(dim, theta), scaling), 1.0
+        if kind == "yarn":
+            return _yarn(dim, theta, scaling, max_position_embeddings)
+    except KeyError as error:
+        raise ModelError(f"rope_scaling of type {kind!r} lacks {error.args[0]!r}") from None
+    raise ModelError(f"rope_scaling of type {kind!r} is not supported; supported are {', '.join(SUPPORTED_SCALINGS)}")
+
+
+def _plain(dim: int, theta: float) -> torch.Tensor:
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
+    """Keep high frequencies, divide low ones, blend between."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * inv_freq / (2 * math.pi)  # over the original context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return inv_freq * (keep + (1 - keep) / scaling["factor"])
+
+
+def _yarn(
+    dim: int, theta: float, scaling: Mapping[str, Any], max_position_embeddings: int
+) -> tuple[torch.Tensor, float]:
+    """NTK-by-parts interpolation, and the factor for cos and sin."""
+    factor = float(scaling["factor"])
+    original = scaling.get("original_max_position_embeddings") or max_position_embeddings
+
+    def dimension_with(turns: float) -> float:
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = dimension_with(scaling.get("beta_fast") or 32)
+    high = dimension_with(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    inv_freq = _plain(dim, theta)
+    blended = inv_freq / factor * ramp + inv_freq * (1 - ramp)
+
+    def mscale(k: float) -> float:
+        return 0.1 * k * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+            attention_factor = mscale(scaling["mscale"]) / mscale(scaling["mscale_all_dim"])
+        else:
+            attention_factor = mscale(1.0)
+    return blended, float(attention_factor)

@@ -1,0 +1,191 @@
+"""What crosses the line between the server and the engine: plain values, typed, without tensors and without pickle.
+
+The engine process and the in-process engine speak these same messages; `encode` and `decode` give them their bytes
+(MessagePack). Nothing here knows HTTP or text: stop strings are the server's, token ids are the engine's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from engine.errors import RequestError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one request's tokens are chosen.
+
+    Attributes:
+        max_tokens: output tokens at most; 0 computes the prompt only.
+        min_tokens: end-of-sequence and stop tokens cannot be chosen before this many output tokens.
+        temperature: 0 is greedy (argmax, exact).
+        top_k: the number of likeliest tokens to choose among; 0 is all.
+        top_p: the smallest set of likeliest tokens whose probabilities sum to this; 1 is all.
+        min_p: tokens at least this fraction as likely as the likeliest one; 0 is all.
+        presence_penalty: subtracted once from the logit of each token that the output has.
+        frequency_penalty: subtracted once for each time that the output has it.
+        repetition_penalty: divides (multiplies, if negative) the logits of tokens in prompt or output; 1 is none.
+        logit_bias: token id -> value added to its logit.
+        seed: the same seed, prompt and parameters give the same tokens, whatever else runs; None draws a fresh one.
+        stop: strings that end the text; the server, which owns text, looks for them.
+        stop_token_ids: tokens that end the sequence, beside the model's own end-of-sequence tokens.
+        ignore_eos: go on after the model's end-of-sequence tokens.
+        logprobs: how many alternatives to report beside each output token; None reports none.
+        prompt_logprobs: the same for the prompt's tokens.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the sampler must count tokens."""
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
+    """Start `n` sequences on one prompt.
+
+    Attributes:
+        request_id: unique among live requests; the server draws it.
+        prompt_token_ids: at least one; ids below the model's vocab_size.
+        arrival_time: seconds of CLOCK_MONOTONIC, which all processes of a machine share.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    n: int
+    arrival_time: float
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
+    """End sequences of a request now: all of them, or the one with this index. Unknown ids are ignored."""
+
+    request_id: str
+    index: int | None = None
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End the engine process."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The natural-log probability of one token, and the likeliest tokens in its place, likeliest first."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step added to one sequence.
+
+    Attributes:
+        token_ids: new output tokens, the end-of-sequence or stop token included.
+        logprobs: one entry for each of them, if asked for.
+        prompt_logprobs: one entry for each prompt token but the first; once, with the first output.
+        queue_time: seconds from arrival to the first step; once, with the first output.
+        stop_token_id: the token that ended the sequence, when finish_reason is "stop".
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    queue_time: float | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """The engine's load after a step; each figure costs O(1) to read."""
+
+    num_running: int
+    num_waiting: int
+    num_used_blocks: int
+    num_blocks: int
+    num_preemptions: int
+
+    @property
+    def kv_cache_usage_ratio(self) -> float:
+        """Blocks that live sequences hold, over all blocks."""
+        return self.num_used_blocks / self.num_blocks
+
+
+class StepOutput(msgspec.Struct, frozen=True, tag="step"):
+    """Everything that one step (or one abort) brought: one message a step, not one a token."""
+
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
+    """Sent once, when the engine can take requests: the limits that requests are checked against.
+
+    Attributes:
+        max_seq_len: tokens that one sequence can have, prompt and output; never more than the KV pool holds.
+        vocab_size: width of the logits; token ids lie below it.
+    """
+
+    max_seq_len: int
+    vocab_size: int
+    num_blocks: int
+    block_size: int
+    device: str
+    dtype: str
+
+    def check(self, prompt_token_ids: list[int], sampling: SamplingParams) -> None:
+        """Refuse what can never be computed here.
+
+        Raises:
+            RequestError: naming the field and the limit.
+        """
+        num_tokens = len(prompt_token_ids)
+        if num_tokens == 0:
+            raise RequestError("The prompt is empty: it has no tokens.", "prompt")
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self.vocab_size:
+            raise RequestError(f"Prompt token ids must lie from 0 to {self.vocab_size - 1}.", "prompt")
+        if num_tokens + sampling.max_tokens > self.max_seq_len:
+            raise RequestError(
+                f"This server's maximum context length is {self.max_seq_len} tokens. However, you requested "
+                f"{num_tokens + sampling.max_tokens} tokens ({num_tokens} in the prompt, {sampling.max_tokens} in the "
+                "completion). Please reduce the length of either one.",
+                "prompt" if num_tokens >= self.max_seq_len else "max_tokens",
+                "context_length_exceeded",
+            )
+        for name, ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):
+            if any(not 0 <= token_id < self.vocab_size for token_id in ids):
+                raise RequestError(f"Token ids of {name} must lie from 0 to {self.vocab_size - 1}.", name)
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """Sent instead of EngineInfo when the settings or the model are at fault; the message is for the user."""
+
+    message: str
+
+
+ToEngine = GenerateRequest | AbortRequest | Shutdown
+FromEngine = StepOutput | EngineInfo | EngineFailed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode

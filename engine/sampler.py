@@ -1,0 +1,144 @@
+"""From logits to token ids and logprobs, a whole step at once.
+
+Greedy is argmax, exact. A random choice needs one uniform number a token, made from (seed, number of output tokens) by
+a hash: it depends on nothing else in the batch, and a preempted sequence draws the same numbers again.
+
+Order, as in vLLM: logprobs come from the model's own logits; then logit_bias, min_tokens, penalties, temperature,
+top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the rows that ask for top_k, top_p or min_p.
+
+Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.dynamic_batcher import SampledToken
+from engine.protocol import TokenLogprobs
+
+if TYPE_CHECKING:
+    from engine.sequence import Sequence
+
+_CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
+_GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
+
+
+def sample(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+    """Choose each sequence's next token.
+
+    Args:
+        logits_RV: fp32; changed in place.
+        seqs: one for each row.
+
+    Returns:
+        One choice a row; token_id None where the row's logits are not finite.
+    """
+    finite = logits_RV.sum(-1).isfinite().tolist()
+    reported = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None and finite[i]]
+    logprobs_RV = logits_RV[reported].log_softmax(-1) if reported else None
+
+    for row_V, seq in zip(logits_RV, seqs, strict=True):
+        _adjust(row_V, seq)
+    chosen = logits_RV.argmax(-1).tolist()
+    drawn = [i for i, seq in enumerate(seqs) if seq.sampling.temperature >= _GREEDY_TEMPERATURE and finite[i]]
+    if drawn:
+        tokens = _draw(logits_RV[drawn], [seqs[i] for i in drawn])
+        for i, token_id in zip(drawn, tokens, strict=True):
+            chosen[i] = token_id
+
+    result = [SampledToken(token_id if finite[i] else None) for i, token_id in enumerate(chosen)]
+    if logprobs_RV is not None:
+        counts = [seqs[i].sampling.logprobs or 0 for i in reported]
+        for i, report in zip(reported, top_logprobs(logprobs_RV, [chosen[i] for i in reported], counts), strict=True):
+            result[i] = SampledToken(chosen[i], report)
+    return result
+
+
+def top_logprobs(logprobs_RV: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
+    """Report, for each row, one token's logprob and the likeliest tokens' (`counts` says how many)."""
+    own = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0].tolist()
+    top = logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1]), dim=-1)
+    values, ids = top.values.tolist(), top.indices.tolist()
+    return [
+        TokenLogprobs(logprob, ids[i][:count], values[i][:count])
+        for i, (logprob, count) in enumerate(zip(own, counts, strict=True))
+    ]
+
+
+def uniform(seed: int, index: int) -> float:
+    """A number in [0, 1), the index-th of a seed's stream (SplitMix64, Steele et al. 2014)."""
+    mask = (1 << 64) - 1
+    z = (seed + (index + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return float((z ^ (z >> 31)) >> 11) / (1 << 53)
+
+
+def _adjust(row_V: torch.Tensor, seq: Sequence) -> None:
+    """Apply logit_bias, min_tokens and penalties to one row, in place; free for a sequence that asks for none."""
+    params = seq.sampling
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=row_V.device)
+        row_V[ids] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
+    if seq.num_output_tokens < params.min_tokens and seq.stop_token_ids:
+        row_V[list(seq.stop_token_ids)] = float("-inf")
+    if not params.has_penalties:
+        return
+    if params.repetition_penalty != 1:
+        seen = torch.tensor(sorted(set(seq.token_ids)), device=row_V.device)
+        values = row_V[seen]
+        row_V[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :], dtype=torch.int64, device=row_V.device)
+    ids, counts = output.unique(return_counts=True)
+    row_V[ids] -= counts * params.frequency_penalty + params.presence_penalty
+
+
+def _draw(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[int]:
+    """One random token a row."""
+    temperatures = torch.tensor([seq.sampling.temperature for seq in seqs], device=logits_RV.device)
+    probs_RV = (logits_RV / temperatures[:, None]).softmax(-1)
+    uniforms = [uniform(seq.seed, seq.num_output_tokens) for seq in seqs]
+    u_R1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)[:, None]
+    filtered = [i for i, seq in enumerate(seqs) if _filters(seq)]
+    plain = [i for i in range(len(seqs)) if i not in filtered]
+    tokens = [0] * len(seqs)
+    if plain:
+        for i, token_id in zip(plain, _inverse_cdf(probs_RV[plain], u_R1[plain]).tolist(), strict=True):
+            tokens[i] = token_id
+    if filtered:
+        probs_RK, ids_RK = _candidates(probs_RV[filtered], [seqs[i] for i in filtered])
+        picks = _inverse_cdf(probs_RK, u_R1[filtered])
+        for i, token_id in zip(filtered, ids_RK.gather(1, picks[:, None])[:, 0].tolist(), strict=True):
+            tokens[i] = token_id
+    return tokens
+
+
+def _filters(seq: Sequence) -> bool:
+    return seq.sampling.top_k > 0 or seq.sampling.top_p < 1 or seq.sampling.min_p > 0
+
+
+def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens' probabilities, sorted, with those that top_k, top_p or min_p exclude set to 0; and their ids."""
+    device, vocab_size = probs_RV.device, probs_RV.shape[1]
+    top_k = torch.tensor([seq.sampling.top_k or vocab_size for seq in seqs], device=device)[:, None]
+    top_p = torch.tensor([max(seq.sampling.top_p, 1e-9) for seq in seqs], dtype=torch.float64, device=device)[:, None]
+    min_p = torch.tensor([seq.sampling.min_p for seq in seqs], device=device)[:, None]
+    for num_candidates in (min(_CANDIDATES, vocab_size), vocab_size):
+        probs_RK, ids_RK = probs_RV.topk(num_candidates, dim=-1)
+        kept = probs_RK * (torch.arange(num_candidates, device=device) < top_k)
+        cumulative = kept.double().cumsum(-1)
+        # top_p is of the mass that top_k leaves. A row is decided if what lies beyond the candidates cannot be kept.
+        total = torch.where(top_k <= num_candidates, cumulative[:, -1:], 1.0)
+        kept = kept * (cumulative - kept < top_p * total) * (probs_RK >= min_p * probs_RK[:, :1])
+        if bool(((kept[:, -1] == 0) | (top_k[:, 0] <= num_candidates)).all()):
+            break
+    return kept, ids_RK
+
+
+def _inverse_cdf(probs_RK: torch.Tensor, u_R1: torch.Tensor) -> torch.Tensor:
+    """The index in each row at which the cumulative probability first exceeds u times its total, [R]."""
+    cumulative = probs_RK.double().cumsum(-1)
+    picks = torch.searchsorted(cumulative, u_R1 * cumulative[:, -1:], right=True)[:, 0]
+    return picks.clamp_(max=probs_RK.shape[1] - 1)

@@ -1,0 +1,67 @@
+"""A sequence: one prompt and the output that grows on it. DynamicBatcher owns every field; all others only read.
+
+WAITING -> RUNNING -> FINISHED
+^----------'          (preempted: blocks released, tokens kept, recomputed later)
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from engine.protocol import FinishReason, SamplingParams, TokenLogprobs
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence stands; see the module's drawing."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One prompt and its output.
+
+    Attributes:
+        index: which of the request's `n` sequences this is.
+        token_ids: prompt, then output.
+        num_computed_tokens: tokens whose keys and values are in the cache.
+        block_table: ids of the KV blocks that hold them, in order of position.
+        seed: what the sampler's random numbers derive from.
+        stop_token_ids: tokens that end the sequence; empty with ignore_eos and none of its own.
+        place: where it stands among the waiting, smallest first: (tokens, weighted by age; arrival number).
+        first_step_time: when its first step was scheduled; None while it never was.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]
+    arrival_time: float
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_computed_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    place: tuple[int, int] = (0, 0)
+    first_step_time: float | None = None
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that the model has yet to see: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed_tokens

@@ -1,0 +1,10 @@
+"""A linear layer whose weight is packed once, when the model is loaded.
+
+    pack(weight_OI, bias_O or None) -> apply;   apply(x_TI) -> y_TO        y = x @ weight^T + bias
+
+`pack` may keep the weight in a layout of its own, so the caller drops weight_OI afterwards.
+"""
+
+from kernels.linear import onednn, reference, torch
+
+__all__ = ["onednn", "reference", "torch"]

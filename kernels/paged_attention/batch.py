@@ -1,0 +1,44 @@
+"""The batch that attention computes, and the shape of a backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBatch:
+    """A packed step; see kernels.paged_attention. Decoding sequences (one query each) come first.
+
+    Attributes:
+        query_lens: tokens of each sequence in this step.
+        context_lens: positions that each sequence has in the cache, this step's tokens included.
+        block_tables: ids of the blocks that hold them, in order of position.
+        block_size: slots in a block.
+        device: where the tensors of a plan shall live.
+    """
+
+    query_lens: list[int]
+    context_lens: list[int]
+    block_tables: list[list[int]]
+    block_size: int
+    device: torch.device
+
+    @property
+    def num_decodes(self) -> int:
+        """Sequences at the front that have one query each."""
+        return next((i for i, n in enumerate(self.query_lens) if n != 1), len(self.query_lens))
+
+
+class PagedAttention(Protocol):
+    """A backend; see kernels.paged_attention."""
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """What all layers of a step share."""
+
+    def forward(
+        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: Any, scale: float
+    ) -> torch.Tensor:
+        """One layer's attention, [T, N, D]."""

@@ -1,0 +1,30 @@
+"""Attention, one sequence and one head at a time, in fp32. Contract: kernels.paged_attention."""
+
+import torch
+
+from kernels.paged_attention.batch import AttentionBatch
+
+
+class ReferenceAttention:
+    """The obvious version."""
+
+    def plan(self, batch: AttentionBatch) -> AttentionBatch:
+        return batch
+
+    def forward(
+        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: AttentionBatch, scale: float
+    ) -> torch.Tensor:
+        group = q_TND.shape[1] // k_cache.shape[1]
+        out, first = torch.empty_like(q_TND), 0
+        for query_len, context_len, table in zip(plan.query_lens, plan.context_lens, plan.block_tables, strict=True):
+            keys_KLD, values_KLD = (
+                cache[table].transpose(0, 1).flatten(1, 2)[:, :context_len].float() for cache in (k_cache, v_cache)
+            )
+            visible = torch.ones(query_len, context_len).tril(context_len - query_len).bool().to(q_TND.device)
+            for head in range(q_TND.shape[1]):
+                query = q_TND[first : first + query_len, head].float()
+                scores = query @ keys_KLD[head // group].T * scale
+                weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+                out[first : first + query_len, head] = (weights @ values_KLD[head // group]).to(out.dtype)
+            first += query_len
+        return out

@@ -1,0 +1,148 @@
+"""Attention in torch's own operators, on any device. Contract: kernels.paged_attention.
+
+Decoding sequences are computed together: sorted by context length into groups whose members are at most twice as long as
+the shortest, each group's blocks are gathered into one padded batch and multiplied as batched matrices. The query
+heads that share a key head are the rows of one such matrix, so keys are never repeated. Prefill chunks are computed one
+by one with scaled_dot_product_attention.
+
+Shapes: G sequences of a group, K key heads, R query heads a key head, L padded context, D head dimension, Q queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from kernels.paged_attention.batch import AttentionBatch
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeGroup:
+    """Decoding sequences of similar length.
+
+    Attributes:
+        rows_G: which rows of the packed batch they are.
+        block_ids_G1B: their blocks, padded to a common number.
+        mask_G11L: 0 where visible, else -inf.
+    """
+
+    rows_G: torch.Tensor
+    block_ids_G1B: torch.Tensor
+    mask_G11L: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefill:
+    """A prefill chunk: rows `first` to `last` of the packed batch over the first `context_len` positions.
+
+    Attributes:
+        mask_QL: what each query sees; None where the chunk starts its sequence, so that plain causal order holds.
+    """
+
+    first: int
+    last: int
+    context_len: int
+    block_ids: torch.Tensor
+    mask_QL: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    groups: list[_DecodeGroup]
+    prefills: list[_Prefill]
+
+
+class TorchAttention:
+    """Gather by (block, head), then matrix products."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def plan(self, batch: AttentionBatch) -> _Plan:
+        order = sorted(range(batch.num_decodes), key=lambda i: batch.context_lens[i])
+        groups = []
+        while order:
+            longest = max(2 * batch.context_lens[order[0]], 4 * batch.block_size)
+            members = [i for i in order if batch.context_lens[i] <= longest]
+            order = order[len(members) :]
+            groups.append(self._decode_group(batch, members))
+        prefills, first = [], batch.num_decodes
+        for i in range(batch.num_decodes, len(batch.query_lens)):
+            prefills.append(_prefill(batch, i, first))
+            first += batch.query_lens[i]
+        return _Plan(groups, prefills)
+
+    def forward(
+        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: _Plan, scale: float
+    ) -> torch.Tensor:
+        out_TND = torch.empty_like(q_TND)
+        for group in plan.groups:
+            q_GND = q_TND.index_select(0, group.rows_G)
+            out_TND.index_copy_(0, group.rows_G, _attend_decodes(q_GND, k_cache, v_cache, group, scale))
+        for prefill in plan.prefills:
+            q_QND = q_TND[prefill.first : prefill.last]
+            out_TND[prefill.first : prefill.last] = _attend_prefill(q_QND, k_cache, v_cache, prefill, scale)
+        return out_TND
+
+    def _decode_group(self, batch: AttentionBatch, members: list[int]) -> _DecodeGroup:
+        num_blocks = max(len(_blocks(batch, i)) for i in members)
+        # Padding repeats the sequence's first block: memory that is always valid, and always masked.
+        tables = [table + table[:1] * (num_blocks - len(table)) for table in (_blocks(batch, i) for i in members)]
+        lens = torch.tensor([batch.context_lens[i] for i in members], device=batch.device)
+        hidden = torch.arange(num_blocks * batch.block_size, device=batch.device) >= lens[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=batch.device).masked_fill_(hidden, float("-inf"))
+        return _DecodeGroup(
+            rows_G=torch.tensor(members, device=batch.device),
+            block_ids_G1B=torch.tensor(tables, device=batch.device)[:, None],
+            mask_G11L=mask[:, None, None],
+        )
+
+
+def _attend_decodes(
+    q_GND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, group: _DecodeGroup, scale: float
+) -> torch.Tensor:
+    num_seqs, num_kv_heads, head_dim = len(q_GND), k_cache.shape[1], q_GND.shape[2]
+    heads_K1 = torch.arange(num_kv_heads, device=q_GND.device)[:, None]
+    panels = (group.block_ids_G1B * num_kv_heads + heads_K1).flatten()  # (block, head) pairs, head-major per sequence
+    keys, values = (
+        cache.flatten(0, 1).index_select(0, panels).view(num_seqs * num_kv_heads, -1, head_dim)
+        for cache in (k_cache, v_cache)
+    )
+    scores = torch.bmm(q_GND.view(num_seqs * num_kv_heads, -1, head_dim), keys.transpose(1, 2))
+    scores_GKRL = scores.view(num_seqs, num_kv_heads, -1, keys.shape[1]).mul_(scale).add_(group.mask_G11L)
+    return torch.bmm(scores_GKRL.softmax(-1).view_as(scores), values).view_as(q_GND)
+
+
+def _attend_prefill(
+    q_QND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: _Prefill, scale: float
+) -> torch.Tensor:
+    keys_KLD, values_KLD = (
+        cache.index_select(0, prefill.block_ids).transpose(0, 1).flatten(1, 2)[:, : prefill.context_len]
+        for cache in (k_cache, v_cache)
+    )
+    o_1NQD = F.scaled_dot_product_attention(
+        q_QND.transpose(0, 1)[None],
+        keys_KLD[None],
+        values_KLD[None],
+        attn_mask=prefill.mask_QL,
+        is_causal=prefill.mask_QL is None,
+        scale=scale,
+        enable_gqa=keys_KLD.shape[0] != q_QND.shape[1],
+    )
+    return o_1NQD[0].transpose(0, 1)
+
+
+def _prefill(batch: AttentionBatch, i: int, first: int) -> _Prefill:
+    query_len, context_len = batch.query_lens[i], batch.context_lens[i]
+    mask_QL = None
+    if query_len < context_len:
+        mask_QL = torch.ones(query_len, context_len, dtype=torch.bool, device=batch.device)
+        mask_QL = mask_QL.tril_(context_len - query_len)
+    block_ids = torch.tensor(_blocks(batch, i), device=batch.device)
+    return _Prefill(first, first + query_len, context_len, block_ids, mask_QL)
+
+
+def _blocks(batch: AttentionBatch, i: int) -> list[int]:
+    return batch.block_tables[i][: -(-batch.context_lens[i] // batch.block_size)]

@@ -1,0 +1,11 @@
+"""Root-mean-square normalisation (Zhang and Sennrich 2019), with the residual addition that precedes it in a decoder.
+
+    rms_norm(x_TH, weight_H, eps) -> y_TH                y = x / sqrt(mean(x^2) + eps) * weight
+    add_rms_norm(x_TH, residual_TH, weight_H, eps)       residual += x in place; returns rms_norm(residual)
+
+The mean is taken in fp32; y has x's dtype. T tokens, H values each.
+"""
+
+from kernels.rms_norm import reference, torch
+
+__all__ = ["reference", "torch"]

@@ -1,0 +1,8 @@
+"""rotary in three torch operators. Contract: kernels.rotary."""
+
+import torch
+
+
+def rotary(x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+    swapped = x_TND.roll(x_TND.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x_TND * cos_TD[:, None], swapped, sin_TD[:, None]).to(x_TND.dtype)

@@ -1,0 +1,10 @@
+"""The gated activation of a decoder's MLP (SwiGLU, Shazeer 2020).
+
+    silu_mul(gate_up_TF2) -> y_TF        y = silu(gate) * up, gate and up the two halves of the last dimension
+
+T tokens, F = intermediate_size.
+"""
+
+from kernels.silu_mul import reference, torch
+
+__all__ = ["reference", "torch"]

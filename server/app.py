@@ -1,0 +1,28 @@
+"""The FastAPI app: routes and error handlers around one ServerState."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from server import errors
+from server.metrics import Metrics
+from server.routes import chat, completions, models, operations
+from server.state import ServerState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.engine_client import EngineClient
+    from server.tokenizer import Tokenizer
+
+
+def create_app(client: EngineClient, tokenizer: Tokenizer, model_name: str, model_root: Path) -> FastAPI:
+    """An app that serves one model; whoever calls it also runs the client."""
+    app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
+    app.state.server = ServerState(client, tokenizer, Metrics(model_name, client), model_name, model_root)
+    errors.install(app)
+    for module in (completions, chat, models, operations):
+        app.include_router(module.router)
+    return app

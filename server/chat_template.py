@@ -1,0 +1,59 @@
+"""A model's chat template: messages to prompt text, rendered by Jinja in its sandbox, with what templates expect to find there."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from engine.errors import ModelError, RequestError
+
+
+class ChatTemplate:
+    """A compiled template. The environment matches transformers' (same extensions, filters and globals)."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        """Compile.
+
+        Raises:
+            ModelError: the template is not valid Jinja.
+        """
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols], autoescape=False
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        self._special_tokens = special_tokens
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ModelError(f"the model's chat template is not valid: {error}") from None
+
+    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **kwargs: Any) -> str:
+        """The prompt's text.
+
+        Raises:
+            RequestError: the template refuses these messages (an unknown role, say), or trips over them.
+        """
+        variables = {**self._special_tokens, **kwargs}
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+            raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **kwargs: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **kwargs)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.datetime.now(tz=datetime.UTC).astimezone().strftime(form)

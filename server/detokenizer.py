@@ -1,0 +1,110 @@
+"""From a growing list of token ids to pieces of text, each whole characters; joined, they equal the decode of all ids at once.
+
+A character's bytes can be spread over several tokens, so the tail that may still become a character is held back; `flush` gives it out
+at the end, as U+FFFD where it never did.
+"""
+
+from __future__ import annotations
+
+import codecs
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+from tokenizers import decoders
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Detokenizer(Protocol):
+    """One sequence's text so far."""
+
+    def push(self, token_id: int) -> str:
+        """Take a token; return the text that became certain."""
+
+    def flush(self) -> str:
+        """Return what was held back."""
+
+
+class TokenBytes:
+    """The bytes of every token of a byte-level vocabulary (GPT-2's and DeepSeek's kind), looked up once each."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._known: dict[int, bytes] = {}
+
+    def of(self, token_id: int, *, skip_special: bool) -> bytes:
+        """A token's bytes; none for an id that the tokenizer lacks, or for a special token that is skipped."""
+        if skip_special and token_id in self._special:
+            return b""
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = _token_to_bytes(self._tokenizer.id_to_token(token_id) or "")
+        return known
+
+
+class ByteLevelDetokenizer:
+    """Exact and O(1) a token: tokens are bytes, and bytes become characters as UTF-8 says."""
+
+    def __init__(self, token_bytes: TokenBytes, *, skip_special: bool) -> None:
+        self._token_bytes, self._skip_special = token_bytes, skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._token_bytes.of(token_id, skip_special=self._skip_special))
+
+    def flush(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For every other kind of decoder: decodes a short window of ids again with each token and gives out what grew.
+
+    The window starts at a token where the text was whole. Decoders that treat the first token apart (a stripped space)
+    see the window's first token in that role both times, so the difference is right.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._ids: list[int] = []
+        self._whole = 0  # ids whose text has been given out
+
+    def push(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        old, new = self._decode(self._ids[: self._whole]), self._decode(self._ids)
+        if new.endswith(_REPLACEMENT) or len(new) <= len(old):
+            return ""
+        self._ids = self._ids[self._whole :]
+        self._whole = len(self._ids)
+        return new[len(old) :]
+
+    def flush(self) -> str:
+        return self._decode(self._ids)[len(self._decode(self._ids[: self._whole])) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip_special)
+        return text
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer's tokens are bytes in GPT-2's alphabet."""
+    return isinstance(tokenizer.decoder, decoders.ByteLevel)
+
+
+def _token_to_bytes(token: str) -> bytes:
+    alphabet = _byte_alphabet()
+    try:
+        return bytes(alphabet[char] for char in token)
+    except KeyError:  # an added token outside the alphabet stands for itself
+        return token.encode()
+
+
+@cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py), character -> byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

@@ -1,0 +1,85 @@
+"""Errors as HTTP answers, in the shape that OpenAI's SDKs parse: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from engine.errors import DeepseekServeError, EngineUnavailableError, RequestError, UnknownModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER = {"Retry-After": "1"}
+_TYPES = {
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    503: "service_unavailable_error",
+}
+
+
+def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
+    """Status and body for an error raised on purpose; the same body goes into a stream's error event."""
+    if isinstance(error, UnknownModelError):
+        return 404, _body(str(error), "not_found_error", error.param, error.code)
+    if isinstance(error, RequestError):
+        return 400, _body(str(error), "invalid_request_error", error.param, error.code)
+    if isinstance(error, EngineUnavailableError):
+        return 503, _body(str(error), "service_unavailable_error", None, "server_is_overloaded")
+    return 500, _body(str(error), "server_error", None, None)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app an OpenAI error."""
+
+    @app.exception_handler(DeepseekServeError)
+    async def on_purpose(_: Request, error: DeepseekServeError) -> Response:
+        status, body = error_body(error)
+        return _response(status, body, _RETRY_AFTER if status == 503 else None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        message, param = _first_problem(error.errors())
+        return _response(400, _body(message, "invalid_request_error", param, None))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
+        kind = _TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
+        return _response(error.status_code, _body(str(error.detail), kind, None, None), error.headers)
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return _response(
+            500, _body("The server had an error while processing your request.", "server_error", None, None)
+        )
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _response(status: int, body: dict[str, Any], headers: Any = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+    """Pydantic's first complaint, as a sentence, and the request field at fault."""
+    problem = problems[0]
+    path = [str(part) for part in problem["loc"] if part != "body"]
+    param = path[0] if path else None
+    if problem["type"] == "json_invalid":
+        return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
+    if problem["type"] == "extra_forbidden":
+        return f"Unsupported parameter: '{'.'.join(path)}' is not implemented by this server.", param
+    if not path:
+        return f"The body is not valid: {problem['msg']}", None
+    return f"Invalid '{'.'.join(path)}': {problem['msg'].removeprefix('Value error, ')}", param

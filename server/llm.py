@@ -1,0 +1,96 @@
+"""The offline API: the same engine, tokenizer and text handling in one call, without HTTP and without a second process."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.loading.resolve import resolve_model
+from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from server.generation import ChoiceText
+from server.tokenizer import Tokenizer
+
+
+@dataclass
+class Completion:
+    """One prompt's output.
+
+    Attributes:
+        token_ids: the output's, the one that ended it included.
+        logprobs: one entry a token, if SamplingParams.logprobs asked for them.
+    """
+
+    prompt_token_ids: list[int]
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    logprobs: list[TokenLogprobs]
+
+
+class LLM:
+    """A model loaded into this process.
+
+    Example:
+        llm = LLM()
+        llm.generate(["The capital of France is"], SamplingParams(temperature=0.0))[0].text
+    """
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        """Load.
+
+        Args:
+            model: as --model; None is the built-in SmolLM2-135M-Instruct.
+            **options: the other fields of EngineConfig, such as dtype or num_kv_blocks.
+        """
+        source = resolve_model(model)
+        self.tokenizer = Tokenizer.load(source)
+        self.engine = Engine.load(EngineConfig(model=model, **options))
+        self._numbers = itertools.count()
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete prompts (texts or token ids), batched together.
+
+        Args:
+            prompts: one or several.
+            sampling_params: for all, or one for each; default SamplingParams().
+
+        Raises:
+            RequestError: a prompt can never be computed; nothing was started then.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        completions: dict[str, Completion] = {}
+        texts: dict[str, ChoiceText] = {}
+        requests = []
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            self.engine.info.check(token_ids, params)
+            request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, time.monotonic())
+            requests.append(request)
+            completions[request.request_id] = Completion(token_ids, "", [], None, [])
+            texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)
+        for request in requests:
+            self.engine.add(request)
+        while self.engine.has_work:
+            for output in self.engine.step().outputs:
+                delta = texts[output.request_id].push(output)
+                if delta is None:
+                    continue
+                completion = completions[output.request_id]
+                completion.text += delta.text
+                completion.token_ids += delta.token_ids
+                completion.logprobs += [report.logprobs for report in delta.reports]
+                completion.finish_reason = delta.finish_reason
+                if delta.finish_reason is not None and output.finish_reason is None:
+                    self.engine.abort(AbortRequest(output.request_id))
+        return list(completions.values())

@@ -1,0 +1,144 @@
+"""Prometheus metrics, in a registry of the app's own. Times are taken in the server, as clients see them; load is the engine's latest word."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+
+    from server.engine_client import EngineClient
+
+_FAST = (
+    0.0005,
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    10,
+)
+_SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+
+class Metrics:
+    """All metrics of one server; see docs/operations.md for what each is for."""
+
+    def __init__(self, model_name: str, client: EngineClient) -> None:
+        self.registry = CollectorRegistry()
+        self._client, self._model_name = client, model_name
+        self.registry.register(self)  # type: ignore[arg-type]
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(f"deepseek_serve_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
+            return metric.labels(model_name)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"deepseek_serve_{name}", text, ["model_name"], registry=self.registry).labels(model_name)
+
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From arrival to the first token.", _SLOW)
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds",
+            "Between a token and the one before it in its sequence: the latency per token.",
+            _FAST,
+        )
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the request.", _SLOW)
+        self.queue_time = histogram("request_queue_time_seconds", "From arrival to the sequence's first step.", _SLOW)
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens", "Tokens generated for a request.", _TOKENS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of all requests.")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated for all requests.")
+        self._finished = Counter(
+            "deepseek_serve_sequences_finished",
+            "Sequences that ended, by reason: stop, length, abort (nobody waits any more), error.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            self._finished.labels(model_name, reason)
+
+    def count_finished(self, reason: str) -> None:
+        """One more sequence has ended."""
+        self._finished.labels(self._model_name, reason).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """The engine's load at this moment (prometheus_client calls this at every scrape)."""
+        stats = self._client.stats
+
+        def gauge(name: str, text: str, value: float) -> Metric:
+            family = GaugeMetricFamily(f"deepseek_serve_{name}", text, labels=["model_name"])
+            family.add_metric([self._model_name], value)
+            return family
+
+        yield gauge("requests_running", "Sequences in the running batch.", stats.num_running if stats else 0)
+        yield gauge(
+            "requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting if stats else 0
+        )
+        yield gauge(
+            "kv_cache_usage_ratio",
+            "KV blocks that live sequences hold, over all.",
+            stats.kv_cache_usage_ratio if stats else 0,
+        )
+        preemptions = CounterMetricFamily(
+            "deepseek_serve_preemptions", "Sequences sent back to wait because blocks ran out.", labels=["model_name"]
+        )
+        preemptions.add_metric([self._model_name], stats.num_preemptions if stats else 0)
+        yield preemptions
+
+
+class RequestTimer:
+    """One request's times and counts, reported as they happen."""
+
+    def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int) -> None:
+        self._metrics, self._arrival_time = metrics, arrival_time
+        self._last_token_time: dict[int, float] = {}
+        self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
+        metrics.prompt_tokens.inc(num_prompt_tokens)
+
+    def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
+        """A step has brought tokens to one of the request's sequences."""
+        if queue_time is not None:
+            self._metrics.queue_time.observe(queue_time)
+        if num_tokens == 0:
+            return
+        now = time.monotonic()
+        if (last := self._last_token_time.get(choice)) is None:
+            self._metrics.time_to_first_token.observe(now - self._arrival_time)
+            num_gaps = num_tokens - 1
+        else:
+            num_gaps = num_tokens
+        for _ in range(num_gaps):
+            self._metrics.inter_token_latency.observe((now - (last or now)) / num_tokens)
+        self._last_token_time[choice] = now
+        self._num_tokens += num_tokens
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def end(self) -> None:
+        """The request has ended, one way or another."""
+        self._metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
+        self._metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        self._metrics.request_generation_tokens.observe(self._num_tokens)

@@ -1,0 +1,210 @@
+"""The OpenAI requests that the API takes, and their translation to SamplingParams.
+
+A field that is not listed here is refused by name, never ignored, unless its value is null or the one that asks for nothing
+(`_NEUTRAL`): clients send those unasked. Ranges are OpenAI's where it has them, else vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from engine.protocol import SamplingParams
+
+MAX_LOGPROBS = 20
+MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "functions": ([],),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none",),
+    "tools": ([],),
+}
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+StopString = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Strict):
+    """stream_options: whether to report usage in a last chunk, or (vLLM's extension) in every chunk."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class _GenerationRequest(_Strict):
+    """What both completion routes take."""
+
+    model: Annotated[str, Field(max_length=1024)] | None = None
+    n: int = Field(1, ge=1, le=128)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=1 << 31, description="0 and -1 mean all")
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=1024)
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=128)
+    min_tokens: int = Field(0, ge=0, lt=1 << 31)
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = Field(False, description="report token ids beside texts (vLLM's extension)")
+    user: str | None = Field(None, max_length=1024, description="accepted for compatibility; nothing depends on it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        """Null means the default; so does, for what is not implemented, the value that asks for nothing."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None and not (name in _NEUTRAL and value in _NEUTRAL[name])
+        }
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _token_id_keys(cls, bias: dict[str, float]) -> dict[str, float]:
+        if any(not key.isascii() or not key.isdigit() or len(key) > 9 for key in bias):
+            raise ValueError("keys must be token ids, written as decimal numbers")
+        return bias
+
+    @model_validator(mode="after")
+    def _stream_options_need_stream(self) -> _GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("'stream_options' goes with 'stream': true only")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream reports usage."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def _sampling(self, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_k=max(self.top_k, 0),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()} or None,
+            seed=self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+
+class CompletionRequest(_GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    max_tokens: int = Field(16, ge=0, lt=1 << 31)
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _checks(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("'max_tokens' must be at least 1, unless 'echo' is true")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError("'min_tokens' must not exceed 'max_tokens'")
+        if len(self.prompts) * self.n > MAX_SEQUENCES:
+            raise ValueError(f"prompts times 'n' must not exceed {MAX_SEQUENCES}")
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One entry a prompt, whatever the form it came in."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    def sampling(self) -> SamplingParams:
+        """For the engine."""
+        return self._sampling(self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
+
+
+class TextPart(_Strict):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A chat message; further fields (name, tool_call_id, ...) are the template's to use."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str | list[TextPart] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As templates expect it: content as one string."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        return {**(self.model_extra or {}), "role": self.role, "content": content or ""}
+
+
+class ChatCompletionRequest(_GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="OpenAI's older name of max_completion_tokens")
+    max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="default: what the context leaves")
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = Field({}, max_length=64, description="variables for the chat template")
+
+    @model_validator(mode="after")
+    def _checks(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("'top_logprobs' goes with 'logprobs': true only")
+        if self.min_tokens > (self.output_limit or self.min_tokens):
+            raise ValueError("'min_tokens' must not exceed 'max_completion_tokens'")
+        if reserved := {"messages", "add_generation_prompt"} & self.chat_template_kwargs.keys():
+            raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        """max_completion_tokens, by whichever name it came."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def sampling(self, room: int) -> SamplingParams:
+        """For the engine; `room` is what the context leaves after the prompt."""
+        limit = self.output_limit if self.output_limit is not None else max(1, room)
+        return self._sampling(limit, (self.top_logprobs or 0) if self.logprobs else None, None)

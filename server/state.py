@@ -1,0 +1,58 @@
+"""What the routes share: one served model with its tokenizer, engine and metrics. Made once, by server.app."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from engine.errors import UnknownModelError
+from server.engine_client import EngineClient
+from server.metrics import Metrics
+from server.tokenizer import Tokenizer
+
+_LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that streams are not held up
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """One served model.
+
+    Attributes:
+        model_name: what the API calls it.
+        model_root: where it lies.
+    """
+
+    client: EngineClient
+    tokenizer: Tokenizer
+    metrics: Metrics
+    model_name: str
+    model_root: Path
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for a model that is not served; a request that names none gets the one that is."""
+        if name is not None and name != self.model_name:
+            raise UnknownModelError(
+                f"The model '{name}' does not exist here; this server has '{self.model_name}'.",
+                "model",
+                "model_not_found",
+            )
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, without stalling the event loop."""
+        if len(text) <= _LONG_TEXT:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+
+
+def _from_request(request: Request) -> ServerState:
+    state: ServerState = request.app.state.server
+    return state
+
+
+State = Annotated[ServerState, Depends(_from_request)]

@@ -1,0 +1,168 @@
+"""Text to token ids and back, from a Hugging Face folder or from what a GGUF file carries. Owns BOS: added once, never doubled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as HFTokenizer
+
+from engine.errors import ModelError
+from engine.loading.gguf_file import GGUFFile
+from engine.models.config import read_json
+from server.chat_template import ChatTemplate
+from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, is_byte_level
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.loading.resolve import ModelSource
+
+_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole in the text
+
+
+class Tokenizer:
+    """A model's vocabulary and chat template. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: HFTokenizer,
+        *,
+        bos_token: str | None,
+        eos_token: str | None,
+        add_bos: bool,
+        chat_template: str | None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
+        self._add_bos = add_bos and self._bos_id is not None
+        self._bytes = TokenBytes(tokenizer) if is_byte_level(tokenizer) else None
+        special = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self.chat_template = ChatTemplate(chat_template, special) if chat_template is not None else None
+
+    @classmethod
+    def load(cls, source: ModelSource) -> Tokenizer:
+        """Read a model's tokenizer.
+
+        Raises:
+            ModelError: it is missing, damaged, or of a kind not read here.
+        """
+        return _from_gguf(GGUFFile(source.path)) if source.is_gguf else _from_folder(source.path)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; with BOS in front where the model wants one, unless the text begins with it."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if add_special_tokens and self._add_bos and ids[:1] != [self._bos_id]:
+            return [self._bos_id, *ids]  # type: ignore[list-item]
+        if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
+            return ids[1:]  # the text carried its own
+        return ids
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids; what is not valid UTF-8 becomes U+FFFD."""
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A fresh incremental decoder for one sequence."""
+        if self._bytes is not None:
+            return ByteLevelDetokenizer(self._bytes, skip_special=skip_special_tokens)
+        return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token's bytes, as logprobs report them; special tokens by their names."""
+        if self._bytes is not None:
+            return self._bytes.of(token_id, skip_special=False)
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return text.encode()
+
+
+def _from_folder(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise ModelError(f"{path} is missing; other tokenizer formats (tokenizer.model) are not read")
+    try:
+        tokenizer = HFTokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception for every kind of damage
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config_path = folder / "tokenizer_config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    template_path = folder / "chat_template.jinja"
+    template = template_path.read_text(encoding="utf-8") if template_path.exists() else _named_template(config)
+    return Tokenizer(
+        tokenizer,
+        bos_token=_content(config.get("bos_token")),
+        eos_token=_content(config.get("eos_token")),
+        add_bos=bool(config.get("add_bos_token")),
+        chat_template=template,
+    )
+
+
+def _named_template(config: dict[str, Any]) -> str | None:
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name, in older checkpoints
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _from_gguf(file: GGUFFile) -> Tokenizer:
+    """Build the tokenizer from `tokenizer.ggml.*` (ggml's docs/gguf.md)."""
+    metadata = file.metadata
+
+    def get(key: str) -> Any:
+        try:
+            return metadata[f"tokenizer.ggml.{key}"]
+        except KeyError:
+            raise ModelError(f"{file.path} lacks tokenizer.ggml.{key}") from None
+
+    if (model := get("model")) != "gpt2":
+        raise ModelError(
+            f"{file.path} has a tokenizer of kind {model!r}; of GGUF files, only 'gpt2' (byte-level BPE) is read"
+        )
+    kind = metadata.get("tokenizer.ggml.pre", "default")
+    if kind not in _PRE_TOKENIZERS:
+        raise ModelError(f"{file.path} splits text as {kind!r}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
+    tokens = get("tokens")
+    merges = [tuple(pair.split(" ", 1)) for pair in get("merges")]
+    tokenizer = HFTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[kind])
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, token_type in zip(tokens, get("token_type"), strict=True):
+        if token_type in (_CONTROL, _USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=token_type == _CONTROL)])
+
+    def named(key: str) -> str | None:
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        return None if token_id is None else tokens[token_id]
+
+    return Tokenizer(
+        tokenizer,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+        chat_template=metadata.get("tokenizer.chat_template"),
+    )
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+
+
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# tokenizer.ggml.pre -> how text is split before merging (llama.cpp's names, from its src/llama-vocab.cpp)
+_PRE_TOKENIZERS: dict[str, list[Any]] = {
+    "default": [_GPT2],
+    "gpt-2": [_GPT2],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
+    "llama-bpe": [_split(_LLAMA3), _BYTES],
+    "qwen2": [_split(_LLAMA3.replace("{1,3}", "")), _BYTES],
+}
