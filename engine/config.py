@@ -1,4 +1,4 @@
-"""The engine's settings. Owns their defaults, help texts and bounds; the command line is made from them (server.cli)."""
+"""The engine's settings: defaults, help texts and bounds. The command line is made from them (server.cli)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class EngineConfig:
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     kernels: str = option(
         "auto",
-        "which kernels to run; auto takes the fastest that this machine has, an explicit choice that it lacks is an error",
+        "which kernels to run; auto takes the fastest that this machine has, a choice that it lacks is an error",
         choices=("auto", "reference", "torch", "flash-attn"),
     )
     threads: int | None = option(

@@ -36,7 +36,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def default_kv_cache_bytes(device: torch.device) -> int:
-    """What the KV cache may take when no flag says so: a part of the memory that is free now, weights already loaded."""
+    """What the KV cache may take when no flag says so: a part of what is free now, with the weights loaded."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.85)

@@ -4,17 +4,18 @@ Owns every Sequence from `add` to its end and, through KVCacheManager, their blo
 clock (callers pass the time in).
 
 A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
-free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. What is left of the
-budget goes to prompts: first those already begun, then waiting ones, shortest first; a prompt larger than what is left
-is cut, and the rest follows in later steps.
+free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. What is
+left of the budget goes to prompts: first those already begun, then waiting ones, shortest first; a prompt larger than
+what is left is cut, and the rest follows in later steps.
 
 Shortest first would starve long prompts, so waiting has a bound. A waiting sequence's place is fixed on arrival:
-`tokens to compute + AGING * arrival number`. One that comes k arrivals later can pass it only by being more than AGING * k tokens
+`tokens to compute + AGING * arrival number`. One that comes k arrivals later can pass it only by being more than
+AGING * k tokens
 shorter: a prompt of L tokens is passed by at most L / AGING later arrivals, whatever the load.
 
-A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. When a running
-one needs a block and none is free, the newest running one is preempted: its blocks go, its tokens stay, and it waits for
-its turn to be computed anew, at its old place.
+A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. When a
+running one needs a block and none is free, the newest running one is preempted: its blocks go, its tokens stay, and
+it waits for its turn to be computed anew, at its old place.
 
 Costs: `add` O(log waiting) comparisons; `schedule` and `update` O(running); nothing grows with what waits.
 """
@@ -113,7 +114,7 @@ class DynamicBatcher:
         )
 
     def add(self, seq: Sequence) -> None:
-        """Take a sequence in. Its prompt and all of max_tokens must fit the pool; the caller refuses those that don't."""
+        """Take a sequence in. Its prompt and max_tokens must fit the pool; the caller refuses those that don't."""
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         seq.place = (seq.num_tokens + AGING * self._num_arrivals, self._num_arrivals)
@@ -201,7 +202,7 @@ class DynamicBatcher:
         )
 
     def _admit(self, seq: Sequence, now: float) -> bool:
-        """Start the first waiting sequence, if blocks for all its tokens are free and each running one can still grow."""
+        """Start the first waiting sequence if its tokens' blocks are free and each running one can still grow."""
         watermark = len(self._running)
         if self.kv_cache.num_free_blocks - self.kv_cache.num_missing_blocks(seq, seq.num_tokens) < watermark:
             return False

@@ -95,7 +95,8 @@ class Engine:
         )
         engine._warm_up()
         logger.info(
-            "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, max_seq_len %d, %d KV blocks of %d tokens",
+            "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
+            "max_seq_len %d, %d KV blocks of %d tokens",
             source.path,
             loaded - started,
             time.monotonic() - loaded,
@@ -197,7 +198,7 @@ def _num_kv_blocks(
         num_blocks = int(config.kv_cache_memory * devices.GIB) // block_bytes
         if num_blocks < 1:
             raise ConfigError(
-                f"--kv-cache-memory is {config.kv_cache_memory} GiB; one block takes {block_bytes / devices.GIB:.3g} GiB"
+                f"--kv-cache-memory is {config.kv_cache_memory} GiB; one block has {block_bytes / devices.GIB:.3g}"
             )
         return num_blocks
     useful = config.max_batch_size * -(-max_seq_len // config.block_size)

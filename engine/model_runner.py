@@ -21,7 +21,7 @@ _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 
 
 class KVCachePool:
-    """The cache's memory: for each layer, a tensor [num_blocks, heads, block_size, values] for each thing that is cached."""
+    """The cache's memory: for each layer and thing cached, a tensor [num_blocks, heads, block_size, values]."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ModelRunner:
         )
 
     def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:
-        """Logprobs of the prompt tokens that follow those of a chunk (hidden_CH: [chunk, H]), unless already collected."""
+        """Logprobs of the prompt tokens that follow those of a chunk (hidden_CH: [chunk, H]), if not yet collected."""
         seq = item.seq
         count = seq.sampling.prompt_logprobs
         if count is None:
@@ -116,7 +116,7 @@ class ModelRunner:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in pages that the kernel hands out when they are first written, so that a large pool costs no start-up."""
+    """Zeros; on a CPU in pages that come when first written, so that a large pool costs no start-up."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = torch.Size(shape).numel() * dtype.itemsize

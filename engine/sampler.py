@@ -120,7 +120,7 @@ def _filters(seq: Sequence) -> bool:
 
 
 def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The likeliest tokens' probabilities, sorted, with those that top_k, top_p or min_p exclude set to 0; and their ids."""
+    """The likeliest tokens' probabilities, sorted, 0 where top_k, top_p or min_p exclude them; and their ids."""
     device, vocab_size = probs_RV.device, probs_RV.shape[1]
     top_k = torch.tensor([seq.sampling.top_k or vocab_size for seq in seqs], device=device)[:, None]
     top_p = torch.tensor([max(seq.sampling.top_p, 1e-9) for seq in seqs], dtype=torch.float64, device=device)[:, None]

@@ -1,4 +1,4 @@
-"""HTTP, the OpenAI protocol, text (tokenising, detokenising, stop strings), streaming, metrics. Knows nothing of tensors.
+"""HTTP, the OpenAI protocol, text, streaming, metrics. Knows nothing of tensors.
 
 For use without HTTP: `from server import LLM, SamplingParams`.
 """

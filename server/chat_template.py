@@ -1,4 +1,4 @@
-"""A model's chat template: messages to prompt text, rendered by Jinja in its sandbox, with what templates expect to find there."""
+"""A model's chat template: messages to prompt text, rendered in Jinja's sandbox."""
 
 from __future__ import annotations
 

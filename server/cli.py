@@ -25,8 +25,10 @@ _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
 With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once)."""
 
-_EPILOG = """Each flag is also an environment variable (--max-batch-size is DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the
-YAML or TOML file that --config names (max-batch-size: 64). Flags win over the environment, the environment over the file.
+_EPILOG = """Each flag is also an environment variable (--max-batch-size is
+DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the YAML or TOML file that --config
+names (max-batch-size: 64). Flags win over the environment, the environment over
+the file.
 
 examples:
   deepseek-serve

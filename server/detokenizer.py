@@ -1,7 +1,7 @@
-"""From a growing list of token ids to pieces of text, each whole characters; joined, they equal the decode of all ids at once.
+"""From token ids, one by one, to pieces of whole characters that join to the decode of all ids at once.
 
-A character's bytes can be spread over several tokens, so the tail that may still become a character is held back; `flush` gives it out
-at the end, as U+FFFD where it never did.
+A character's bytes can be spread over several tokens, so the tail that may still become a character is held back;
+`flush` gives it out at the end, as U+FFFD where it never did.
 """
 
 from __future__ import annotations

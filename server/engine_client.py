@@ -1,7 +1,8 @@
 """The server's end of the line to the engine: submit requests, receive their outputs, abort what nobody waits for.
 
-`EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies; `InProcessEngine` runs it in this
-one (tests, embedding). Both route a step's outputs to the requests they belong to, and keep the latest stats.
+`EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies;
+`InProcessEngine` runs it in this one (tests, embedding). Both route a step's outputs to the requests they belong to,
+and keep the latest stats.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class EngineState(enum.StrEnum):
 
 
 class OutputStream:
-    """The outputs of a few requests that belong together. Use as a context manager: leaving it aborts what still runs."""
+    """The outputs of requests that belong together. Use as a context manager: leaving it aborts what runs."""
 
     def __init__(
         self, requests: list[GenerateRequest], send: Callable[[ToEngine], None], close: Callable[[OutputStream], None]

@@ -45,7 +45,7 @@ class Delta:
 
 
 class ChoiceText:
-    """One sequence's text as it grows: detokenised, cut at a stop string, and held back where a stop string may be starting."""
+    """One sequence's text as it grows: detokenised, cut at a stop string, held back where one may be starting."""
 
     def __init__(self, choice: int, detokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
         self._choice, self._detokenizer, self._stop = choice, detokenizer, stop
@@ -54,9 +54,10 @@ class ChoiceText:
         self._pending = Delta(choice)
 
     def push(self, output: SequenceOutput) -> Delta | None:
-        """Take a step's output; a delta if any text became certain or the sequence ended. It has all tokens since the last one.
+        """Take a step's output; give a delta if text became certain or the sequence ended.
 
-        A finish_reason "stop" on a delta while the output has none means that a stop string was found here.
+        A delta has all tokens since the one before it. If its finish_reason is "stop" and the output's is None, a
+        stop string was found here.
         """
         delta = self._pending
         delta.finish_reason = output.finish_reason

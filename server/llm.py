@@ -1,4 +1,4 @@
-"""The offline API: the same engine, tokenizer and text handling in one call, without HTTP and without a second process."""
+"""The offline API: the same engine and text handling, without HTTP and without a second process."""
 
 from __future__ import annotations
 

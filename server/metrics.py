@@ -1,4 +1,4 @@
-"""Prometheus metrics, in a registry of the app's own. Times are taken in the server, as clients see them; load is the engine's latest word."""
+"""Prometheus metrics. Times are taken in the server, as clients see them; load is the engine's latest word."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Metrics:
     def __init__(self, model_name: str, client: EngineClient) -> None:
         self.registry = CollectorRegistry()
         self._client, self._model_name = client, model_name
-        self.registry.register(self)  # type: ignore[arg-type]
+        self.registry.register(self)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(f"deepseek_serve_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)

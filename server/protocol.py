@@ -1,7 +1,7 @@
 """The OpenAI requests that the API takes, and their translation to SamplingParams.
 
-A field that is not listed here is refused by name, never ignored, unless its value is null or the one that asks for nothing
-(`_NEUTRAL`): clients send those unasked. Ranges are OpenAI's where it has them, else vLLM's.
+A field that is not listed here is refused by name, never ignored, unless its value is null or the one that asks for
+nothing (`_NEUTRAL`): clients send those unasked. Ranges are OpenAI's where it has them, else vLLM's.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class CompletionRequest(_GenerationRequest):
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
+            return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
     def sampling(self) -> SamplingParams:

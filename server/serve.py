@@ -1,7 +1,7 @@
 """From settings to a running server, and to its end: the port first, then the model, the engine process, the app.
 
-SIGTERM or ctrl-C: no new connections; running requests may finish for --shutdown-timeout seconds, then they end with an error that
-says why; then the engine ends. A second signal ends it at once.
+SIGTERM or ctrl-C: no new connections; running requests may finish for --shutdown-timeout seconds, then they end with
+an error that says why; then the engine ends. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Called by uvicorn; unlike its own, this does not raise the signal again at the end, so that ours comes in order."""
+        """Called by uvicorn; unlike its own, this does not raise the signal again, so that our end is orderly."""
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
         for sig in signals:

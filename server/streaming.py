@@ -28,8 +28,8 @@ _encode = msgspec.json.Encoder().encode
 class EventStream(Response):
     """A response of one `data:` line for each chunk, then `[DONE]`.
 
-    An error after the first byte can no longer be a status, so it becomes an event: {"error": ...}, then `[DONE]`. If the client
-    leaves, the generator of chunks is closed at once.
+    An error after the first byte can no longer be a status, so it becomes an event: {"error": ...}, then `[DONE]`. If
+    the client leaves, the generator of chunks is closed at once.
     """
 
     media_type = "text/event-stream"
@@ -39,7 +39,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._chunks = chunks
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         await run_until_disconnect(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:

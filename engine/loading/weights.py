@@ -1,14 +1,14 @@
-"""A checkpoint's tensors, handed out by name to the model that is being built, with an account of what is missing, misshapen or left over.
+"""A checkpoint's tensors, handed out by name, with an account of what is missing, misshapen or left over.
 
-Sources: Hugging Face folders of safetensors (sharded or not) and GGUF files. Both are memory-mapped and read one tensor at a time, so a load
-needs the model's memory once. Pickled weights are refused: they could run code.
+Sources: Hugging Face folders of safetensors (sharded or not) and GGUF files. Both are memory-mapped and read one
+tensor at a time, so a load needs the model's memory once. Pickled weights are refused: they could run code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -127,13 +127,13 @@ class SafetensorsSource:
 class GGUFSource:
     """A GGUF file of architecture `llama`, under Hugging Face names, quantised blocks made into numbers."""
 
-    _TOP = {
+    _TOP: ClassVar = {
         "token_embd.weight": "model.embed_tokens.weight",
         "output_norm.weight": "model.norm.weight",
         "output.weight": "lm_head.weight",
         "rope_freqs.weight": "rope_freqs.weight",
     }
-    _IN_LAYER = {
+    _IN_LAYER: ClassVar = {
         "attn_norm": "input_layernorm",
         "attn_q": "self_attn.q_proj",
         "attn_k": "self_attn.k_proj",
@@ -167,7 +167,7 @@ class GGUFSource:
         heads = self._heads.get(name.split(".")[-2])
         if heads is None:
             return value
-        return value.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return value.reshape(heads, -1, 2, value.shape[-1]).transpose(1, 2).reshape(value.shape)
 
     def _hf_name(self, name: str) -> str:
         if name in self._TOP:

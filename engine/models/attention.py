@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023; multi-head when num_key_value_heads = num_attention_heads), as in Llama.
+"""Grouped-query attention, as in Llama (Ainslie et al. 2023); multi-head where both head numbers are equal.
 
 Shapes: T tokens of the step, H hidden, N query heads, K key heads, D head_dim.
 """
@@ -44,7 +44,7 @@ class GroupedQueryAttention:
         return shape, shape
 
     def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """[T, H] -> [T, H]; writes the step's keys and values into `cache`, (keys, values) each [blocks, K, slots, D]."""
+        """[T, H] -> [T, H]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(len(x_TH), -1, self._head_dim)
         qk = self._kernels.rotary(qkv[:, : self._num_rotated], batch.cos_TD, batch.sin_TD)

@@ -1,7 +1,7 @@
 """A model's shape, by the names of its config.json (the names that DeepSeek's configs use). Imports no torch.
 
-Owns the translation from what checkpoints say (config.json of Hugging Face folders in old and new spellings, GGUF metadata) to
-one ModelConfig, and the refusal of what the decoders here do not compute.
+Owns the translation from what checkpoints say (config.json of Hugging Face folders in old and new spellings, GGUF
+metadata) to one ModelConfig, and the refusal of what the decoders here do not compute.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ModelConfig:
         architectures = raw.get("architectures") or ["(none named)"]
         if architectures[0] not in SUPPORTED_ARCHITECTURES:
             raise ModelError(
-                f"architecture {architectures[0]} is not supported yet; supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+                f"architecture {architectures[0]} is not supported yet; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
             )
         if (activation := raw.get("hidden_act", "silu")) != "silu":
             raise ModelError(f"hidden_act is {activation!r}; only 'silu' is computed here")

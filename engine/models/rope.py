@@ -1,7 +1,7 @@
-"""Rotary embedding tables: inverse frequencies under the scalings that Llama checkpoints use, and their cosines and sines.
+"""Rotary embedding: inverse frequencies under the scalings that Llama checkpoints use, and tables of cos and sin.
 
-Sources: linear (kaiokendev 2023), dynamic NTK (Emozilla 2023), YaRN (Peng et al. 2023, arXiv 2309.00071), llama3 (Meta's Llama 3.1
-release); all as transformers computes them (modeling_rope_utils).
+Sources: linear (kaiokendev 2023), dynamic NTK (Emozilla 2023), YaRN (Peng et al. 2023, arXiv 2309.00071), llama3
+(Meta's Llama 3.1 release); all as transformers computes them (modeling_rope_utils).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def inverse_frequencies(
 
 
 def _plain(dim: int, theta: float) -> torch.Tensor:
-    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    return torch.tensor(theta) ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A linear layer on a CPU with its weight in oneDNN's blocked layout, so that no step reorders it. Contract: kernels.linear."""
+"""A linear layer on a CPU, its weight in oneDNN's blocked layout from the start. Contract: kernels.linear."""
 
 from collections.abc import Callable
 

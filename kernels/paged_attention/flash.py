@@ -1,7 +1,7 @@
 """Attention through the flash-attn package on a GPU (Dao 2023). Contract: kernels.paged_attention.
 
-flash-attn's own paged form wants blocks of 256 tokens; to keep small blocks, the step's blocks are gathered into one packed
-[sum of context_lens, K, D] and the variable-length kernel runs on that.
+flash-attn's own paged form wants blocks of 256 tokens; to keep small blocks, the step's blocks are gathered into one
+packed [sum of context_lens, K, D] and the variable-length kernel runs on that.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Attention in torch's own operators, on any device. Contract: kernels.paged_attention.
 
-Decoding sequences are computed together: sorted by context length into groups whose members are at most twice as long as
-the shortest, each group's blocks are gathered into one padded batch and multiplied as batched matrices. The query
-heads that share a key head are the rows of one such matrix, so keys are never repeated. Prefill chunks are computed one
-by one with scaled_dot_product_attention.
+Decoding sequences are computed together: sorted by context length into groups whose members are at most twice as long
+as the shortest, each group's blocks are gathered into one padded batch and multiplied as batched matrices. The query
+heads that share a key head are the rows of one such matrix, so keys are never repeated. Prefill chunks are computed
+one by one with scaled_dot_product_attention.
 
 Shapes: G sequences of a group, K key heads, R query heads a key head, L padded context, D head dimension, Q queries.
 """
