@@ -52,7 +52,7 @@ class EngineConfig:
     kernels: str = option(
         "auto",
         "which kernels to run; auto takes the fastest that this machine has, a choice that it lacks is an error",
-        choices=("auto", "reference", "torch", "flash-attn"),
+        choices=("auto", "native", "torch", "flash-attn", "reference"),
     )
     threads: int | None = option(
         None, "CPU threads for arithmetic; default: the cores this process may use", at_least=1

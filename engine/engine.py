@@ -64,7 +64,7 @@ class Engine:
         dtype = devices.resolve_dtype(config.dtype, model_config.dtype, device)
         threads = devices.set_threads(config.threads)
         try:
-            kernels = resolve_kernels(config.kernels, device, dtype)
+            kernels = resolve_kernels(config.kernels, device, dtype, model_config.head_dim)
         except KernelUnavailableError as error:
             raise ConfigError(str(error)) from None
         max_seq_len = _max_seq_len(config, model_config)
@@ -103,7 +103,7 @@ class Engine:
             info.device,
             info.dtype,
             threads,
-            " ".join(f"{op}={name}" for op, name in kernels.names.items()),
+            kernels.name,
             info.max_seq_len,
             num_blocks,
             config.block_size,

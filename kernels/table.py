@@ -5,17 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from types import ModuleType
+from dataclasses import dataclass, replace
 
 import torch
 
-from kernels import linear, rms_norm, rotary, silu_mul, store_kv
+from kernels import linear, native, rms_norm, rotary, silu_mul, store_kv
 from kernels.linear import onednn
 from kernels.paged_attention import PagedAttention
+from kernels.paged_attention.cpu import HEAD_DIMS, CPUAttention
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
+from kernels.rms_norm.cpu import RMSNorm
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
@@ -29,7 +30,7 @@ class KernelUnavailableError(ValueError):
 class KernelTable:
     """One version of each operation; the contracts stand in kernels/<op>/__init__.py."""
 
-    names: dict[str, str]
+    name: str
     linear: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -39,41 +40,75 @@ class KernelTable:
     attention: PagedAttention
 
 
-def resolve(choice: str, device: torch.device, dtype: torch.dtype) -> KernelTable:
-    """Pick kernels: `auto`, or `reference`, `torch` or `flash-attn` by name.
+def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> KernelTable:
+    """Pick kernels: `auto`, or `reference`, `torch`, `native` or `flash-attn` by name.
+
+    `native` is this project's C++ (with oneDNN's packed linear layers in bfloat16), `flash-attn` torch's operators with
+    flash-attn's attention.
 
     Raises:
-        KernelUnavailableError: the named choice cannot run here; auto falls back with a warning instead.
+        KernelUnavailableError: the named choice cannot run here; auto falls back to torch with a warning instead.
     """
-    simple = "reference" if choice == "reference" else "torch"
-    names = dict.fromkeys(("linear", "rms_norm", "rotary", "silu_mul", "store_kv", "attention"), simple)
-    attention: PagedAttention = ReferenceAttention() if choice == "reference" else TorchAttention(dtype)
-    pack = getattr(linear, simple).pack
+    obstacles = {"native": _native_obstacle(device, dtype, head_dim), "flash-attn": _flash_obstacle(device, dtype)}
+    if choice == "auto":
+        choice = "flash-attn" if device.type == "cuda" else "native"
+        if obstacle := obstacles[choice]:
+            logger.warning("the %s kernels cannot run, torch's operators do instead: %s", choice, obstacle)
+            choice = "torch"
+    elif obstacle := obstacles.get(choice):
+        raise KernelUnavailableError(f"--kernels {choice} cannot run here: {obstacle}")
+    return {"reference": _reference, "torch": _torch, "native": _native, "flash-attn": _flash}[choice](dtype)
 
-    if choice == "auto" and device.type == "cpu" and dtype is torch.bfloat16 and onednn.is_available():
-        names["linear"], pack = "onednn", onednn.pack
-    if choice == "flash-attn" or (choice == "auto" and device.type == "cuda"):
-        if obstacle := _flash_obstacle(device, dtype):
-            if choice == "flash-attn":
-                raise KernelUnavailableError(f"--kernels flash-attn cannot run here: {obstacle}")
-            logger.warning("attention falls back to torch: %s", obstacle)
-        else:
-            names["attention"], attention = "flash-attn", FlashAttention()
 
-    def version(op: ModuleType) -> ModuleType:
-        module: ModuleType = getattr(op, simple)
-        return module
-
+def _reference(_: torch.dtype) -> KernelTable:
     return KernelTable(
-        names=names,
-        linear=pack,
-        rms_norm=version(rms_norm).rms_norm,
-        add_rms_norm=version(rms_norm).add_rms_norm,
-        rotary=version(rotary).rotary,
-        silu_mul=version(silu_mul).silu_mul,
-        store_kv=version(store_kv).store_kv,
-        attention=attention,
+        name="reference",
+        linear=linear.reference.pack,
+        rms_norm=rms_norm.reference.rms_norm,
+        add_rms_norm=rms_norm.reference.add_rms_norm,
+        rotary=rotary.reference.rotary,
+        silu_mul=silu_mul.reference.silu_mul,
+        store_kv=store_kv.reference.store_kv,
+        attention=ReferenceAttention(),
     )
+
+
+def _torch(dtype: torch.dtype) -> KernelTable:
+    return KernelTable(
+        name="torch",
+        linear=linear.torch.pack,
+        rms_norm=rms_norm.torch.rms_norm,
+        add_rms_norm=rms_norm.torch.add_rms_norm,
+        rotary=rotary.torch.rotary,
+        silu_mul=silu_mul.torch.silu_mul,
+        store_kv=store_kv.torch.store_kv,
+        attention=TorchAttention(dtype),
+    )
+
+
+def _native(dtype: torch.dtype) -> KernelTable:
+    norm = RMSNorm(dtype)
+    packs = dtype is torch.bfloat16 and onednn.is_available()
+    return replace(
+        _torch(dtype),
+        name="native",
+        linear=onednn.pack if packs else linear.torch.pack,
+        rms_norm=norm.rms_norm,
+        add_rms_norm=norm.add_rms_norm,
+        rotary=rotary.cpu.bind(dtype),
+        silu_mul=silu_mul.cpu.bind(dtype),
+        attention=CPUAttention(dtype),
+    )
+
+
+def _flash(dtype: torch.dtype) -> KernelTable:
+    return replace(_torch(dtype), name="flash-attn", attention=FlashAttention())
+
+
+def _native_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if head_dim not in HEAD_DIMS:
+        return f"they are compiled for head_dim {', '.join(map(str, HEAD_DIMS))}, and the model's is {head_dim}"
+    return native.obstacle(device, dtype)
 
 
 def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

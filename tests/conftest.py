@@ -23,7 +23,7 @@ def _two_threads() -> None:
 
 @pytest.fixture(scope="session")
 def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """make_llama(**config) -> a folder with a tiny random Llama checkpoint and a byte-level tokenizer; made once each."""
+    """make_llama(**config) -> a folder with a tiny random Llama and a byte-level tokenizer; made once each."""
     made: dict[str, Path] = {}
 
     def make(**config: Any) -> Path:

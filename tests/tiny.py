@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 def write_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
     """Write a random Llama checkpoint with config.json, safetensors, tokenizer and chat template.
 
-    Its vocabulary is the 256 bytes, BOS (256) and EOS (257), so random output is full of broken and many-byte characters.
+    Its vocabulary is the 256 bytes, BOS (256) and EOS (257), so its output is full of broken and many-byte characters.
     """
     torch.manual_seed(seed)
     defaults = {

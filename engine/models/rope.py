@@ -83,7 +83,8 @@ def inverse_frequencies(
 
 
 def _plain(dim: int, theta: float) -> torch.Tensor:
-    return torch.tensor(theta) ** -(torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    inv_freq: torch.Tensor = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    return inv_freq
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:

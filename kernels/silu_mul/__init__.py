@@ -5,6 +5,6 @@
 T tokens, F = intermediate_size.
 """
 
-from kernels.silu_mul import reference, torch
+from kernels.silu_mul import cpu, reference, torch
 
-__all__ = ["reference", "torch"]
+__all__ = ["cpu", "reference", "torch"]

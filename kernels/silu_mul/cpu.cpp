@@ -1,0 +1,37 @@
+// silu_mul. Contract: kernels/silu_mul/__init__.py.
+#include "../native/common.h"
+
+#include <cmath>
+
+namespace {
+
+using namespace native;
+
+// x / (1 + e^-x), through e^-|x| so that nothing overflows.
+inline v16 silu(v16 x) {
+    const v16 e = exp(x > 0.0f ? -x : x);
+    return x * (x > 0.0f ? splat(1.0f) : e) / (1.0f + e);
+}
+
+template <typename T>
+void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
+#pragma omp parallel for if (num_rows > 4)
+    for (int64_t row = 0; row < num_rows; ++row) {
+        const T* gate = gate_up + row * 2 * size;
+        const T* up = gate + size;
+        T* out = y + row * size;
+        const int64_t whole = size / LANES * LANES;
+        for (int64_t i = 0; i < whole; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
+        for (int64_t i = whole; i < size; ++i) {
+            const float g = load1(gate + i);
+            store1(out + i, g / (1.0f + std::exp(-g)) * load1(up + i));
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+void silu_mul_bf16(const native::bf16* gate_up, native::bf16* y, int64_t num_rows, int64_t size) { silu_mul(gate_up, y, num_rows, size); }
+void silu_mul_f32(const float* gate_up, float* y, int64_t num_rows, int64_t size) { silu_mul(gate_up, y, num_rows, size); }
+}
