@@ -83,16 +83,15 @@ def inverse_frequencies(
 
 
 def _plain(dim: int, theta: float) -> torch.Tensor:
-    inv_freq: torch.Tensor = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-    return inv_freq
+    return torch.reciprocal(theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
     """Keep high frequencies, divide low ones, blend between."""
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_position_embeddings"] * inv_freq / (2 * math.pi)  # over the original context
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    turns = inv_freq * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)  # over the original context
     keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return inv_freq * (keep + (1 - keep) / scaling["factor"])
+    return inv_freq * (keep + (1 - keep) / float(scaling["factor"]))
 
 
 def _yarn(
