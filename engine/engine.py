@@ -64,7 +64,9 @@ class Engine:
         dtype = devices.resolve_dtype(config.dtype, model_config.dtype, device)
         threads = devices.set_threads(config.threads)
         try:
-            kernels = resolve_kernels(config.kernels, device, dtype, model_config.head_dim)
+            kernels = resolve_kernels(
+                config.kernels, device, dtype, None if model_config.mla else model_config.head_dim
+            )
         except KernelUnavailableError as error:
             raise ConfigError(str(error)) from None
         max_seq_len = _max_seq_len(config, model_config)

@@ -95,7 +95,7 @@ class ModelRunner:
             sin_TD=sin_TD,
             blocks_T=torch.tensor(blocks, device=self._device),
             offsets_T=positions_T % block_size,
-            attention_plan=self._model.kernels.attention.plan(attention),
+            attention_plan=self._model.plan_attention(attention),
         )
 
     def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:

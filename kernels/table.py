@@ -6,12 +6,23 @@ import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from kernels import linear, native, rms_norm, rotary, silu_mul, store_kv
+from kernels import (
+    grouped_mlp,
+    latent_attention,
+    lightning_indexer,
+    linear,
+    native,
+    rms_norm,
+    rotary,
+    silu_mul,
+    store_kv,
+)
 from kernels.linear import onednn
-from kernels.paged_attention import PagedAttention
+from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.cpu import HEAD_DIMS, CPUAttention
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
@@ -38,13 +49,16 @@ class KernelTable:
     silu_mul: Callable[[Tensor], Tensor]
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     attention: PagedAttention
+    latent_attention: LatentAttention
+    select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
+    pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
 
 
-def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> KernelTable:
+def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> KernelTable:
     """Pick kernels: `auto`, or `reference`, `torch`, `native` or `flash-attn` by name.
 
     `native` is this project's C++ (with oneDNN's packed linear layers in bfloat16), `flash-attn` torch's operators with
-    flash-attn's attention.
+    flash-attn's attention. head_dim is that of plain attention; None for a model that has only latent attention.
 
     Raises:
         KernelUnavailableError: the named choice cannot run here; auto falls back to torch with a warning instead.
@@ -70,6 +84,9 @@ def _reference(_: torch.dtype) -> KernelTable:
         silu_mul=silu_mul.reference.silu_mul,
         store_kv=store_kv.reference.store_kv,
         attention=ReferenceAttention(),
+        latent_attention=latent_attention.reference.ReferenceLatentAttention(),
+        select=lightning_indexer.reference.select,
+        pack_experts=grouped_mlp.reference.pack,
     )
 
 
@@ -83,6 +100,9 @@ def _torch(dtype: torch.dtype) -> KernelTable:
         silu_mul=silu_mul.torch.silu_mul,
         store_kv=store_kv.torch.store_kv,
         attention=TorchAttention(dtype),
+        latent_attention=latent_attention.torch.TorchLatentAttention(dtype),
+        select=lightning_indexer.torch.select,
+        pack_experts=grouped_mlp.torch.pack,
     )
 
 
@@ -105,8 +125,8 @@ def _flash(dtype: torch.dtype) -> KernelTable:
     return replace(_torch(dtype), name="flash-attn", attention=FlashAttention())
 
 
-def _native_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if head_dim not in HEAD_DIMS:
+def _native_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
+    if head_dim is not None and head_dim not in HEAD_DIMS:
         return f"they are compiled for head_dim {', '.join(map(str, HEAD_DIMS))}, and the model's is {head_dim}"
     return native.obstacle(device, dtype)
 

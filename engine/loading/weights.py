@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
 _SHOWN = 10  # names listed in one error
+_FP8_BLOCK = 128
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints carry these; they follow from the config
 
 
@@ -66,6 +67,9 @@ class Weights:
         self._left.remove(name)
         self._bar.update()
         tensor = self._source.read(name)
+        if (scales := f"{name}_scale_inv") in self._left:
+            self._left.remove(scales)
+            tensor = dequantize_fp8(tensor, self._source.read(scales))
         if tuple(tensor.shape) != shape:
             self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
             return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
@@ -74,6 +78,10 @@ class Weights:
     def ignore(self, name: str) -> None:
         """Say that a tensor, if there, is not needed."""
         self._left.discard(name)
+
+    def ignore_below(self, prefix: str) -> None:
+        """The same for all tensors whose names begin so."""
+        self._left = {name for name in self._left if not name.startswith(prefix)}
 
     def finish(self) -> None:
         """Check the account.
@@ -90,6 +98,14 @@ class Weights:
         ]
         if problems:
             raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
+
+
+def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor) -> torch.Tensor:
+    """DeepSeek-V3's block-wise FP8 (e4m3, one fp32 factor for each 128 x 128 block, ragged at the ends) as fp32."""
+    rows, columns = ((torch.arange(size) // _FP8_BLOCK) for size in weight_MN.shape)
+    if tuple(scale_inv.shape) != tuple(-(-size // _FP8_BLOCK) for size in weight_MN.shape):
+        raise ModelError(f"FP8 scales are {list(scale_inv.shape)} for a weight of {list(weight_MN.shape)}")
+    return weight_MN.float() * scale_inv.float().index_select(0, rows).index_select(1, columns)
 
 
 class SafetensorsSource:

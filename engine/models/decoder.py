@@ -1,4 +1,7 @@
-"""The decoder: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
+"""The decoder of the whole family: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
+
+What differs between its members is in the parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 on),
+the MLP of a layer is dense or a mixture of experts.
 
 Shapes: T tokens of the step, H hidden, V vocab, R rows that need logits.
 """
@@ -12,11 +15,14 @@ import torch
 
 from engine.models.attention import GroupedQueryAttention
 from engine.models.layers import MLP, Builder
+from engine.models.mla import MultiHeadLatentAttention
+from engine.models.moe import MixtureOfExperts
 from engine.models.rope import RotaryTable, inverse_frequencies
 
 if TYPE_CHECKING:
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
+    from kernels.paged_attention import AttentionBatch
     from kernels.table import KernelTable
 
 
@@ -42,12 +48,17 @@ class ModelBatch:
 class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, build: Builder, prefix: str) -> None:
-        self._kernels, self._eps = build.kernels, build.config.rms_norm_eps
+    def __init__(self, build: Builder, number: int) -> None:
+        config, prefix = build.config, f"model.layers.{number}"
+        self._kernels, self._eps = build.kernels, config.rms_norm_eps
         self._input_norm = build.norm(f"{prefix}.input_layernorm")
-        self._attention = GroupedQueryAttention(build, f"{prefix}.self_attn")
+        self._attention = _attention_class(config)(build, f"{prefix}.self_attn")
         self._post_attention_norm = build.norm(f"{prefix}.post_attention_layernorm")
-        self._mlp = MLP(build, f"{prefix}.mlp")
+        self._mlp: MLP | MixtureOfExperts
+        if config.moe is not None and config.moe.is_sparse(number):
+            self._mlp = MixtureOfExperts(build, f"{prefix}.mlp")
+        else:
+            self._mlp = MLP(build, f"{prefix}.mlp", config.intermediate_size)
 
     def forward(
         self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]
@@ -74,18 +85,20 @@ class Decoder:
         build = Builder(config, weights, kernels)
         self.config, self.kernels = config, kernels
         self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self._layers = [DecoderLayer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
+        self._layers = [DecoderLayer(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
         if config.tie_word_embeddings:
             weights.ignore("lm_head.weight")
             self._head = kernels.linear(self._embedding_VH, None)
         else:
             self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
+        for layer in range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers):
+            weights.ignore_below(f"model.layers.{layer}.")  # multi-token prediction: not part of the main model
         factors = None
         if config.rope_scaling.get("rope_type") == "gguf_factors":
-            factors = weights.take("rope_freqs.weight", (config.head_dim // 2,), torch.float32)
+            factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)
         inv_freq, attention_factor = inverse_frequencies(
-            config.head_dim,
+            config.rotary_dim,
             config.rope_theta,
             config.rope_scaling,
             config.max_position_embeddings,
@@ -97,7 +110,12 @@ class Decoder:
 
     def cache_shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes [heads, values] of what one token leaves in one layer's cache."""
-        return GroupedQueryAttention.cache_shapes(self.config)
+        return _attention_class(self.config).cache_shapes(self.config)
+
+    def plan_attention(self, batch: AttentionBatch) -> Any:
+        """What all layers' attention shares in a step."""
+        kernels = self.kernels
+        return (kernels.attention if self.config.mla is None else kernels.latent_attention).plan(batch)
 
     def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""
@@ -111,3 +129,7 @@ class Decoder:
         """Logits [R, V] of chosen rows, fp32."""
         normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
         return self._head(normed).float()
+
+
+def _attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
+    return GroupedQueryAttention if config.mla is None else MultiHeadLatentAttention

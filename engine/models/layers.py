@@ -23,14 +23,20 @@ class Builder:
     weights: Weights
     kernels: KernelTable
 
-    def linear(
+    def stacked(
         self, *names: str, in_size: int, out_sizes: list[int], bias: bool
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """One linear layer from the checkpoint's `{name}.weight` (and `.bias`), several names stacked by output."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`{name}.weight` (and `.bias`) of several layers that read the same input, stacked by output."""
         pairs = list(zip(names, out_sizes, strict=True))
         weight = torch.cat([self.weights.take(f"{name}.weight", (size, in_size)) for name, size in pairs])
         biases = torch.cat([self.weights.take(f"{name}.bias", (size,)) for name, size in pairs]) if bias else None
-        return self.kernels.linear(weight, biases)
+        return weight, biases
+
+    def linear(
+        self, *names: str, in_size: int, out_sizes: list[int], bias: bool
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """One linear layer made of one or several of the checkpoint's."""
+        return self.kernels.linear(*self.stacked(*names, in_size=in_size, out_sizes=out_sizes, bias=bias))
 
     def norm(self, name: str) -> torch.Tensor:
         """The weight of an RMSNorm over hidden_size."""
@@ -38,10 +44,10 @@ class Builder:
 
 
 class MLP:
-    """The dense feed-forward block: down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """A feed-forward block of a given width: down(silu(gate(x)) * up(x)), gate and up in one product."""
 
-    def __init__(self, build: Builder, prefix: str) -> None:
-        hidden, inter, bias = build.config.hidden_size, build.config.intermediate_size, build.config.mlp_bias
+    def __init__(self, build: Builder, prefix: str, inter: int) -> None:
+        hidden, bias = build.config.hidden_size, build.config.mlp_bias
         self._gate_up = build.linear(
             f"{prefix}.gate_proj", f"{prefix}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=bias
         )

@@ -12,6 +12,6 @@ B blocks of S slots. o has q's dtype. Cost: O(sum of query_len * context_len) ar
 memory traffic; blocks that no sequence of the batch holds cost nothing.
 """
 
-from kernels.paged_attention.batch import AttentionBatch, PagedAttention
+from kernels.paged_attention.batch import AttentionBatch, LatentAttention, PagedAttention
 
-__all__ = ["AttentionBatch", "PagedAttention"]
+__all__ = ["AttentionBatch", "LatentAttention", "PagedAttention"]

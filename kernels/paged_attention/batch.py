@@ -42,3 +42,15 @@ class PagedAttention(Protocol):
         self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: Any, scale: float
     ) -> torch.Tensor:
         """One layer's attention, [T, N, D]."""
+
+
+class LatentAttention(Protocol):
+    """A backend for cached latents; see kernels.latent_attention."""
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """What all layers of a step share."""
+
+    def forward(
+        self, q_TNX: torch.Tensor, cache: torch.Tensor, plan: Any, scale: float, value_dim: int, selection: Any
+    ) -> torch.Tensor:
+        """One layer's mixes of latents, [T, N, value_dim]."""

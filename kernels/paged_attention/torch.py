@@ -19,7 +19,7 @@ from kernels.paged_attention.batch import AttentionBatch
 
 
 @dataclass(frozen=True, slots=True)
-class _DecodeGroup:
+class DecodeGroup:
     """Decoding sequences of similar length.
 
     Attributes:
@@ -34,7 +34,7 @@ class _DecodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prefill:
+class Prefill:
     """A prefill chunk: rows `first` to `last` of the packed batch over the first `context_len` positions.
 
     Attributes:
@@ -49,9 +49,11 @@ class _Prefill:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    groups: list[_DecodeGroup]
-    prefills: list[_Prefill]
+class Plan:
+    """What all layers of a step share."""
+
+    groups: list[DecodeGroup]
+    prefills: list[Prefill]
 
 
 class TorchAttention:
@@ -60,7 +62,7 @@ class TorchAttention:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
-    def plan(self, batch: AttentionBatch) -> _Plan:
+    def plan(self, batch: AttentionBatch) -> Plan:
         order = sorted(range(batch.num_decodes), key=lambda i: batch.context_lens[i])
         groups = []
         while order:
@@ -72,10 +74,10 @@ class TorchAttention:
         for i in range(batch.num_decodes, len(batch.query_lens)):
             prefills.append(_prefill(batch, i, first))
             first += batch.query_lens[i]
-        return _Plan(groups, prefills)
+        return Plan(groups, prefills)
 
     def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: _Plan, scale: float
+        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: Plan, scale: float
     ) -> torch.Tensor:
         out_TND = torch.empty_like(q_TND)
         for group in plan.groups:
@@ -86,14 +88,14 @@ class TorchAttention:
             out_TND[prefill.first : prefill.last] = _attend_prefill(q_QND, k_cache, v_cache, prefill, scale)
         return out_TND
 
-    def _decode_group(self, batch: AttentionBatch, members: list[int]) -> _DecodeGroup:
+    def _decode_group(self, batch: AttentionBatch, members: list[int]) -> DecodeGroup:
         num_blocks = max(len(_blocks(batch, i)) for i in members)
         # Padding repeats the sequence's first block: memory that is always valid, and always masked.
         tables = [table + table[:1] * (num_blocks - len(table)) for table in (_blocks(batch, i) for i in members)]
         lens = torch.tensor([batch.context_lens[i] for i in members], device=batch.device)
         hidden = torch.arange(num_blocks * batch.block_size, device=batch.device) >= lens[:, None]
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=batch.device).masked_fill_(hidden, float("-inf"))
-        return _DecodeGroup(
+        return DecodeGroup(
             rows_G=torch.tensor(members, device=batch.device),
             block_ids_G1B=torch.tensor(tables, device=batch.device)[:, None],
             mask_G11L=mask[:, None, None],
@@ -101,7 +103,7 @@ class TorchAttention:
 
 
 def _attend_decodes(
-    q_GND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, group: _DecodeGroup, scale: float
+    q_GND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, group: DecodeGroup, scale: float
 ) -> torch.Tensor:
     num_seqs, num_kv_heads, head_dim = len(q_GND), k_cache.shape[1], q_GND.shape[2]
     heads_K1 = torch.arange(num_kv_heads, device=q_GND.device)[:, None]
@@ -116,7 +118,7 @@ def _attend_decodes(
 
 
 def _attend_prefill(
-    q_QND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: _Prefill, scale: float
+    q_QND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: Prefill, scale: float
 ) -> torch.Tensor:
     keys_KLD, values_KLD = (
         cache.index_select(0, prefill.block_ids).transpose(0, 1).flatten(1, 2)[:, : prefill.context_len]
@@ -134,14 +136,14 @@ def _attend_prefill(
     return o_1NQD[0].transpose(0, 1)
 
 
-def _prefill(batch: AttentionBatch, i: int, first: int) -> _Prefill:
+def _prefill(batch: AttentionBatch, i: int, first: int) -> Prefill:
     query_len, context_len = batch.query_lens[i], batch.context_lens[i]
     mask_QL = None
     if query_len < context_len:
         mask_QL = torch.ones(query_len, context_len, dtype=torch.bool, device=batch.device)
         mask_QL = mask_QL.tril_(context_len - query_len)
     block_ids = torch.tensor(_blocks(batch, i), device=batch.device)
-    return _Prefill(first, first + query_len, context_len, block_ids, mask_QL)
+    return Prefill(first, first + query_len, context_len, block_ids, mask_QL)
 
 
 def _blocks(batch: AttentionBatch, i: int) -> list[int]:

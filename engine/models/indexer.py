@@ -1,0 +1,64 @@
+"""The lightning indexer of DeepSeek-V3.2: small queries and keys that choose which positions attention looks at.
+
+    q = wq_b(norm(q_a(x))) -> [heads, I];  k = k_norm(wk(x)) -> [I], cached;  both begin with the rotary part, which
+    turns by halves score of a position = sum over heads of w * relu(q . k * I^-0.5);  w = weights_proj(x) *
+    heads^-0.5
+
+The published code also rotates both by a Hadamard matrix, which leaves q . k as it is, and scores in FP8; here it is
+the dtype's own product. k_norm is a LayerNorm with bias.
+
+Shapes: T tokens, H hidden, Q q_lora_rank, J index_n_heads, I index_head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from engine.models.decoder import ModelBatch
+    from engine.models.layers import Builder
+
+_NORM_EPS = 1e-6
+
+
+class Indexer:
+    """Scores positions and keeps the best index_topk."""
+
+    def __init__(self, build: Builder, prefix: str) -> None:
+        config, mla = build.config.indexer, build.config.mla
+        assert config is not None
+        assert mla is not None
+        assert mla.q_lora_rank is not None, "the indexer reads the compressed query"
+        hidden = build.config.hidden_size
+        self._config, self._kernels, self._rotary_dim = config, build.kernels, mla.qk_rope_head_dim
+        self._query = build.linear(
+            f"{prefix}.wq_b",
+            in_size=mla.q_lora_rank,
+            out_sizes=[config.index_n_heads * config.index_head_dim],
+            bias=False,
+        )
+        self._key = build.linear(f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False)
+        self._norm_weight = build.weights.take(f"{prefix}.k_norm.weight", (config.index_head_dim,))
+        self._norm_bias = build.weights.take(f"{prefix}.k_norm.bias", (config.index_head_dim,))
+        self._weigh = build.linear(
+            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False
+        )
+
+    def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:
+        """The selection for kernels.latent_attention; stores the step's index keys in `cache` [blocks, 1, slots, I]."""
+        config = self._config
+        q_TJI = self._query(q_TQ).view(len(x_TH), config.index_n_heads, config.index_head_dim)
+        norm = (config.index_head_dim,), self._norm_weight, self._norm_bias, _NORM_EPS
+        k_T1I = F.layer_norm(self._key(x_TH), *norm)[:, None]
+        self._kernels.store_kv(self._rotate(k_T1I, batch), cache, batch.blocks_T, batch.offsets_T)
+        weights_TJ = self._weigh(x_TH).float() * (config.index_n_heads**-0.5 * config.index_head_dim**-0.5)
+        return self._kernels.select(
+            self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan, config.index_topk
+        )
+
+    def _rotate(self, x: torch.Tensor, batch: ModelBatch) -> torch.Tensor:
+        rotated = self._kernels.rotary(x[..., : self._rotary_dim], batch.cos_TD, batch.sin_TD)
+        return torch.cat([rotated, x[..., self._rotary_dim :]], dim=-1)

@@ -1,0 +1,46 @@
+"""A mixture-of-experts block (DeepSeekMoE, arXiv 2401.06066): routed experts as chosen, shared experts always.
+
+    y = sum over chosen experts of weight * expert(x), plus shared_experts(x)
+
+The shared experts are one MLP of n_shared_experts times the width. Shapes: T tokens, H hidden, F moe_intermediate_size.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.models.layers import MLP
+from engine.models.router import Router
+
+if TYPE_CHECKING:
+    from engine.models.layers import Builder
+
+
+class MixtureOfExperts:
+    """Router, routed experts, shared experts."""
+
+    def __init__(self, build: Builder, prefix: str) -> None:
+        config = build.config.moe
+        assert config is not None
+        hidden, inter = build.config.hidden_size, config.moe_intermediate_size
+        self._router = Router(build, f"{prefix}.gate")
+        gate_up, down = [], []
+        for expert in range(config.n_routed_experts):
+            name = f"{prefix}.experts.{expert}"
+            stacked, _ = build.stacked(
+                f"{name}.gate_proj", f"{name}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=False
+            )
+            gate_up.append(stacked)
+            down.append(build.weights.take(f"{name}.down_proj.weight", (hidden, inter)))
+        self._experts = build.kernels.pack_experts(build.kernels.linear, build.kernels.silu_mul, gate_up, down)
+        self._shared: MLP | None = None
+        if config.n_shared_experts:
+            self._shared = MLP(build, f"{prefix}.shared_experts", inter * config.n_shared_experts)
+
+    def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
+        """[T, H] -> [T, H]."""
+        ids_TK, weights_TK = self._router.forward(x_TH)
+        y_TH = self._experts(x_TH, ids_TK, weights_TK)
+        return y_TH if self._shared is None else y_TH + self._shared.forward(x_TH)

@@ -1,0 +1,15 @@
+"""The routed experts of a mixture: each token through its own few MLPs, computed expert by expert.
+
+    pack(linear, silu_mul, gate_up, down) -> apply          gate_up: [2F, H] for each expert, gate first; down: [H, F]
+    apply(x_TH, ids_TK, weights_TK) -> y_TH                 y = sum over k of weight * down(silu(gate x) * up x) of
+    expert id
+
+`linear` and `silu_mul` are those of the kernel table. Weights are fp32 and the sum is taken in fp32. Cost: O(T * K)
+rows of arithmetic and the weights of the experts that some token chose; experts that none chose cost nothing.
+
+Shapes: T tokens, H hidden, F moe_intermediate_size, K num_experts_per_tok.
+"""
+
+from kernels.grouped_mlp import reference, torch
+
+__all__ = ["reference", "torch"]

@@ -1,0 +1,16 @@
+"""Attention over cached latents: multi-head latent attention in its absorbed form (DeepSeek-V2, arXiv 2405.04434).
+
+    backend.plan(batch) -> plan                                   once a step; the same plan as kernels.paged_attention
+    backend.forward(q_TNX, cache_B1SX, plan, scale, value_dim, selection) -> o_TNC      once a layer
+
+All N query heads share one key, which is the cached vector of X = C + R values (latent, then rotary part), and one
+value, which is its first C = value_dim values. A `selection` (kernels.lightning_indexer) narrows what each query
+sees; None is all up to its own position. Cost: O(sum of query_len * context_len * N * X), or with a selection O(N * X
+* topk) for a decoding sequence.
+
+Shapes: T tokens, N heads, B blocks of S slots.
+"""
+
+from kernels.latent_attention import reference, torch
+
+__all__ = ["reference", "torch"]

@@ -1,0 +1,33 @@
+"""Latent attention, one query at a time, in fp32. Contract: kernels.latent_attention."""
+
+import torch
+
+from kernels.lightning_indexer.reference import ReferenceSelection
+from kernels.paged_attention.batch import AttentionBatch
+
+
+class ReferenceLatentAttention:
+    """The obvious version."""
+
+    def plan(self, batch: AttentionBatch) -> AttentionBatch:
+        return batch
+
+    def forward(
+        self,
+        q_TNX: torch.Tensor,
+        cache: torch.Tensor,
+        plan: AttentionBatch,
+        scale: float,
+        value_dim: int,
+        selection: ReferenceSelection | None,
+    ) -> torch.Tensor:
+        out = q_TNX.new_empty(*q_TNX.shape[:2], value_dim)
+        token = 0
+        for query_len, context_len, table in zip(plan.query_lens, plan.context_lens, plan.block_tables, strict=True):
+            latents_LX = cache[table].flatten(0, 2)[:context_len].float()
+            for position in range(context_len - query_len, context_len):
+                seen = selection[token] if selection is not None else list(range(position + 1))
+                scores_NL = q_TNX[token].float() @ latents_LX[seen].T * scale
+                out[token] = (scores_NL.softmax(-1) @ latents_LX[seen, :value_dim]).to(out.dtype)
+                token += 1
+        return out

@@ -1,0 +1,97 @@
+"""Latent attention as matrix products, on any device. Contract: kernels.latent_attention.
+
+Decoding sequences are gathered into padded groups (the plan of kernels.paged_attention.torch); the heads of a
+sequence are the rows of one matrix. A prefill chunk is one product over all its heads and queries, in slices that
+bound the scores' memory.
+
+Shapes: G sequences of a group, L padded context, Q queries of a chunk.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.lightning_indexer.torch import Selection
+from kernels.paged_attention.batch import AttentionBatch
+from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill, TorchAttention
+
+_MAX_SCORES = 1 << 25  # scores held at once in a prefill
+
+
+class TorchLatentAttention:
+    """Gather by block, then matrix products."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._planner = TorchAttention(dtype)
+
+    def plan(self, batch: AttentionBatch) -> Plan:
+        return self._planner.plan(batch)
+
+    def forward(
+        self,
+        q_TNX: torch.Tensor,
+        cache: torch.Tensor,
+        plan: Plan,
+        scale: float,
+        value_dim: int,
+        selection: Selection | None,
+    ) -> torch.Tensor:
+        out = q_TNX.new_empty(*q_TNX.shape[:2], value_dim)
+        for i, group in enumerate(plan.groups):
+            positions = selection.positions[i] if selection is not None else None
+            q_GNX = q_TNX.index_select(0, group.rows_G)
+            out.index_copy_(0, group.rows_G, _attend_decodes(q_GNX, cache, group, positions, scale, value_dim))
+        for i, prefill in enumerate(plan.prefills):
+            visible = selection.visible[i] if selection is not None else None
+            q_QNX = q_TNX[prefill.first : prefill.last]
+            out[prefill.first : prefill.last] = _attend_prefill(q_QNX, cache, prefill, visible, scale, value_dim)
+        return out
+
+
+def _attend_decodes(
+    q_GNX: torch.Tensor,
+    cache: torch.Tensor,
+    group: DecodeGroup,
+    positions_GP: torch.Tensor | None,
+    scale: float,
+    value_dim: int,
+) -> torch.Tensor:
+    blocks_GB = group.block_ids_G1B[:, 0]
+    mask_G1L = group.mask_G11L[:, 0]
+    if positions_GP is None:
+        latents_GLX = cache.index_select(0, blocks_GB.flatten()).view(len(q_GNX), -1, cache.shape[-1])
+    else:
+        block_size = cache.shape[2]
+        blocks_GP = blocks_GB.gather(1, positions_GP // block_size)
+        latents_GLX = cache[blocks_GP, 0, positions_GP % block_size]
+        mask_G1L = mask_G1L.gather(
+            2, positions_GP[:, None]
+        )  # a shorter sequence's selection is filled up with unseen ones
+    scores_GNL = torch.bmm(q_GNX, latents_GLX.transpose(1, 2)).mul_(scale).add_(mask_G1L)
+    return torch.bmm(scores_GNL.softmax(-1), latents_GLX[..., :value_dim])
+
+
+def _attend_prefill(
+    q_QNX: torch.Tensor,
+    cache: torch.Tensor,
+    prefill: Prefill,
+    visible_QL: torch.Tensor | None,
+    scale: float,
+    value_dim: int,
+) -> torch.Tensor:
+    context_len = prefill.context_len
+    latents_LX = cache.index_select(0, prefill.block_ids).view(-1, cache.shape[-1])[:context_len]
+    num_queries, num_heads = q_QNX.shape[:2]
+    positions_L = torch.arange(context_len, device=q_QNX.device)
+    step = max(1, _MAX_SCORES // (num_heads * context_len))
+    out = []
+    for start in range(0, num_queries, step):
+        q_RNX = q_QNX[start : start + step]
+        if visible_QL is not None:
+            seen = visible_QL[start : start + step]
+        else:
+            own = context_len - num_queries + start + torch.arange(len(q_RNX), device=q_QNX.device)
+            seen = positions_L <= own[:, None]
+        scores_RNL = (q_RNX @ latents_LX.T).mul_(scale).masked_fill_(~seen[:, None], float("-inf"))
+        out.append(scores_RNL.softmax(-1) @ latents_LX[:, :value_dim])
+    return torch.cat(out)

@@ -1,0 +1,23 @@
+"""The indexer, one query at a time. Contract: kernels.lightning_indexer."""
+
+import torch
+
+from kernels.paged_attention.batch import AttentionBatch
+
+ReferenceSelection = list[list[int]]  # the positions that each token attends to
+
+
+def select(
+    q_THI: torch.Tensor, weights_TH: torch.Tensor, cache: torch.Tensor, plan: AttentionBatch, topk: int
+) -> ReferenceSelection | None:
+    if max(plan.context_lens) <= topk:
+        return None
+    selection: ReferenceSelection = []
+    for query_len, context_len, table in zip(plan.query_lens, plan.context_lens, plan.block_tables, strict=True):
+        keys_LI = cache[table].flatten(0, 2)[:context_len].float()
+        for position in range(context_len - query_len, context_len):
+            token = len(selection)
+            scores_HL = (q_THI[token].float() @ keys_LI[: position + 1].T).relu()
+            scores_L = weights_TH[token].float() @ scores_HL
+            selection.append(sorted(scores_L.topk(min(topk, position + 1)).indices.tolist()))
+    return selection
