@@ -1,5 +1,4 @@
-"""Tokens per second of the engine alone, without HTTP: random prompts, all there at once, greedy, end-of-sequence
-ignored.
+"""Tokens per second of the engine alone, without HTTP: random prompts, all there at once, greedy.
 
 python -m benchmarks.offline --batch 32 --input-len 128 --output-len 64
 """

@@ -14,8 +14,9 @@ from engine.dynamic_batcher import DynamicBatcher
 from engine.errors import ConfigError
 from engine.kv_cache_manager import KVCacheManager
 from engine.loading.gguf_file import GGUFFile
+from engine.loading.gguf_source import GGUFSource
 from engine.loading.resolve import ModelSource, resolve_model
-from engine.loading.weights import GGUFSource, SafetensorsSource, Weights
+from engine.loading.weights import SafetensorsSource, Weights
 from engine.model_runner import KVCachePool, ModelRunner
 from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput
@@ -70,7 +71,13 @@ class Engine:
         except KernelUnavailableError as error:
             raise ConfigError(str(error)) from None
         max_seq_len = _max_seq_len(config, model_config)
-        weights = Weights(_tensor_source(source, model_config), device, dtype, progress=progress)
+        weights = Weights(
+            _tensor_source(source, model_config),
+            device,
+            dtype,
+            fp8_block=model_config.weight_block_size,
+            progress=progress,
+        )
         model = Decoder(model_config, weights, kernels, max_seq_len)
         loaded = time.monotonic()
 

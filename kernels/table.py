@@ -118,6 +118,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         rotary=rotary.cpu.bind(dtype),
         silu_mul=silu_mul.cpu.bind(dtype),
         attention=CPUAttention(dtype),
+        pack_experts=grouped_mlp.cpu.bind(dtype),
     )
 
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -23,11 +20,8 @@ from engine.models.config import read_json
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.loading.gguf_file import GGUFFile
-    from engine.models.config import ModelConfig
 
 _SHOWN = 10  # names listed in one error
-_FP8_BLOCK = 128
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints carry these; they follow from the config
 
 
@@ -44,9 +38,17 @@ class TensorSource(Protocol):
 class Weights:
     """Hands out a source's tensors on a device, in one dtype, and checks that all were asked for."""
 
-    def __init__(self, source: TensorSource, device: torch.device, dtype: torch.dtype, *, progress: bool) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        fp8_block: tuple[int, int],
+        progress: bool,
+    ) -> None:
         self.device = device
-        self._source, self._dtype = source, dtype
+        self._source, self._dtype, self._fp8_block = source, dtype, fp8_block
         self._left = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -69,7 +71,7 @@ class Weights:
         tensor = self._source.read(name)
         if (scales := f"{name}_scale_inv") in self._left:
             self._left.remove(scales)
-            tensor = dequantize_fp8(tensor, self._source.read(scales))
+            tensor = dequantize_fp8(tensor, self._source.read(scales), self._fp8_block)
         if tuple(tensor.shape) != shape:
             self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
             return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
@@ -100,11 +102,18 @@ class Weights:
             raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
 
 
-def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor) -> torch.Tensor:
-    """DeepSeek-V3's block-wise FP8 (e4m3, one fp32 factor for each 128 x 128 block, ragged at the ends) as fp32."""
-    rows, columns = ((torch.arange(size) // _FP8_BLOCK) for size in weight_MN.shape)
-    if tuple(scale_inv.shape) != tuple(-(-size // _FP8_BLOCK) for size in weight_MN.shape):
-        raise ModelError(f"FP8 scales are {list(scale_inv.shape)} for a weight of {list(weight_MN.shape)}")
+def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """DeepSeek-V3's block-wise FP8 as fp32: e4m3, one factor for each block, the last ones ragged.
+
+    Raises:
+        ModelError: the factors do not fit the weight.
+    """
+    expected = tuple(-(-size // length) for size, length in zip(weight_MN.shape, block, strict=True))
+    if tuple(scale_inv.shape) != expected:
+        raise ModelError(
+            f"FP8 factors are {list(scale_inv.shape)}; a {list(weight_MN.shape)} weight has {list(expected)}"
+        )
+    rows, columns = (torch.arange(size) // length for size, length in zip(weight_MN.shape, block, strict=True))
     return weight_MN.float() * scale_inv.float().index_select(0, rows).index_select(1, columns)
 
 
@@ -138,66 +147,3 @@ class SafetensorsSource:
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._where[name].get_tensor(name)
         return tensor
-
-
-class GGUFSource:
-    """A GGUF file of architecture `llama`, under Hugging Face names, quantised blocks made into numbers."""
-
-    _TOP: ClassVar = {
-        "token_embd.weight": "model.embed_tokens.weight",
-        "output_norm.weight": "model.norm.weight",
-        "output.weight": "lm_head.weight",
-        "rope_freqs.weight": "rope_freqs.weight",
-    }
-    _IN_LAYER: ClassVar = {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-
-    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
-        self._file = file
-        # Converters to GGUF pair rotary dimensions as neighbours; Hugging Face splits a head in halves.
-        self._heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        self._stored = {self._hf_name(name): name for name in file.tensors}
-
-    def names(self) -> set[str]:
-        return set(self._stored)
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self._file.tensors[self._stored[name]]
-        kind = _ggml_type(name, tensor.ggml_type)
-        numbers_per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
-        num_bytes = int(np.prod(tensor.shape)) // numbers_per_block * bytes_per_block
-        if tensor.offset + num_bytes > len(self._file.data):
-            raise ModelError(f"{self._file.path} is cut short: {self._stored[name]} runs past its end")
-        raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=tensor.offset)
-        numbers = dequantize(raw.reshape(*tensor.shape[:-1], -1), kind)
-        value = torch.from_numpy(np.require(numbers, np.float32, "W")).reshape(tensor.shape)
-        heads = self._heads.get(name.split(".")[-2])
-        if heads is None:
-            return value
-        return value.reshape(heads, -1, 2, value.shape[-1]).transpose(1, 2).reshape(value.shape)
-
-    def _hf_name(self, name: str) -> str:
-        if name in self._TOP:
-            return self._TOP[name]
-        prefix, _, rest = name.partition(".")
-        layer, _, rest = rest.partition(".")
-        part, _, kind = rest.partition(".")
-        if prefix == "blk" and part in self._IN_LAYER:
-            return f"model.layers.{layer}.{self._IN_LAYER[part]}.{kind}"
-        return name
-
-
-def _ggml_type(name: str, number: int) -> GGMLQuantizationType:
-    try:
-        return GGMLQuantizationType(number)
-    except ValueError:
-        raise ModelError(f"tensor {name} has GGML type {number}, which the gguf package does not know") from None

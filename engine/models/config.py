@@ -93,6 +93,7 @@ class ModelConfig:
         rope_scaling: the checkpoint's own dictionary, with "rope_type"; empty for plain RoPE.
         mla, indexer, moe: None where the model has none.
         num_nextn_predict_layers: layers behind the last, for multi-token prediction, which the main model does without.
+        weight_block_size: rows and columns that share a factor in FP8 weights, where there are any.
         eos_token_ids: tokens that end a sequence.
         dtype: what the checkpoint says it is stored in.
     """
@@ -116,6 +117,7 @@ class ModelConfig:
     indexer: IndexerConfig | None = None
     moe: MoEConfig | None = None
     num_nextn_predict_layers: int = 0
+    weight_block_size: tuple[int, int] = (128, 128)
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
 
@@ -157,6 +159,7 @@ class ModelConfig:
                 indexer=_hf_indexer(raw),
                 moe=_hf_moe(raw),
                 num_nextn_predict_layers=raw.get("num_nextn_predict_layers", 0) if "n_routed_experts" in raw else 0,
+                weight_block_size=tuple((raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)),
                 eos_token_ids=tuple(
                     dict.fromkeys(_as_list(raw.get("eos_token_id")) + _as_list(generation.get("eos_token_id")))
                 ),
@@ -169,41 +172,80 @@ class ModelConfig:
     def from_gguf(cls, metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelConfig:
         """Translate GGUF metadata (keys: ggml's docs/gguf.md)."""
         arch = metadata.get("general.architecture")
-        if arch != "llama":
-            raise ModelError(f"GGUF architecture {arch!r} is not supported yet; supported is 'llama'")
-        if f"{arch}.expert_count" in metadata:
-            raise ModelError("a Llama with experts (Mixtral) is not supported yet")
+        if arch not in ("llama", "deepseek2"):
+            raise ModelError(f"GGUF architecture {arch!r} is not supported yet; supported are 'llama' and 'deepseek2'")
+        if arch == "llama" and metadata.get("llama.expert_count"):
+            raise ModelError("a Llama with experts (Mixtral) is not supported")
+        own = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}
         try:
-            num_heads = metadata[f"{arch}.attention.head_count"]
-            hidden_size = metadata[f"{arch}.embedding_length"]
-            rope: dict[str, Any] = {}
-            if (kind := metadata.get(f"{arch}.rope.scaling.type", "none")) != "none":
-                rope = {"rope_type": kind, "factor": metadata[f"{arch}.rope.scaling.factor"]}
-                if (original := metadata.get(f"{arch}.rope.scaling.original_context_length")) is not None:
-                    rope["original_max_position_embeddings"] = original
-            if "rope_freqs.weight" in tensor_names:
-                rope = {"rope_type": "gguf_factors"}
+            num_heads, hidden_size = own["attention.head_count"], own["embedding_length"]
             eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
             return cls(
-                architecture="LlamaForCausalLM",
-                vocab_size=metadata.get(f"{arch}.vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
+                architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
+                vocab_size=own.get("vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
                 hidden_size=hidden_size,
-                intermediate_size=metadata[f"{arch}.feed_forward_length"],
-                num_hidden_layers=metadata[f"{arch}.block_count"],
+                intermediate_size=own["feed_forward_length"],
+                num_hidden_layers=own["block_count"],
                 num_attention_heads=num_heads,
-                num_key_value_heads=metadata.get(f"{arch}.attention.head_count_kv", num_heads),
-                head_dim=metadata.get(f"{arch}.attention.key_length", hidden_size // num_heads),
-                rms_norm_eps=metadata[f"{arch}.attention.layer_norm_rms_epsilon"],
-                max_position_embeddings=metadata[f"{arch}.context_length"],
-                rope_theta=metadata.get(f"{arch}.rope.freq_base", 10000.0),
-                rope_scaling=rope,
+                num_key_value_heads=own.get("attention.head_count_kv", num_heads) if arch == "llama" else num_heads,
+                head_dim=own.get("attention.key_length", hidden_size // num_heads),
+                rms_norm_eps=own["attention.layer_norm_rms_epsilon"],
+                max_position_embeddings=own["context_length"],
+                rope_theta=own.get("rope.freq_base", 10000.0),
+                rope_scaling=_gguf_rope(own, tensor_names),
                 tie_word_embeddings="output.weight" not in tensor_names,
                 attention_bias="blk.0.attn_q.bias" in tensor_names,
                 mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
+                mla=_gguf_mla(own) if arch == "deepseek2" else None,
+                moe=_gguf_moe(own, tensor_names) if arch == "deepseek2" else None,
                 eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
             )
         except KeyError as error:
             raise ModelError(f"the GGUF file lacks {error.args[0]!r}") from None
+
+
+def _gguf_rope(own: Mapping[str, Any], tensor_names: frozenset[str]) -> dict[str, Any]:
+    if "rope_freqs.weight" in tensor_names:
+        return {"rope_type": "gguf_factors"}
+    if (kind := own.get("rope.scaling.type", "none")) == "none":
+        return {}
+    rope = {"rope_type": kind, "factor": own["rope.scaling.factor"]}
+    if (original := own.get("rope.scaling.original_context_length")) is not None:
+        rope["original_max_position_embeddings"] = original
+    if (multiplier := own.get("rope.scaling.yarn_log_multiplier")) is not None:
+        rope["mscale"] = rope["mscale_all_dim"] = multiplier * 10  # stored as 0.1 * mscale_all_dim
+    return rope
+
+
+def _gguf_mla(own: Mapping[str, Any]) -> MLAConfig:
+    kv_lora_rank, rope_dim = own["attention.kv_lora_rank"], own["rope.dimension_count"]
+    # Files made since mid-2025 describe the cached latent as key and value, and the heads in the *_mla keys.
+    key_length = own.get("attention.key_length_mla", own["attention.key_length"])
+    return MLAConfig(
+        q_lora_rank=own.get("attention.q_lora_rank") or None,
+        kv_lora_rank=kv_lora_rank,
+        qk_nope_head_dim=key_length - rope_dim,
+        qk_rope_head_dim=rope_dim,
+        v_head_dim=own.get("attention.value_length_mla", own["attention.value_length"]),
+    )
+
+
+def _gguf_moe(own: Mapping[str, Any], tensor_names: frozenset[str]) -> MoEConfig:
+    first_sparse, groups = own["leading_dense_block_count"], own.get("expert_group_count", 1)
+    biased = f"blk.{first_sparse}.exp_probs_b.bias" in tensor_names
+    return MoEConfig(
+        n_routed_experts=own["expert_count"],
+        num_experts_per_tok=own["expert_used_count"],
+        n_shared_experts=own.get("expert_shared_count", 0),
+        moe_intermediate_size=own["expert_feed_forward_length"],
+        first_k_dense_replace=first_sparse,
+        scoring_func={1: "softmax", 2: "sigmoid"}[own.get("expert_gating_func", 1)],
+        topk_method="noaux_tc" if biased else "group_limited_greedy" if groups > 1 else "greedy",
+        n_group=groups,
+        topk_group=own.get("expert_group_used_count", 1),
+        norm_topk_prob=own.get("expert_weights_norm", False),
+        routed_scaling_factor=own.get("expert_weights_scale", 1.0),
+    )
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -10,6 +10,6 @@ rows of arithmetic and the weights of the experts that some token chose; experts
 Shapes: T tokens, H hidden, F moe_intermediate_size, K num_experts_per_tok.
 """
 
-from kernels.grouped_mlp import reference, torch
+from kernels.grouped_mlp import cpu, reference, torch
 
-__all__ = ["reference", "torch"]
+__all__ = ["cpu", "reference", "torch"]

@@ -1,6 +1,6 @@
 """The experts over tokens sorted by expert, each of those chosen at once. Contract: kernels.grouped_mlp.
 
-Shapes: P = T * K pairs of token and expert.
+Shapes: P = T * K pairs of token and expert, sorted by expert.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
+Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def pack(
@@ -19,13 +20,23 @@ def pack(
     gate_up: list[torch.Tensor],
     down: list[torch.Tensor],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    return pack_with(combine, linear, silu_mul, gate_up, down)
+
+
+def pack_with(
+    combine: Combine,
+    linear: Callable[[torch.Tensor, None], Linear],
+    silu_mul: Callable[[torch.Tensor], torch.Tensor],
+    gate_up: list[torch.Tensor],
+    down: list[torch.Tensor],
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The same with another way to sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
     experts = [(linear(first, None), linear(second, None)) for first, second in zip(gate_up, down, strict=True)]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         ids_P = ids_TK.flatten()
         order_P = ids_P.argsort(stable=True)
-        rows_P = order_P // ids_TK.shape[1]
-        x_PH = x_TH.index_select(0, rows_P)
+        x_PH = x_TH.index_select(0, order_P // ids_TK.shape[1])
         y_PH = torch.empty_like(x_PH)
         counts = ids_P.bincount(minlength=len(experts)).tolist()
         ends = itertools.accumulate(counts)
@@ -33,8 +44,13 @@ def pack(
             if count:
                 pairs = slice(end - count, end)
                 y_PH[pairs] = second(silu_mul(first(x_PH[pairs])))
-        weighted_PH = y_PH.float() * weights_TK.flatten().index_select(0, order_P)[:, None]
-        y_TH = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
-        return y_TH.index_add_(0, rows_P, weighted_PH).to(x_TH.dtype)
+        where_P = torch.empty_like(order_P)
+        where_P[order_P] = torch.arange(len(order_P), device=order_P.device)
+        return combine(y_PH, where_P.view(ids_TK.shape), weights_TK)
 
     return apply
+
+
+def combine(y_PH: torch.Tensor, where_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+    y_TKH = y_PH.index_select(0, where_TK.flatten()).view(*where_TK.shape, -1)
+    return (y_TKH.float() * weights_TK[:, :, None]).sum(1).to(y_PH.dtype)

@@ -1,6 +1,6 @@
 """Compile kernels/*/cpu.cpp into one shared library for each instruction set; needs a C++ compiler and nothing else.
 
-Called when the package is installed (hatch_build.py), or by hand: `python -m kernels.native.build`. Imports nothing of
+Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py`. Imports nothing of
 the project.
 """
 

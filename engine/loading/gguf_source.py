@@ -1,0 +1,134 @@
+"""A GGUF file's tensors under Hugging Face names, quantised blocks made into numbers. For `llama` and `deepseek2`.
+
+What converters to GGUF changed is changed back: Llama's query and key rows (rotary dimensions as neighbours there, as
+halves here), experts stacked in one tensor, kv_b split into its key and value parts. The names are llama.cpp's
+(gguf-py's tensor_mapping).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.loading.gguf_file import GGUFFile
+    from engine.models.config import ModelConfig
+
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "rope_freqs.weight": "rope_freqs.weight",
+}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
+_PLAIN = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+_LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
+
+
+class GGUFSource:
+    """A TensorSource (engine.loading.weights) over one file."""
+
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        self._file = file
+        self._is_llama = config.mla is None
+        self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        self._readers: dict[str, Callable[[], torch.Tensor]] = {}
+        for name in file.tensors:
+            self._add(name)
+
+    def names(self) -> set[str]:
+        return set(self._readers)
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._readers[name]()
+
+    def _add(self, name: str) -> None:
+        """Say how the Hugging Face tensors that come from one of the file's are read."""
+        match = _LAYER_NAME.fullmatch(name)
+        if match is None:
+            self._readers[_TOP.get(name, name)] = functools.partial(self._numbers, name)
+            return
+        layer, part, kind = match.groups()
+        prefix = f"model.layers.{layer}"
+        if experts := _EXPERTS.fullmatch(part):
+            for expert in range(self._file.tensors[name].shape[0]):
+                hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
+                self._readers[hf_name] = functools.partial(self._numbers, name, expert)
+        elif part == "attn_k_b":
+            self._readers[f"{prefix}.self_attn.kv_b_proj.weight"] = functools.partial(self._joined_kv_b, f"blk.{layer}")
+        elif part == "exp_probs_b":
+            self._readers[f"{prefix}.mlp.gate.e_score_correction_bias"] = functools.partial(self._numbers, name)
+        elif part in self._heads and self._is_llama:
+            hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}"
+            self._readers[hf_name] = functools.partial(self._half_split, name, self._heads[part])
+        elif part != "attn_v_b":  # read with attn_k_b
+            hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}" if part in _IN_LAYER else name
+            self._readers[hf_name] = functools.partial(self._numbers, name)
+
+    def _half_split(self, name: str, num_heads: int) -> torch.Tensor:
+        value = self._numbers(name)
+        return value.reshape(num_heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+
+    def _joined_kv_b(self, prefix: str) -> torch.Tensor:
+        keys_NCD = self._numbers(f"{prefix}.attn_k_b.weight")
+        values_NVC = self._numbers(f"{prefix}.attn_v_b.weight")
+        return torch.cat([keys_NCD.transpose(1, 2), values_NVC], dim=1).flatten(0, 1)
+
+    def _numbers(self, name: str, index: int | None = None) -> torch.Tensor:
+        """A tensor, or one entry of its first dimension: as stored, or fp32 where it is quantised."""
+        tensor = self._file.tensors.get(name)
+        if tensor is None:
+            raise ModelError(f"{self._file.path} lacks {name}")
+        try:
+            kind = GGMLQuantizationType(tensor.ggml_type)
+            numbers_per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
+        except (ValueError, KeyError):
+            raise ModelError(f"{name} has GGML type {tensor.ggml_type}, which the gguf package does not know") from None
+        shape = tensor.shape if index is None else tensor.shape[1:]
+        num_bytes = int(np.prod(shape)) // numbers_per_block * bytes_per_block
+        offset = tensor.offset + (index or 0) * num_bytes
+        if offset + num_bytes > len(self._file.data):
+            raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
+        raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
+        if kind in _PLAIN:
+            return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
+        try:
+            numbers = dequantize(raw.reshape(*shape[:-1], -1), kind)
+        except NotImplementedError:
+            raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
+        return torch.from_numpy(np.require(numbers, np.float32, "W")).reshape(shape)
