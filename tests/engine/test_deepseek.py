@@ -1,0 +1,149 @@
+"""DeepSeek's own models against transformers: logits and greedy tokens of tiny random checkpoints of every variant."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import ModelError
+from engine.models.config import ModelConfig
+from tests import tiny_deepseek
+from tests.engine.running import (
+    assert_parity,
+    generate,
+    greedy_params,
+    load,
+    make_prompt,
+    record_logits,
+    relative_error,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    made = {}
+
+    def make(variant):
+        if variant not in made:
+            made[variant] = tiny_deepseek.write(tmp_path_factory.mktemp("deepseek"), variant)
+        return made[variant]
+
+    return make
+
+
+@pytest.mark.parametrize("variant", tiny_deepseek.VARIANTS)
+def test_parity_with_transformers(checkpoint, variant):
+    folder = checkpoint(variant)
+    assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(40), 64)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "torch"])
+@pytest.mark.parametrize("variant", ["v2", "v3", "v32"])
+def test_parity_on_other_kernels(checkpoint, variant, kernels):
+    folder = checkpoint(variant)
+    assert_parity(load(folder, kernels=kernels), tiny_deepseek.reference(folder), make_prompt(30), 24)
+
+
+def test_v1_equals_a_qwen2_moe_with_half_a_gate_and_its_code_is_never_run(tmp_path):
+    reference = tiny_deepseek.write_v1(tmp_path)
+    assert_parity(load(tmp_path), reference, make_prompt(40), 64)
+
+
+@pytest.mark.parametrize("variant", ["v2-lite", "v2", "v3", "v32"])
+def test_chunked_and_batched_prompts_give_what_a_whole_one_alone_gives(checkpoint, variant):
+    prompts = [make_prompt(length, seed=length) for length in (3, 90, 31, 64)]
+    alone = [generate(load(checkpoint(variant)), [prompt], greedy_params(24))[0].token_ids for prompt in prompts]
+    for options in ({}, {"max_batched_tokens": 4, "max_batch_size": 4}, {"max_batched_tokens": 17, "block_size": 7}):
+        engine = load(checkpoint(variant), **{"max_batch_size": 8, **options})
+        assert [result.token_ids for result in generate(engine, prompts, greedy_params(24))] == alone
+
+
+@pytest.mark.parametrize("variant", ["v2", "v3", "v32"])
+def test_a_bf16_checkpoint_is_near_its_fp32_reference(tmp_path, variant):
+    folder = tiny_deepseek.write(tmp_path, variant, dtype=torch.bfloat16)
+    engine = load(
+        folder
+    )  # bf16 weights, fp32 arithmetic: nothing but the weights' rounding, which the reference shares
+    assert_parity(engine, tiny_deepseek.reference(folder), make_prompt(40), 16)
+    engine, prompt = load(folder, dtype="bfloat16"), make_prompt(40)
+    recorded = record_logits(engine)
+    generate(engine, [prompt], greedy_params(0, prompt_logprobs=0))
+    with torch.no_grad():
+        expected = tiny_deepseek.reference(folder)(torch.tensor([prompt])).logits[0]
+    # A near tie in a router or an indexer can fall the other way in bf16, so the typical position is what counts.
+    errors = (torch.cat(recorded) - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert errors.median() < 0.05
+
+
+@pytest.mark.parametrize("variant", ["v2-lite", "v3", "v32"])
+def test_the_cache_holds_the_latent_and_the_rotary_key_and_nothing_else(checkpoint, variant):
+    engine = load(checkpoint(variant), num_kv_blocks=50)
+    values = sum(cache.numel() for layer in engine._runner._kv_pool.layers for cache in layer)
+    index_keys = 24 if variant == "v32" else 0
+    assert values == 50 * 16 * 3 * (24 + 16 + index_keys)
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 256}, {}])
+def test_fp8_weights_give_what_their_dequantised_twin_gives(tmp_path, sizes):
+    folder = tiny_deepseek.write(tmp_path / "plain", "v3", **sizes)
+    tiny_deepseek.quantize_fp8(folder, tmp_path / "fp8", tmp_path / "twin")
+    logits = []
+    for name in ("fp8", "twin"):
+        engine = load(tmp_path / name)
+        recorded = record_logits(engine)
+        generate(engine, [make_prompt(30)], greedy_params(16, prompt_logprobs=0))
+        logits.append(torch.cat(recorded))
+    assert relative_error(*logits) <= 1e-5  # the same weights; products may sum in another order
+
+
+def test_fp8_blocks_of_another_size_and_factors_that_do_not_fit(tmp_path):
+    folder = tiny_deepseek.write(tmp_path / "plain", "v3")
+    tiny_deepseek.quantize_fp8(folder, tmp_path / "fp8", tmp_path / "twin", block=(48, 20))
+    results = [generate(load(tmp_path / name), [make_prompt(30)], greedy_params(16)) for name in ("fp8", "twin")]
+    assert results[0] == results[1]
+    config = json.loads((tmp_path / "fp8" / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"] = [128, 128]
+    (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="FP8 factors are"):
+        load(tmp_path / "fp8")
+
+
+def test_mtp_layers_are_left_out_of_the_main_model_in_silence(checkpoint, tmp_path, caplog):
+    folder = checkpoint("v3")
+    tensors = load_file(folder / "model.safetensors")
+    expected = generate(load(folder), [make_prompt(20)], greedy_params(16))
+    for name in ("enorm.weight", "eh_proj.weight", "shared_head.norm.weight", "mlp.experts.7.up_proj.weight"):
+        tensors[f"model.layers.3.{name}"] = torch.randn(8)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with caplog.at_level(logging.WARNING):
+        assert generate(load(tmp_path), [make_prompt(20)], greedy_params(16)) == expected
+    assert not caplog.records
+
+
+def test_v4_is_refused_with_what_is_supported():
+    with pytest.raises(ModelError, match=r"DeepseekV4ForCausalLM is not supported yet; supported: .*DeepseekV32"):
+        ModelConfig.from_hf({"architectures": ["DeepseekV4ForCausalLM"]}, {})
+
+
+def test_norm_topk_prob_of_a_softmax_router_renormalises_instead_of_scaling(checkpoint, tmp_path):
+    """DeepSeek's own V2 code does one or the other; transformers' V2 ignores norm_topk_prob and always scales."""
+    folder = checkpoint("v2-lite, scaled")
+    engines = {}
+    for norm in (False, True):
+        target = tmp_path / str(norm)
+        target.mkdir()
+        (target / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        config = json.loads((folder / "config.json").read_text()) | {"norm_topk_prob": norm}
+        (target / "config.json").write_text(json.dumps(config))
+        engines[norm] = load(target)
+    x = torch.randn(5, 64)
+    routers = {norm: engine._runner._model._layers[1]._mlp._router for norm, engine in engines.items()}
+    (ids, scaled), (same_ids, renormalised) = routers[False].forward(x), routers[True].forward(x)
+    assert torch.equal(ids, same_ids)
+    torch.testing.assert_close(renormalised.sum(-1), torch.ones(5))
+    torch.testing.assert_close(scaled / scaled.sum(-1, keepdim=True), renormalised)
+    assert relative_error(scaled, renormalised) > 0.1
