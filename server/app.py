@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from server.tokenizer import Tokenizer
 
 
-def create_app(client: EngineClient, tokenizer: Tokenizer, model_name: str, model_root: Path) -> FastAPI:
+def create_app(
+    client: EngineClient, tokenizer: Tokenizer, model_name: str, model_root: Path, *, splits_reasoning: bool = True
+) -> FastAPI:
     """An app that serves one model; whoever calls it also runs the client."""
     app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
-    app.state.server = ServerState(client, tokenizer, Metrics(model_name, client), model_name, model_root)
+    metrics = Metrics(model_name, client)
+    app.state.server = ServerState(client, tokenizer, metrics, model_name, model_root, splits_reasoning)
     errors.install(app)
     for module in (completions, chat, models, operations):
         app.include_router(module.router)

@@ -51,7 +51,7 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "seed",
         ),
     ),
-    ("server", ServerConfig, ("host", "port", "served_model_name", "shutdown_timeout", "log_level")),
+    ("server", ServerConfig, ("host", "port", "served_model_name", "reasoning", "shutdown_timeout", "log_level")),
 )
 
 

@@ -19,6 +19,12 @@ class ServerConfig:
     served_model_name: str | None = option(
         None, "what the API calls the model; default: the hub id, or the folder's or file's name", metavar="NAME"
     )
+    reasoning: str = option(
+        "auto",
+        "what happens to R1-style <think> text in chat answers: auto gives it apart, as reasoning_content; "
+        "none leaves it in the content",
+        choices=("auto", "none"),
+    )
     shutdown_timeout: float = option(
         3.0, "seconds that running requests may take to finish after SIGTERM or ctrl-C", at_least=0, metavar="SECONDS"
     )

@@ -204,6 +204,11 @@ class ChatCompletionRequest(_GenerationRequest):
         """max_completion_tokens, by whichever name it came."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def output_limit_name(self) -> str:
+        """The name that it came by."""
+        return "max_tokens" if self.max_completion_tokens is None and self.max_tokens else "max_completion_tokens"
+
     def sampling(self, room: int) -> SamplingParams:
         """For the engine; `room` is what the context leaves after the prompt."""
         limit = self.output_limit if self.output_limit is not None else max(1, room)

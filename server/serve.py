@@ -47,7 +47,13 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
         engine = asyncio.create_task(client.run())
         try:
             tokenizer = await asyncio.to_thread(Tokenizer.load, source)
-            app = create_app(client, tokenizer, server_config.served_model_name or source.name, source.path)
+            app = create_app(
+                client,
+                tokenizer,
+                server_config.served_model_name or source.name,
+                source.path,
+                splits_reasoning=server_config.reasoning == "auto",
+            )
             server = _Server(app, server_config, client)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)

@@ -25,6 +25,7 @@ class ServerState:
     Attributes:
         model_name: what the API calls it.
         model_root: where it lies.
+        splits_reasoning: whether chat answers have R1-style reasoning apart.
     """
 
     client: EngineClient
@@ -32,6 +33,7 @@ class ServerState:
     metrics: Metrics
     model_name: str
     model_root: Path
+    splits_reasoning: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:

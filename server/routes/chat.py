@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from engine.errors import RequestError
 from server.generation import Delta, Generation, TokenReport, now
 from server.protocol import ChatCompletionRequest
+from server.reasoning import ReasoningSplitter, starts_inside
 from server.routes.usage import usage
 from server.state import ServerState, State
 from server.streaming import EventStream, run_until_disconnect
@@ -36,17 +37,21 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
         **body.chat_template_kwargs,
     )
     prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
-    generation = Generation(
-        server.client,
-        server.tokenizer,
-        server.metrics,
-        [prompt],
-        body.sampling(info.max_seq_len - len(prompt)),
-        n=body.n,
-        skip_special_tokens=body.skip_special_tokens,
-        arrival_time=arrival_time,
-    )
-    reply = _Reply(server, body, generation)
+    try:
+        generation = Generation(
+            server.client,
+            server.tokenizer,
+            server.metrics,
+            [prompt],
+            body.sampling(info.max_seq_len - len(prompt)),
+            n=body.n,
+            skip_special_tokens=body.skip_special_tokens,
+            arrival_time=arrival_time,
+        )
+    except RequestError as error:
+        error.param = {"prompt": "messages", "max_tokens": body.output_limit_name}.get(error.param or "", error.param)
+        raise
+    reply = _Reply(server, body, generation, starts_inside=starts_inside(text))
     if body.stream:
         return EventStream(reply.chunks())
     whole = await run_until_disconnect(request.receive, reply.whole())
@@ -56,8 +61,13 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
 class _Reply:
     """The JSON of one request's answer."""
 
-    def __init__(self, server: ServerState, body: ChatCompletionRequest, generation: Generation) -> None:
+    def __init__(
+        self, server: ServerState, body: ChatCompletionRequest, generation: Generation, *, starts_inside: bool
+    ) -> None:
         self._tokenizer, self._body, self._generation = server.tokenizer, body, generation
+        self._splitters: list[ReasoningSplitter] = []
+        if server.splits_reasoning:
+            self._splitters = [ReasoningSplitter(inside=starts_inside) for _ in range(generation.num_choices)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created, self._model = int(time.time()), server.model_name
 
@@ -70,8 +80,11 @@ class _Reply:
         async for delta in generation.deltas():
             content: dict[str, Any] = {} if delta.choice in started else {"role": "assistant"}
             started.add(delta.choice)
-            if delta.text or content:
-                content["content"] = delta.text
+            reasoning, answer = self._split(delta)
+            if reasoning:
+                content["reasoning_content"] = reasoning
+            if answer or "role" in content:
+                content["content"] = answer
             chunk = {**head, "choices": [self._choice(delta, "delta", content)]}
             head.pop("prompt_token_ids", None)
             if self._body.include_usage:
@@ -89,14 +102,22 @@ class _Reply:
             choice.token_ids += delta.token_ids
             choice.reports += delta.reports
             choice.finish_reason = delta.finish_reason
-        choices = [
-            self._choice(delta, "message", {"role": "assistant", "content": delta.text, "refusal": None})
-            for delta in joined
-        ]
+        choices = [self._choice(delta, "message", self._message(delta)) for delta in joined]
         answer = {**self._head("chat.completion"), "choices": choices, "usage": usage(self._generation)}
         if self._body.return_token_ids:
             answer["prompt_token_ids"] = self._generation.prompts[0]
         return answer
+
+    def _message(self, delta: Delta) -> dict[str, Any]:
+        reasoning, answer = self._split(delta)
+        message = {"role": "assistant", "content": answer, "refusal": None}
+        return {**message, "reasoning_content": reasoning} if reasoning else message
+
+    def _split(self, delta: Delta) -> tuple[str, str]:
+        """A delta's text as (reasoning, answer)."""
+        if not self._splitters:
+            return "", delta.text
+        return self._splitters[delta.choice].push(delta.text, final=delta.finish_reason is not None)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
