@@ -23,7 +23,9 @@ from server.config import LOG_FORMAT, ServerConfig
 
 _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
-With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once)."""
+With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once).
+
+deepseek-serve make-checkpoint writes a small random DeepSeek model to try: see its own --help."""
 
 _EPILOG = """Each flag is also an environment variable (--max-batch-size is
 DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the YAML or TOML file that --config
@@ -57,6 +59,10 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
 
 def main() -> None:
     """Entry point of the console script."""
+    if sys.argv[1:2] == ["make-checkpoint"]:
+        from server import make_checkpoint
+
+        sys.exit(make_checkpoint.main(sys.argv[2:]))
     server_config, engine_config = parse(sys.argv[1:])
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     from server.serve import serve  # after the flags are known to be good: it imports the web stack

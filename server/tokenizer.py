@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
@@ -36,6 +37,14 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
         self._add_bos = add_bos and self._bos_id is not None
+        self._eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
+        self._config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_bos_token": add_bos,
+            "chat_template": chat_template,
+        }
         self._bytes = TokenBytes(tokenizer) if is_byte_level(tokenizer) else None
         special = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self.chat_template = ChatTemplate(chat_template, special) if chat_template is not None else None
@@ -48,6 +57,27 @@ class Tokenizer:
             ModelError: it is missing, damaged, or of a kind not read here.
         """
         return _from_gguf(GGUFFile(source.path)) if source.is_gguf else _from_folder(source.path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids lie below this."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text, if the model has one."""
+        return self._bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text, if the model has one."""
+        return self._eos_id
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, with the chat template in it."""
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        text = json.dumps({name: value for name, value in self._config.items() if value is not None}, indent=2)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; with BOS in front where the model wants one, unless the text begins with it."""

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -113,8 +114,19 @@ def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor, block: tupl
         raise ModelError(
             f"FP8 factors are {list(scale_inv.shape)}; a {list(weight_MN.shape)} weight has {list(expected)}"
         )
-    rows, columns = (torch.arange(size) // length for size, length in zip(weight_MN.shape, block, strict=True))
-    return weight_MN.float() * scale_inv.float().index_select(0, rows).index_select(1, columns)
+    (num_rows, num_columns), (height, width) = weight_MN.shape, block
+    factors = scale_inv.float().repeat_interleave(height, 0)[:num_rows].repeat_interleave(width, 1)[:, :num_columns]
+    return weight_MN.float() * factors
+
+
+def quantize_fp8(weight_MN: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inverse: e4m3 numbers, and the fp32 factor of each block, which brings its largest to e4m3's 448."""
+    (num_rows, num_columns), (height, width) = weight_MN.shape, block
+    padded = F.pad(weight_MN.abs().float(), (0, -num_columns % width, 0, -num_rows % height))
+    largest = padded.unflatten(0, (-1, height)).unflatten(2, (-1, width)).amax(dim=(1, 3))
+    scale_inv = largest.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    factors = scale_inv.repeat_interleave(height, 0)[:num_rows].repeat_interleave(width, 1)[:, :num_columns]
+    return (weight_MN.float() / factors).to(torch.float8_e4m3fn), scale_inv
 
 
 class SafetensorsSource:

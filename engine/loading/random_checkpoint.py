@@ -1,0 +1,226 @@
+"""Random checkpoints with a real model's structure: for tests, benchmarks, and trying the server without its weights.
+
+The tensors are those that the decoder asks for when it is built, so what is written is what will be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from engine.device import DTYPES
+from engine.errors import ConfigError
+from engine.loading.weights import Weights, quantize_fp8
+from engine.models.config import ModelConfig
+from engine.models.decoder import Decoder
+from kernels.table import resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DTYPES", "PRESETS", "write"]
+
+_SHARD_BYTES = 4 << 30
+_FP8_BLOCK = (128, 128)
+_NOT_FP8 = ("embed_tokens", "lm_head", "mlp.gate.weight", "norm", "weights_proj")
+
+_SMALL = {
+    "hidden_act": "silu",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+}
+_SMALL_MOE = {
+    "moe_intermediate_size": 128,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "norm_topk_prob": False,
+    "routed_scaling_factor": 1.0,
+}
+_SMALL_MLA = {
+    "kv_lora_rank": 128,
+    "q_lora_rank": 192,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+}
+_YARN = {
+    "type": "yarn",
+    "factor": 40,
+    "original_max_position_embeddings": 4096,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
+_V3 = {
+    **_SMALL,
+    **_SMALL_MOE,
+    **_SMALL_MLA,
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "n_shared_experts": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "n_group": 4,
+    "topk_group": 2,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "max_position_embeddings": 163840,
+    "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "llm-7b": {**_SMALL, "architectures": ["LlamaForCausalLM"], "model_type": "llama"},
+    "moe-16b": {**_SMALL, **_SMALL_MOE, "architectures": ["DeepseekForCausalLM"], "model_type": "deepseek"},
+    "v2-lite": {
+        **_SMALL,
+        **_SMALL_MOE,
+        **_SMALL_MLA,
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "q_lora_rank": None,
+        "n_group": 1,
+        "topk_group": 1,
+        "max_position_embeddings": 163840,
+        "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "v2": {
+        **_SMALL,
+        **_SMALL_MOE,
+        **_SMALL_MLA,
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 16.0,
+        "max_position_embeddings": 163840,
+        "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "v3": _V3,
+    "v3.2": {
+        **_V3,
+        "architectures": ["DeepseekV32ForCausalLM"],
+        "model_type": "deepseek_v32",
+        "index_n_heads": 8,
+        "index_head_dim": 64,
+        "index_topk": 256,
+    },
+}
+
+
+def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int, fp8: bool, progress: bool) -> int:
+    """Write config.json and safetensors for a config.json-like dictionary.
+
+    Args:
+        folder: is made if need be; must hold no weights yet.
+        config: DeepSeek's names, with vocab_size.
+        dtype: of the weights; routers' correction biases are fp32.
+        seed: the same seed and config give the same tensors.
+        fp8: store linear layers as DeepSeek-V3 does, in e4m3 with a factor for each 128 x 128 block.
+        progress: show a bar.
+
+    Returns:
+        The number of parameters.
+
+    Raises:
+        ConfigError: the folder holds weights already.
+        ModelError: the config is not one that can be served.
+    """
+    if folder.exists() and any(folder.glob("*.safetensors")):
+        raise ConfigError(f"--out {folder} holds weights already; name another folder, or empty it")
+    if fp8:
+        quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+        config = {**config, "quantization_config": {**quantization, "weight_block_size": list(_FP8_BLOCK)}}
+    config = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
+    model_config = ModelConfig.from_hf(config, {})
+    weights = _RandomWeights(dtype, seed, progress=progress)
+    Decoder(model_config, weights, resolve("torch", weights.device, dtype, None), max_seq_len=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _save(folder, weights.stored(fp8=fp8))
+    return sum(tensor.numel() for tensor in weights.tensors.values())
+
+
+class _RandomWeights(Weights):
+    """Makes each tensor that is asked for, and remembers it."""
+
+    def __init__(self, dtype: torch.dtype, seed: int, *, progress: bool) -> None:
+        super().__init__(_Nothing(), torch.device("cpu"), dtype, fp8_block=_FP8_BLOCK, progress=progress)
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._seed = seed
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
+        numbers = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        if name.endswith("norm.weight"):
+            numbers = 1 + 0.1 * numbers
+        elif len(shape) == 1:
+            numbers *= 0.1
+        else:
+            numbers *= shape[-1] ** -0.5  # so that layers keep the scale of what they are given
+        is_fp32 = name.endswith("e_score_correction_bias")
+        self.tensors[name] = numbers.to(torch.float32 if is_fp32 else self._dtype)
+        self._bar.update()
+        return self.tensors[name].to(dtype or self._dtype)
+
+    def finish(self) -> None:
+        self._bar.close()
+
+    def stored(self, *, fp8: bool) -> dict[str, torch.Tensor]:
+        """The tensors as they go into the file."""
+        if not fp8:
+            return self.tensors
+        stored = {}
+        for name, tensor in self.tensors.items():
+            if tensor.dim() != 2 or any(part in name for part in _NOT_FP8):
+                stored[name] = tensor
+            else:
+                stored[name], stored[f"{name}_scale_inv"] = quantize_fp8(tensor, _FP8_BLOCK)
+        return stored
+
+
+class _Nothing:
+    """A source without tensors."""
+
+    def names(self) -> set[str]:
+        return set()
+
+    def read(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"nobody reads {name}: every tensor is made")
+
+
+def _save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """One file, or several of at most 4 GiB with an index."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > _SHARD_BYTES:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor.contiguous()
+        size += tensor.nbytes
+    if len(shards) == 1:
+        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""Write a small random checkpoint with the structure of a DeepSeek model, and a tokenizer, ready to serve."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError, ModelError
+from engine.loading.resolve import resolve_model
+from server.tokenizer import Tokenizer
+
+_SIZES = {  # flag -> config.json's name
+    "layers": "num_hidden_layers",
+    "hidden": "hidden_size",
+    "intermediate": "intermediate_size",
+    "moe-intermediate": "moe_intermediate_size",
+    "heads": "num_attention_heads",
+    "experts": "n_routed_experts",
+    "experts-per-token": "num_experts_per_tok",
+    "kv-lora-rank": "kv_lora_rank",
+    "q-lora-rank": "q_lora_rank",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status."""
+    from engine.loading import random_checkpoint  # imports torch, which --help of the server need not wait for
+
+    args = _parser(sorted(random_checkpoint.PRESETS)).parse_args(argv)
+    try:
+        config = _config(random_checkpoint.PRESETS[args.like], args)
+        tokenizer = Tokenizer.load(resolve_model(args.tokenizer))
+        config |= {
+            "vocab_size": tokenizer.vocab_size,
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": tokenizer.eos_id,
+        }
+        config |= _settings(args.set)
+        num_parameters = random_checkpoint.write(
+            args.out,
+            config,
+            dtype=random_checkpoint.DTYPES[args.dtype],
+            seed=args.seed,
+            fp8=args.fp8,
+            progress=sys.stderr.isatty(),
+        )
+        tokenizer.save(args.out)
+    except (ConfigError, ModelError) as error:
+        sys.stderr.write(f"deepseek-serve make-checkpoint: error: {error}\n")
+        return 2
+    sys.stdout.write(f"{args.out}: {num_parameters / 1e6:.1f} M random parameters; deepseek-serve --model {args.out}\n")
+    return 0
+
+
+def _parser(presets: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deepseek-serve make-checkpoint", description=__doc__)
+    parser.add_argument("--like", required=True, choices=presets, help="the model whose structure it gets")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    for flag, name in _SIZES.items():
+        parser.add_argument(f"--{flag}", type=_positive, metavar="N", help=f"{name} of config.json")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated"
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument(
+        "--fp8", action="store_true", help="store linear layers in FP8 with block factors, as V3 is released"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer", metavar="MODEL", help="whose tokenizer and chat template it gets; default: the built-in model's"
+    )
+    return parser
+
+
+def _config(preset: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    config = dict(preset)
+    for flag, name in _SIZES.items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is None:
+            continue
+        if name not in config:
+            raise ConfigError(f"--{flag} is not for --like {args.like}, which has no {name}")
+        config[name] = value
+        if name == "num_attention_heads":
+            config["num_key_value_heads"] = value
+    return config
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise ConfigError(f"--set {pair}: expected KEY=JSON, such as index_topk=64 or 'hidden_act=\"silu\"'")
+    return settings
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
