@@ -1,0 +1,151 @@
+"""The real command in a process of its own: started, asked, and ended, with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COMMAND = Path(sys.executable).with_name("deepseek-serve")
+_START_TIMEOUT = 60.0  # seconds
+_POLL = 0.02
+
+
+class ServerProcess:
+    """`deepseek-serve` with these flags on a free port, its log in `folder`.
+
+    Use as a context manager; entering waits until it is healthy, unless told otherwise.
+    """
+
+    def __init__(self, folder: Path, *flags: str, wait: bool = True) -> None:
+        self._wait = wait
+        self._log_path = folder / f"server-{time.monotonic_ns()}.log"
+        self._port = free_port()
+        self._flags = ("--port", str(self._port), *flags)
+        self._children: list[psutil.Process] = []
+
+    def __enter__(self) -> Self:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, *self._flags],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        try:
+            if self._wait:
+                self.until(self.is_healthy, timeout=_START_TIMEOUT)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+        self._end()
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The engine's process, the server's only child."""
+        [child] = psutil.Process(self.process.pid).children()
+        if child not in self._children:
+            self._children.append(child)
+        return child
+
+    def is_healthy(self) -> bool:
+        try:
+            return self.http.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics."""
+        return next(
+            sample.value
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == f"deepseek_serve_{name}" and labels.items() <= sample.labels.items()
+        )
+
+    def complete(self, prompt: Any, **body: Any) -> dict[str, Any]:
+        """The one choice of a completion that must succeed."""
+        response = self.http.post("/v1/completions", json={"prompt": prompt, **body})
+        assert response.status_code == 200, response.text
+        [choice] = response.json()["choices"]
+        return choice  # type: ignore[no-any-return]
+
+    def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> float:
+        """Wait for a condition; the seconds that it took."""
+        started = time.monotonic()
+        while not condition():
+            assert self.process.poll() is None, f"the server has ended:\n{self.log}"
+            assert time.monotonic() - started < timeout, f"not in {timeout} s:\n{self.log}"
+            time.sleep(_POLL)
+        return time.monotonic() - started
+
+    def stop(self, sig: int, *, group: bool = False) -> tuple[int, float]:
+        """Signal the server (or its group, as ctrl-C does); its exit status and how many seconds its end took."""
+        started = time.monotonic()
+        (os.killpg if group else os.kill)(self.process.pid, sig)
+        return self.process.wait(timeout=30), time.monotonic() - started
+
+    def _end(self) -> None:
+        """End what may still run: the server, then any engine that it left."""
+        if self.process.poll() is None:
+            self._children += psutil.Process(self.process.pid).children(recursive=True)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(timeout=15)
+        for child in self._children:
+            if not is_gone(child):
+                child.kill()
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended (perhaps not yet collected by whoever adopted it)."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_gone(processes: list[psutil.Process], timeout: float) -> bool:
+    """Whether all of them end within this many seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if all(map(is_gone, processes)):
+            return True
+        time.sleep(_POLL)
+    return False

@@ -1,0 +1,111 @@
+"""The engine's process by itself: how it answers its parent, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import zmq
+
+from engine.config import EngineConfig
+from engine.protocol import (
+    EngineFailed,
+    EngineInfo,
+    FromEngine,
+    GenerateRequest,
+    SamplingParams,
+    Shutdown,
+    StepOutput,
+    ToEngine,
+    decode_from_engine,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_TIMEOUT = 30  # seconds
+
+
+class Parent:
+    """The server's end of the line."""
+
+    def __init__(self, process: subprocess.Popen[bytes], socket: zmq.Socket[bytes], log_path: Path) -> None:
+        self.process, self._socket, self._log_path = process, socket, log_path
+
+    def send(self, message: ToEngine) -> None:
+        self._socket.send(encode(message))
+
+    def receive(self) -> FromEngine:
+        assert self._socket.poll(_TIMEOUT * 1000), self.log
+        message: FromEngine = decode_from_engine(self._socket.recv())
+        return message
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def start(folder: Path, config: EngineConfig) -> Iterator[Parent]:
+    endpoint = f"ipc://{folder}/engine"
+    settings = {"engine": dataclasses.asdict(config), "log_level": "info", "log_format": "%(message)s"}
+    log_path = folder / "log"
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket, log_path.open("wb") as log:
+        socket.linger = 0
+        socket.bind(endpoint)
+        command = [sys.executable, "-P", "-m", "engine.process", endpoint, json.dumps(settings)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log) as process:
+            try:
+                yield Parent(process, socket, log_path)
+            finally:
+                if process.poll() is None:
+                    process.kill()
+
+
+@pytest.fixture
+def parent(tiny_llama: Path, tmp_path: Path) -> Iterator[Parent]:
+    config = EngineConfig(model=str(tiny_llama), dtype="float32", device="cpu", threads=1, num_kv_blocks=64)
+    with start(tmp_path, config) as parent:
+        assert isinstance(parent.receive(), EngineInfo)
+        yield parent
+
+
+def endless() -> GenerateRequest:
+    return GenerateRequest("r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, time.monotonic())
+
+
+def test_told_to_stop_it_ends_orderly_in_the_middle_of_work(parent: Parent) -> None:
+    parent.send(endless())
+    step = parent.receive()
+    assert isinstance(step, StepOutput)
+    assert step.outputs[0].request_id == "r"
+    parent.send(Shutdown())
+    assert parent.process.wait(_TIMEOUT) == 0, parent.log
+    assert "Fatal" not in parent.log
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_it_ends_by_itself_when_its_parent_is_gone(parent: Parent, busy: bool) -> None:
+    if busy:
+        parent.send(endless())
+        parent.receive()
+    assert parent.process.stdin is not None
+    parent.process.stdin.close()
+    assert parent.process.wait(_TIMEOUT) == 0, parent.log
+
+
+def test_a_model_that_cannot_be_loaded_is_reported_and_the_status_is_2(tmp_path: Path) -> None:
+    with start(tmp_path, EngineConfig(model="/no/such/model")) as parent:
+        failed = parent.receive()
+        assert isinstance(failed, EngineFailed)
+        assert "/no/such/model" in failed.message
+        assert parent.process.wait(_TIMEOUT) == 2, parent.log
+        assert parent.log == ""

@@ -1,0 +1,153 @@
+"""Processes that die, and signals: what clients see, and that nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.server_process import ServerProcess, is_gone, wait_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LONG = {"prompt": "a", "max_tokens": 15_000, "ignore_eos": True, "temperature": 0}
+GREEDY = {"max_tokens": 20, "ignore_eos": True, "temperature": 0}
+
+
+@contextlib.contextmanager
+def open_stream(server: ServerProcess) -> Iterator[Iterator[str]]:
+    """The events of a long stream, its first already there."""
+    with server.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+        assert response.status_code == 200
+        events = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+        assert "choices" in json.loads(next(events))
+        yield events
+
+
+def last_two(events: Iterator[str]) -> tuple[dict[str, Any], str]:
+    """How a stream ends."""
+    *_, error, end = events
+    return json.loads(error), end
+
+
+def check_unavailable(error: dict[str, Any]) -> None:
+    assert error.keys() == {"error"}
+    assert error["error"].keys() == {"message", "type", "param", "code"}
+    assert error["error"]["type"] == "service_unavailable_error"
+    assert error["error"]["code"] == "server_is_overloaded"
+
+
+def check_clean(log: str) -> None:
+    """An end on purpose is not reported as an accident."""
+    assert not any(word in log for word in ("Traceback", "Fatal", " ERROR ", "died")), log
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: ServerProcess) -> None:
+    before = server.complete("Hello", return_token_ids=True, **GREEDY)
+    engine = server.engine
+    with open_stream(server) as events:
+        engine.kill()
+        error, end = last_two(events)
+    check_unavailable(error)
+    assert end == "[DONE]"
+    response = server.http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "restarting")
+    refused = server.http.post("/v1/completions", json={"prompt": "a"})
+    assert refused.status_code == 503
+    check_unavailable(refused.json())
+    assert int(refused.headers["retry-after"]) >= 1
+
+    server.until(server.is_healthy, timeout=30)
+    assert server.engine != engine
+    assert is_gone(engine)
+    assert server.complete("Hello", return_token_ids=True, **GREEDY) == before
+    assert server.metric("kv_cache_usage_ratio") == 0
+    assert server.metric("requests_running") == 0
+
+
+def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(server.http.post, "/v1/completions", json=LONG) for _ in range(3)]
+        server.until(lambda: server.metric("requests_running") == 3)
+        server.engine.kill()
+        responses = [request.result(timeout=30) for request in waiting]
+    assert [response.status_code for response in responses] == [503, 503, 503]
+    for response in responses:
+        check_unavailable(response.json())
+    server.until(server.is_healthy, timeout=30)
+
+
+@pytest.fixture
+def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server for one test, which may end it."""
+    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "0.5") as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("sig", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["SIGTERM", "ctrl-C to the group"]
+)
+def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerProcess, sig: int, group: bool) -> None:
+    processes = [psutil.Process(own_server.process.pid), own_server.engine]
+    with open_stream(own_server) as events:
+        status, seconds = own_server.stop(sig, group=group)
+        error, end = last_two(events)
+    assert (status, seconds < 5) == (0, True), (status, seconds, own_server.log)
+    check_unavailable(error)
+    assert "shutting down" in error["error"]["message"]
+    assert end == "[DONE]"
+    assert wait_gone(processes, 1)
+    check_clean(own_server.log)
+
+
+def test_a_signal_lets_short_requests_finish(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "20") as server:
+        body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with server.http.stream("POST", "/v1/completions", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, last, end = lines
+        assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert end == "data: [DONE]"
+        assert server.process.wait(timeout=10) == 0
+        check_clean(server.log)
+
+
+def test_an_idle_server_ends_at_once(own_server: ServerProcess) -> None:
+    engine = own_server.engine
+    status, seconds = own_server.stop(signal.SIGTERM)
+    assert (status, seconds < 3) == (0, True), (status, seconds, own_server.log)
+    assert wait_gone([engine], 1)
+    check_clean(own_server.log)
+    with pytest.raises(httpx.ConnectError):
+        own_server.http.get("/health")
+
+
+def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "60") as server:
+        engine = server.engine
+        with open_stream(server), contextlib.suppress(httpx.TransportError):
+            server.process.send_signal(signal.SIGINT)
+            server.until(lambda: "Shutting down" in server.log or not server.is_healthy(), timeout=5)
+            _, seconds = server.stop(signal.SIGINT)
+        assert seconds < 5
+        assert wait_gone([engine], 1)
+
+
+def test_the_engine_ends_when_the_server_is_killed(own_server: ServerProcess) -> None:
+    engine = own_server.engine
+    with open_stream(own_server), contextlib.suppress(httpx.TransportError):
+        own_server.process.kill()
+        own_server.process.wait(timeout=10)
+        wait_gone([engine], 5)
+    assert own_server.process.returncode == -signal.SIGKILL
+    assert is_gone(engine)

@@ -1,0 +1,165 @@
+"""The batcher under random load: its promises, checked after every step."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from engine.dynamic_batcher import AGING, DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.kv_cache_manager import KVCacheManager
+from engine.sequence import Sequence, SequenceStatus
+from tests.engine.sequences import make_sequence
+
+STOP = 1
+
+
+class Simulation:
+    """Random arrivals and aborts on a random small engine, with a sampler that draws random tokens."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = rng = random.Random(seed)
+        self.block_size = rng.choice([1, 2, 4, 16])
+        self.num_blocks = rng.randint(2, 24)
+        self.max_batch_size = rng.randint(1, 8)
+        self.budget = self.max_batch_size + rng.choice([0, 1, 7, 40])
+        self.batcher = DynamicBatcher(
+            KVCacheManager(self.num_blocks, self.block_size), self.max_batch_size, self.budget
+        )
+        self.seqs: dict[Sequence, int] = {}  # in order of arrival, with its number
+        self.live: dict[tuple[str, int], Sequence] = {}
+        self.outputs: Counter[Sequence] = Counter()
+        self.ended: dict[Sequence, str] = {}
+        self.started: dict[Sequence, int] = {}  # sequence -> how many later arrivals started before it
+        self.events: Counter[str] = Counter()
+
+    def run(self) -> None:
+        rate = self.rng.choice([0.1, 0.3, 0.6])
+        for _ in range(40):
+            while self.rng.random() < rate:
+                self.arrive()
+            if self.rng.random() < 0.1:
+                self.abort()
+            self.step()
+        for _ in range(10_000):
+            if not self.batcher.has_work:
+                break
+            self.step()
+        self.batcher.check_idle()
+        assert self.ended.keys() == self.seqs.keys(), "a sequence was lost"
+
+    def arrive(self) -> None:
+        capacity = min(self.num_blocks * self.block_size, 60)
+        name = f"r{len(self.seqs)}"
+        for index in range(self.rng.choice([1, 1, 1, 3])):
+            length = self.rng.randint(1, capacity)
+            max_tokens = self.rng.randint(0, capacity - length)
+            seq = make_sequence(name, length, index=index, stop_token_ids=(STOP,), max_tokens=max_tokens)
+            self.batcher.add(seq)
+            self.seqs[seq] = len(self.seqs)
+            self.live[name, index] = seq
+
+    def abort(self) -> None:
+        if self.live:
+            seq = self.rng.choice(list(self.live.values()))
+            index = self.rng.choice([None, seq.index])
+            self.events[f"aborted {seq.status.value}"] += 1
+            self.batcher.abort(seq.request_id, index)
+            for other in list(self.live.values()):
+                if other.request_id == seq.request_id and index in (None, other.index):
+                    self.end(other, "abort")
+        self.check_blocks()
+
+    def end(self, seq: Sequence, reason: str) -> None:
+        del self.live[seq.request_id, seq.index]
+        assert (seq.status, seq.block_table) == (SequenceStatus.FINISHED, [])
+        self.ended[seq] = reason
+
+    def step(self) -> None:
+        decoding = [
+            s for s in self.live.values() if s.status is SequenceStatus.RUNNING and s.num_uncomputed_tokens == 1
+        ]
+        preemptions = self.batcher.num_preemptions
+        plan = self.batcher.schedule(0.0)
+        self.events["preempted"] += self.batcher.num_preemptions - preemptions
+        self.check_plan(plan, decoding)
+        self.check_blocks()
+        self.note_starts(plan)
+        for output in self.batcher.update(plan, self.sample(plan)):
+            seq = self.live[output.request_id, output.index]
+            self.outputs[seq] += len(output.token_ids)
+            if output.finish_reason is not None:
+                self.end(seq, output.finish_reason)
+                self.events[output.finish_reason] += 1
+                if output.finish_reason == "length":
+                    assert self.outputs[seq] == seq.sampling.max_tokens
+            assert self.outputs[seq] == seq.num_output_tokens
+        self.check_blocks()
+
+    def sample(self, plan: StepPlan) -> StepResult:
+        tokens = [self.rng.choices([None, STOP, 7], [1, 5, 94])[0] for item in plan.scheduled if item.samples]
+        return StepResult([SampledToken(token) for token in tokens], [[] for _ in plan.scheduled])
+
+    def check_plan(self, plan: StepPlan, decoding: list[Sequence]) -> None:
+        scheduled = [item.seq for item in plan.scheduled]
+        assert bool(scheduled) == self.batcher.has_work, "work waits and nothing advances"
+        assert len(set(scheduled)) == len(scheduled)
+        assert self.batcher.stats().num_running <= self.max_batch_size
+        assert len(scheduled) <= self.max_batch_size
+        assert plan.num_tokens <= self.budget
+        for item in plan.scheduled:
+            assert item.seq.status is SequenceStatus.RUNNING
+            assert item.start == item.seq.num_computed_tokens
+            assert item.num_tokens >= 1
+            assert item.samples == (item.start + item.num_tokens == item.seq.num_tokens)
+            assert len(item.seq.block_table) * self.block_size >= item.start + item.num_tokens
+            self.events["chunked"] += not item.samples
+        for seq in decoding:
+            assert seq in scheduled or seq.status is SequenceStatus.WAITING, "a decode stalled"
+        advancing = [seq for seq in scheduled if seq in decoding and seq.num_computed_tokens > 0]
+        assert scheduled[: len(advancing)] == advancing, "decodes come first"
+
+    def check_blocks(self) -> None:
+        cache = self.batcher.kv_cache
+        live = self.live.values()
+        held = [block for seq in live for block in seq.block_table]
+        assert len(held) == len(set(held)), "a block has two owners"
+        assert set(held) <= set(range(self.num_blocks))
+        assert len(held) == cache.num_used_blocks == self.batcher.stats().num_used_blocks
+        assert cache.num_free_blocks + cache.num_used_blocks == self.num_blocks
+        running = [seq for seq in live if seq.status is SequenceStatus.RUNNING]
+        waiting = [seq for seq in live if seq.status is SequenceStatus.WAITING]
+        assert (len(running), len(waiting)) == (self.batcher.stats().num_running, self.batcher.stats().num_waiting)
+        assert not any(seq.block_table for seq in waiting)
+
+    def note_starts(self, plan: StepPlan) -> None:
+        for item in plan.scheduled:
+            seq = item.seq
+            if seq not in self.started:
+                passed_by = sum(self.seqs[other] > self.seqs[seq] for other in self.started)
+                assert passed_by <= seq.num_prompt_tokens / AGING, "passed by too many later arrivals"
+                self.started[seq] = passed_by
+                self.events["passed by a later arrival"] += passed_by > 0
+
+
+@pytest.mark.parametrize("seed", range(240))
+def test_promises_hold_under_random_load(seed):
+    Simulation(seed).run()
+
+
+def test_the_simulation_reaches_the_hard_cases():
+    events: Counter[str] = Counter()
+    for seed in range(20):
+        simulation = Simulation(seed)
+        simulation.run()
+        events += simulation.events
+    reached = {name for name, count in events.items() if count >= 5}
+    assert reached == {
+        "preempted",
+        "chunked",
+        "passed by a later arrival",
+        "aborted waiting",
+        "aborted running",
+        "length",
+        "stop",
+        "error",
+    }

@@ -1,0 +1,226 @@
+import pytest
+
+from engine.dynamic_batcher import AGING, DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.kv_cache_manager import KVCacheManager
+from engine.protocol import SequenceOutput, TokenLogprobs
+from engine.sequence import Sequence, SequenceStatus
+from tests.engine.sequences import make_sequence
+
+
+def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tokens: int = 64) -> DynamicBatcher:
+    return DynamicBatcher(KVCacheManager(num_blocks, block_size), batch, tokens)
+
+
+def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:
+    for seq in seqs:
+        batcher.add(seq)
+
+
+def result_of(plan: StepPlan, token_id: int | None = 5) -> StepResult:
+    sampled = [SampledToken(token_id) for item in plan.scheduled if item.samples]
+    return StepResult(sampled, [[] for _ in plan.scheduled])
+
+
+def step(batcher: DynamicBatcher, token_id: int | None = 5, now: float = 0.0) -> list[SequenceOutput]:
+    plan = batcher.schedule(now)
+    return batcher.update(plan, result_of(plan, token_id))
+
+
+def shares(plan: StepPlan) -> list[tuple[str, int, int]]:
+    """(request, start, tokens) of each scheduled sequence."""
+    return [(item.seq.request_id, item.start, item.num_tokens) for item in plan.scheduled]
+
+
+def test_the_shortest_waiting_prompt_starts_first():
+    batcher = make_batcher(tokens=100)
+    add(batcher, make_sequence("long", 70), make_sequence("short", 3), make_sequence("middle", 20))
+    assert shares(batcher.schedule(0)) == [("short", 0, 3), ("middle", 0, 20), ("long", 0, 70)]
+
+
+def test_equal_prompts_start_in_order_of_arrival():
+    batcher = make_batcher()
+    add(batcher, *(make_sequence(name, 4) for name in "abc"))
+    assert shares(batcher.schedule(0)) == [("a", 0, 4), ("b", 0, 4), ("c", 0, 4)]
+
+
+def test_a_step_packs_decodes_then_begun_prompts_then_waiting_ones():
+    batcher = make_batcher(tokens=10)
+    add(batcher, make_sequence("decoding", 2))
+    step(batcher)
+    add(batcher, make_sequence("begun", 15))
+    plan = batcher.schedule(0)
+    assert shares(plan) == [("decoding", 2, 1), ("begun", 0, 9)]
+    assert [item.samples for item in plan.scheduled] == [True, False]
+    batcher.update(plan, result_of(plan))
+    add(batcher, make_sequence("waiting", 5))
+    plan = batcher.schedule(0)
+    assert shares(plan) == [("decoding", 3, 1), ("begun", 9, 6), ("waiting", 0, 3)]
+    assert [item.samples for item in plan.scheduled] == [True, True, False]
+    assert plan.num_tokens == 10
+
+
+def test_max_batch_size_bounds_the_running():
+    batcher = make_batcher(batch=2, tokens=64)
+    add(batcher, *(make_sequence(name, 4) for name in "abc"))
+    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["a", "b"]
+    assert batcher.stats().num_waiting == 1
+
+
+def test_a_chunk_of_one_token_is_not_mistaken_for_a_decode():
+    batcher = make_batcher(batch=2, tokens=2)
+    add(batcher, make_sequence("p", 3))
+    assert step(batcher) == []
+    assert [output.token_ids for output in step(batcher)] == [[5]]
+
+
+def test_a_sequence_starts_only_if_each_running_one_can_still_grow():
+    batcher = make_batcher(num_blocks=3, block_size=4)
+    add(batcher, make_sequence("a", 4, max_tokens=4))
+    step(batcher)
+    add(batcher, make_sequence("b", 4, max_tokens=4))
+    assert shares(batcher.schedule(0)) == [("a", 4, 1)]  # 1 block is free, but it would leave none for a
+    assert batcher.stats().num_waiting == 1
+
+
+def test_the_newest_running_sequence_is_preempted_and_computed_anew():
+    batcher = make_batcher(num_blocks=4, block_size=2)
+    old, new = make_sequence("old", 2, max_tokens=6), make_sequence("new", 2, max_tokens=6)
+    add(batcher, old, new)
+    for _ in range(3):
+        step(batcher)
+    assert batcher.kv_cache.num_free_blocks == 0
+    assert shares(batcher.schedule(0)) == [("old", 4, 1)]
+    assert (new.status, new.block_table, new.num_computed_tokens) == (SequenceStatus.WAITING, [], 0)
+    assert new.token_ids == [0, 0, 5, 5, 5]
+    assert batcher.stats().num_preemptions == 1
+
+
+def test_a_preempted_sequence_comes_back_before_later_arrivals():
+    batcher = make_batcher(num_blocks=4, block_size=2)
+    old = make_sequence("old", 2, max_tokens=6)
+    add(batcher, old, make_sequence("new", 2, max_tokens=6))
+    for _ in range(4):
+        step(batcher)
+    add(batcher, make_sequence("later", 1, max_tokens=1))
+    while old.status is SequenceStatus.RUNNING:
+        plan = batcher.schedule(0)
+        assert [name for name, _, _ in shares(plan)] == ["old"]
+        batcher.update(plan, result_of(plan))
+    assert shares(batcher.schedule(0)) == [("new", 0, 5)]
+
+
+def test_each_end_has_its_reason_and_frees_the_blocks():
+    batcher = make_batcher()
+    add(batcher, make_sequence("length", 3, max_tokens=2))
+    assert [output.finish_reason for output in step(batcher) + step(batcher)] == [None, "length"]
+    batcher.check_idle()
+
+    add(batcher, make_sequence("stop", 3, stop_token_ids=(5,)))
+    (output,) = step(batcher)
+    assert (output.finish_reason, output.stop_token_id, output.token_ids) == ("stop", 5, [5])
+    batcher.check_idle()
+
+    seq = make_sequence("error", 3)
+    add(batcher, seq)
+    (output,) = step(batcher, token_id=None)
+    assert (output.finish_reason, output.token_ids, seq.finish_reason) == ("error", [], "error")
+    batcher.check_idle()
+
+    add(batcher, make_sequence("nothing", 3, max_tokens=0))
+    (output,) = step(batcher)
+    assert (output.finish_reason, output.token_ids) == ("length", [])
+    batcher.check_idle()
+
+
+def test_a_stop_token_before_min_tokens_does_not_end_the_sequence():
+    batcher = make_batcher()
+    add(batcher, make_sequence("s", 1, stop_token_ids=(5,), min_tokens=3))
+    assert [step(batcher)[0].finish_reason for _ in range(3)] == [None, None, "stop"]
+
+
+def test_the_stop_token_wins_over_the_length():
+    batcher = make_batcher()
+    add(batcher, make_sequence("s", 1, stop_token_ids=(5,), max_tokens=1))
+    assert step(batcher)[0].finish_reason == "stop"
+
+
+def test_prompt_logprobs_come_once_gathered_over_chunks():
+    batcher = make_batcher(batch=1, tokens=2)
+    add(batcher, make_sequence("s", 3, prompt_logprobs=0))
+    reports = [TokenLogprobs(-1.0, [], []), TokenLogprobs(-2.0, [], [])]
+    plan = batcher.schedule(0)
+    assert batcher.update(plan, StepResult([], [reports])) == []
+    outputs = step(batcher) + step(batcher)
+    assert [output.prompt_logprobs for output in outputs] == [reports, None]
+
+
+def test_queue_time_is_reported_once_from_arrival_to_first_step():
+    batcher = make_batcher()
+    add(batcher, make_sequence("s", 1))
+    assert [output.queue_time for output in step(batcher, now=2.5) + step(batcher, now=9.0)] == [2.5, None]
+
+
+@pytest.mark.parametrize("index", [None, 1])
+def test_abort_ends_all_of_a_request_or_one_sequence(index):
+    batcher = make_batcher(batch=2)
+    seqs = [make_sequence("r", 4, index=i) for i in range(3)]
+    add(batcher, *seqs, make_sequence("other", 40))
+    step(batcher)
+    batcher.abort("r", index)
+    ended = [seq.index for seq in seqs if seq.finish_reason == "abort"]
+    assert ended == ([0, 1, 2] if index is None else [1])
+    assert all(seq.block_table == [] for seq in seqs if seq.index in ended)
+    batcher.abort("r", index)
+    batcher.abort("other")
+    batcher.abort("r")
+    batcher.check_idle()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "prefilling", "decoding"])
+def test_abort_works_in_every_state(steps):
+    batcher = make_batcher(batch=2, tokens=5)
+    seq = make_sequence("s", 8)
+    add(batcher, seq)
+    for _ in range(steps):
+        step(batcher)
+    assert (seq.num_computed_tokens, seq.num_output_tokens) == {0: (0, 0), 1: (5, 0), 3: (9, 2)}[steps]
+    batcher.abort("s")
+    assert not batcher.has_work
+    batcher.check_idle()
+
+
+def test_aborting_what_is_unknown_changes_nothing():
+    batcher = make_batcher()
+    add(batcher, make_sequence("s", 2))
+    batcher.abort("other")
+    batcher.abort("s", 7)
+    assert batcher.stats().num_waiting == 1
+
+
+def test_check_idle_notices_a_live_sequence():
+    batcher = make_batcher()
+    add(batcher, make_sequence("s", 2))
+    with pytest.raises(AssertionError):
+        batcher.check_idle()
+
+
+def test_an_idle_batcher_plans_nothing():
+    assert make_batcher().schedule(0).scheduled == ()
+
+
+@pytest.mark.parametrize("length", [18, 160, 1000])
+def test_a_long_prompt_is_passed_by_a_bounded_number_of_later_arrivals(length):
+    batcher = make_batcher(num_blocks=1000, batch=1, tokens=2000)
+    long = make_sequence("long", length, max_tokens=1)
+    add(batcher, long)
+    passed = 0
+    while True:  # however many short ones arrive, each before the one that runs has ended
+        add(
+            batcher, make_sequence(f"short {passed}", 1, max_tokens=1), make_sequence(f"more {passed}", 2, max_tokens=1)
+        )
+        step(batcher)
+        if long.status is SequenceStatus.FINISHED:
+            break
+        passed += 1
+    assert 0 < passed <= length / AGING
+    assert passed >= length // AGING - 1, "short prompts should pass up to the bound"

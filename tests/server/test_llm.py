@@ -1,0 +1,125 @@
+"""The offline API: the same answers as over HTTP."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import ConfigError, ModelError, RequestError
+from server import LLM, SamplingParams
+from tests import tiny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.server.conftest import Api
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_llama: Path) -> LLM:
+    return LLM(str(tiny_llama), dtype="float32", device="cpu", threads=1, num_kv_blocks=256)
+
+
+def test_a_text_and_its_ids_give_the_reference_models_tokens(llm: LLM, tiny_llama: Path) -> None:
+    ids = llm.tokenizer.encode("Hello")
+    expected = tiny.greedy(tiny.reference(tiny_llama), ids, 20)
+    for prompts in ("Hello", ["Hello"], [ids]):
+        [completion] = llm.generate(prompts, GREEDY)
+        assert completion.prompt_token_ids == ids
+        assert completion.token_ids == expected
+        assert completion.text == llm.tokenizer.decode(expected)
+        assert completion.finish_reason == "length"
+        assert completion.logprobs == []
+
+
+async def test_answers_are_those_of_the_api(llm: LLM, api: Api) -> None:
+    prompts = ["one", "two two", "three three three"]
+    answer = await api.complete(prompts, temperature=0, max_tokens=20, ignore_eos=True, return_token_ids=True)
+    completions = llm.generate(prompts, GREEDY)
+    assert [completion.text for completion in completions] == [choice["text"] for choice in answer["choices"]]
+    assert [completion.token_ids for completion in completions] == [c["token_ids"] for c in answer["choices"]]
+    sampled = await api.complete("one", seed=5, temperature=1, max_tokens=20)
+    [completion] = llm.generate("one", SamplingParams(seed=5, temperature=1, max_tokens=20))
+    assert (completion.text, completion.finish_reason) == (
+        sampled["choices"][0]["text"],
+        sampled["choices"][0]["finish_reason"],
+    )
+
+
+def test_many_prompts_come_back_in_order_as_if_alone(llm: LLM) -> None:
+    prompts: list[str | list[int]] = [f"prompt {i} " * (1 + i % 7) for i in range(40)]
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    together = [completion.token_ids for completion in llm.generate(prompts, params)]
+    assert together == [llm.generate([prompt], params)[0].token_ids for prompt in prompts]
+    llm.engine.batcher.check_idle()
+
+
+def test_each_prompt_may_have_its_own_parameters(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (1, 5, 9)]
+    assert [len(c.token_ids) for c in llm.generate(["a", "b", "c"], params)] == [1, 5, 9]
+
+
+def test_the_default_parameters_are_sampling_params(llm: LLM) -> None:
+    [completion] = llm.generate("a")
+    assert len(completion.token_ids) <= 16
+
+
+def test_as_many_parameters_as_prompts_are_needed(llm: LLM) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        llm.generate(["a", "b"], [GREEDY])
+    llm.engine.batcher.check_idle()
+
+
+def test_stop_strings_cut_the_text_and_free_the_blocks(llm: LLM) -> None:
+    bias = dict.fromkeys(llm.tokenizer.encode("abé "), 100.0)
+    params = SamplingParams(seed=3, max_tokens=60, logit_bias=bias, ignore_eos=True)
+    [whole] = llm.generate("x", params)
+    stop = whole.text[20:23]
+    stopped = SamplingParams(seed=3, max_tokens=60, logit_bias=bias, ignore_eos=True, stop=(stop, "not there"))
+    [cut] = llm.generate("x", stopped)
+    assert cut.text == whole.text[: whole.text.find(stop)]
+    assert cut.finish_reason == "stop"
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    llm.engine.batcher.check_idle()
+
+
+def test_logprobs_come_with_each_token(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=2)
+    [completion] = llm.generate("abc", params)
+    assert len(completion.logprobs) == 8
+    for token_id, report in zip(completion.token_ids, completion.logprobs, strict=True):
+        assert report.top_ids[0] == token_id
+        assert report.logprob == report.top_logprobs[0] <= 0
+
+
+def test_a_bad_prompt_starts_nothing(llm: LLM) -> None:
+    for bad in ([999], [], [65] * 600):
+        with pytest.raises(RequestError):
+            llm.generate(["good", bad], GREEDY)
+        assert not llm.engine.has_work
+    assert llm.generate("good", GREEDY)[0].finish_reason == "length"
+
+
+def test_no_prompts_give_no_completions(llm: LLM) -> None:
+    assert llm.generate([]) == []
+
+
+def test_bad_settings_and_models_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="float32"):
+        LLM(str(tiny_llama), dtype="int3")
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        LLM(str(tmp_path / "none"))
+    with pytest.raises(TypeError, match="no_such_option"):
+        LLM(str(tiny_llama), no_such_option=1)
+
+
+def test_weights_cut_short_are_named(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "checkpoint")
+    [path] = folder.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        LLM(str(folder))
