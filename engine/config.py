@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ def check_options(config: Any) -> None:
             raise ConfigError(f"{flag} is {value!r}; valid are {', '.join(choices)}")
         if at_least is not None and value is not None and not value >= at_least:
             raise ConfigError(f"{flag} is {value}; it must be at least {at_least:g}")
+        if isinstance(value, float) and math.isinf(value):
+            raise ConfigError(f"{flag} is {value}; it must be a finite number")
 
 
 @dataclass(frozen=True, kw_only=True)

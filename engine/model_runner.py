@@ -38,6 +38,12 @@ class KVCachePool:
             for _ in range(num_layers)
         ]
 
+    def clear(self, block_ids: list[int]) -> None:
+        """Zero blocks that may hold NaN of sequences before: a masked slot weighs nothing, but 0 * NaN is NaN."""
+        for layer in self.layers:
+            for cache in layer:
+                cache[block_ids] = 0
+
     @staticmethod
     def bytes_per_block(
         shapes: tuple[tuple[int, int], ...], num_layers: int, block_size: int, dtype: torch.dtype
@@ -55,6 +61,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step: fill the cache, sample where sequences reach their last token."""
+        if self._model.attention.reads_unwritten_slots:
+            self._kv_pool.clear(self._entered_blocks(plan))
         batch = self._prepare(plan)
         hidden_TH = self._model.forward(batch, self._kv_pool.layers)
         last_rows, prompt_logprobs, first = [], [], 0
@@ -68,6 +76,15 @@ class ModelRunner:
         rows = torch.tensor(last_rows, device=self._device)
         logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
         return StepResult(sample(logits_RV, [item.seq for item in plan.scheduled if item.samples]), prompt_logprobs)
+
+    def _entered_blocks(self, plan: StepPlan) -> list[int]:
+        """Blocks whose first slot this step writes."""
+        size = self._kv_pool.block_size
+        return [
+            block
+            for item in plan.scheduled
+            for block in item.seq.block_table[-(-item.start // size) : -(-(item.start + item.num_tokens) // size)]
+        ]
 
     def _prepare(self, plan: StepPlan) -> ModelBatch:
         token_ids: list[int] = []
@@ -95,7 +112,7 @@ class ModelRunner:
             sin_TD=sin_TD,
             blocks_T=torch.tensor(blocks, device=self._device),
             offsets_T=positions_T % block_size,
-            attention_plan=self._model.plan_attention(attention),
+            attention_plan=self._model.attention.plan(attention),
         )
 
     def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:

@@ -75,7 +75,7 @@ def _take_messages(engine: Engine, socket: zmq.Socket[bytes]) -> bool:
 
 def _die_with_parent() -> None:
     """Wait for the end of standard input, then end this process, even in the middle of a step."""
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: a thread that holds its lock would make an orderly end impossible
     os._exit(0)
 
 

@@ -122,17 +122,19 @@ def _filters(seq: Sequence) -> bool:
 def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest tokens' probabilities, sorted, 0 where top_k, top_p or min_p exclude them; and their ids."""
     device, vocab_size = probs_RV.device, probs_RV.shape[1]
-    top_k = torch.tensor([seq.sampling.top_k or vocab_size for seq in seqs], device=device)[:, None]
+    top_k = torch.tensor([min(seq.sampling.top_k or vocab_size, vocab_size) for seq in seqs], device=device)[:, None]
     top_p = torch.tensor([max(seq.sampling.top_p, 1e-9) for seq in seqs], dtype=torch.float64, device=device)[:, None]
     min_p = torch.tensor([seq.sampling.min_p for seq in seqs], device=device)[:, None]
     for num_candidates in (min(_CANDIDATES, vocab_size), vocab_size):
         probs_RK, ids_RK = probs_RV.topk(num_candidates, dim=-1)
         kept = probs_RK * (torch.arange(num_candidates, device=device) < top_k)
         cumulative = kept.double().cumsum(-1)
-        # top_p is of the mass that top_k leaves. A row is decided if what lies beyond the candidates cannot be kept.
-        total = torch.where(top_k <= num_candidates, cumulative[:, -1:], 1.0)
+        # top_p is of the mass that top_k leaves: all of it is here, or top_k leaves everything, which sums to 1. A row
+        # is decided if that mass is known and nothing beyond the candidates can be kept.
+        has_all = top_k <= num_candidates
+        total = torch.where(has_all, cumulative[:, -1:], 1.0)
         kept = kept * (cumulative - kept < top_p * total) * (probs_RK >= min_p * probs_RK[:, :1])
-        if bool(((kept[:, -1] == 0) | (top_k[:, 0] <= num_candidates)).all()):
+        if bool((has_all[:, 0] | ((top_k[:, 0] == vocab_size) & (kept[:, -1] == 0))).all()):
             break
     return kept, ids_RK
 

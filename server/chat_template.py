@@ -12,6 +12,9 @@ import jinja2.sandbox
 
 from engine.errors import ModelError, RequestError
 
+# What an expression in a template can raise; the sandbox lets these through.
+_TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
 
 class ChatTemplate:
     """A compiled template. The environment matches transformers' (same extensions, filters and globals)."""
@@ -31,19 +34,19 @@ class ChatTemplate:
         self._special_tokens = special_tokens
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError) as error:
             raise ModelError(f"the model's chat template is not valid: {error}") from None
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, **kwargs: Any) -> str:
-        """The prompt's text.
+    def render(self, messages: list[dict[str, Any]], /, *, add_generation_prompt: bool, **variables: Any) -> str:
+        """The prompt's text; `variables` are further ones that the template may read.
 
         Raises:
             RequestError: the template refuses these messages (an unknown role, say), or trips over them.
         """
-        variables = {**self._special_tokens, **kwargs}
+        own = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **variables)
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+            return self._template.render({**self._special_tokens, **variables, **own})
+        except (jinja2.TemplateError, *_TEMPLATE_FAILURES) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
 
 

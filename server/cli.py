@@ -18,7 +18,7 @@ import configargparse
 import yaml
 
 from engine.config import EngineConfig
-from engine.errors import ConfigError, ModelError
+from engine.errors import ConfigError, EngineUnavailableError, ModelError
 from server.config import LOG_FORMAT, ServerConfig
 
 _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
@@ -71,6 +71,9 @@ def main() -> None:
         sys.exit(asyncio.run(serve(server_config, engine_config)))
     except (ConfigError, ModelError) as error:
         sys.exit(_complain(error))
+    except EngineUnavailableError as error:
+        _complain(error)
+        sys.exit(1)
     except KeyboardInterrupt:  # before uvicorn took over the signals
         sys.exit(130)
 
@@ -106,7 +109,11 @@ def _parser() -> Any:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", is_config_file_arg=True, metavar="FILE", help="YAML or TOML file with any of the flags below"
+        "--config",
+        is_config_file_arg=True,
+        env_var="DEEPSEEK_SERVE_CONFIG",
+        metavar="FILE",
+        help="YAML or TOML file with any of the flags below",
     )
     parser.add_argument("--version", action="version", version=_version())
     for title, config, names in _GROUPS:

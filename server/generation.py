@@ -160,21 +160,20 @@ class Generation:
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self.num_output_tokens += len(output.token_ids)
                     delta = self._take(output, choice, stream)
-                    if delta is None:
-                        continue
-                    if delta.finish_reason is not None:
-                        self._metrics.count_finished(delta.finish_reason)
+                    reason = output.finish_reason or (delta.finish_reason if delta is not None else None)
+                    if reason is not None:
+                        self._metrics.count_finished(reason)
                         num_running -= 1
-                    yield delta
+                    if reason == "error":
+                        raise GenerationError("The model's output for this request is not a number; it was ended.")
+                    if delta is not None:
+                        yield delta
         finally:
             for _ in range(num_running):
                 self._metrics.count_finished("abort")
             timer.end()
 
     def _take(self, output: SequenceOutput, choice: int, stream: OutputStream) -> Delta | None:
-        if output.finish_reason == "error":
-            self._metrics.count_finished("error")
-            raise GenerationError("The model's output for this request is not a number; the request was ended.")
         delta = self._texts[choice].push(output)
         if delta is not None and delta.finish_reason is not None and output.finish_reason is None:
             stream.abort(output.request_id, output.index)  # a stop string: the engine would go on

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from engine.errors import RequestError
 from engine.protocol import SamplingParams
 
 MAX_LOGPROBS = 20
@@ -76,7 +77,8 @@ class _GenerationRequest(_Strict):
         return {
             name: value
             for name, value in data.items()
-            if value is not None and not (name in _NEUTRAL and value in _NEUTRAL[name])
+            if value is not None
+            and not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
         }
 
     @field_validator("logit_bias")
@@ -133,6 +135,8 @@ class CompletionRequest(_GenerationRequest):
 
     @model_validator(mode="after")
     def _checks(self) -> CompletionRequest:
+        if not self.prompts:
+            raise ValueError("'prompt' must not be empty")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("'max_tokens' must be at least 1, unless 'echo' is true")
         if self.min_tokens > self.max_tokens:
@@ -193,8 +197,6 @@ class ChatCompletionRequest(_GenerationRequest):
     def _checks(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("'top_logprobs' goes with 'logprobs': true only")
-        if self.min_tokens > (self.output_limit or self.min_tokens):
-            raise ValueError("'min_tokens' must not exceed 'max_completion_tokens'")
         if reserved := {"messages", "add_generation_prompt"} & self.chat_template_kwargs.keys():
             raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self
@@ -212,4 +214,6 @@ class ChatCompletionRequest(_GenerationRequest):
     def sampling(self, room: int) -> SamplingParams:
         """For the engine; `room` is what the context leaves after the prompt."""
         limit = self.output_limit if self.output_limit is not None else max(1, room)
+        if self.min_tokens > limit:
+            raise RequestError(f"'min_tokens' must not exceed the {limit} tokens that can follow", "min_tokens")
         return self._sampling(limit, (self.top_logprobs or 0) if self.logprobs else None, None)

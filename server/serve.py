@@ -56,6 +56,8 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
             )
             server = _Server(app, server_config, client)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
+            host, port = listener.getsockname()[:2]
+            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
             await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
             await serving

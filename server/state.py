@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from engine.errors import UnknownModelError
+from engine.errors import RequestError, UnknownModelError
 from server.engine_client import EngineClient
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
@@ -47,6 +47,13 @@ class ServerState:
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, without stalling the event loop."""
+        max_seq_len = self.client.require_info().max_seq_len
+        if len(text) > max_seq_len * self.tokenizer.max_token_bytes:  # more tokens than fit, however it is split
+            raise RequestError(
+                f"This server's maximum context length is {max_seq_len} tokens; {len(text)} characters have more.",
+                "prompt",
+                "context_length_exceeded",
+            )
         if len(text) <= _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)

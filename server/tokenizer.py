@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
-from engine.errors import ModelError
+from engine.errors import ModelError, RequestError
 from engine.loading.gguf_file import GGUFFile
 from engine.models.config import read_json
 from server.chat_template import ChatTemplate
@@ -73,6 +74,11 @@ class Tokenizer:
         """The token that ends a text, if the model has one."""
         return self._eos_id
 
+    @functools.cached_property
+    def max_token_bytes(self) -> int:
+        """No token stands for more bytes of text than this."""
+        return max(len(token.encode()) for token in self._tokenizer.get_vocab())
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, with the chat template in it."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
@@ -81,7 +87,10 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; with BOS in front where the model wants one, unless the text begins with it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError:  # a lone surrogate, which JSON can carry
+            raise RequestError("The prompt is not valid Unicode: it has half a surrogate pair.", "prompt") from None
         if add_special_tokens and self._add_bos and ids[:1] != [self._bos_id]:
             return [self._bos_id, *ids]  # type: ignore[list-item]
         if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:

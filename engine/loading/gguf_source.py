@@ -102,6 +102,8 @@ class GGUFSource:
 
     def _half_split(self, name: str, num_heads: int) -> torch.Tensor:
         value = self._numbers(name)
+        if len(value) % (2 * num_heads):
+            return value  # misshapen: Weights.take says so
         return value.reshape(num_heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
 
     def _joined_kv_b(self, prefix: str) -> torch.Tensor:

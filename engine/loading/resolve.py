@@ -58,6 +58,8 @@ def resolve_model(model: str | None) -> ModelSource:
     """
     if model is None or model == default_model.NAME:
         return ModelSource(default_model.fetch(), default_model.NAME)
+    if not model:
+        raise ModelError("--model is empty; leave it out for the built-in model")
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelSource(path, path.resolve().name)

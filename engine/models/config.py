@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import ModelError
 
@@ -151,22 +151,20 @@ class ModelConfig:
     def from_hf(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         """Translate the dictionaries of config.json and generation_config.json."""
         _refuse_unsupported(raw)
-        try:
-            return cls(
-                **_hf_shape(raw),
-                **_hf_rope(raw),
-                mla=_hf_mla(raw),
-                indexer=_hf_indexer(raw),
-                moe=_hf_moe(raw),
-                num_nextn_predict_layers=raw.get("num_nextn_predict_layers", 0) if "n_routed_experts" in raw else 0,
-                weight_block_size=tuple((raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)),
-                eos_token_ids=tuple(
-                    dict.fromkeys(_as_list(raw.get("eos_token_id")) + _as_list(generation.get("eos_token_id")))
-                ),
-                dtype=raw.get("dtype") or raw.get("torch_dtype"),
-            )
-        except KeyError as error:
-            raise ModelError(f"config.json lacks {error.args[0]!r}") from None
+        keys = _Keys(raw, "config.json")
+        return cls(
+            **_hf_shape(keys),
+            **_hf_rope(keys),
+            mla=_hf_mla(keys),
+            indexer=_hf_indexer(keys),
+            moe=_hf_moe(keys),
+            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", 0, at_least=0),
+            weight_block_size=_hf_block_size(raw),
+            eos_token_ids=tuple(
+                dict.fromkeys(_as_list(raw.get("eos_token_id")) + _as_list(generation.get("eos_token_id")))
+            ),
+            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+        )
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelConfig:
@@ -176,75 +174,129 @@ class ModelConfig:
             raise ModelError(f"GGUF architecture {arch!r} is not supported yet; supported are 'llama' and 'deepseek2'")
         if arch == "llama" and metadata.get("llama.expert_count"):
             raise ModelError("a Llama with experts (Mixtral) is not supported")
-        own = {key.removeprefix(f"{arch}."): value for key, value in metadata.items() if key.startswith(f"{arch}.")}
-        try:
-            num_heads, hidden_size = own["attention.head_count"], own["embedding_length"]
-            eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-            return cls(
-                architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
-                vocab_size=own.get("vocab_size") or len(metadata["tokenizer.ggml.tokens"]),
-                hidden_size=hidden_size,
-                intermediate_size=own["feed_forward_length"],
-                num_hidden_layers=own["block_count"],
-                num_attention_heads=num_heads,
-                num_key_value_heads=own.get("attention.head_count_kv", num_heads) if arch == "llama" else num_heads,
-                head_dim=own.get("attention.key_length", hidden_size // num_heads),
-                rms_norm_eps=own["attention.layer_norm_rms_epsilon"],
-                max_position_embeddings=own["context_length"],
-                rope_theta=own.get("rope.freq_base", 10000.0),
-                rope_scaling=_gguf_rope(own, tensor_names),
-                tie_word_embeddings="output.weight" not in tensor_names,
-                attention_bias="blk.0.attn_q.bias" in tensor_names,
-                mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
-                mla=_gguf_mla(own) if arch == "deepseek2" else None,
-                moe=_gguf_moe(own, tensor_names) if arch == "deepseek2" else None,
-                eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
-            )
-        except KeyError as error:
-            raise ModelError(f"the GGUF file lacks {error.args[0]!r}") from None
+        keys = _Keys(metadata, "the GGUF file", f"{arch}.")
+        num_heads, hidden_size = keys.integer("attention.head_count"), keys.integer("embedding_length")
+        tokens = _Keys(metadata, "the GGUF file").get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list):
+            raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {tokens!r}; expected a list")
+        eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+        return cls(
+            architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
+            vocab_size=keys.integer("vocab_size", len(tokens)),
+            hidden_size=hidden_size,
+            intermediate_size=keys.integer("feed_forward_length"),
+            num_hidden_layers=keys.integer("block_count"),
+            num_attention_heads=num_heads,
+            num_key_value_heads=keys.integer("attention.head_count_kv", num_heads) if arch == "llama" else num_heads,
+            head_dim=keys.integer("attention.key_length", hidden_size // num_heads),
+            rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+            max_position_embeddings=keys.integer("context_length"),
+            rope_theta=keys.number("rope.freq_base", 10000.0),
+            rope_scaling=_gguf_rope(keys, tensor_names),
+            tie_word_embeddings="output.weight" not in tensor_names,
+            attention_bias="blk.0.attn_q.bias" in tensor_names,
+            mlp_bias="blk.0.ffn_gate.bias" in tensor_names,
+            mla=_gguf_mla(keys) if arch == "deepseek2" else None,
+            moe=_gguf_moe(keys, tensor_names) if arch == "deepseek2" else None,
+            eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
+        )
 
 
-def _gguf_rope(own: Mapping[str, Any], tensor_names: frozenset[str]) -> dict[str, Any]:
+_REQUIRED: Any = object()
+
+
+class _Keys:
+    """A checkpoint's settings by name, each checked for its type, so that what is wrong is named."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self.values, self._where, self._prefix = values, where, prefix
+
+    def get(self, name: str, default: Any = _REQUIRED) -> Any:
+        """A value as it is; null means the default."""
+        value = self.values.get(self._prefix + name)
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            raise ModelError(f"{self._where} lacks '{self._prefix}{name}'")
+        return default
+
+    def integer(self, name: str, default: Any = _REQUIRED, *, at_least: int = 1) -> int:
+        """A whole number."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            self.refuse(name, value, f"a whole number of at least {at_least}")
+        return int(value)
+
+    def number(self, name: str, default: Any = _REQUIRED) -> float:
+        """A positive number."""
+        value = self.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            self.refuse(name, value, "a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.refuse(name, value, "true or false")
+        return bool(value)
+
+    def choice(self, name: str, default: str, valid: tuple[str, ...]) -> str:
+        """One of a few words."""
+        value = self.get(name, default)
+        if value not in valid:
+            self.refuse(name, value, f"one of {', '.join(valid)}")
+        return str(value)
+
+    def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
+        """Raise the error that names the key and what was expected."""
+        raise ModelError(f"{self._prefix}{name} in {self._where} is {value!r}; expected {expected}")
+
+
+def _gguf_rope(keys: _Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
     if "rope_freqs.weight" in tensor_names:
         return {"rope_type": "gguf_factors"}
-    if (kind := own.get("rope.scaling.type", "none")) == "none":
+    if (kind := keys.get("rope.scaling.type", "none")) == "none":
         return {}
-    rope = {"rope_type": kind, "factor": own["rope.scaling.factor"]}
-    if (original := own.get("rope.scaling.original_context_length")) is not None:
+    rope = {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
+    if original := keys.integer("rope.scaling.original_context_length", 0, at_least=0):
         rope["original_max_position_embeddings"] = original
-    if (multiplier := own.get("rope.scaling.yarn_log_multiplier")) is not None:
+    if multiplier := keys.get("rope.scaling.yarn_log_multiplier", 0):
         rope["mscale"] = rope["mscale_all_dim"] = multiplier * 10  # stored as 0.1 * mscale_all_dim
     return rope
 
 
-def _gguf_mla(own: Mapping[str, Any]) -> MLAConfig:
-    kv_lora_rank, rope_dim = own["attention.kv_lora_rank"], own["rope.dimension_count"]
+def _gguf_mla(keys: _Keys) -> MLAConfig:
+    rope_dim = keys.integer("rope.dimension_count")
     # Files made since mid-2025 describe the cached latent as key and value, and the heads in the *_mla keys.
-    key_length = own.get("attention.key_length_mla", own["attention.key_length"])
+    mla = "_mla" if keys.get("attention.key_length_mla", None) else ""
     return MLAConfig(
-        q_lora_rank=own.get("attention.q_lora_rank") or None,
-        kv_lora_rank=kv_lora_rank,
-        qk_nope_head_dim=key_length - rope_dim,
+        q_lora_rank=keys.integer("attention.q_lora_rank", 0, at_least=0) or None,
+        kv_lora_rank=keys.integer("attention.kv_lora_rank"),
+        qk_nope_head_dim=keys.integer(f"attention.key_length{mla}") - rope_dim,
         qk_rope_head_dim=rope_dim,
-        v_head_dim=own.get("attention.value_length_mla", own["attention.value_length"]),
+        v_head_dim=keys.integer(f"attention.value_length{mla}"),
     )
 
 
-def _gguf_moe(own: Mapping[str, Any], tensor_names: frozenset[str]) -> MoEConfig:
-    first_sparse, groups = own["leading_dense_block_count"], own.get("expert_group_count", 1)
+def _gguf_moe(keys: _Keys, tensor_names: frozenset[str]) -> MoEConfig:
+    first_sparse, groups = keys.integer("leading_dense_block_count", at_least=0), keys.integer("expert_group_count", 1)
+    gating = keys.integer("expert_gating_func", 1)
+    if gating not in (1, 2):
+        keys.refuse("expert_gating_func", gating, "1 (softmax) or 2 (sigmoid)")
     biased = f"blk.{first_sparse}.exp_probs_b.bias" in tensor_names
     return MoEConfig(
-        n_routed_experts=own["expert_count"],
-        num_experts_per_tok=own["expert_used_count"],
-        n_shared_experts=own.get("expert_shared_count", 0),
-        moe_intermediate_size=own["expert_feed_forward_length"],
+        n_routed_experts=keys.integer("expert_count"),
+        num_experts_per_tok=keys.integer("expert_used_count"),
+        n_shared_experts=keys.integer("expert_shared_count", 0, at_least=0),
+        moe_intermediate_size=keys.integer("expert_feed_forward_length"),
         first_k_dense_replace=first_sparse,
-        scoring_func={1: "softmax", 2: "sigmoid"}[own.get("expert_gating_func", 1)],
+        scoring_func="softmax" if gating == 1 else "sigmoid",
         topk_method="noaux_tc" if biased else "group_limited_greedy" if groups > 1 else "greedy",
         n_group=groups,
-        topk_group=own.get("expert_group_used_count", 1),
-        norm_topk_prob=own.get("expert_weights_norm", False),
-        routed_scaling_factor=own.get("expert_weights_scale", 1.0),
+        topk_group=keys.integer("expert_group_used_count", 1),
+        norm_topk_prob=keys.flag("expert_weights_norm", False),
+        routed_scaling_factor=keys.number("expert_weights_scale", 1.0),
     )
 
 
@@ -263,80 +315,90 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         )
 
 
-def _hf_shape(raw: Mapping[str, Any]) -> dict[str, Any]:
-    num_heads = raw["num_attention_heads"]
+def _hf_shape(keys: _Keys) -> dict[str, Any]:
+    num_heads, hidden_size = keys.integer("num_attention_heads"), keys.integer("hidden_size")
     return {
-        "architecture": raw["architectures"][0],
-        "vocab_size": raw["vocab_size"],
-        "hidden_size": raw["hidden_size"],
-        "intermediate_size": raw["intermediate_size"],
-        "num_hidden_layers": raw["num_hidden_layers"],
+        "architecture": keys.values["architectures"][0],
+        "vocab_size": keys.integer("vocab_size"),
+        "hidden_size": hidden_size,
+        "intermediate_size": keys.integer("intermediate_size"),
+        "num_hidden_layers": keys.integer("num_hidden_layers"),
         "num_attention_heads": num_heads,
-        "num_key_value_heads": raw.get("num_key_value_heads") or num_heads,
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // num_heads,
-        "rms_norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "max_position_embeddings": raw.get("max_position_embeddings", 2048),
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-        "attention_bias": raw.get("attention_bias", False),
-        "mlp_bias": raw.get("mlp_bias", False),
+        "num_key_value_heads": keys.integer("num_key_value_heads", num_heads),
+        "head_dim": keys.integer("head_dim", hidden_size // num_heads),
+        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "max_position_embeddings": keys.integer("max_position_embeddings", 2048),
+        "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
+        "attention_bias": keys.flag("attention_bias", False),
+        "mlp_bias": keys.flag("mlp_bias", False),
     }
 
 
-def _hf_rope(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _hf_rope(keys: _Keys) -> dict[str, Any]:
     """Transformers 5 writes rope_parameters; before, rope_theta stood alone and rope_scaling beside it."""
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    name = "rope_parameters" if keys.get("rope_parameters", None) else "rope_scaling"
+    rope = keys.get(name, {})
+    if not isinstance(rope, dict):
+        keys.refuse(name, rope, "an object")
+    rope = dict(rope)
     if "type" in rope:
         rope.setdefault("rope_type", rope.pop("type"))
-    theta = float(rope.pop("rope_theta", None) or raw.get("rope_theta", 10000.0))
-    return {"rope_theta": theta, "rope_scaling": {} if rope.get("rope_type", "default") == "default" else rope}
+    theta = rope.pop("rope_theta", None) or keys.number("rope_theta", 10000.0)
+    return {"rope_theta": float(theta), "rope_scaling": {} if rope.get("rope_type", "default") == "default" else rope}
 
 
-def _hf_mla(raw: Mapping[str, Any]) -> MLAConfig | None:
-    if not raw.get("kv_lora_rank"):
+def _hf_block_size(raw: Mapping[str, Any]) -> tuple[int, int]:
+    size = (raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
+    if len(size) != 2 or not all(isinstance(length, int) and length > 0 for length in size):
+        raise ModelError(f"weight_block_size in config.json is {size!r}; expected two positive whole numbers")
+    return size[0], size[1]
+
+
+def _hf_mla(keys: _Keys) -> MLAConfig | None:
+    if not keys.get("kv_lora_rank", 0):
         return None
     return MLAConfig(
-        q_lora_rank=raw.get("q_lora_rank"),
-        kv_lora_rank=raw["kv_lora_rank"],
-        qk_nope_head_dim=raw["qk_nope_head_dim"],
-        qk_rope_head_dim=raw["qk_rope_head_dim"],
-        v_head_dim=raw["v_head_dim"],
+        q_lora_rank=keys.integer("q_lora_rank", 0, at_least=0) or None,
+        kv_lora_rank=keys.integer("kv_lora_rank"),
+        qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
+        qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
+        v_head_dim=keys.integer("v_head_dim"),
     )
 
 
-def _hf_indexer(raw: Mapping[str, Any]) -> IndexerConfig | None:
-    if not raw.get("index_topk"):
+def _hf_indexer(keys: _Keys) -> IndexerConfig | None:
+    if not keys.get("index_topk", 0):
         return None
     return IndexerConfig(
-        index_n_heads=raw["index_n_heads"], index_head_dim=raw["index_head_dim"], index_topk=raw["index_topk"]
+        index_n_heads=keys.integer("index_n_heads"),
+        index_head_dim=keys.integer("index_head_dim"),
+        index_topk=keys.integer("index_topk"),
     )
 
 
-def _hf_moe(raw: Mapping[str, Any]) -> MoEConfig | None:
-    if not raw.get("n_routed_experts"):
+def _hf_moe(keys: _Keys) -> MoEConfig | None:
+    if not keys.get("n_routed_experts", 0):
         return None
     # DeepSeek's V3 configs say noaux_tc and sigmoid; those that transformers writes leave both out.
-    is_v3 = raw["architectures"][0] in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
-    config = MoEConfig(
-        n_routed_experts=raw["n_routed_experts"],
-        num_experts_per_tok=raw["num_experts_per_tok"],
-        n_shared_experts=raw.get("n_shared_experts") or 0,
-        moe_intermediate_size=raw["moe_intermediate_size"],
-        first_k_dense_replace=raw.get("first_k_dense_replace", 0),
-        moe_layer_freq=raw.get("moe_layer_freq", 1),
-        scoring_func=raw.get("scoring_func", "sigmoid" if is_v3 else "softmax"),
-        topk_method=raw.get("topk_method", "noaux_tc" if is_v3 else "greedy"),
-        n_group=raw.get("n_group") or 1,
-        topk_group=raw.get("topk_group") or 1,
-        norm_topk_prob=raw.get("norm_topk_prob", is_v3),
-        routed_scaling_factor=raw.get("routed_scaling_factor", 1.0),
+    is_v3 = keys.values["architectures"][0] in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
+    return MoEConfig(
+        n_routed_experts=keys.integer("n_routed_experts"),
+        num_experts_per_tok=keys.integer("num_experts_per_tok"),
+        n_shared_experts=keys.integer("n_shared_experts", 0, at_least=0),
+        moe_intermediate_size=keys.integer("moe_intermediate_size"),
+        first_k_dense_replace=keys.integer("first_k_dense_replace", 0, at_least=0),
+        moe_layer_freq=keys.integer("moe_layer_freq", 1),
+        scoring_func=keys.choice("scoring_func", "sigmoid" if is_v3 else "softmax", ("softmax", "sigmoid")),
+        topk_method=keys.choice(
+            "topk_method",
+            "noaux_tc" if is_v3 else "greedy",
+            ("greedy", "group_limited_greedy", "noaux_tc"),
+        ),
+        n_group=keys.integer("n_group", 1),
+        topk_group=keys.integer("topk_group", 1),
+        norm_topk_prob=keys.flag("norm_topk_prob", is_v3),
+        routed_scaling_factor=keys.number("routed_scaling_factor", 1.0),
     )
-    for name, valid in (
-        ("scoring_func", ("softmax", "sigmoid")),
-        ("topk_method", ("greedy", "group_limited_greedy", "noaux_tc")),
-    ):
-        if getattr(config, name) not in valid:
-            raise ModelError(f"{name} is {getattr(config, name)!r}; valid are {', '.join(valid)}")
-    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from engine.models.rope import RotaryTable, inverse_frequencies
 if TYPE_CHECKING:
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
-    from kernels.paged_attention import AttentionBatch
+    from kernels.paged_attention import LatentAttention, PagedAttention
     from kernels.table import KernelTable
 
 
@@ -112,10 +112,10 @@ class Decoder:
         """Shapes [heads, values] of what one token leaves in one layer's cache."""
         return _attention_class(self.config).cache_shapes(self.config)
 
-    def plan_attention(self, batch: AttentionBatch) -> Any:
-        """What all layers' attention shares in a step."""
-        kernels = self.kernels
-        return (kernels.attention if self.config.mla is None else kernels.latent_attention).plan(batch)
+    @property
+    def attention(self) -> PagedAttention | LatentAttention:
+        """The attention kernel that every layer uses."""
+        return self.kernels.attention if self.config.mla is None else self.kernels.latent_attention
 
     def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""

@@ -9,6 +9,8 @@ from kernels.paged_attention.batch import AttentionBatch
 class ReferenceLatentAttention:
     """The obvious version."""
 
+    reads_unwritten_slots = False
+
     def plan(self, batch: AttentionBatch) -> AttentionBatch:
         return batch
 

@@ -21,6 +21,8 @@ _MAX_SCORES = 1 << 25  # scores held at once in a prefill
 class TorchLatentAttention:
     """Gather by block, then matrix products."""
 
+    reads_unwritten_slots = True
+
     def __init__(self, dtype: torch.dtype) -> None:
         self._planner = TorchAttention(dtype)
 

@@ -33,7 +33,14 @@ class AttentionBatch:
 
 
 class PagedAttention(Protocol):
-    """A backend; see kernels.paged_attention."""
+    """A backend; see kernels.paged_attention.
+
+    Attributes:
+        reads_unwritten_slots: it multiplies the slots behind a sequence's last by zero instead of leaving them out, so
+            they must not hold NaN.
+    """
+
+    reads_unwritten_slots: bool
 
     def plan(self, batch: AttentionBatch) -> Any:
         """What all layers of a step share."""
@@ -45,7 +52,9 @@ class PagedAttention(Protocol):
 
 
 class LatentAttention(Protocol):
-    """A backend for cached latents; see kernels.latent_attention."""
+    """A backend for cached latents; see kernels.latent_attention, and PagedAttention for the attribute."""
+
+    reads_unwritten_slots: bool
 
     def plan(self, batch: AttentionBatch) -> Any:
         """What all layers of a step share."""

@@ -30,6 +30,8 @@ class _Plan:
 class CPUAttention:
     """Online softmax over the blocks where they lie; nothing is gathered."""
 
+    reads_unwritten_slots = False
+
     def __init__(self, dtype: torch.dtype) -> None:
         pointers, sizes = [POINTER] * 4, [INT] * 5
         self._call = function(

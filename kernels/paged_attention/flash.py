@@ -27,6 +27,8 @@ class _Plan:
 class FlashAttention:
     """Gather by position, then flash_attn_varlen_func, whose causal mask is aligned to the last query."""
 
+    reads_unwritten_slots = False
+
     def __init__(self) -> None:
         from flash_attn import flash_attn_varlen_func
 

@@ -8,6 +8,8 @@ from kernels.paged_attention.batch import AttentionBatch
 class ReferenceAttention:
     """The obvious version."""
 
+    reads_unwritten_slots = False
+
     def plan(self, batch: AttentionBatch) -> AttentionBatch:
         return batch
 

@@ -59,6 +59,8 @@ class Plan:
 class TorchAttention:
     """Gather by (block, head), then matrix products."""
 
+    reads_unwritten_slots = True
+
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 

@@ -36,8 +36,8 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
         add_generation_prompt=body.add_generation_prompt,
         **body.chat_template_kwargs,
     )
-    prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
     try:
+        prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
         generation = Generation(
             server.client,
             server.tokenizer,

@@ -140,7 +140,12 @@ class _Reply:
         lists["text_offset"].append(offset + report.text_offset)
 
     def _token_text(self, token_id: int) -> str:
-        return self._tokenizer.token_bytes(token_id).decode(errors="replace")
+        """A token as a key of top_logprobs: broken characters are spelled out, so that none hides another."""
+        as_bytes = self._tokenizer.token_bytes(token_id)
+        try:
+            return as_bytes.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in as_bytes)
 
 
 def _empty_logprobs() -> dict[str, list[Any]]:

@@ -48,5 +48,5 @@ def test_reasoning_is_given_out_before_it_ends():
 
 
 def test_a_prompt_that_ends_with_the_open_marker_starts_inside():
-    assert starts_inside("<｜Assistant｜><think>\n")
+    assert starts_inside("[assistant]<think>\n")
     assert not starts_inside("<think></think>")
