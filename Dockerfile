@@ -37,7 +37,7 @@ USER 10001
 WORKDIR /home/serve
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('DEEPSEEK_SERVE_PORT', '8000') + '/health', timeout=2)"]
 ENTRYPOINT ["deepseek-serve"]
 
 FROM runtime AS gpu

@@ -75,6 +75,11 @@ class EngineConfig:
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85%% on a GPU", metavar="GiB"
     )
     num_kv_blocks: int | None = option(None, "the KV cache's size in blocks, instead of --kv-cache-memory", at_least=1)
+    prefix_caching: str = option(
+        "on",
+        "keep the blocks of finished sequences, until memory is wanted, for prompts that begin the same way",
+        choices=("on", "off"),
+    )
     seed: int = option(0, "base of the random seeds of requests that bring none", at_least=0)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,8 @@ Shortest first would starve long prompts, so waiting has a bound. A waiting sequ
 AGING * k tokens
 shorter: a prompt of L tokens is passed by at most L / AGING later arrivals, whatever the load.
 
+What the prefix cache holds of a prompt is not computed again, and does not count as length.
+
 A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. When a
 running one needs a block and none is free, the newest running one is preempted: its blocks go, its tokens stay, and
 it waits for its turn to be computed anew, at its old place.
@@ -93,6 +95,7 @@ class DynamicBatcher:
         self.max_batch_size = max_batch_size
         self.max_batched_tokens = max_batched_tokens
         self.num_preemptions = 0
+        self.num_prompt_tokens = self.num_cached_tokens = 0  # of all sequences that have started
         self._num_arrivals = 0
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # (seq.place, seq), sorted; places are unique
         self._running: list[Sequence] = []  # oldest first
@@ -111,13 +114,16 @@ class DynamicBatcher:
             num_used_blocks=self.kv_cache.num_used_blocks,
             num_blocks=self.kv_cache.num_blocks,
             num_preemptions=self.num_preemptions,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
         )
 
     def add(self, seq: Sequence) -> None:
         """Take a sequence in. Its prompt and max_tokens must fit the pool; the caller refuses those that don't."""
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
-        seq.place = (seq.num_tokens + AGING * self._num_arrivals, self._num_arrivals)
+        num_to_compute = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
+        seq.place = (num_to_compute + AGING * self._num_arrivals, self._num_arrivals)
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq
         bisect.insort(self._waiting, (seq.place, seq))
@@ -162,8 +168,11 @@ class DynamicBatcher:
             assert seq.status is SequenceStatus.RUNNING
             seq.num_computed_tokens += item.num_tokens
             seq.prompt_logprobs += prompt_logprobs
-            if item.samples:
-                outputs.append(self._advance(seq, next(sampled)))
+            choice = next(sampled) if item.samples else None
+            if choice is None or choice.token_id is not None:  # a broken sequence's blocks must not be found again
+                self.kv_cache.remember(seq, item.start)
+            if choice is not None:
+                outputs.append(self._advance(seq, choice))
         return outputs
 
     def check_idle(self) -> None:
@@ -171,7 +180,7 @@ class DynamicBatcher:
         assert not self._live
         assert not self._running
         assert not self._waiting
-        self.kv_cache.check_idle()
+        self.kv_cache.check([])
 
     def _advance(self, seq: Sequence, sampled: SampledToken) -> SequenceOutput:
         is_first = seq.num_output_tokens == 0
@@ -199,24 +208,28 @@ class DynamicBatcher:
             logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
             prompt_logprobs=seq.prompt_logprobs if is_first and seq.sampling.prompt_logprobs is not None else None,
             queue_time=seq.first_step_time - seq.arrival_time if is_first and seq.first_step_time is not None else None,
+            num_cached_tokens=seq.num_cached_tokens if is_first else 0,
         )
 
     def _admit(self, seq: Sequence, now: float) -> bool:
         """Start the first waiting sequence if its tokens' blocks are free and each running one can still grow."""
-        watermark = len(self._running)
-        if self.kv_cache.num_free_blocks - self.kv_cache.num_missing_blocks(seq, seq.num_tokens) < watermark:
+        num_cached_tokens = self.kv_cache.start(seq, num_spare=len(self._running))
+        if num_cached_tokens is None:
             return False
         self._waiting.pop(0)
-        self.kv_cache.grow(seq, seq.num_tokens)
         seq.status = SequenceStatus.RUNNING
+        seq.num_computed_tokens = num_cached_tokens
         if seq.first_step_time is None:
             seq.first_step_time = now
+            seq.num_cached_tokens = num_cached_tokens
+            self.num_prompt_tokens += seq.num_prompt_tokens
+            self.num_cached_tokens += num_cached_tokens
         self._running.append(seq)
         return True
 
     def _grow_or_preempt(self, seq: Sequence) -> None:
         """Get `seq` the block for its next token, from the newest running sequences if none is free."""
-        while not self.kv_cache.grow(seq, seq.num_tokens):
+        while not self.kv_cache.grow(seq):
             newest = self._running[-1]
             self._preempt(newest)
             if newest is seq:
@@ -237,7 +250,7 @@ class DynamicBatcher:
             self._running.remove(seq)
         else:
             del self._waiting[bisect.bisect_left(self._waiting, (seq.place,))]
-        self.kv_cache.release(seq)
+        self.kv_cache.release(seq, forget=reason == "error")
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
         of_request = self._live[seq.request_id]

@@ -86,7 +86,11 @@ class Engine:
             model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device
         )
         budget = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
-        batcher = DynamicBatcher(KVCacheManager(num_blocks, config.block_size), config.max_batch_size, budget)
+        batcher = DynamicBatcher(
+            KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching == "on"),
+            config.max_batch_size,
+            budget,
+        )
         info = EngineInfo(
             max_seq_len=min(max_seq_len, num_blocks * config.block_size),
             vocab_size=model_config.vocab_size,

@@ -103,6 +103,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
         logprobs: one entry for each of them, if asked for.
         prompt_logprobs: one entry for each prompt token but the first; once, with the first output.
         queue_time: seconds from arrival to the first step; once, with the first output.
+        num_cached_tokens: prompt tokens that came from the prefix cache; once, with the first output.
         stop_token_id: the token that ended the sequence, when finish_reason is "stop".
     """
 
@@ -114,16 +115,24 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     queue_time: float | None = None
+    num_cached_tokens: int = 0
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine's load after a step; each figure costs O(1) to read."""
+    """The engine's load after a step; each figure costs O(1) to read.
+
+    Attributes:
+        num_preemptions: since the engine started.
+        num_prompt_tokens: of all sequences started since, and num_cached_tokens those that the prefix cache had.
+    """
 
     num_running: int
     num_waiting: int
     num_used_blocks: int
     num_blocks: int
-    num_preemptions: int
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
 
     @property
     def kv_cache_usage_ratio(self) -> float:

@@ -31,6 +31,8 @@ class Sequence:
         block_table: ids of the KV blocks that hold them, in order of position.
         seed: what the sampler's random numbers derive from.
         stop_token_ids: tokens that end the sequence; empty with ignore_eos and none of its own.
+        block_hashes: of its full blocks, as far as KVCacheManager has computed them.
+        num_cached_tokens: tokens that came from the prefix cache when it first started.
         place: where it stands among the waiting, smallest first: (tokens, weighted by age; arrival number).
         first_step_time: when its first step was scheduled; None while it never was.
     """
@@ -46,6 +48,8 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_cached_tokens: int = 0
     place: tuple[int, int] = (0, 0)
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from engine.errors import ModelError, RequestError
+from engine.errors import ConfigError, ModelError, RequestError
+
+_TEMPLATES = Path(__file__).parent / "chat_templates"
 
 # What an expression in a template can raise; the sandbox lets these through.
 _TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -48,6 +51,21 @@ class ChatTemplate:
             return self._template.render({**self._special_tokens, **variables, **own})
         except (jinja2.TemplateError, *_TEMPLATE_FAILURES) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
+
+
+def named_template(choice: str) -> str:
+    """The source of a template that comes with this server, by name, or of a file.
+
+    Raises:
+        ConfigError: neither; the text names those that there are.
+    """
+    known = {path.stem: path for path in _TEMPLATES.glob("*.jinja")}
+    path = known.get(choice, Path(choice))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"--chat-template {choice} is no readable file and not one of {names}") from None
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **kwargs: Any) -> str:

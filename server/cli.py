@@ -50,10 +50,15 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "block_size",
             "kv_cache_memory",
             "num_kv_blocks",
+            "prefix_caching",
             "seed",
         ),
     ),
-    ("server", ServerConfig, ("host", "port", "served_model_name", "reasoning", "shutdown_timeout", "log_level")),
+    (
+        "server",
+        ServerConfig,
+        ("host", "port", "served_model_name", "chat_template", "reasoning", "shutdown_timeout", "log_level"),
+    ),
 )
 
 

@@ -19,6 +19,11 @@ class ServerConfig:
     served_model_name: str | None = option(
         None, "what the API calls the model; default: the hub id, or the folder's or file's name", metavar="NAME"
     )
+    chat_template: str | None = option(
+        None,
+        "a Jinja file, or deepseek-v2, deepseek-v3, deepseek-r1 or deepseek-v3.1, instead of the model's own",
+        metavar="NAME|FILE",
+    )
     reasoning: str = option(
         "auto",
         "what happens to R1-style <think> text in chat answers: auto gives it apart, as reasoning_content; "

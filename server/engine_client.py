@@ -175,7 +175,7 @@ class EngineClient(ABC):
 
     def _ready(self, info: EngineInfo) -> None:
         self.info, self.state = info, EngineState.READY
-        self.stats = EngineStats(0, 0, 0, info.num_blocks, 0)
+        self.stats = EngineStats(0, 0, 0, info.num_blocks)
 
     def _dispatch(self, step: StepOutput) -> None:
         self.stats = step.stats

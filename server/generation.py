@@ -123,7 +123,7 @@ class Generation:
         for prompt in prompts:
             info.check(prompt, sampling)
         self.prompts, self.n, self.sampling = prompts, n, sampling
-        self.num_output_tokens = 0
+        self.num_output_tokens = self.num_cached_tokens = 0
         self._client, self._metrics, self._arrival_time = client, metrics, arrival_time
         self._texts = [
             ChoiceText(i, tokenizer.detokenizer(skip_special_tokens=skip_special_tokens), sampling.stop)
@@ -159,6 +159,8 @@ class Generation:
                     choice = numbers[output.request_id] * self.n + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self.num_output_tokens += len(output.token_ids)
+                    if output.index == 0:  # prompt tokens are counted once, whatever n is
+                        self.num_cached_tokens += output.num_cached_tokens
                     delta = self._take(output, choice, stream)
                     reason = output.finish_reason or (delta.finish_reason if delta is not None else None)
                     if reason is not None:

@@ -103,11 +103,23 @@ class Metrics:
             "KV blocks that live sequences hold, over all.",
             stats.kv_cache_usage_ratio if stats else 0,
         )
-        preemptions = CounterMetricFamily(
-            "deepseek_serve_preemptions", "Sequences sent back to wait because blocks ran out.", labels=["model_name"]
+
+        def counter(name: str, text: str, value: float) -> Metric:
+            family = CounterMetricFamily(f"deepseek_serve_{name}", text, labels=["model_name"])
+            family.add_metric([self._model_name], value)
+            return family
+
+        yield counter(
+            "preemptions",
+            "Sequences sent back to wait because blocks ran out.",
+            stats.num_preemptions if stats else 0,
         )
-        preemptions.add_metric([self._model_name], stats.num_preemptions if stats else 0)
-        yield preemptions
+        yield counter(
+            "prefix_cache_queries",
+            "Prompt tokens looked up in the prefix cache.",
+            stats.num_prompt_tokens if stats else 0,
+        )
+        yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens if stats else 0)
 
 
 class RequestTimer:

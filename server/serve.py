@@ -18,6 +18,7 @@ import uvicorn
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
 from server.app import create_app
+from server.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.tokenizer import Tokenizer
 
@@ -40,13 +41,14 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
     Raises:
         ConfigError, ModelError: the settings or the model are at fault.
     """
+    template = named_template(server_config.chat_template) if server_config.chat_template else None
     with _listen(server_config) as listener:
         source = await asyncio.to_thread(resolve_model, engine_config.model)
         source.read_config()  # a model that cannot be served is refused here, before a process is started for it
         client = EngineProcess(engine_config, server_config.log_level)
         engine = asyncio.create_task(client.run())
         try:
-            tokenizer = await asyncio.to_thread(Tokenizer.load, source)
+            tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
             app = create_app(
                 client,
                 tokenizer,

@@ -51,13 +51,15 @@ class Tokenizer:
         self.chat_template = ChatTemplate(chat_template, special) if chat_template is not None else None
 
     @classmethod
-    def load(cls, source: ModelSource) -> Tokenizer:
-        """Read a model's tokenizer.
+    def load(cls, source: ModelSource, chat_template: str | None = None) -> Tokenizer:
+        """Read a model's tokenizer; `chat_template` stands in for the model's own.
 
         Raises:
             ModelError: it is missing, damaged, or of a kind not read here.
         """
-        return _from_gguf(GGUFFile(source.path)) if source.is_gguf else _from_folder(source.path)
+        if source.is_gguf:
+            return _from_gguf(GGUFFile(source.path), chat_template)
+        return _from_folder(source.path, chat_template)
 
     @property
     def vocab_size(self) -> int:
@@ -116,7 +118,7 @@ class Tokenizer:
         return text.encode()
 
 
-def _from_folder(folder: Path) -> Tokenizer:
+def _from_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         raise ModelError(f"{path} is missing; other tokenizer formats (tokenizer.model) are not read")
@@ -135,7 +137,7 @@ def _from_folder(folder: Path) -> Tokenizer:
         bos_token=_content(config.get("bos_token")),
         eos_token=_content(config.get("eos_token")),
         add_bos=bool(config.get("add_bos_token")),
-        chat_template=template,
+        chat_template=chat_template or template,
     )
 
 
@@ -150,7 +152,7 @@ def _content(token: str | dict[str, Any] | None) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _from_gguf(file: GGUFFile) -> Tokenizer:
+def _from_gguf(file: GGUFFile, chat_template: str | None) -> Tokenizer:
     """Build the tokenizer from `tokenizer.ggml.*` (ggml's docs/gguf.md)."""
     metadata = file.metadata
 
@@ -185,7 +187,7 @@ def _from_gguf(file: GGUFFile) -> Tokenizer:
         bos_token=named("bos"),
         eos_token=named("eos"),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=chat_template or metadata.get("tokenizer.chat_template"),
     )
 
 

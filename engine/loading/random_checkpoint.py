@@ -112,6 +112,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
     "v3": _V3,
+    "r1": _V3,
+    "v3.1": _V3,
     "v3.2": {
         **_V3,
         "architectures": ["DeepseekV32ForCausalLM"],

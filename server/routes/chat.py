@@ -30,7 +30,10 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
     server.check_model(body.model)
     info = server.client.require_info()
     if server.tokenizer.chat_template is None:
-        raise RequestError("This model has no chat template; use /v1/completions.", "messages")
+        raise RequestError(
+            "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
+            "messages",
+        )
     text = server.tokenizer.chat_template.render(
         [message.for_template() for message in body.messages],
         add_generation_prompt=body.add_generation_prompt,

@@ -23,7 +23,9 @@ class Simulation:
         self.max_batch_size = rng.randint(1, 8)
         self.budget = self.max_batch_size + rng.choice([0, 1, 7, 40])
         self.batcher = DynamicBatcher(
-            KVCacheManager(self.num_blocks, self.block_size), self.max_batch_size, self.budget
+            KVCacheManager(self.num_blocks, self.block_size, prefix_caching=rng.random() < 0.7),
+            self.max_batch_size,
+            self.budget,
         )
         self.seqs: dict[Sequence, int] = {}  # in order of arrival, with its number
         self.live: dict[tuple[str, int], Sequence] = {}
@@ -53,7 +55,8 @@ class Simulation:
         for index in range(self.rng.choice([1, 1, 1, 3])):
             length = self.rng.randint(1, capacity)
             max_tokens = self.rng.randint(0, capacity - length)
-            seq = make_sequence(name, length, index=index, stop_token_ids=(STOP,), max_tokens=max_tokens)
+            prompt = [0] * (cut := self.rng.randint(0, length)) + [self.rng.randrange(2) for _ in range(length - cut)]
+            seq = make_sequence(name, prompt=prompt, index=index, stop_token_ids=(STOP,), max_tokens=max_tokens)
             self.batcher.add(seq)
             self.seqs[seq] = len(self.seqs)
             self.live[name, index] = seq
@@ -121,10 +124,9 @@ class Simulation:
     def check_blocks(self) -> None:
         cache = self.batcher.kv_cache
         live = self.live.values()
-        held = [block for seq in live for block in seq.block_table]
-        assert len(held) == len(set(held)), "a block has two owners"
-        assert set(held) <= set(range(self.num_blocks))
-        assert len(held) == cache.num_used_blocks == self.batcher.stats().num_used_blocks
+        cache.check(list(live))
+        assert len({block for seq in live for block in seq.block_table}) == cache.num_used_blocks
+        assert cache.num_used_blocks == self.batcher.stats().num_used_blocks
         assert cache.num_free_blocks + cache.num_used_blocks == self.num_blocks
         running = [seq for seq in live if seq.status is SequenceStatus.RUNNING]
         waiting = [seq for seq in live if seq.status is SequenceStatus.WAITING]
@@ -138,6 +140,7 @@ class Simulation:
                 passed_by = sum(self.seqs[other] > self.seqs[seq] for other in self.started)
                 assert passed_by <= seq.num_prompt_tokens / AGING, "passed by too many later arrivals"
                 self.started[seq] = passed_by
+                self.events["prefix found"] += item.start > 0
                 self.events["passed by a later arrival"] += passed_by > 0
 
 
@@ -156,6 +159,7 @@ def test_the_simulation_reaches_the_hard_cases():
     assert reached == {
         "preempted",
         "chunked",
+        "prefix found",
         "passed by a later arrival",
         "aborted waiting",
         "aborted running",

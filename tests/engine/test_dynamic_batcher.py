@@ -8,7 +8,8 @@ from tests.engine.sequences import make_sequence
 
 
 def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tokens: int = 64) -> DynamicBatcher:
-    return DynamicBatcher(KVCacheManager(num_blocks, block_size), batch, tokens)
+    """Without prefix caching, as most of these prompts are all zeros."""
+    return DynamicBatcher(KVCacheManager(num_blocks, block_size, prefix_caching=False), batch, tokens)
 
 
 def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:
@@ -224,3 +225,26 @@ def test_a_long_prompt_is_passed_by_a_bounded_number_of_later_arrivals(length):
         passed += 1
     assert 0 < passed <= length / AGING
     assert passed >= length // AGING - 1, "short prompts should pass up to the bound"
+
+
+def test_a_cached_prefix_is_not_computed_again_and_does_not_count_as_length():
+    batcher = DynamicBatcher(KVCacheManager(100, 4), 8, 64)
+    prefix = list(range(20))
+    add(batcher, make_sequence("first", prompt=[*prefix, 1], max_tokens=1))
+    (output,) = step(batcher)
+    assert output.num_cached_tokens == 0
+    add(batcher, make_sequence("long", prompt=[*prefix, 2, 3]), make_sequence("short", prompt=[7, 8, 9]))
+    plan = batcher.schedule(0)
+    assert shares(plan) == [("long", 20, 2), ("short", 0, 3)]
+    outputs = batcher.update(plan, result_of(plan))
+    assert [output.num_cached_tokens for output in outputs] == [20, 0]
+    assert (batcher.stats().num_prompt_tokens, batcher.stats().num_cached_tokens) == (46, 20)
+
+
+def test_what_a_broken_sequence_computed_is_not_found_again():
+    batcher = DynamicBatcher(KVCacheManager(100, 4), 4, 4)
+    add(batcher, make_sequence("broken", prompt=list(range(10))))
+    while batcher.has_work:
+        step(batcher, token_id=None)
+    add(batcher, make_sequence("next", prompt=list(range(10))))
+    assert shares(batcher.schedule(0)) == [("next", 0, 4)]

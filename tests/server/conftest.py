@@ -100,6 +100,18 @@ def parse_events(text: str) -> list[dict[str, Any]]:
     return [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
 
 
+def check_usage(usage: dict[str, Any], num_prompt_tokens: int, num_output_tokens: int) -> None:
+    """Assert that a usage object has these counts; how much was cached depends on what the engine saw before."""
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert 0 <= cached < num_prompt_tokens
+    assert usage == {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output_tokens,
+        "total_tokens": num_prompt_tokens + num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
 def text_of(chunks: list[dict[str, Any]], choice: int = 0) -> str:
     """A stream's joined text, of either route."""
     choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice]

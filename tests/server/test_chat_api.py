@@ -13,7 +13,7 @@ from engine.loading.resolve import ModelSource
 from server.app import create_app
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
-from tests.server.conftest import CHAT, COMPLETIONS, check_error, text_of
+from tests.server.conftest import CHAT, COMPLETIONS, check_error, check_usage, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ async def test_an_answer_has_openais_shape(api: Api) -> None:
     assert answer.keys() == {"id", "object", "created", "model", "choices", "usage"}
     assert answer["id"].startswith("chatcmpl-")
     assert answer["object"] == "chat.completion"
-    assert answer["usage"] == {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
+    check_usage(answer["usage"], 20, 12)
     [choice] = answer["choices"]
     assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
     assert choice["message"].keys() == {"role", "content", "refusal"}
@@ -120,7 +120,7 @@ async def test_usage_is_streamed_when_asked(api: Api) -> None:
     *chunks, last = await api.stream(CHAT, messages=HI, stream_options={"include_usage": True}, **GREEDY)
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 20, "completion_tokens": 12, "total_tokens": 32}
+    check_usage(last["usage"], 20, 12)
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = await api.stream(CHAT, messages=HI, stream_options=options, **GREEDY)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import tiny
-from tests.server.conftest import COMPLETIONS, text_of
+from tests.server.conftest import COMPLETIONS, check_usage, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ async def test_an_answer_has_openais_shape(api: Api) -> None:
     assert answer["object"] == "text_completion"
     assert answer["model"] == "tiny"
     assert isinstance(answer["created"], int)
-    assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+    check_usage(answer["usage"], 5, 5)
     [choice] = answer["choices"]
     assert choice.keys() == {"index", "text", "logprobs", "finish_reason"}
     assert (choice["index"], choice["logprobs"], choice["finish_reason"]) == (0, None, "length")
@@ -61,7 +61,7 @@ async def test_several_prompts_are_answered_in_their_order(api: Api) -> None:
         answer = await api.complete(together, **GREEDY)
         assert [choice["text"] for choice in answer["choices"]] == alone
         assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
-        assert answer["usage"] == {"prompt_tokens": 27, "completion_tokens": 48, "total_tokens": 75}
+        check_usage(answer["usage"], 27, 48)
 
 
 async def test_n_gives_different_samples_each_prompts_together(api: Api) -> None:
@@ -171,7 +171,7 @@ async def test_a_stream_has_no_usage_unless_asked(api: Api) -> None:
 async def test_include_usage_adds_a_last_chunk_without_choices(api: Api) -> None:
     *chunks, last = await api.stream(COMPLETIONS, prompt="abc", stream_options={"include_usage": True}, **GREEDY)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 16, "total_tokens": 19}
+    check_usage(last["usage"], 3, 16)
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
@@ -181,7 +181,7 @@ async def test_continuous_usage_is_in_every_chunk_and_grows(api: Api) -> None:
     seen = 0
     for chunk in chunks:
         seen += sum(len(choice["token_ids"]) for choice in chunk["choices"])
-        assert chunk["usage"] == {"prompt_tokens": 3, "completion_tokens": seen, "total_tokens": 3 + seen}
+        check_usage(chunk["usage"], 3, seen)
     assert seen == 16
 
 
@@ -206,7 +206,7 @@ async def test_echo_without_output_gives_the_prompt_back(api: Api) -> None:
     answer = await api.complete(["né", "x"], echo=True, max_tokens=0)
     assert [choice["text"] for choice in answer["choices"]] == ["né", "x"]
     assert [choice["finish_reason"] for choice in answer["choices"]] == ["length", "length"]
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 0, "total_tokens": 4}
+    check_usage(answer["usage"], 4, 0)
 
 
 def check_logprobs(logprobs: dict[str, Any], num_tokens: int, top: int, *, has_first: bool = False) -> None:
