@@ -112,7 +112,7 @@ class ModelRunner:
             sin_TD=sin_TD,
             blocks_T=torch.tensor(blocks, device=self._device),
             offsets_T=positions_T % block_size,
-            attention_plan=self._model.attention.plan(attention),
+            attention_plan=self._model.plan(attention),
         )
 
     def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:

@@ -5,7 +5,7 @@ Shapes: T tokens of the step, H hidden, N query heads, K key heads, D head_dim.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
+    from kernels.paged_attention import AttentionBatch
+    from kernels.table import KernelTable
 
 
 class GroupedQueryAttention:
@@ -42,6 +44,11 @@ class GroupedQueryAttention:
         """What is cached for one token and layer: keys and values, each [K, D]."""
         shape = (config.num_key_value_heads, config.head_dim)
         return shape, shape
+
+    @staticmethod
+    def plan(_: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> Any:
+        """What all layers of a step share."""
+        return kernels.attention.plan(batch)
 
     def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """[T, H] -> [T, H]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""

@@ -22,7 +22,7 @@ from engine.models.rope import RotaryTable, inverse_frequencies
 if TYPE_CHECKING:
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
-    from kernels.paged_attention import LatentAttention, PagedAttention
+    from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
     from kernels.table import KernelTable
 
 
@@ -34,7 +34,7 @@ class ModelBatch:
         token_ids_T: int64.
         cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
         blocks_T: the cache block that each token's entry goes to, int64; offsets_T the slot within it.
-        attention_plan: what the attention kernel's `plan` returned.
+        attention_plan: what `Decoder.plan` returned.
     """
 
     token_ids_T: torch.Tensor
@@ -116,6 +116,10 @@ class Decoder:
     def attention(self) -> PagedAttention | LatentAttention:
         """The attention kernel that every layer uses."""
         return self.kernels.attention if self.config.mla is None else self.kernels.latent_attention
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        """What the attention of all layers shares in a step."""
+        return _attention_class(self.config).plan(self.config, self.kernels, batch)
 
     def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""

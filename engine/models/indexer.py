@@ -56,7 +56,7 @@ class Indexer:
         self._kernels.store_kv(self._rotate(k_T1I, batch), cache, batch.blocks_T, batch.offsets_T)
         weights_TJ = self._weigh(x_TH).float() * (config.index_n_heads**-0.5 * config.index_head_dim**-0.5)
         return self._kernels.select(
-            self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan, config.index_topk
+            self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan.absorbed, config.index_topk
         )
 
     def _rotate(self, x: torch.Tensor, batch: ModelBatch) -> torch.Tensor:

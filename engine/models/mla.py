@@ -5,37 +5,70 @@ The maths, for a token's hidden state x (no biases):
     q        = q_b(norm(q_a(x)))            or q_proj(x) without q_lora_rank;  per head [q_nope | q_rope]
     [c | k]  = kv_a_proj_with_mqa(x)        c the latent, k the rotary key that all heads share
     cached   = [norm(c) | rope(k)]          and nothing else: C + R values a token and layer
-    k_nope, v = kv_b(norm(c))               per head; never formed here, see below
+    k_nope, v = kv_b(norm(c))               per head; with W_UK and W_UV its key and value rows: W_UK c and W_UV c
     score    = (q_nope . k_nope + rope(q_rope) . rope(k)) * scale
+    o        = sum of softmax(score) * v over the positions up to the token's own
 
-kv_b is absorbed: with W_UK and W_UV its key and value rows of a head, q_nope . (W_UK c) = (W_UK^T q_nope) . c, so a
-head asks the latents directly with W_UK^T q_nope, gets a mix of latents back, and makes its value of that once:
-o = W_UV (sum p c).
+Two ways to compute that, equal but for rounding; `plan` picks one for each sequence of a step:
+
+    absorbed   q_nope . (W_UK c) = (W_UK^T q_nope) . c and sum p (W_UV c) = W_UV (sum p c): a head asks the latents
+               directly, and no key or value is ever formed. A pair of query and position costs 2C + R products.
+    expanded   keys and values are formed from the cached latents, C (D + V) products a position and head; then a pair
+               costs only D + R + V. That pays once C (D + V) / (2C - D - V) queries share it: 171 in DeepSeek's sizes.
 
 DeepSeek's RoPE pairs neighbouring dimensions. kernels.rotary pairs halves; permuting the rows that make the rotary
 dimensions, for queries and keys alike, turns one into the other and leaves every product as it was.
 
-Shapes: T tokens, H hidden, N heads, Q q_lora_rank, C kv_lora_rank, D qk_nope_head_dim, R qk_rope_head_dim, V
-v_head_dim.
+Shapes: T tokens, H hidden, N heads (G of them at a time), Q q_lora_rank or the queries of a chunk, L its positions, C
+kv_lora_rank, D qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine.models.indexer import Indexer
+from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.models.config import ModelConfig
+    from engine.models.config import MLAConfig, ModelConfig
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
+    from kernels.table import KernelTable
 
 _NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says (DeepSeek's code, and transformers')
+_QUERIES_AT_ONCE = 128  # rows of expanded attention between which the causal order is used to skip positions
+_EXPANDED_VALUES = 1 << 25  # values of expanded keys and values held at once
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedChunk:
+    """A sequence whose attention is computed expanded: rows first to last of the step, over context_len positions."""
+
+    first: int
+    last: int
+    context_len: int
+    block_ids: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class MLAPlan:
+    """How a step's sequences are attended.
+
+    Attributes:
+        absorbed: the kernel's plan for those that are computed absorbed; None if there are none.
+        absorbed_rows: their rows of the step; None if they are all rows.
+    """
+
+    absorbed: Any
+    absorbed_rows: torch.Tensor | None
+    expanded: list[ExpandedChunk]
 
 
 class MultiHeadLatentAttention:
@@ -88,6 +121,31 @@ class MultiHeadLatentAttention:
         latent = (1, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
         return (latent,) if config.indexer is None else (latent, (1, config.indexer.index_head_dim))
 
+    @staticmethod
+    def plan(config: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> MLAPlan:
+        """Which sequences are attended absorbed and which expanded, and what all layers of the step share."""
+        assert config.mla is not None
+        enough = _queries_that_pay_for_expansion(config.mla)
+        if config.indexer is not None or max(batch.query_lens) < enough:
+            return MLAPlan(kernels.latent_attention.plan(batch), None, [])
+        expanded: list[ExpandedChunk] = []
+        absorbed: list[int] = []
+        rows: list[int] = []
+        first = 0
+        for i, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+            if query_len >= enough:
+                table = batch.block_tables[i][: -(-context_len // batch.block_size)]
+                block_ids = torch.tensor(table, device=batch.device)
+                expanded.append(ExpandedChunk(first, first + query_len, context_len, block_ids))
+            else:
+                absorbed.append(i)
+                rows += range(first, first + query_len)
+            first += query_len
+        if not absorbed:
+            return MLAPlan(None, None, expanded)
+        plan = kernels.latent_attention.plan(batch.only(absorbed))
+        return MLAPlan(plan, torch.tensor(rows, device=batch.device), expanded)
+
     def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """[T, H] -> [T, H]; fills `cache`: (latents,) or (latents, index keys), each [blocks, 1, slots, values]."""
         mla, kernels = self._mla, self._kernels
@@ -107,13 +165,54 @@ class MultiHeadLatentAttention:
             selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
 
         q_rope_TNR = kernels.rotary(q_rope_TNR, batch.cos_TD, batch.sin_TD)
+        plan: MLAPlan = batch.attention_plan
+        if not plan.expanded:
+            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, cache[0], plan.absorbed, selection)
+        else:
+            o_TNV = x_TH.new_empty(len(x_TH), self._num_heads, mla.v_head_dim)
+            if (rows := plan.absorbed_rows) is not None:
+                o_TNV[rows] = self._attend_absorbed(q_nope_TND[rows], q_rope_TNR[rows], cache[0], plan.absorbed, None)
+            for chunk in plan.expanded:
+                q_NQX = torch.cat([q_nope_TND, q_rope_TNR], 2)[chunk.first : chunk.last].transpose(0, 1)
+                latents_LX = cache[0].index_select(0, chunk.block_ids).view(-1, cache[0].shape[-1])
+                o_TNV[chunk.first : chunk.last] = self._attend_expanded(q_NQX, latents_LX[: chunk.context_len])
+        return self._out(o_TNV.reshape(len(x_TH), -1))
+
+    def _attend_absorbed(
+        self, q_nope_TND: torch.Tensor, q_rope_TNR: torch.Tensor, cache: torch.Tensor, plan: Any, selection: Any
+    ) -> torch.Tensor:
+        """[T, N, V]."""
         q_latent_TNC = torch.bmm(q_nope_TND.transpose(0, 1), self._key_up_NDC).transpose(0, 1)
         q_TNX = torch.cat([q_latent_TNC, q_rope_TNR], dim=2)
-        o_TNC = kernels.latent_attention.forward(
-            q_TNX, cache[0], batch.attention_plan, self._scale, mla.kv_lora_rank, selection
-        )
-        o_NTV = torch.bmm(o_TNC.transpose(0, 1), self._value_up_NCV)
-        return self._out(o_NTV.transpose(0, 1).reshape(len(x_TH), -1))
+        kernel, latent_size = self._kernels.latent_attention, self._mla.kv_lora_rank
+        o_TNC = kernel.forward(q_TNX, cache, plan, self._scale, latent_size, selection)
+        return torch.bmm(o_TNC.transpose(0, 1), self._value_up_NCV).transpose(0, 1)
+
+    def _attend_expanded(self, q_NQX: torch.Tensor, latents_LX: torch.Tensor) -> torch.Tensor:
+        """The last Q of L positions over all of them, [Q, N, V]; some heads at a time, so that memory is bounded."""
+        mla, (num_heads, num_queries, _), context_len = self._mla, q_NQX.shape, len(latents_LX)
+        latents_LC, k_rope_LR = latents_LX.split([mla.kv_lora_rank, mla.qk_rope_head_dim], dim=1)
+        o_NQV = q_NQX.new_empty(num_heads, num_queries, mla.v_head_dim)
+        num_values = context_len * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim)
+        step = max(1, _EXPANDED_VALUES // num_values)
+        for heads in (slice(n, min(n + step, num_heads)) for n in range(0, num_heads, step)):
+            k_nope_GLD = latents_LC @ self._key_up_NDC[heads].transpose(1, 2)
+            k_GLX = torch.cat([k_nope_GLD, k_rope_LR.expand(len(k_nope_GLD), -1, -1)], dim=2)
+            v_GLV = latents_LC @ self._value_up_NCV[heads]
+            for first in range(0, num_queries, _QUERIES_AT_ONCE):
+                last = min(first + _QUERIES_AT_ONCE, num_queries)
+                seen = context_len - num_queries + last  # positions up to the last of these queries
+                scores_GQL = torch.bmm(q_NQX[heads, first:last], k_GLX[:, :seen].transpose(1, 2)).mul_(self._scale)
+                own = scores_GQL[:, :, seen - (last - first) :]  # a query sees none of those that come after it
+                own.masked_fill_(own.new_ones(own.shape[1:], dtype=torch.bool).triu_(1), float("-inf"))
+                torch.bmm(scores_GQL.softmax(-1), v_GLV[:, :seen], out=o_NQV[heads, first:last])
+        return o_NQV.transpose(0, 1)
+
+
+def _queries_that_pay_for_expansion(mla: MLAConfig) -> float:
+    """Products to expand one position, over those that one query then saves on it (module docstring)."""
+    heads = mla.qk_nope_head_dim + mla.v_head_dim
+    return mla.kv_lora_rank * heads / max(2 * mla.kv_lora_rank - heads, 1)
 
 
 def softmax_scale(config: ModelConfig) -> float:

@@ -5,7 +5,6 @@ Shapes: P = T * K pairs of token and expert, sorted by expert.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -38,12 +37,13 @@ def pack_with(
         order_P = ids_P.argsort(stable=True)
         x_PH = x_TH.index_select(0, order_P // ids_TK.shape[1])
         y_PH = torch.empty_like(x_PH)
-        counts = ids_P.bincount(minlength=len(experts)).tolist()
-        ends = itertools.accumulate(counts)
-        for (first, second), count, end in zip(experts, counts, ends, strict=True):
-            if count:
-                pairs = slice(end - count, end)
-                y_PH[pairs] = second(silu_mul(first(x_PH[pairs])))
+        chosen, counts = ids_P[order_P].unique_consecutive(return_counts=True)
+        start = 0
+        for expert, count in zip(chosen.tolist(), counts.tolist(), strict=True):
+            first, second = experts[expert]
+            pairs = slice(start, start + count)
+            y_PH[pairs] = second(silu_mul(first(x_PH[pairs])))
+            start += count
         where_P = torch.empty_like(order_P)
         where_P[order_P] = torch.arange(len(order_P), device=order_P.device)
         return combine(y_PH, where_P.view(ids_TK.shape), weights_TK)

@@ -1,8 +1,8 @@
 """Latent attention as matrix products, on any device. Contract: kernels.latent_attention.
 
 Decoding sequences are gathered into padded groups (the plan of kernels.paged_attention.torch); the heads of a
-sequence are the rows of one matrix. A prefill chunk is one product over all its heads and queries, in slices that
-bound the scores' memory.
+sequence are the rows of one matrix. A prefill chunk is computed in slices of queries, over the positions up to the
+last of a slice: that bounds the scores' memory, and skips most of what the causal order hides.
 
 Shapes: G sequences of a group, L padded context, Q queries of a chunk.
 """
@@ -15,7 +15,8 @@ from kernels.lightning_indexer.torch import Selection
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill, TorchAttention
 
-_MAX_SCORES = 1 << 25  # scores held at once in a prefill
+_QUERIES_AT_ONCE = 128
+_MAX_SCORES = 1 << 25  # held at once in a prefill
 
 
 class TorchLatentAttention:
@@ -84,16 +85,16 @@ def _attend_prefill(
     context_len = prefill.context_len
     latents_LX = cache.index_select(0, prefill.block_ids).view(-1, cache.shape[-1])[:context_len]
     num_queries, num_heads = q_QNX.shape[:2]
-    positions_L = torch.arange(context_len, device=q_QNX.device)
-    step = max(1, _MAX_SCORES // (num_heads * context_len))
+    step = max(1, min(_QUERIES_AT_ONCE, _MAX_SCORES // (num_heads * context_len)))
     out = []
-    for start in range(0, num_queries, step):
-        q_RNX = q_QNX[start : start + step]
+    for first in range(0, num_queries, step):
+        q_RNX = q_QNX[first : first + step]
+        seen = context_len - num_queries + first + len(q_RNX)  # positions up to the last of these queries
+        scores_RNL = (q_RNX @ latents_LX[:seen].T).mul_(scale)
         if visible_QL is not None:
-            seen = visible_QL[start : start + step]
-        else:
-            own = context_len - num_queries + start + torch.arange(len(q_RNX), device=q_QNX.device)
-            seen = positions_L <= own[:, None]
-        scores_RNL = (q_RNX @ latents_LX.T).mul_(scale).masked_fill_(~seen[:, None], float("-inf"))
-        out.append(scores_RNL.softmax(-1) @ latents_LX[:, :value_dim])
+            scores_RNL.masked_fill_(~visible_QL[first : first + step, None, :seen], float("-inf"))
+        else:  # of the slice's own positions, a query sees none of those that come after it
+            own = scores_RNL[:, :, seen - len(q_RNX) :]
+            own.masked_fill_(own.new_ones(len(q_RNX), len(q_RNX), dtype=torch.bool).triu_(1)[:, None], float("-inf"))
+        out.append(scores_RNL.softmax(-1) @ latents_LX[:seen, :value_dim])
     return torch.cat(out)

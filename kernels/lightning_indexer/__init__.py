@@ -2,7 +2,8 @@
 
     select(q_THI, weights_TH, cache_B1SI, plan, topk) -> selection, or None where nobody's context exceeds topk
 
-    score of a position = sum over heads of weight * relu(q . k);  a query keeps its topk best positions up to its own.
+    score of a position = sum over heads of weight * relu(q . k);  a query keeps its topk best positions up to its own,
+    of equal ones the first.
 
 q and k carry their scale; weights are fp32. The selection is what kernels.latent_attention of the same version takes.
 Cost: O(sum of query_len * context_len * H * I): small heads, so that the attention itself need not grow with the

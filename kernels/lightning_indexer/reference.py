@@ -19,5 +19,6 @@ def select(
             token = len(selection)
             scores_HL = (q_THI[token].float() @ keys_LI[: position + 1].T).relu()
             scores_L = weights_TH[token].float() @ scores_HL
-            selection.append(sorted(scores_L.topk(min(topk, position + 1)).indices.tolist()))
+            best_L = scores_L.sort(descending=True, stable=True).indices
+            selection.append(sorted(best_L[:topk].tolist()))
     return selection

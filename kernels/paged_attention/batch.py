@@ -26,6 +26,16 @@ class AttentionBatch:
     block_size: int
     device: torch.device
 
+    def only(self, members: list[int]) -> AttentionBatch:
+        """The batch of some of its sequences, in their order."""
+        return AttentionBatch(
+            [self.query_lens[i] for i in members],
+            [self.context_lens[i] for i in members],
+            [self.block_tables[i] for i in members],
+            self.block_size,
+            self.device,
+        )
+
     @property
     def num_decodes(self) -> int:
         """Sequences at the front that have one query each."""

@@ -32,6 +32,7 @@ class Result:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
     num_outputs: int = 0
+    num_cached_tokens: int = 0
 
     def add(self, output: SequenceOutput) -> None:
         assert self.finish_reason is None, "output after the end"
@@ -40,6 +41,7 @@ class Result:
         self.logprobs += output.logprobs or []
         assert output.prompt_logprobs is None or self.num_outputs == 0
         self.prompt_logprobs = output.prompt_logprobs if self.num_outputs == 0 else self.prompt_logprobs
+        self.num_cached_tokens += output.num_cached_tokens
         self.num_outputs += 1
 
 

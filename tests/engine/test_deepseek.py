@@ -2,12 +2,14 @@
 
 import json
 import logging
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError
+from engine.models import mla
 from engine.models.config import ModelConfig
 from tests import tiny_deepseek
 from tests.engine.running import (
@@ -31,6 +33,18 @@ def checkpoint(tmp_path_factory):
         return made[variant]
 
     return make
+
+
+def count_calls(monkeypatch, owner, name):
+    """A list that grows with each call of a method, which works as before."""
+    calls, method = [], getattr(owner, name)
+
+    def counted(*args):
+        calls.append(args)
+        return method(*args)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
 
 
 @pytest.mark.parametrize("variant", tiny_deepseek.VARIANTS)
@@ -58,6 +72,29 @@ def test_chunked_and_batched_prompts_give_what_a_whole_one_alone_gives(checkpoin
     for options in ({}, {"max_batched_tokens": 4, "max_batch_size": 4}, {"max_batched_tokens": 17, "block_size": 7}):
         engine = load(checkpoint(variant), **{"max_batch_size": 8, **options})
         assert [result.token_ids for result in generate(engine, prompts, greedy_params(24))] == alone
+
+
+@pytest.mark.parametrize("form", ["expanded", "expanded by heads", "absorbed"])
+@pytest.mark.parametrize("variant", ["v2-lite", "v3"])
+def test_long_prompts_equal_transformers_in_both_forms_of_the_attention(checkpoint, variant, form, monkeypatch):
+    if form == "absorbed":
+        monkeypatch.setattr(mla, "_queries_that_pay_for_expansion", lambda config: math.inf)
+    elif form == "expanded by heads":
+        monkeypatch.setattr(mla, "_EXPANDED_VALUES", 1)
+    expanded = count_calls(monkeypatch, mla.MultiHeadLatentAttention, "_attend_expanded")
+    folder = checkpoint(variant)
+    assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(300), 8)
+    assert len(expanded) == (0 if form == "absorbed" else 3)  # in each layer
+
+
+@pytest.mark.parametrize("variant", ["v2-lite", "v3"])
+def test_a_step_of_decodes_short_and_long_chunks_keeps_them_apart(checkpoint, variant, monkeypatch):
+    prompts = [make_prompt(length, seed=length) for length in (3, 200, 31, 90)]
+    alone = [generate(load(checkpoint(variant)), [prompt], greedy_params(24))[0].token_ids for prompt in prompts]
+    engine = load(checkpoint(variant), max_batched_tokens=150)
+    expanded = count_calls(monkeypatch, mla.MultiHeadLatentAttention, "_attend_expanded")
+    assert [result.token_ids for result in generate(engine, prompts, greedy_params(24))] == alone
+    assert expanded
 
 
 @pytest.mark.parametrize("variant", ["v2", "v3", "v32"])

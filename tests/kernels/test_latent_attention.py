@@ -1,0 +1,103 @@
+"""Latent attention and the lightning indexer against their references, on caches whose foreign slots are NaN."""
+
+import functools
+
+import pytest
+import torch
+
+from kernels import latent_attention, lightning_indexer
+from kernels.paged_attention import AttentionBatch
+from kernels.paged_attention.reference import ReferenceAttention
+from tests.kernels.compare import DTYPES, assert_close, dtype_id, randn
+from tests.kernels.test_paged_attention import BATCHES
+
+ROTARY = 16
+
+
+@functools.cache
+def make_case(query_lens, context_lens, *, width=48, block_size=16, dtype=torch.float32, heads=3):
+    """A batch over scattered blocks; blocks that are foreign or allocated ahead hold NaN."""
+    num_blocks = [-(-n // block_size) for n in context_lens]
+    ahead = [i % 3 for i in range(len(context_lens))]
+    total = sum(num_blocks) + sum(ahead) + 5
+    ids = torch.randperm(total, generator=torch.Generator().manual_seed(1)).tolist()
+    cache = torch.full((total, 1, block_size, width), float("nan"), dtype=dtype)
+    tables = []
+    for i, context_len in enumerate(context_lens):
+        table = [ids.pop() for _ in range(num_blocks[i] + ahead[i])]
+        cache[table[: num_blocks[i]]] = 0
+        position = torch.arange(context_len)
+        blocks = torch.tensor(table)[position // block_size]
+        cache[blocks, 0, position % block_size] = randn(context_len, width, dtype=dtype, seed=i)
+        tables.append(table)
+    batch = AttentionBatch(list(query_lens), list(context_lens), tables, block_size, torch.device("cpu"))
+    return batch, randn(sum(query_lens), heads, width, dtype=dtype, seed=99), cache
+
+
+def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index_cache=None):
+    backend = (
+        latent_attention.reference.ReferenceLatentAttention()
+        if module == "reference"
+        else latent_attention.torch.TorchLatentAttention(q.dtype)
+    )
+    plan, selection = backend.plan(batch), None
+    if topk is not None:
+        select = getattr(lightning_indexer, module).select
+        selection = select(index_q, weights, index_cache, plan, topk)
+    return backend.forward(q, cache, plan, q.shape[-1] ** -0.5, q.shape[-1] - ROTARY, selection), selection
+
+
+@pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_every_kind_of_batch_matches_reference(dtype, lens):
+    case = make_case(*lens, dtype=dtype)
+    out, _ = attend("torch", *case)
+    assert not out.isnan().any(), "it read a slot that is not its own"
+    assert_close(out, attend("reference", *case)[0])
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+def test_every_size_of_block_matches_reference(block_size):
+    case = make_case((1, 1, 9, 14), (3, 90, 9, 37), block_size=block_size)
+    assert_close(attend("torch", *case)[0], attend("reference", *case)[0])
+
+
+def test_a_long_chunk_in_slices_matches_reference(monkeypatch):
+    case = make_case((1, 40), (8, 70))
+    expected = attend("torch", *case)[0]
+    monkeypatch.setattr(latent_attention.torch, "_MAX_SCORES", 3 * 70 * 7)  # seven queries at once
+    assert_close(attend("torch", *case)[0], expected)
+
+
+@pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
+def test_reference_is_attention_with_one_key_head_whose_values_are_part_of_its_keys(lens):
+    batch, q, cache = make_case(*lens)
+    expected = ReferenceAttention().forward(q, cache, cache, batch, q.shape[-1] ** -0.5)
+    torch.testing.assert_close(attend("reference", batch, q, cache)[0], expected[:, :, :-ROTARY])
+
+
+@pytest.mark.parametrize("topk", [1, 8, 33, 64])
+@pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
+def test_attention_over_selected_positions_matches_reference(lens, topk):
+    batch, q, cache = make_case(*lens)
+    _, index_q, index_cache = make_case(*lens, width=24, heads=4)
+    weights = randn(len(q), 4, dtype=torch.float32, seed=5)
+    arguments = (batch, q, cache, topk, weights, index_q, index_cache)
+    (out, selection), (expected, reference) = attend("torch", *arguments), attend("reference", *arguments)
+    assert (selection is None) <= (reference is None), "the whole was kept where the reference selects"
+    assert not out.isnan().any()
+    assert_close(out, expected)
+
+
+def test_the_indexer_keeps_the_best_positions_and_the_first_of_equal_ones():
+    """Scores by hand: one head, one value, so that a position's score is its key (negative ones are cut to 0)."""
+    keys = torch.tensor([1.0, 5.0, -2.0, 5.0, 3.0, -1.0, 0.0, 4.0])
+    batch = AttentionBatch([8], [8], [[1, 0]], 4, torch.device("cpu"))
+    cache = torch.stack([keys[4:], keys[:4]])[:, None, :, None]
+    plan = latent_attention.torch.TorchLatentAttention(torch.float32).plan(batch)
+    one = torch.ones(8, 1)
+    selection = lightning_indexer.torch.select(one[:, :, None], one, cache, plan, 3)
+    kept = [row.nonzero().flatten().tolist() for row in selection.visible[0]]
+    assert kept == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [1, 3, 4], [1, 3, 4], [1, 3, 4], [1, 3, 7]]
+    zeros = lightning_indexer.torch.select(-one[:, :, None] * 0, one, cache, plan, 3)
+    assert [row.nonzero().flatten().tolist() for row in zeros.visible[0]] == [[0], [0, 1]] + [[0, 1, 2]] * 6
