@@ -17,6 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.errors import ModelError
+from engine.loading.mapped import drop_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,10 +128,12 @@ class GGUFSource:
         if offset + num_bytes > len(self._file.data):
             raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
         raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
-        if kind in _PLAIN:
-            return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
         try:
+            if kind in _PLAIN:
+                return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
             numbers = dequantize(raw.reshape(*shape[:-1], -1), kind)
         except NotImplementedError:
             raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
+        finally:
+            drop_pages(raw.ctypes.data, num_bytes)
         return torch.from_numpy(np.require(numbers, np.float32, "W")).reshape(shape)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from engine.errors import ModelError
+from engine.loading.mapped import Trimmer, drop_pages
 from engine.models.config import read_json
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Weights:
         self._left = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
+        self._trimmer = Trimmer()
         self._bar = tqdm(
             total=len(self._left),
             desc="loading weights",
@@ -70,6 +72,7 @@ class Weights:
         self._left.remove(name)
         self._bar.update()
         tensor = self._source.read(name)
+        self._trimmer.read(tensor.nbytes)
         if (scales := f"{name}_scale_inv") in self._left:
             self._left.remove(scales)
             tensor = dequantize_fp8(tensor, self._source.read(scales), self._fp8_block)
@@ -93,6 +96,7 @@ class Weights:
             ModelError: naming the tensors that were missing, misshapen or never asked for.
         """
         self._bar.close()
+        self._trimmer.trim()
         problems = [
             f"{label}: {', '.join(sorted(names)[:_SHOWN])}"
             + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
@@ -157,5 +161,7 @@ class SafetensorsSource:
         return set(self._where)
 
     def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
+        mapped: torch.Tensor = self._where[name].get_tensor(name)
+        tensor = mapped.clone()  # owned: a file that changes under a running server must not reach it
+        drop_pages(mapped.data_ptr(), mapped.nbytes)
         return tensor

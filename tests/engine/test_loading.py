@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError
+from server import make_checkpoint
 from tests import tiny
 from tests.engine.running import generate, greedy_params, load, make_prompt
 
@@ -161,3 +164,30 @@ def test_a_config_that_is_not_served_is_refused_with_what_would_be(folder, chang
     message = refusal(folder)
     for word in words:
         assert word in message
+
+
+PEAK = """
+import sys
+from engine.config import EngineConfig
+from engine.engine import Engine
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+before = peak()
+Engine.load(EngineConfig(model=sys.argv[1], dtype="bfloat16", device="cpu", num_kv_blocks=4, threads=1))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_load_needs_the_model_s_memory_once(tmp_path, tiny_llama):
+    """Neither the mapped file nor what conversion leaves behind may stand beside the model."""
+    small = ["--layers", "7", "--hidden", "1024", "--intermediate", "4096", "--moe-intermediate", "1024"]
+    arguments = ["--like", "v2-lite", "--experts", "8", "--tokenizer", str(tiny_llama), *small]
+    assert make_checkpoint.main(["--out", str(tmp_path / "model"), *arguments]) == 0
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert size > 300e6
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "model")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert peak < 1.3 * size
