@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine.models.layers import MLP
 from engine.models.router import Router
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
     from engine.models.layers import Builder
 
 
@@ -26,15 +28,16 @@ class MixtureOfExperts:
         assert config is not None
         hidden, inter = build.config.hidden_size, config.moe_intermediate_size
         self._router = Router(build, f"{prefix}.gate")
-        gate_up, down = [], []
-        for expert in range(config.n_routed_experts):
-            name = f"{prefix}.experts.{expert}"
-            stacked, _ = build.stacked(
-                f"{name}.gate_proj", f"{name}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=False
-            )
-            gate_up.append(stacked)
-            down.append(build.weights.take(f"{name}.down_proj.weight", (hidden, inter)))
-        self._experts = build.kernels.pack_experts(build.kernels.linear, build.kernels.silu_mul, gate_up, down)
+
+        def experts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for expert in range(config.n_routed_experts):
+                name = f"{prefix}.experts.{expert}"
+                gate_up, _ = build.stacked(
+                    f"{name}.gate_proj", f"{name}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=False
+                )
+                yield gate_up, build.weights.take(f"{name}.down_proj.weight", (hidden, inter))
+
+        self._experts = build.kernels.pack_experts(build.kernels.linear, build.kernels.silu_mul, experts())
         self._shared: MLP | None = None
         if config.n_shared_experts:
             self._shared = MLP(build, f"{prefix}.shared_experts", inter * config.n_shared_experts)

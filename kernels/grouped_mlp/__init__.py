@@ -1,6 +1,6 @@
 """The routed experts of a mixture: each token through its own few MLPs, computed expert by expert.
 
-    pack(linear, silu_mul, gate_up, down) -> apply          gate_up: [2F, H] for each expert, gate first; down: [H, F]
+    pack(linear, silu_mul, experts) -> apply                of each expert (gate_up: [2F, H], gate first; down: [H, F])
     apply(x_TH, ids_TK, weights_TK) -> y_TH                 y = sum over k of weight * down(silu(gate x) * up x) of
     expert id
 

@@ -1,6 +1,6 @@
 """The experts, one token and one expert at a time. Contract: kernels.grouped_mlp."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -10,17 +10,16 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 def pack(
     linear: Callable[[torch.Tensor, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    gate_up: list[torch.Tensor],
-    down: list[torch.Tensor],
+    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    experts = [(linear(first, None), linear(second, None)) for first, second in zip(gate_up, down, strict=True)]
+    packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         y_TH = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
         for token, (ids, weights) in enumerate(zip(ids_TK.tolist(), weights_TK.tolist(), strict=True)):
             for expert, weight in zip(ids, weights, strict=True):
-                first, second = experts[expert]
-                y_TH[token] += weight * second(silu_mul(first(x_TH[token : token + 1])))[0].float()
+                gate_up, down = packed[expert]
+                y_TH[token] += weight * down(silu_mul(gate_up(x_TH[token : token + 1])))[0].float()
         return y_TH.to(x_TH.dtype)
 
     return apply

@@ -5,7 +5,7 @@ Shapes: P = T * K pairs of token and expert, sorted by expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -16,21 +16,19 @@ Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 def pack(
     linear: Callable[[torch.Tensor, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    gate_up: list[torch.Tensor],
-    down: list[torch.Tensor],
+    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    return pack_with(combine, linear, silu_mul, gate_up, down)
+    return pack_with(combine, linear, silu_mul, experts)
 
 
 def pack_with(
     combine: Combine,
     linear: Callable[[torch.Tensor, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    gate_up: list[torch.Tensor],
-    down: list[torch.Tensor],
+    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The same with another way to sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
-    experts = [(linear(first, None), linear(second, None)) for first, second in zip(gate_up, down, strict=True)]
+    packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         ids_P = ids_TK.flatten()
@@ -40,9 +38,9 @@ def pack_with(
         chosen, counts = ids_P[order_P].unique_consecutive(return_counts=True)
         start = 0
         for expert, count in zip(chosen.tolist(), counts.tolist(), strict=True):
-            first, second = experts[expert]
+            gate_up, down = packed[expert]
             pairs = slice(start, start + count)
-            y_PH[pairs] = second(silu_mul(first(x_PH[pairs])))
+            y_PH[pairs] = down(silu_mul(gate_up(x_PH[pairs])))
             start += count
         where_P = torch.empty_like(order_P)
         where_P[order_P] = torch.arange(len(order_P), device=order_P.device)

@@ -26,7 +26,7 @@ def pack(version, hidden, dtype):
         return apply
 
     make = grouped_mlp.reference.pack if version == "reference" else VERSIONS[version](dtype)
-    return make(counted, silu_mul.reference.silu_mul, gate_up, down), calls
+    return make(counted, silu_mul.reference.silu_mul, zip(gate_up, down, strict=True)), calls
 
 
 def route(num_tokens, top_k, experts, seed=0):
