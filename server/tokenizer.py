@@ -201,12 +201,36 @@ _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK_V3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 # tokenizer.ggml.pre -> how text is split before merging (llama.cpp's names, from its src/llama-vocab.cpp)
 _PRE_TOKENIZERS: dict[str, list[Any]] = {
     "default": [_GPT2],
     "gpt-2": [_GPT2],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
+    "deepseek-llm": [  # LLM 7B, MoE-16B, V2
+        _split(r"[\r\n]"),
+        _split(r"\s?[\p{Lu}\p{Ll}\p{Lt}]+"),
+        _split(r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+        _split(r"\s+$"),
+        _split(_DEEPSEEK_CJK),
+        pre_tokenizers.Digits(individual_digits=True),
+        _BYTES,
+    ],
+    "deepseek-coder": [
+        *map(_split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
+        _BYTES,
+    ],
+    "deepseek-v3": [
+        _split(r"\p{N}{1,3}"),
+        _split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+        _split(_DEEPSEEK_V3),
+        _BYTES,
+    ],
     "llama-bpe": [_split(_LLAMA3), _BYTES],
     "qwen2": [_split(_LLAMA3.replace("{1,3}", "")), _BYTES],
 }
