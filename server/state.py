@@ -59,7 +59,7 @@ class ServerState:
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
 
 
-def _from_request(request: Request) -> ServerState:
+async def _from_request(request: Request) -> ServerState:  # async: FastAPI runs plain functions in threads
     state: ServerState = request.app.state.server
     return state
 

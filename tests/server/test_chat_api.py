@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import torch
 
 from engine.loading.resolve import ModelSource
 from server.app import create_app
+from server.chat_template import ChatTemplate
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
 from tests.server.conftest import CHAT, COMPLETIONS, check_error, check_usage, text_of
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from tests.server.conftest import Api
 
+EOS_ID = 257
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}
 HI = [{"role": "user", "content": "hi"}]
 RENDERED = "<|bos|>[user]hi[assistant]"
@@ -212,8 +216,48 @@ async def test_a_model_without_a_chat_template_refuses_chats_and_takes_completio
 
 
 async def test_template_variables_reach_the_template(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    from server.chat_template import ChatTemplate
-
     monkeypatch.setattr(api.tokenizer, "chat_template", ChatTemplate("{{ mood }}{{ messages[0].content }}", {}))
     answer = await api.chat("hi", chat_template_kwargs={"mood": "calm "}, return_token_ids=True, **GREEDY)
     assert api.tokenizer.decode(answer["prompt_token_ids"]) == "calm hi"
+
+
+def say(api: Api, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the model say this text, whatever it reads, and then end."""
+    script = iter([*api.tokenizer.encode(text), EOS_ID])
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        (row,) = torch.full((len(hidden), 258), -10.0)
+        row[next(script)] = 10.0
+        return row[None]
+
+    monkeypatch.setattr(api.engine._runner._model, "logits", logits)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("prompt_opens", [True, False])
+async def test_reasoning_comes_apart_from_the_answer(
+    api: Api, monkeypatch: pytest.MonkeyPatch, *, prompt_opens: bool, stream: bool
+) -> None:
+    """R1's template ends the prompt with <think>; where a template does not, the output itself opens with it."""
+    opening = "<think>\n"
+    template = "{{ messages[0].content }}" + (opening if prompt_opens else "")
+    monkeypatch.setattr(api.tokenizer, "chat_template", ChatTemplate(template, {}))
+    say(api, ("" if prompt_opens else opening) + "1 < 2, so é.\n</think>\n\nYes.\n", monkeypatch)
+    if stream:
+        chunks = await api.stream(CHAT, messages=HI, temperature=0)
+        deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+        assert all("<" not in delta.get("content", "") for delta in deltas)
+        reasoning = "".join(delta.get("reasoning_content", "") for delta in deltas)
+        answer = text_of(chunks)
+    else:
+        message = (await api.chat("hi", temperature=0))["choices"][0]["message"]
+        reasoning, answer = message["reasoning_content"], message["content"]
+    assert (reasoning, answer) == ("1 < 2, so é.", "Yes.\n")
+
+
+async def test_reasoning_is_left_in_where_it_is_switched_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.app.state.server = dataclasses.replace(api.app.state.server, splits_reasoning=False)
+    say(api, "<think>a</think>b", monkeypatch)
+    message = (await api.chat("hi", temperature=0))["choices"][0]["message"]
+    assert message["content"] == "<think>a</think>b"
+    assert "reasoning_content" not in message
