@@ -87,7 +87,7 @@ class GGUFSource:
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}"
         if experts := _EXPERTS.fullmatch(part):
-            for expert in range(self._file.tensors[name].shape[0]):
+            for expert in range(next(iter(self._file.tensors[name].shape), 0)):
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
                 self._readers[hf_name] = functools.partial(self._numbers, name, expert)
         elif part == "attn_k_b":
@@ -110,6 +110,11 @@ class GGUFSource:
     def _joined_kv_b(self, prefix: str) -> torch.Tensor:
         keys_NCD = self._numbers(f"{prefix}.attn_k_b.weight")
         values_NVC = self._numbers(f"{prefix}.attn_v_b.weight")
+        if not (keys_NCD.ndim == values_NVC.ndim == 3 and keys_NCD.shape[:2] == values_NVC.shape[::2]):
+            raise ModelError(
+                f"{prefix}.attn_k_b.weight is {list(keys_NCD.shape)} and {prefix}.attn_v_b.weight "
+                f"{list(values_NVC.shape)}; expected [heads, latent, key] and [heads, value, latent]"
+            )
         return torch.cat([keys_NCD.transpose(1, 2), values_NVC], dim=1).flatten(0, 1)
 
     def _numbers(self, name: str, index: int | None = None) -> torch.Tensor:

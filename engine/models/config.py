@@ -43,6 +43,10 @@ class MLAConfig:
     qk_rope_head_dim: int
     v_head_dim: int
 
+    def __post_init__(self) -> None:
+        if self.qk_nope_head_dim < 1:
+            raise ModelError(f"qk_nope_head_dim (a key's length less its rotary part) is {self.qk_nope_head_dim}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class IndexerConfig:
@@ -62,8 +66,7 @@ class MoEConfig:
         moe_layer_freq: of the others, every how many-th has experts.
         scoring_func: "softmax" or "sigmoid".
         topk_method: "greedy", "group_limited_greedy" (a group counts by its best expert) or "noaux_tc" (by its best
-        two, with a
-            correction bias that chooses but does not weigh).
+            two, with a correction bias that chooses but does not weigh).
     """
 
     n_routed_experts: int
@@ -78,6 +81,19 @@ class MoEConfig:
     topk_group: int = 1
     norm_topk_prob: bool = False
     routed_scaling_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.n_routed_experts % self.n_group:
+            raise ModelError(
+                f"n_routed_experts ({self.n_routed_experts}) is not a multiple of n_group ({self.n_group})"
+            )
+        if self.topk_group > self.n_group:
+            raise ModelError(f"topk_group ({self.topk_group}) exceeds n_group ({self.n_group})")
+        eligible = self.n_routed_experts // self.n_group * self.topk_group
+        if self.num_experts_per_tok > (self.n_routed_experts if self.topk_method == "greedy" else eligible):
+            raise ModelError(
+                f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds the experts of topk_group groups"
+            )
 
     def is_sparse(self, layer: int) -> bool:
         """Whether a layer has experts."""
@@ -129,10 +145,6 @@ class ModelConfig:
             )
         if self.rotary_dim % 2:
             raise ModelError(f"{self.rotary_dim} dimensions rotate; rotary embedding needs an even number")
-        if self.moe is not None and self.moe.n_routed_experts % self.moe.n_group:
-            raise ModelError(
-                f"n_routed_experts ({self.moe.n_routed_experts}) is not a multiple of n_group ({self.moe.n_group})"
-            )
 
     @property
     def rotary_dim(self) -> int:
@@ -261,6 +273,9 @@ def _gguf_rope(keys: _Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
     rope = {"rope_type": kind, "factor": keys.number("rope.scaling.factor")}
     if original := keys.integer("rope.scaling.original_context_length", 0, at_least=0):
         rope["original_max_position_embeddings"] = original
+    for name in ("beta_fast", "beta_slow"):
+        if keys.get(f"rope.scaling.yarn_{name}", None) is not None:
+            rope[name] = keys.number(f"rope.scaling.yarn_{name}")
     if multiplier := keys.get("rope.scaling.yarn_log_multiplier", 0):
         rope["mscale"] = rope["mscale_all_dim"] = multiplier * 10  # stored as 0.1 * mscale_all_dim
     return rope
@@ -281,10 +296,10 @@ def _gguf_mla(keys: _Keys) -> MLAConfig:
 
 def _gguf_moe(keys: _Keys, tensor_names: frozenset[str]) -> MoEConfig:
     first_sparse, groups = keys.integer("leading_dense_block_count", at_least=0), keys.integer("expert_group_count", 1)
-    gating = keys.integer("expert_gating_func", 1)
+    biased = f"blk.{first_sparse}.exp_probs_b.bias" in tensor_names
+    gating = keys.integer("expert_gating_func", 2 if biased else 1)
     if gating not in (1, 2):
         keys.refuse("expert_gating_func", gating, "1 (softmax) or 2 (sigmoid)")
-    biased = f"blk.{first_sparse}.exp_probs_b.bias" in tensor_names
     return MoEConfig(
         n_routed_experts=keys.integer("expert_count"),
         num_experts_per_tok=keys.integer("expert_used_count"),

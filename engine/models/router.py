@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from engine.errors import ModelError
-
 if TYPE_CHECKING:
     from engine.models.layers import Builder
 
@@ -31,10 +29,6 @@ class Router:
     def __init__(self, build: Builder, prefix: str) -> None:
         config = build.config.moe
         assert config is not None
-        if config.num_experts_per_tok > config.n_routed_experts // config.n_group * config.topk_group:
-            raise ModelError(
-                f"num_experts_per_tok ({config.num_experts_per_tok}) exceeds the experts of topk_group groups"
-            )
         self._config = config
         shape = (config.n_routed_experts, build.config.hidden_size)
         self._weight_EH = build.weights.take(f"{prefix}.weight", shape, torch.float32)

@@ -1,7 +1,7 @@
 """GGUF files made from Hugging Face checkpoints the way that llama.cpp's converter makes them: Llama, DeepSeek V2, V3.
 
-Two kinds of DeepSeek files are about: since April 2025, the converter splits kv_b into its key part (transposed) and
-its value part, and describes the cached latent as the one key and value head; before, it left kv_b whole.
+Two kinds of DeepSeek files are about: the newer converter splits kv_b into its key part (transposed) and its value
+part, and describes the cached latent as the one key and value head; the older one left kv_b whole.
 """
 
 from __future__ import annotations
