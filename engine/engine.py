@@ -17,6 +17,7 @@ from engine.loading.gguf_file import GGUFFile
 from engine.loading.gguf_source import GGUFSource
 from engine.loading.resolve import ModelSource, resolve_model
 from engine.loading.weights import SafetensorsSource, Weights
+from engine.memory import keep_freed_memory
 from engine.model_runner import KVCachePool, ModelRunner
 from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput
@@ -79,6 +80,7 @@ class Engine:
             progress=progress,
         )
         model = Decoder(model_config, weights, kernels, max_seq_len)
+        keep_freed_memory()
         loaded = time.monotonic()
 
         num_blocks = _num_kv_blocks(config, model, max_seq_len, dtype, device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from engine.dynamic_batcher import SampledToken
 from engine.protocol import TokenLogprobs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from engine.sequence import Sequence
 
 _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
+_PART = 256  # probabilities summed at once where a row is searched
 _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
 
 
@@ -140,7 +142,21 @@ def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Ten
 
 
 def _inverse_cdf(probs_RK: torch.Tensor, u_R1: torch.Tensor) -> torch.Tensor:
-    """The index in each row at which the cumulative probability first exceeds u times its total, [R]."""
-    cumulative = probs_RK.double().cumsum(-1)
-    picks = torch.searchsorted(cumulative, u_R1 * cumulative[:, -1:], right=True)[:, 0]
-    return picks.clamp_(max=probs_RK.shape[1] - 1)
+    """The index in each row at which the cumulative probability first exceeds u times its total, [R].
+
+    In two levels: a running sum over the whole vocabulary cannot be vectorised and would cost more than the softmax.
+    """
+    num_rows, size = probs_RK.shape
+    parts_RPS = F.pad(probs_RK, (0, -size % _PART)).view(num_rows, -1, _PART)
+    ends_RP = parts_RPS.sum(-1, dtype=torch.float64).cumsum(-1)
+    target_R1 = u_R1 * ends_RP[:, -1:]
+    part_R1 = _first_above(ends_RP, target_R1)
+    start_R1 = torch.where(part_R1 > 0, ends_RP.gather(1, (part_R1 - 1).clamp(min=0)), 0.0)
+    within_RS = parts_RPS[torch.arange(num_rows, device=part_R1.device), part_R1[:, 0]].double().cumsum(-1)
+    return (part_R1 * _PART + _first_above(within_RS, target_R1 - start_R1))[:, 0]
+
+
+def _first_above(cumulative_RX: torch.Tensor, target_R1: torch.Tensor) -> torch.Tensor:
+    """The first index at which a row's running sum exceeds its target, [R, 1]; always one where the sum grows."""
+    below_total = cumulative_RX[:, -1:] * (1 - 1e-15)  # rounding may have brought the target to the total
+    return torch.searchsorted(cumulative_RX, torch.minimum(target_R1, below_total), right=True)

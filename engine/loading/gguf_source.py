@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.errors import ModelError
-from engine.loading.mapped import drop_pages
+from engine.memory import drop_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from engine.errors import ModelError
-from engine.loading.mapped import Trimmer, drop_pages
+from engine.memory import Trimmer, drop_pages
 from engine.models.config import read_json
 
 if TYPE_CHECKING:

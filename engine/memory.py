@@ -1,4 +1,7 @@
-"""Memory given back while a model is loaded, so that its peak is the model, not the checkpoint beside it."""
+"""Memory: given back while a model is loaded, kept once it runs.
+
+So a load's peak is the model, not the checkpoint beside it; and a step's temporaries are no page faults.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import ctypes
 import mmap
 
 _LEFT_IDLE = 64 << 20  # bytes read between two trims of the allocator
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_KEPT, _LARGEST = 1 << 30, 32 << 20  # glibc takes no larger mmap threshold than 32 MiB
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,3 +42,14 @@ class Trimmer:
         self._num_bytes = 0
         if hasattr(_libc, "malloc_trim"):
             _libc.malloc_trim(0)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step.
+
+    By default it returns blocks of some MiB to the system at once, and every page of the next one is a page fault:
+    drawing random tokens for 32 sequences took 16 ms instead of 2.
+    """
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
