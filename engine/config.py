@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.policies import POLICIES
 
 
 def option(
@@ -70,6 +71,17 @@ class EngineConfig:
         "streams smoother and a larger one prefills faster; default: 512 on a CPU, 8192 on a GPU",
         at_least=1,
     )
+    policy: str = option(
+        "length",
+        "which waiting sequence starts next: length (shortest first, and ageing), fcfs, priority (the request's field, "
+        "smallest first) or fair (tokens shared among API keys)",
+        choices=tuple(POLICIES),
+    )
+    target_itl: float | None = option(
+        None,
+        "milliseconds between the tokens of running streams to aim at: prompts are cut into smaller chunks beside them",
+        metavar="MS",
+    )
     block_size: int = option(16, "tokens in one block of the KV cache", at_least=1)
     kv_cache_memory: float | None = option(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85%% on a GPU", metavar="GiB"
@@ -86,6 +98,8 @@ class EngineConfig:
         check_options(self)
         if self.kv_cache_memory is not None and not self.kv_cache_memory > 0:
             raise ConfigError(f"--kv-cache-memory is {self.kv_cache_memory}; it must be more than 0 (GiB)")
+        if self.target_itl is not None and not self.target_itl > 0:
+            raise ConfigError(f"--target-itl is {self.target_itl}; it must be more than 0 (milliseconds)")
         if self.kv_cache_memory is not None and self.num_kv_blocks is not None:
             raise ConfigError("--kv-cache-memory and --num-kv-blocks both size the KV cache; give one of them")
         if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_batch_size:

@@ -3,38 +3,41 @@
 Owns every Sequence from `add` to its end and, through KVCacheManager, their blocks. Holds no tensors, no text and no
 clock (callers pass the time in).
 
-A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
-free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. What is
-left of the budget goes to prompts: first those already begun, then waiting ones, shortest first; a prompt larger than
-what is left is cut, and the rest follows in later steps.
+A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens (fewer
+where a target for the inter-token latency is set: engine.chunk_budget), and the free blocks. Decoding sequences come
+first, one token each, so running streams never stall behind a prompt. What is left of the budget goes to prompts: first
+those already begun, then waiting ones in the order of the policy (engine.policies; shortest first by default); a prompt
+larger than what is left is cut, and the rest follows in later steps. What the prefix cache holds of a prompt is not
+computed again, and does not count as length.
 
-Shortest first would starve long prompts, so waiting has a bound. A waiting sequence's place is fixed on arrival:
-`tokens to compute + AGING * arrival number`. One that comes k arrivals later can pass it only by being more than
-AGING * k tokens
-shorter: a prompt of L tokens is passed by at most L / AGING later arrivals, whatever the load.
+A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. One that does
+not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
+cache); but after MAX_PASSED others have started before it in this way, nobody else does.
 
-What the prefix cache holds of a prompt is not computed again, and does not count as length.
+When a running sequence needs a block and none is free, the newest running one is preempted: its blocks go, its tokens
+stay, and it waits for its turn to be computed anew, at its old place.
 
-A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. When a
-running one needs a block and none is free, the newest running one is preempted: its blocks go, its tokens stay, and
-it waits for its turn to be computed anew, at its old place.
-
-Costs: `add` O(log waiting) comparisons; `schedule` and `update` O(running); nothing grows with what waits.
+Costs: `add` and `abort` O(log waiting); `schedule` and `update` O(running), with at most LOOK_AHEAD waiting ones looked
+at; nothing grows with what waits.
 """
 
 from __future__ import annotations
 
-import bisect
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.chunk_budget import ChunkBudget
+from engine.policies import POLICIES, FairShare
 from engine.protocol import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
+from engine.waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:
     from engine.kv_cache_manager import KVCacheManager
 
-AGING = 16  # tokens of length that one arrival outweighs
+LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
+MAX_PASSED = 32  # sequences that may start before one out of turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +58,10 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step computes: decoding sequences first, then prefill chunks; their blocks are allocated."""
+    """What one step computes: num_decodes decoding sequences, then prefill chunks; their blocks are allocated."""
 
     scheduled: tuple[ScheduledSequence, ...]
+    num_decodes: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -89,17 +93,38 @@ class StepResult:
 class DynamicBatcher:
     """Packs live sequences into steps. Use: `add`, then `schedule` and `update` by turns; `abort` between them."""
 
-    def __init__(self, kv_cache: KVCacheManager, max_batch_size: int, max_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        kv_cache: KVCacheManager,
+        max_batch_size: int,
+        max_batched_tokens: int,
+        *,
+        policy: str = "length",
+        target_itl: float | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            kv_cache: where blocks come from.
+            max_batch_size: sequences that run at once.
+            max_batched_tokens: tokens of a step; at least max_batch_size.
+            policy: a name in engine.policies.POLICIES.
+            target_itl: seconds that a step with decoding sequences should last at most; None is no target.
+        """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
         self.max_batch_size = max_batch_size
         self.max_batched_tokens = max_batched_tokens
         self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = 0  # of all sequences that have started
+        self.num_steps, self.packing = 0, 0.0
+        self._policy = POLICIES[policy]()
+        self._chunk_budget = ChunkBudget(max_batched_tokens, target_itl)
         self._num_arrivals = 0
-        self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # (seq.place, seq), sorted; places are unique
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # oldest first
         self._live: dict[str, dict[int, Sequence]] = {}  # request id -> index -> sequence
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap of (when, arrival number, whose)
 
     @property
     def has_work(self) -> bool:
@@ -116,6 +141,8 @@ class DynamicBatcher:
             num_preemptions=self.num_preemptions,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
+            num_steps=self.num_steps,
+            packing=self.packing,
         )
 
     def add(self, seq: Sequence) -> None:
@@ -123,10 +150,13 @@ class DynamicBatcher:
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         num_to_compute = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
-        seq.place = (num_to_compute + AGING * self._num_arrivals, self._num_arrivals)
+        seq.place = (self._policy(seq, num_to_compute, self._num_arrivals), self._num_arrivals)
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq
-        bisect.insort(self._waiting, (seq.place, seq))
+        self._waiting.push(seq)
+        for deadline in (seq.deadline, seq.start_deadline):
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, seq.place[1], seq))
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request's sequences (or one of them) now; those already ended, and unknown ids, are ignored."""
@@ -135,29 +165,44 @@ class DynamicBatcher:
             if i in live:
                 self._finish(live[i], "abort")
 
+    def expire(self, now: float) -> list[SequenceOutput]:
+        """End what is past its deadline, or past the one for its start and still waiting for that."""
+        outputs = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, _, seq = heapq.heappop(self._deadlines)
+            is_due = deadline == seq.deadline or seq.first_step_time is None
+            if is_due and seq.status is not SequenceStatus.FINISHED:
+                self._finish(seq, "timeout")
+                outputs.append(SequenceOutput(seq.request_id, seq.index, [], "timeout"))
+        return outputs
+
+    def observe(self, plan: StepPlan, seconds: float) -> None:
+        """Learn from how long a step took."""
+        self._chunk_budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
+
     def schedule(self, now: float) -> StepPlan:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
-        budget = self.max_batched_tokens
         decoding = [seq for seq in self._running if seq.num_uncomputed_tokens == 1]
         for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
             if seq.status is SequenceStatus.RUNNING:
                 self._grow_or_preempt(seq)
-        scheduled = [_chunk(seq, budget) for seq in decoding if seq.status is SequenceStatus.RUNNING]
-        budget -= len(scheduled)
+        scheduled = [_chunk(seq, 1) for seq in decoding if seq.status is SequenceStatus.RUNNING]
+        num_decodes = len(scheduled)
+        step_budget = self._chunk_budget.tokens(num_decodes)
+        budget = step_budget - num_decodes
 
         for seq in self._running:
             if seq.num_uncomputed_tokens > 1 and budget > 0:
                 scheduled.append(_chunk(seq, budget))
                 budget -= scheduled[-1].num_tokens
 
-        while self._waiting and len(self._running) < self.max_batch_size and budget > 0:
-            seq = self._waiting[0][1]
-            if not self._admit(seq, now):
-                break
-            scheduled.append(_chunk(seq, budget))
-            budget -= scheduled[-1].num_tokens
+        budget = self._admit(scheduled, budget, now)
         assert scheduled or not self.has_work, "work waits and nothing can advance"
-        return StepPlan(tuple(scheduled))
+        if scheduled:
+            self.num_steps += 1
+            is_short = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and budget > 0
+            self.packing += (step_budget - budget) / step_budget if is_short else 1.0
+        return StepPlan(tuple(scheduled), num_decodes)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
@@ -179,7 +224,7 @@ class DynamicBatcher:
         """Assert that nothing is left behind: what must hold when the last sequence has ended."""
         assert not self._live
         assert not self._running
-        assert not self._waiting
+        assert len(self._waiting) == 0
         self.kv_cache.check([])
 
     def _advance(self, seq: Sequence, sampled: SampledToken) -> SequenceOutput:
@@ -211,19 +256,45 @@ class DynamicBatcher:
             num_cached_tokens=seq.num_cached_tokens if is_first else 0,
         )
 
-    def _admit(self, seq: Sequence, now: float) -> bool:
-        """Start the first waiting sequence if its tokens' blocks are free and each running one can still grow."""
-        num_cached_tokens = self.kv_cache.start(seq, num_spare=len(self._running))
-        if num_cached_tokens is None:
+    def _admit(self, scheduled: list[ScheduledSequence], budget: int, now: float) -> int:
+        """Start waiting sequences while there is room in the batch and the budget; what is left of the latter."""
+        stepped_over: list[Sequence] = []
+        while budget > 0 and len(self._running) < self.max_batch_size and len(stepped_over) <= LOOK_AHEAD:
+            seq = self._waiting.first()
+            if seq is None:
+                break
+            if self._start(seq, now):
+                self._waiting.pop()
+                for other in stepped_over:
+                    other.num_passed += 1
+                scheduled.append(_chunk(seq, budget))
+                budget -= scheduled[-1].num_tokens
+                if any(other.num_passed == MAX_PASSED for other in stepped_over):
+                    break
+            elif seq.num_passed < MAX_PASSED:
+                stepped_over.append(self._waiting.pop())
+            else:
+                break
+        for seq in stepped_over:
+            self._waiting.push(seq)
+        return budget
+
+    def _start(self, seq: Sequence, now: float) -> bool:
+        """Run a waiting sequence, if its tokens' blocks are free and each running one can still grow."""
+        prefix = self.kv_cache.find_prefix(seq)
+        if seq.num_passed < MAX_PASSED and self.kv_cache.awaits(seq, prefix):
             return False
-        self._waiting.pop(0)
+        if not self.kv_cache.start(seq, prefix, num_spare=len(self._running)):
+            return False
         seq.status = SequenceStatus.RUNNING
-        seq.num_computed_tokens = num_cached_tokens
+        seq.num_computed_tokens = len(prefix) * self.kv_cache.block_size
         if seq.first_step_time is None:
             seq.first_step_time = now
-            seq.num_cached_tokens = num_cached_tokens
+            seq.num_cached_tokens = seq.num_computed_tokens
             self.num_prompt_tokens += seq.num_prompt_tokens
-            self.num_cached_tokens += num_cached_tokens
+            self.num_cached_tokens += seq.num_cached_tokens
+        if isinstance(self._policy, FairShare):
+            self._policy.started(seq.place[0])
         self._running.append(seq)
         return True
 
@@ -241,18 +312,21 @@ class DynamicBatcher:
         self.kv_cache.release(seq)
         seq.num_computed_tokens = 0
         seq.status = SequenceStatus.WAITING
-        bisect.insort(self._waiting, (seq.place, seq))
+        self._waiting.push(seq)
         self.num_preemptions += 1
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state: the one release."""
-        if seq.status is SequenceStatus.RUNNING:
-            self._running.remove(seq)
-        else:
-            del self._waiting[bisect.bisect_left(self._waiting, (seq.place,))]
-        self.kv_cache.release(seq, forget=reason == "error")
+        was_running = seq.status is SequenceStatus.RUNNING
         seq.status = SequenceStatus.FINISHED
         seq.finish_reason = reason
+        if was_running:
+            self._running.remove(seq)
+        else:
+            self._waiting.discard()
+        self.kv_cache.release(seq, forget=reason == "error")
+        if isinstance(self._policy, FairShare):
+            self._policy.ended(seq)
         of_request = self._live[seq.request_id]
         del of_request[seq.index]
         if not of_request:

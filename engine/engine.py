@@ -92,6 +92,8 @@ class Engine:
             KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching == "on"),
             config.max_batch_size,
             budget,
+            policy=config.policy,
+            target_itl=None if config.target_itl is None else config.target_itl / 1000,
         )
         info = EngineInfo(
             max_seq_len=min(max_seq_len, num_blocks * config.block_size),
@@ -154,6 +156,11 @@ class Engine:
                     seed=_mix(seed, index),
                     stop_token_ids=stop_token_ids,
                     arrival_time=request.arrival_time,
+                    priority=request.priority,
+                    tenant=request.tenant,
+                    weight=request.weight,
+                    deadline=request.deadline,
+                    start_deadline=request.start_deadline,
                 )
             )
 
@@ -162,10 +169,14 @@ class Engine:
         self.batcher.abort(request.request_id, request.index)
 
     def step(self) -> StepOutput:
-        """Compute one step."""
-        plan = self.batcher.schedule(time.monotonic())
-        result = self._runner.run(plan)
-        outputs = self.batcher.update(plan, result)
+        """End what is past its deadline, then compute one step."""
+        started = time.monotonic()
+        outputs = self.batcher.expire(started)
+        if self.has_work:
+            plan = self.batcher.schedule(started)
+            result = self._runner.run(plan)
+            outputs += self.batcher.update(plan, result)
+            self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
 
     def stats(self) -> EngineStats:

@@ -1,9 +1,9 @@
 """Which KV block belongs to whom, and which can serve again: block ids and hashes, nothing of their contents.
 
-A block that is full and computed gets a hash of its tokens and of all before it, so that a later sequence that
-begins the same way takes the block as it is (prefix caching). Nobody writes into a full block, so sharing needs no
-copies. When its last holder lets go, a hashed block stays until memory is wanted: unheld blocks are taken back
-oldest first, and count as free.
+A block that is full and computed gets a hash of its tokens, of all before it and of whose they are, so that a later
+sequence of the same tenant that begins the same way takes the block as it is (prefix caching). Nobody writes into a
+full block, so sharing needs no copies. When its last holder lets go, a hashed block stays until memory is wanted:
+unheld blocks are taken back oldest first, and count as free.
 
 Costs: O(blocks moved or looked up); nothing here grows with the pool or with idle sequences.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class KVCacheManager:
         self._num_holders = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._cached: dict[bytes, int] = {}  # hash -> block
+        self._computing: dict[Sequence, range] = {}  # of those that prefill: their blocks that are not yet full
+        self._announced: Counter[bytes] = Counter()  # the hashes that those blocks will have
 
     @property
     def num_free_blocks(self) -> int:
@@ -52,33 +54,37 @@ class KVCacheManager:
 
     def find_prefix(self, seq: Sequence) -> list[int]:
         """Cached blocks that hold the beginning of `seq`; never its last token, which must be computed."""
-        if not self._prefix_caching or seq.sampling.prompt_logprobs is not None:  # those need every position computed
-            return []
         blocks: list[int] = []
-        for number in range((seq.num_tokens - 1) // self.block_size):
+        for number in range(self._num_reusable(seq)):
             block = self._cached.get(self._hash(seq, number))
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def start(self, seq: Sequence, num_spare: int) -> int | None:
-        """Give `seq`, which holds nothing, the blocks for all its tokens, its cached prefix first, and leave num_spare.
+    def awaits(self, seq: Sequence, prefix: list[int]) -> bool:
+        """Whether a running sequence is computing the very block that `seq` lacks next."""
+        number = len(prefix)
+        return number < self._num_reusable(seq) and self._hash(seq, number) in self._announced
 
-        Returns:
-            How many of its tokens are computed already; None, with nothing changed, if too few blocks are free.
+    def start(self, seq: Sequence, prefix: list[int], num_spare: int) -> bool:
+        """Give `seq`, which holds nothing, the blocks for all its tokens, beginning with what `find_prefix` found.
+
+        False, with nothing changed, if that would leave fewer than num_spare blocks free.
         """
-        prefix = self.find_prefix(seq)
         num_new = self.num_blocks_for(seq.num_tokens) - len(prefix)
         num_revived = sum(self._num_holders[block] == 0 for block in prefix)
         if num_new + num_revived + num_spare > self.num_free_blocks:
-            return None
+            return False
         for block in prefix:
             self._unheld.pop(block, None)
             self._num_holders[block] += 1
         seq.block_table += prefix
         seq.block_table += [self._take() for _ in range(num_new)]
-        return len(prefix) * self.block_size
+        if self._prefix_caching:
+            self._computing[seq] = range(len(prefix), seq.num_tokens // self.block_size)
+            self._announced.update(self._hash(seq, number) for number in self._computing[seq])
+        return True
 
     def grow(self, seq: Sequence) -> bool:
         """Give `seq` the block that its last token needs, if it lacks one; False if none is free."""
@@ -92,7 +98,9 @@ class KVCacheManager:
         """Make the blocks that have become full findable; `num_before` tokens were computed before the step."""
         if not self._prefix_caching:
             return
-        for number in range(num_before // self.block_size, seq.num_computed_tokens // self.block_size):
+        computed = seq.num_computed_tokens // self.block_size
+        self._withdraw(seq, computed)
+        for number in range(num_before // self.block_size, computed):
             block, key = seq.block_table[number], self._hash(seq, number)
             if self._hashes[block] is None and key not in self._cached:
                 self._hashes[block] = key
@@ -103,6 +111,7 @@ class KVCacheManager:
 
         With `forget`, what it computed is not to be trusted, and nobody will find its blocks any more.
         """
+        self._withdraw(seq, seq.num_tokens)
         for block in reversed(seq.block_table):  # so that the end of a prefix is given up before its beginning
             if forget:
                 self._forget(block)
@@ -127,7 +136,27 @@ class KVCacheManager:
         held = [block for block in range(self.num_blocks) if holders[block]]
         assert sorted(free + held) == list(range(self.num_blocks)), "blocks leaked or doubled"
         assert all(self._hashes[block] is None for block in self._blank)
+        assert set(self._computing) <= set(live), "an announcement outlived its sequence"
+        expected = Counter(self._hash(seq, number) for seq, blocks in self._computing.items() for number in blocks)
+        assert expected == self._announced
         assert {key: block for block, key in enumerate(self._hashes) if key is not None} == self._cached
+
+    def _num_reusable(self, seq: Sequence) -> int:
+        """How many blocks of `seq` may come from the cache."""
+        if not self._prefix_caching or seq.sampling.prompt_logprobs is not None:  # those need every position computed
+            return 0
+        return (seq.num_tokens - 1) // self.block_size
+
+    def _withdraw(self, seq: Sequence, stop: int) -> None:
+        """End the announcement of a sequence's blocks below `stop`: they are computed, or will not be."""
+        announced = self._computing.pop(seq, range(0))
+        for number in range(announced.start, min(stop, announced.stop)):
+            key = self._hash(seq, number)
+            self._announced[key] -= 1
+            if not self._announced[key]:
+                del self._announced[key]
+        if stop < announced.stop:
+            self._computing[seq] = range(max(stop, announced.start), announced.stop)
 
     def _take(self) -> int:
         """A blank block, or the one that has been unheld the longest."""
@@ -151,5 +180,5 @@ class KVCacheManager:
         while len(hashes) <= number:
             first = len(hashes) * self.block_size
             tokens = array("q", seq.token_ids[first : first + self.block_size])
-            hashes.append(hashlib.sha256((hashes[-1] if hashes else b"") + tokens.tobytes()).digest())
+            hashes.append(hashlib.sha256((hashes[-1] if hashes else seq.tenant) + tokens.tobytes()).digest())
         return hashes[number]

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,6 +67,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
         request_id: unique among live requests; the server draws it.
         prompt_token_ids: at least one; ids below the model's vocab_size.
         arrival_time: seconds of CLOCK_MONOTONIC, which all processes of a machine share.
+        priority, tenant, weight, deadline, start_deadline: see engine.sequence.
     """
 
     request_id: str
@@ -74,6 +75,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     sampling: SamplingParams
     n: int
     arrival_time: float
+    priority: int = 0
+    tenant: bytes = b""
+    weight: float = 1.0
+    deadline: float | None = None
+    start_deadline: float | None = None
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
@@ -124,6 +130,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         num_preemptions: since the engine started.
         num_prompt_tokens: of all sequences started since, and num_cached_tokens those that the prefix cache had.
+        num_steps: since the engine started; packing is the sum over them of how full they were, from 0 to 1.
     """
 
     num_running: int
@@ -133,6 +140,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_preemptions: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    num_steps: int = 0
+    packing: float = 0.0
 
     @property
     def kv_cache_usage_ratio(self) -> float:

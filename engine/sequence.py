@@ -1,7 +1,13 @@
 """A sequence: one prompt and the output that grows on it. DynamicBatcher owns every field; all others only read.
 
-WAITING -> RUNNING -> FINISHED
-^----------'          (preempted: blocks released, tokens kept, recomputed later)
+    add -> WAITING -- start --> RUNNING -- stop, length, error --> FINISHED
+              ^  |                |  |                                ^
+              |  |   preempt      |  |  abort, timeout                |
+              |  |   (blocks go,  |  '--------------------------------+
+              '--+--- tokens stay)'                                   |
+                 '-- abort, timeout ----------------------------------'
+
+FINISHED is reached through DynamicBatcher._finish only, which releases the blocks, whatever the state before.
 """
 
 from __future__ import annotations
@@ -33,7 +39,12 @@ class Sequence:
         stop_token_ids: tokens that end the sequence; empty with ignore_eos and none of its own.
         block_hashes: of its full blocks, as far as KVCacheManager has computed them.
         num_cached_tokens: tokens that came from the prefix cache when it first started.
-        place: where it stands among the waiting, smallest first: (tokens, weighted by age; arrival number).
+        priority: for the policy of that name, smallest first.
+        tenant: whose it is (a hash of the API key): who shares by fair shares, and whose prefixes may be reused.
+        weight: of the tenant's share.
+        deadline: when it ends unfinished; None is never. start_deadline: the same while it has not started.
+        place: where it stands among the waiting, smallest first: (what the policy says, arrival number).
+        num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
     """
 
@@ -50,7 +61,13 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
-    place: tuple[int, int] = (0, 0)
+    priority: int = 0
+    tenant: bytes = b""
+    weight: float = 1.0
+    deadline: float | None = None
+    start_deadline: float | None = None
+    place: tuple[float, int] = (0, 0)
+    num_passed: int = 0
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None

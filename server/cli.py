@@ -47,6 +47,8 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "max_batch_size",
             "max_seq_len",
             "max_batched_tokens",
+            "policy",
+            "target_itl",
             "block_size",
             "kv_cache_memory",
             "num_kv_blocks",

@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from engine.dynamic_batcher import AGING, DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.dynamic_batcher import MAX_PASSED, DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
+from engine.policies import AGING, POLICIES
 from engine.sequence import Sequence, SequenceStatus
 from tests.engine.sequences import make_sequence
 
@@ -22,10 +23,14 @@ class Simulation:
         self.num_blocks = rng.randint(2, 24)
         self.max_batch_size = rng.randint(1, 8)
         self.budget = self.max_batch_size + rng.choice([0, 1, 7, 40])
+        self.policy = rng.choice(list(POLICIES))
+        self.now = 0.0
         self.batcher = DynamicBatcher(
             KVCacheManager(self.num_blocks, self.block_size, prefix_caching=rng.random() < 0.7),
             self.max_batch_size,
             self.budget,
+            policy=self.policy,
+            target_itl=rng.choice([None, 0.01]),
         )
         self.seqs: dict[Sequence, int] = {}  # in order of arrival, with its number
         self.live: dict[tuple[str, int], Sequence] = {}
@@ -57,6 +62,12 @@ class Simulation:
             max_tokens = self.rng.randint(0, capacity - length)
             prompt = [0] * (cut := self.rng.randint(0, length)) + [self.rng.randrange(2) for _ in range(length - cut)]
             seq = make_sequence(name, prompt=prompt, index=index, stop_token_ids=(STOP,), max_tokens=max_tokens)
+            seq.priority, seq.tenant = self.rng.randrange(3), self.rng.choice([b"", b"a", b"b"])
+            seq.weight = self.rng.choice([1.0, 3.0])
+            if self.rng.random() < 0.1:
+                seq.deadline = self.now + self.rng.uniform(0, 0.2)
+            if self.rng.random() < 0.1:
+                seq.start_deadline = self.now + self.rng.uniform(0, 0.1)
             self.batcher.add(seq)
             self.seqs[seq] = len(self.seqs)
             self.live[name, index] = seq
@@ -78,13 +89,23 @@ class Simulation:
         self.ended[seq] = reason
 
     def step(self) -> None:
+        for output in self.batcher.expire(self.now):
+            seq = self.live[output.request_id, output.index]
+            assert seq.deadline is not None or seq.start_deadline is not None
+            assert min(deadline for deadline in (seq.deadline, seq.start_deadline) if deadline) <= self.now
+            self.end(seq, "timeout")
+            self.events["timeout"] += 1
+        self.check_blocks()
         decoding = [
             s for s in self.live.values() if s.status is SequenceStatus.RUNNING and s.num_uncomputed_tokens == 1
         ]
         preemptions = self.batcher.num_preemptions
-        plan = self.batcher.schedule(0.0)
+        plan = self.batcher.schedule(self.now)
         self.events["preempted"] += self.batcher.num_preemptions - preemptions
         self.check_plan(plan, decoding)
+        seconds = 0.002 + 0.0005 * plan.num_tokens
+        self.now += seconds
+        self.batcher.observe(plan, seconds)
         self.check_blocks()
         self.note_starts(plan)
         for output in self.batcher.update(plan, self.sample(plan)):
@@ -138,8 +159,13 @@ class Simulation:
             seq = item.seq
             if seq not in self.started:
                 passed_by = sum(self.seqs[other] > self.seqs[seq] for other in self.started)
-                assert passed_by <= seq.num_prompt_tokens / AGING, "passed by too many later arrivals"
+                assert seq.num_passed <= MAX_PASSED, "stepped over too often"
+                if self.policy == "length":
+                    assert passed_by <= seq.num_prompt_tokens / AGING + seq.num_passed, "passed by too many"
+                if self.policy == "fcfs":
+                    assert passed_by <= seq.num_passed
                 self.started[seq] = passed_by
+                self.events["stepped over"] += seq.num_passed > 0
                 self.events["prefix found"] += item.start > 0
                 self.events["passed by a later arrival"] += passed_by > 0
 
@@ -166,4 +192,6 @@ def test_the_simulation_reaches_the_hard_cases():
         "length",
         "stop",
         "error",
+        "timeout",
+        "stepped over",
     }

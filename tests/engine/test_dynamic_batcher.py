@@ -1,7 +1,8 @@
 import pytest
 
-from engine.dynamic_batcher import AGING, DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
+from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from tests.engine.sequences import make_sequence

@@ -8,9 +8,15 @@ from engine.kv_cache_manager import KVCacheManager
 from tests.engine.sequences import make_sequence
 
 
+def try_start(manager, seq, num_spare):
+    """Tokens that the cache had; None if `seq` did not start."""
+    prefix = manager.find_prefix(seq)
+    return len(prefix) * manager.block_size if manager.start(seq, prefix, num_spare) else None
+
+
 def start(manager, prompt, *, num_spare=0, **sampling):
     seq = make_sequence(prompt=list(prompt), **sampling)
-    seq.num_computed_tokens = manager.start(seq, num_spare)
+    seq.num_computed_tokens = try_start(manager, seq, num_spare)
     return seq
 
 
@@ -42,9 +48,9 @@ def test_a_sequence_starts_with_the_blocks_of_its_tokens_and_grows_by_one_when_i
 
 def test_a_start_that_leaves_too_few_spare_blocks_changes_nothing():
     manager, seq = KVCacheManager(3, 2), make_sequence(prompt=[0, 1, 2])
-    assert manager.start(seq, 2) is None
+    assert try_start(manager, seq, 2) is None
     assert (seq.block_table, manager.num_free_blocks) == ([], 3)
-    assert manager.start(seq, 1) == 0
+    assert try_start(manager, seq, 1) == 0
     assert len(seq.block_table) == 2
 
 
@@ -121,8 +127,8 @@ def test_reviving_cached_blocks_uses_free_ones_up():
     compute(manager, seq)
     manager.release(seq)
     other = make_sequence(prompt=[1, 2, 3, 4, 5])
-    assert manager.start(other, 1) is None
-    assert manager.start(other, 0) == 4
+    assert try_start(manager, other, 1) is None
+    assert try_start(manager, other, 0) == 4
 
 
 def test_what_a_broken_sequence_computed_is_forgotten():
@@ -165,7 +171,7 @@ def test_random_use_never_loses_or_doubles_a_block():
         action = rng.random()
         if action < 0.4:
             seq = make_sequence(prompt=[rng.randrange(2) for _ in range(rng.randint(1, 20))])
-            found = manager.start(seq, rng.randrange(3))
+            found = try_start(manager, seq, rng.randrange(3))
             if found is not None:
                 hits += found
                 seq.num_computed_tokens = found
@@ -185,3 +191,45 @@ def test_random_use_never_loses_or_doubles_a_block():
     for seq in live:
         manager.release(seq)
     manager.check([])
+
+
+def test_a_block_that_a_running_sequence_is_about_to_fill_is_awaited():
+    manager = KVCacheManager(20, 4)
+    first = start(manager, range(12))
+    first.num_computed_tokens = 4  # as after a first chunk
+    manager.remember(first, 0)
+    second = make_sequence(prompt=[*range(8), 99])
+    assert len(manager.find_prefix(second)) == 1
+    assert manager.awaits(second, manager.find_prefix(second))
+    assert not manager.awaits(make_sequence(prompt=[*range(4), 99, 99, 99, 99, 99]), manager.find_prefix(second))
+    before, first.num_computed_tokens = 4, 8
+    manager.remember(first, before)
+    assert not manager.awaits(second, manager.find_prefix(second))
+    third = make_sequence(prompt=[*range(12), 99])
+    assert manager.awaits(third, manager.find_prefix(third))
+    manager.release(first)  # aborted: nobody is computing it any more
+    assert not manager.awaits(third, manager.find_prefix(third))
+    manager.check([])
+
+
+def test_the_last_block_is_not_awaited_as_it_is_not_taken():
+    manager = KVCacheManager(20, 4)
+    start(manager, range(8))
+    seq = make_sequence(prompt=range(8))
+    seq.token_ids = list(range(8))
+    assert manager.awaits(seq, [])
+    assert not manager.awaits(make_sequence(prompt=list(range(4))), [])
+
+
+def test_tenants_do_not_find_each_other_s_blocks():
+    manager = KVCacheManager(20, 4)
+    seqs = {tenant: make_sequence(prompt=list(range(9))) for tenant in (b"", b"a", b"b")}
+    for tenant, seq in seqs.items():
+        seq.tenant = tenant
+        assert manager.find_prefix(seq) == []
+        assert not manager.awaits(seq, [])
+        assert try_start(manager, seq, 0) == 0
+        compute(manager, seq)
+    again = make_sequence(prompt=list(range(9)))
+    again.tenant = b"a"
+    assert manager.find_prefix(again) == seqs[b"a"].block_table[:2]
