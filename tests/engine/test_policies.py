@@ -1,0 +1,181 @@
+"""Which sequence starts next: each policy, stepping over what does not fit, and chunks that keep streams smooth."""
+
+import pytest
+
+from engine import dynamic_batcher
+from engine.chunk_budget import ChunkBudget
+from engine.dynamic_batcher import LOOK_AHEAD, DynamicBatcher
+from engine.kv_cache_manager import KVCacheManager
+from engine.policies import POLICIES
+from engine.sequence import SequenceStatus
+from engine.waiting_queue import WaitingQueue
+from tests.engine.sequences import make_sequence
+from tests.engine.test_dynamic_batcher import add, make_batcher, result_of, shares, step
+
+
+def order(policy, *seqs):
+    batcher = DynamicBatcher(KVCacheManager(1000, 4, prefix_caching=False), 1, 1000, policy=policy)
+    add(batcher, *seqs)
+    started = []
+    while batcher.has_work:
+        plan = batcher.schedule(0)
+        started += [name for name, start, _ in shares(plan) if start == 0]
+        batcher.abort(started[-1])
+    return started
+
+
+def of(name, num_tokens=4, **fields):
+    seq = make_sequence(name, num_tokens, max_tokens=fields.pop("max_tokens", 16))
+    for field, value in fields.items():
+        setattr(seq, field, value)
+    return seq
+
+
+def test_length_takes_the_shortest_and_fcfs_the_first():
+    seqs = [("a", 60), ("b", 4), ("c", 20)]
+    assert order("length", *(of(*seq) for seq in seqs)) == ["b", "c", "a"]
+    assert order("fcfs", *(of(*seq) for seq in seqs)) == ["a", "b", "c"]
+
+
+def test_priority_takes_the_smallest_number_and_equals_in_order():
+    seqs = [of("a", priority=5), of("b", priority=-1), of("c", priority=5), of("d")]
+    assert order("priority", *seqs) == ["b", "d", "a", "c"]
+
+
+def test_fair_shares_alternate_between_keys_whatever_they_ask_for():
+    flood = [of(f"f{i}", tenant=b"flood") for i in range(6)]
+    polite = [of(f"p{i}", tenant=b"polite") for i in range(2)]
+    assert order("fair", *flood, *polite) == ["f0", "p0", "f1", "p1", "f2", "f3", "f4", "f5"]
+
+
+def test_fair_shares_count_tokens_and_weights():
+    long = [of(f"l{i}", 28, max_tokens=12, tenant=b"long") for i in range(3)]  # 40 tokens each
+    short = [of(f"s{i}", 4, max_tokens=16, tenant=b"short") for i in range(5)]  # 20 tokens each
+    assert order("fair", *long, *short) == ["l0", "s0", "s1", "l1", "s2", "s3", "l2", "s4"]
+    again = [of(f"l{i}", 28, max_tokens=12, tenant=b"long", weight=4.0) for i in range(3)]
+    short = [of(f"s{i}", 4, max_tokens=16, tenant=b"short") for i in range(3)]
+    assert order("fair", *again, *short) == ["l0", "s0", "l1", "l2", "s1", "s2"]
+
+
+def test_a_key_is_given_back_what_its_sequences_did_not_generate():
+    policy = POLICIES["fair"]()
+    ended_early = of("a", max_tokens=1000, tenant=b"a")
+    assert policy(ended_early, 4, 0) == 0
+    policy.ended(ended_early)
+    assert policy(of("b", tenant=b"a"), 4, 1) == 4
+
+
+def test_an_idle_key_saves_nothing_up():
+    policy = POLICIES["fair"]()
+    for _ in range(10):
+        policy.started(policy(of("a", tenant=b"busy"), 4, 0))
+    late = policy(of("b", tenant=b"late"), 4, 0)
+    assert late == 180  # where the busy key's last one started, not 0
+
+
+def nearly_full():
+    """A batcher of ten blocks, of which a stream holds six, later seven to nine; first come, first served."""
+    batcher = DynamicBatcher(KVCacheManager(10, 4, prefix_caching=False), 16, 64, policy="fcfs")
+    add(batcher, make_sequence("holder", 24, max_tokens=10))
+    step(batcher)
+    return batcher
+
+
+def test_what_does_not_fit_is_stepped_over():
+    batcher = nearly_full()
+    add(batcher, large := of("large", 17, max_tokens=1), of("small", 1, max_tokens=1))
+    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder", "small"]
+    assert (large.status, large.num_passed) == (SequenceStatus.WAITING, 1)
+
+
+def test_after_enough_have_passed_nobody_else_does(monkeypatch):
+    monkeypatch.setattr(dynamic_batcher, "MAX_PASSED", 3)
+    batcher, started = nearly_full(), []
+    add(batcher, of("large", 17, max_tokens=1), *(of(f"small {i}", 1, max_tokens=1) for i in range(8)))
+    while batcher.has_work:
+        plan = batcher.schedule(0)
+        started += [name for name, start, _ in shares(plan) if start == 0]
+        batcher.update(plan, result_of(plan))
+    assert started == [f"small {i}" for i in range(3)] + ["large"] + [f"small {i}" for i in range(3, 8)]
+
+
+def test_one_step_looks_at_a_bounded_number():
+    batcher = nearly_full()
+    add(batcher, *(of(f"large {i}", 17, max_tokens=1) for i in range(LOOK_AHEAD + 1)), of("small", 1, max_tokens=1))
+    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder"]
+    batcher.abort("large 0")
+    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder", "small"]
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_prompt_of_n_sequences_is_computed_once(n):
+    batcher = DynamicBatcher(KVCacheManager(100, 4), 8, 64)
+    add(batcher, *(make_sequence("r", prompt=list(range(17)), index=i, max_tokens=4) for i in range(n)))
+    computed = 0
+    while batcher.has_work:
+        plan = batcher.schedule(0)
+        computed += sum(item.num_tokens for item in plan.scheduled[plan.num_decodes :])
+        batcher.update(plan, result_of(plan))
+    assert computed <= 17 + (n - 1)  # the last token of each is its own
+    batcher.check_idle()
+
+
+def test_the_queue_forgets_what_ended_while_it_waited():
+    queue, seqs = WaitingQueue(), [of(str(i), place=(i % 7, i)) for i in range(100)]
+    for seq in seqs:
+        queue.push(seq)
+    for seq in seqs[:90]:
+        seq.status = SequenceStatus.FINISHED
+        queue.discard()
+    assert len(queue) == 10
+    assert len(queue._heap) <= 20
+    left = []
+    while queue.first() is not None:
+        left.append(queue.pop())
+    assert left == sorted(seqs[90:], key=lambda seq: seq.place)
+    assert len(queue) == 0
+
+
+def test_without_a_target_or_without_decodes_the_budget_is_the_limit():
+    assert ChunkBudget(512, None).tokens(30) == 512
+    assert ChunkBudget(512, 0.05).tokens(0) == 512
+
+
+@pytest.mark.parametrize("target", [0.02, 0.05, 0.2])
+def test_chunks_settle_where_steps_last_as_long_as_the_target(target):
+    budget = ChunkBudget(512, target)
+    for i in range(100):
+        tokens = budget.tokens(8)
+        chunk = 0 if i % 5 == 0 else tokens - 8
+        seconds = 0.010 + 0.0004 * chunk
+        budget.observe(8, chunk, seconds)
+    assert 0.7 * target <= 0.010 + 0.0004 * (budget.tokens(8) - 8) <= target or budget.tokens(8) == 8 + 16
+
+
+def test_prompts_advance_however_small_the_target_is():
+    budget = ChunkBudget(512, 1e-6)
+    for _ in range(20):
+        assert budget.tokens(8) >= 8 + 16
+        budget.observe(8, 16, 0.5)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_a_deadline_ends_a_sequence_in_every_state(steps):
+    batcher = make_batcher(tokens=8)
+    add(batcher, of("late", 20, deadline=5.0), of("other", 4))
+    for _ in range(steps):
+        step(batcher)
+    assert batcher.expire(4.9) == []
+    (output,) = batcher.expire(5.0)
+    assert (output.request_id, output.finish_reason) == ("late", "timeout")
+    batcher.abort("other")
+    batcher.check_idle()
+    assert batcher.expire(100.0) == []
+
+
+def test_a_deadline_for_the_start_spares_what_has_started():
+    batcher = make_batcher(batch=1)
+    add(batcher, of("first", start_deadline=1.0), of("second", start_deadline=1.0))
+    step(batcher)
+    assert [output.request_id for output in batcher.expire(2.0)] == ["second"]
+    assert batcher.stats().num_running == 1
