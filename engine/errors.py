@@ -35,5 +35,17 @@ class EngineUnavailableError(DeepseekServeError):
     """The engine is starting, stopping or gone; the request may be tried again."""
 
 
+class OverloadedError(DeepseekServeError):
+    """Too much waits already; `retry_after` says in how many seconds that should be over."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(DeepseekServeError):
+    """A request's time was over before it was finished."""
+
+
 class GenerationError(DeepseekServeError):
     """The engine gave up on one sequence (for example because its logits were not finite)."""

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from server import errors
+from server.admission import Admission
+from server.api_keys import ApiKeyMiddleware, ApiKeys
+from server.config import ServerConfig
 from server.metrics import Metrics
 from server.routes import chat, completions, models, operations
 from server.state import ServerState
@@ -19,12 +22,27 @@ if TYPE_CHECKING:
 
 
 def create_app(
-    client: EngineClient, tokenizer: Tokenizer, model_name: str, model_root: Path, *, splits_reasoning: bool = True
+    client: EngineClient,
+    tokenizer: Tokenizer,
+    model_name: str,
+    model_root: Path,
+    config: ServerConfig | None = None,
+    keys: ApiKeys | None = None,
 ) -> FastAPI:
-    """An app that serves one model; whoever calls it also runs the client."""
+    """An app that serves one model, with these settings and keys; whoever calls it also runs the client."""
+    config = config or ServerConfig()
     app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
     metrics = Metrics(model_name, client)
-    app.state.server = ServerState(client, tokenizer, metrics, model_name, model_root, splits_reasoning)
+    app.state.server = ServerState(
+        client,
+        tokenizer,
+        metrics,
+        model_name,
+        model_root,
+        config,
+        Admission(config.max_queued_requests, config.max_queued_tokens),
+    )
+    app.add_middleware(ApiKeyMiddleware, keys=keys or ApiKeys({}))
     errors.install(app)
     for module in (completions, chat, models, operations):
         app.include_router(module.router)

@@ -59,7 +59,21 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
     (
         "server",
         ServerConfig,
-        ("host", "port", "served_model_name", "chat_template", "reasoning", "shutdown_timeout", "log_level"),
+        (
+            "host",
+            "port",
+            "served_model_name",
+            "chat_template",
+            "reasoning",
+            "api_key",
+            "api_keys",
+            "max_queued_requests",
+            "max_queued_tokens",
+            "request_timeout",
+            "queue_timeout",
+            "shutdown_timeout",
+            "log_level",
+        ),
     ),
 )
 

@@ -30,6 +30,24 @@ class ServerConfig:
         "none leaves it in the content",
         choices=("auto", "none"),
     )
+    api_key: str | None = option(None, "let in only requests with this key (Authorization: Bearer KEY)", metavar="KEY")
+    api_keys: str | None = option(
+        None,
+        "a file of keys to let in, one a line, each with a weight of its share if it is not 1 (see --policy fair)",
+        metavar="FILE",
+    )
+    max_queued_requests: int = option(
+        1024, "prompts that may wait for their first token; more are refused with 429", at_least=1
+    )
+    max_queued_tokens: int = option(1_000_000, "tokens of those prompts, likewise", at_least=1)
+    request_timeout: float | None = option(
+        None,
+        "seconds after which a request is ended with 408; a request's own `timeout` may be shorter",
+        metavar="SECONDS",
+    )
+    queue_timeout: float | None = option(
+        None, "seconds that a request may wait to start before it is refused with 429", metavar="SECONDS"
+    )
     shutdown_timeout: float = option(
         3.0, "seconds that running requests may take to finish after SIGTERM or ctrl-C", at_least=0, metavar="SECONDS"
     )
@@ -37,5 +55,10 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        for flag, seconds in (("request", self.request_timeout), ("queue", self.queue_timeout)):
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"--{flag}-timeout is {seconds}; it must be more than 0 (seconds)")
+        if self.api_key is not None and (not self.api_key.strip() or " " in self.api_key):
+            raise ConfigError("--api-key is empty or has a space in it")
         if self.port > 65535:
             raise ConfigError(f"--port is {self.port}; ports end at 65535")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,7 +11,14 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from engine.errors import DeepseekServeError, EngineUnavailableError, RequestError, UnknownModelError
+from engine.errors import (
+    DeadlineError,
+    DeepseekServeError,
+    EngineUnavailableError,
+    OverloadedError,
+    RequestError,
+    UnknownModelError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +42,19 @@ def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
         return 400, _body(str(error), "invalid_request_error", error.param, error.code)
     if isinstance(error, EngineUnavailableError):
         return 503, _body(str(error), "service_unavailable_error", None, "server_is_overloaded")
+    if isinstance(error, OverloadedError):
+        return 429, _body(str(error), "rate_limit_error", None, "rate_limit_exceeded")
+    if isinstance(error, DeadlineError):
+        return 408, _body(str(error), "timeout_error", "timeout", "request_timeout")
     return 500, _body(str(error), "server_error", None, None)
+
+
+def unauthorized() -> Response:
+    """The answer to a request without a valid key."""
+    body = _body(
+        "Incorrect API key: send 'Authorization: Bearer KEY'.", "authentication_error", None, "invalid_api_key"
+    )
+    return _response(401, body, {"WWW-Authenticate": "Bearer"})
 
 
 def install(app: FastAPI) -> None:
@@ -43,7 +63,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(DeepseekServeError)
     async def on_purpose(_: Request, error: DeepseekServeError) -> Response:
         status, body = error_body(error)
-        return _response(status, body, _RETRY_AFTER if status == 503 else None)
+        headers = _RETRY_AFTER if status == 503 else None
+        if isinstance(error, OverloadedError):
+            headers = {"Retry-After": str(math.ceil(error.retry_after))}
+        return _response(status, body, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

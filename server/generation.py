@@ -5,18 +5,20 @@ Owns text: detokenising, stop strings, and how far what is known may be given ou
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.errors import GenerationError
+from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
 from engine.protocol import FinishReason, GenerateRequest, SamplingParams, SequenceOutput, TokenLogprobs
 from server.metrics import RequestTimer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from server.admission import Terms, Ticket
     from server.detokenizer import Detokenizer
     from server.engine_client import EngineClient, OutputStream
     from server.metrics import Metrics
@@ -111,7 +113,8 @@ class Generation:
         *,
         n: int,
         skip_special_tokens: bool,
-        arrival_time: float,
+        terms: Terms,
+        ticket: Ticket,
     ) -> None:
         """Check the request against the engine's limits.
 
@@ -124,7 +127,8 @@ class Generation:
             info.check(prompt, sampling)
         self.prompts, self.n, self.sampling = prompts, n, sampling
         self.num_output_tokens = self.num_cached_tokens = 0
-        self._client, self._metrics, self._arrival_time = client, metrics, arrival_time
+        self._client, self._metrics, self._terms, self._ticket = client, metrics, terms, ticket
+        ticket.resize(self.num_prompt_tokens)
         self._texts = [
             ChoiceText(i, tokenizer.detokenizer(skip_special_tokens=skip_special_tokens), sampling.stop)
             for i in range(self.num_choices)
@@ -148,15 +152,18 @@ class Generation:
         """
         numbers = {f"{uuid.uuid4().hex}": i for i in range(len(self.prompts))}
         requests = [
-            GenerateRequest(request_id, self.prompts[i], self.sampling, self.n, self._arrival_time)
+            GenerateRequest(request_id, self.prompts[i], self.sampling, self.n, **dataclasses.asdict(self._terms))
             for request_id, i in numbers.items()
         ]
-        timer = RequestTimer(self._metrics, self._arrival_time, self.num_prompt_tokens)
-        num_running = self.num_choices
+        timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens)
+        num_running, started = self.num_choices, set()
         try:
             with self._client.submit(requests) as stream:
                 async for output in stream:
                     choice = numbers[output.request_id] * self.n + output.index
+                    if output.queue_time is not None and output.request_id not in started:
+                        started.add(output.request_id)
+                        self._ticket.start()
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self.num_output_tokens += len(output.token_ids)
                     if output.index == 0:  # prompt tokens are counted once, whatever n is
@@ -166,6 +173,8 @@ class Generation:
                     if reason is not None:
                         self._metrics.count_finished(reason)
                         num_running -= 1
+                    if reason == "timeout":
+                        raise self._too_late(has_started=output.request_id in started)
                     if reason == "error":
                         raise GenerationError("The model's output for this request is not a number; it was ended.")
                     if delta is not None:
@@ -174,6 +183,13 @@ class Generation:
             for _ in range(num_running):
                 self._metrics.count_finished("abort")
             timer.end()
+
+    def _too_late(self, *, has_started: bool) -> DeepseekServeError:
+        """Why a sequence ran out of time: its request's, or that for waiting, which the server may set."""
+        seconds = now() - self._terms.arrival_time
+        if not has_started and (self._terms.deadline is None or now() < self._terms.deadline):
+            return OverloadedError(f"The server is busy: the request waited {seconds:.1f} s and was not started.", 1.0)
+        return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")
 
     def _take(self, output: SequenceOutput, choice: int, stream: OutputStream) -> Delta | None:
         delta = self._texts[choice].push(output)

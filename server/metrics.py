@@ -74,11 +74,11 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens", "Tokens generated for all requests.")
         self._finished = Counter(
             "deepseek_serve_sequences_finished",
-            "Sequences that ended, by reason: stop, length, abort (nobody waits any more), error.",
+            "Sequences that ended, by reason: stop, length, abort (nobody waits any more), timeout, error.",
             ["model_name", "finished_reason"],
             registry=self.registry,
         )
-        for reason in ("stop", "length", "abort", "error"):
+        for reason in ("stop", "length", "abort", "error", "timeout"):
             self._finished.labels(model_name, reason)
 
     def count_finished(self, reason: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from engine.errors import RequestError
 from engine.protocol import SamplingParams
+from server.admission import estimate_tokens
 
 MAX_LOGPROBS = 20
 MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
@@ -44,7 +45,7 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool = False
 
 
-class _GenerationRequest(_Strict):
+class GenerationRequest(_Strict):
     """What both completion routes take."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None
@@ -66,6 +67,8 @@ class _GenerationRequest(_Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = Field(False, description="report token ids beside texts (vLLM's extension)")
+    priority: int = Field(0, ge=-(1 << 31), lt=1 << 31, description="for --policy priority: smaller is sooner")
+    timeout: float | None = Field(None, gt=0, le=86400, description="seconds after which the request is ended")
     user: str | None = Field(None, max_length=1024, description="accepted for compatibility; nothing depends on it")
 
     @model_validator(mode="before")
@@ -89,7 +92,7 @@ class _GenerationRequest(_Strict):
         return bias
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> _GenerationRequest:
+    def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("'stream_options' goes with 'stream': true only")
         return self
@@ -125,7 +128,7 @@ class _GenerationRequest(_Strict):
         )
 
 
-class CompletionRequest(_GenerationRequest):
+class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
@@ -182,7 +185,7 @@ class Message(BaseModel):
         return {**(self.model_extra or {}), "role": self.role, "content": content or ""}
 
 
-class ChatCompletionRequest(_GenerationRequest):
+class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
@@ -200,6 +203,11 @@ class ChatCompletionRequest(_GenerationRequest):
         if reserved := {"messages", "add_generation_prompt"} & self.chat_template_kwargs.keys():
             raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self
+
+    def estimate_tokens(self) -> int:
+        """Tokens of the conversation, roughly, before any work on it."""
+        texts = (message.for_template()["content"] for message in self.messages)
+        return sum(map(estimate_tokens, texts))
 
     @property
     def output_limit(self) -> int | None:

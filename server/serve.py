@@ -17,6 +17,7 @@ import uvicorn
 
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
+from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import named_template
 from server.engine_client import EngineProcess
@@ -42,6 +43,7 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
         ConfigError, ModelError: the settings or the model are at fault.
     """
     template = named_template(server_config.chat_template) if server_config.chat_template else None
+    keys = ApiKeys.load(server_config.api_key, server_config.api_keys)
     with _listen(server_config) as listener:
         source = await asyncio.to_thread(resolve_model, engine_config.model)
         source.read_config()  # a model that cannot be served is refused here, before a process is started for it
@@ -54,7 +56,8 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
                 tokenizer,
                 server_config.served_model_name or source.name,
                 source.path,
-                splits_reasoning=server_config.reasoning == "auto",
+                server_config,
+                keys,
             )
             server = _Server(app, server_config, client)
             serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -11,8 +11,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from engine.errors import RequestError, UnknownModelError
+from server.admission import Admission, Terms
+from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.metrics import Metrics
+from server.protocol import GenerationRequest
 from server.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that streams are not held up
@@ -25,7 +28,7 @@ class ServerState:
     Attributes:
         model_name: what the API calls it.
         model_root: where it lies.
-        splits_reasoning: whether chat answers have R1-style reasoning apart.
+        admission: how much waits.
     """
 
     client: EngineClient
@@ -33,7 +36,8 @@ class ServerState:
     metrics: Metrics
     model_name: str
     model_root: Path
-    splits_reasoning: bool = True
+    config: ServerConfig
+    admission: Admission
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:
@@ -44,6 +48,20 @@ class ServerState:
                 "model",
                 "model_not_found",
             )
+
+    def terms(self, request: Request, body: GenerationRequest) -> Terms:
+        """What a request that arrives now is scheduled by."""
+        arrival_time, caller = time.monotonic(), request.scope["caller"]
+        limits = [seconds for seconds in (body.timeout, self.config.request_timeout) if seconds is not None]
+        patience = self.config.queue_timeout
+        return Terms(
+            arrival_time,
+            body.priority,
+            caller.tenant,
+            caller.weight,
+            deadline=arrival_time + min(limits) if limits else None,
+            start_deadline=None if patience is None else arrival_time + patience,
+        )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, without stalling the event loop."""

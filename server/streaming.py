@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from server.admission import Ticket
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -34,13 +36,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, chunks: AsyncGenerator[Any, None], ticket: Ticket) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._chunks = chunks
+        self._chunks, self._ticket = chunks, ticket
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        await run_until_disconnect(receive, self._stream(send))
+        with self._ticket:
+            await run_until_disconnect(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
         async def write(frame: bytes, *, more: bool = True) -> None:

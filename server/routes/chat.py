@@ -10,7 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
-from server.generation import Delta, Generation, TokenReport, now
+from server.generation import Delta, Generation, TokenReport
 from server.protocol import ChatCompletionRequest
 from server.reasoning import ReasoningSplitter, starts_inside
 from server.routes.usage import usage
@@ -26,38 +26,42 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request, body: ChatCompletionRequest, server: State) -> Response:
     """Answer a conversation."""
-    arrival_time = now()
+    terms = server.terms(request, body)
     server.check_model(body.model)
     info = server.client.require_info()
-    if server.tokenizer.chat_template is None:
+    template = server.tokenizer.chat_template
+    if template is None:
         raise RequestError(
             "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
             "messages",
         )
-    text = server.tokenizer.chat_template.render(
-        [message.for_template() for message in body.messages],
-        add_generation_prompt=body.add_generation_prompt,
-        **body.chat_template_kwargs,
-    )
-    try:
-        prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
-        generation = Generation(
-            server.client,
-            server.tokenizer,
-            server.metrics,
-            [prompt],
-            body.sampling(info.max_seq_len - len(prompt)),
-            n=body.n,
-            skip_special_tokens=body.skip_special_tokens,
-            arrival_time=arrival_time,
+    with server.admission.admit(1, body.estimate_tokens()) as ticket:
+        text = template.render(
+            [message.for_template() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt,
+            **body.chat_template_kwargs,
         )
-    except RequestError as error:
-        error.param = {"prompt": "messages", "max_tokens": body.output_limit_name}.get(error.param or "", error.param)
-        raise
-    reply = _Reply(server, body, generation, starts_inside=starts_inside(text))
-    if body.stream:
-        return EventStream(reply.chunks())
-    whole = await run_until_disconnect(request.receive, reply.whole())
+        try:
+            prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
+            generation = Generation(
+                server.client,
+                server.tokenizer,
+                server.metrics,
+                [prompt],
+                body.sampling(info.max_seq_len - len(prompt)),
+                n=body.n,
+                skip_special_tokens=body.skip_special_tokens,
+                terms=terms,
+                ticket=ticket,
+            )
+        except RequestError as error:
+            named = {"prompt": "messages", "max_tokens": body.output_limit_name}
+            error.param = named.get(error.param or "", error.param)
+            raise
+        reply = _Reply(server, body, generation, starts_inside=starts_inside(text))
+        if body.stream:
+            return EventStream(reply.chunks(), ticket.keep())
+        whole = await run_until_disconnect(request.receive, reply.whole())
     return Response(msgspec.json.encode(whole), media_type="application/json")
 
 
@@ -69,7 +73,7 @@ class _Reply:
     ) -> None:
         self._tokenizer, self._body, self._generation = server.tokenizer, body, generation
         self._splitters: list[ReasoningSplitter] = []
-        if server.splits_reasoning:
+        if server.config.reasoning == "auto":
             self._splitters = [ReasoningSplitter(inside=starts_inside) for _ in range(generation.num_choices)]
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created, self._model = int(time.time()), server.model_name

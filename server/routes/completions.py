@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from server.generation import Delta, Generation, TokenReport, now
+from server.admission import estimate_tokens
+from server.generation import Delta, Generation, TokenReport
 from server.protocol import CompletionRequest
 from server.routes.usage import usage
 from server.state import ServerState, State
@@ -26,24 +27,26 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def create_completion(request: Request, body: CompletionRequest, server: State) -> Response:
     """Complete one prompt or several."""
-    arrival_time = now()
+    terms = server.terms(request, body)
     server.check_model(body.model)
     server.client.require_info()
-    prompts = [prompt if isinstance(prompt, list) else await server.encode(prompt) for prompt in body.prompts]
-    generation = Generation(
-        server.client,
-        server.tokenizer,
-        server.metrics,
-        prompts,
-        body.sampling(),
-        n=body.n,
-        skip_special_tokens=body.skip_special_tokens,
-        arrival_time=arrival_time,
-    )
-    reply = _Reply(server, body, generation)
-    if body.stream:
-        return EventStream(reply.chunks())
-    whole = await run_until_disconnect(request.receive, reply.whole())
+    with server.admission.admit(len(body.prompts), sum(map(estimate_tokens, body.prompts))) as ticket:
+        prompts = [prompt if isinstance(prompt, list) else await server.encode(prompt) for prompt in body.prompts]
+        generation = Generation(
+            server.client,
+            server.tokenizer,
+            server.metrics,
+            prompts,
+            body.sampling(),
+            n=body.n,
+            skip_special_tokens=body.skip_special_tokens,
+            terms=terms,
+            ticket=ticket,
+        )
+        reply = _Reply(server, body, generation)
+        if body.stream:
+            return EventStream(reply.chunks(), ticket.keep())
+        whole = await run_until_disconnect(request.receive, reply.whole())
     return Response(msgspec.json.encode(whole), media_type="application/json")
 
 

@@ -14,6 +14,7 @@ import torch
 from engine.loading.resolve import ModelSource
 from server.app import create_app
 from server.chat_template import ChatTemplate
+from server.config import ServerConfig
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
 from tests.server.conftest import CHAT, COMPLETIONS, check_error, check_usage, text_of
@@ -256,7 +257,7 @@ async def test_reasoning_comes_apart_from_the_answer(
 
 
 async def test_reasoning_is_left_in_where_it_is_switched_off(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    api.app.state.server = dataclasses.replace(api.app.state.server, splits_reasoning=False)
+    api.app.state.server = dataclasses.replace(api.app.state.server, config=ServerConfig(reasoning="none"))
     say(api, "<think>a</think>b", monkeypatch)
     message = (await api.chat("hi", temperature=0))["choices"][0]["message"]
     assert message["content"] == "<think>a</think>b"

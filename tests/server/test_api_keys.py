@@ -1,0 +1,108 @@
+"""API keys: who is let in, and whose share a request counts against."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from engine.errors import ConfigError
+from server.api_keys import ApiKeys
+from server.app import create_app
+from server.engine_client import InProcessEngine
+from tests.server.conftest import COMPLETIONS, check_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.engine import Engine
+    from server.tokenizer import Tokenizer
+
+KEY = "sk-ünïcode-1"
+
+
+def test_without_keys_everyone_is_let_in_and_told_apart():
+    keys = ApiKeys({})
+    callers = [keys.identify(header) for header in (None, b"Bearer a", b"Bearer b", b"bearer  a ", b"Basic a", b"")]
+    tenants = [caller.tenant for caller in callers]
+    assert tenants[0] == tenants[4] == tenants[5] == b""
+    assert tenants[1] == tenants[3] != tenants[2]
+    assert tenants[1] != b"a"  # a hash, not the key
+
+
+def test_keys_come_from_the_flag_and_from_a_file_with_weights(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("# comment\n\nsk-a 2.5\nsk-b\n")
+    keys = ApiKeys.load("sk-c", str(path))
+    weights = [keys.identify(f"Bearer {key}".encode()).weight for key in ("sk-a", "sk-b", "sk-c")]
+    assert weights == [2.5, 1.0, 1.0]
+    assert keys.identify(b"Bearer sk-d") is None
+
+
+@pytest.mark.parametrize("line", ["k 0", "k -1", "k x", "k 1 2", "k nan", "k inf", "# only"])
+def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
+    (tmp_path / "keys").write_text(line)
+    with pytest.raises(ConfigError, match=r"line 1: expected|has no key"):
+        ApiKeys.load(None, str(tmp_path / "keys"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ApiKeys.load(None, str(tmp_path / "absent"))
+
+
+@contextlib.asynccontextmanager
+async def guarded(engine: Engine, tokenizer: Tokenizer, folder: Path):
+    client = InProcessEngine(engine)
+    running = asyncio.create_task(client.run())
+    await asyncio.sleep(0)
+    app = create_app(client, tokenizer, "tiny", folder, keys=ApiKeys({KEY: 1.0}))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        yield http
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Bearer sk-wrong", b"Bearer \xff\xfe", b"Basic x"]
+)
+async def test_no_route_but_the_public_ones_answers_without_a_key(tiny_engine, tiny_tokenizer, tiny_llama, header):
+    headers = {} if header is None else {"Authorization": header}
+    async with guarded(tiny_engine, tiny_tokenizer, tiny_llama) as http:
+        for path in ("/health", "/metrics"):
+            assert (await http.get(path, headers=headers)).status_code == 200
+        for path in (
+            "/v1/models",
+            "/v1/models/tiny",
+            "/docs",
+            "/openapi.json",
+            "/nothing",
+            "//health",
+            "/health/",
+            "/",
+        ):
+            response = await http.get(path, headers=headers)
+            check_error(response, 401, type="authentication_error", code="invalid_api_key")
+        response = await http.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)
+        check_error(response, 401, code="invalid_api_key")
+
+
+async def test_the_key_lets_in(tiny_engine, tiny_tokenizer, tiny_llama):
+    headers = {"Authorization": f"Bearer {KEY}".encode()}
+    async with guarded(tiny_engine, tiny_tokenizer, tiny_llama) as http:
+        response = await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=headers)
+        assert response.status_code == 200
+        both = [("Authorization", headers["Authorization"])] * 2
+        assert (await http.get("/v1/models", headers=both)).status_code == 401
+
+
+async def test_a_prefix_is_not_shared_between_keys(api):
+    """The time that a cached prefix saves would tell one tenant what another has sent."""
+
+    async def cached(key: str) -> int:
+        body = {"prompt": "p" * 64, "max_tokens": 1}
+        response = await api.http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {key}"})
+        return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [await cached("one"), await cached("one"), await cached("two"), await cached("two")] == [0, 48, 0, 48]
