@@ -14,6 +14,8 @@ A sequence starts only when blocks for all of its tokens are free, and one more 
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
 cache); but after MAX_PASSED others have started before it in this way, nobody else does.
 
+Under fair shares, a tenant that runs few gets a place in a full batch from the one that runs most (_make_room).
+
 When a running sequence needs a block and none is free, the newest running one is preempted: its blocks go, its tokens
 stay, and it waits for its turn to be computed anew, at its old place.
 
@@ -24,6 +26,7 @@ at; nothing grows with what waits.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -182,6 +185,8 @@ class DynamicBatcher:
 
     def schedule(self, now: float) -> StepPlan:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
+        if isinstance(self._policy, FairShare) and len(self._running) == self.max_batch_size:
+            self._make_room(now)
         decoding = [seq for seq in self._running if seq.num_uncomputed_tokens == 1]
         for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
             if seq.status is SequenceStatus.RUNNING:
@@ -191,8 +196,12 @@ class DynamicBatcher:
         step_budget = self._chunk_budget.tokens(num_decodes)
         budget = step_budget - num_decodes
 
-        for seq in self._running:
-            if seq.num_uncomputed_tokens > 1 and budget > 0:
+        begun = [seq for seq in self._running if seq.num_uncomputed_tokens > 1]
+        if isinstance(self._policy, FairShare):
+            load = Counter(seq.tenant for seq in self._running)
+            begun.sort(key=lambda seq: load[seq.tenant] / seq.weight)  # who runs few need not wait for who runs many
+        for seq in begun:
+            if budget > 0:
                 scheduled.append(_chunk(seq, budget))
                 budget -= scheduled[-1].num_tokens
 
@@ -297,6 +306,30 @@ class DynamicBatcher:
             self._policy.started(seq.place[0])
         self._running.append(seq)
         return True
+
+    def _make_room(self, now: float) -> None:
+        """Under fair shares, give a place in a full batch to a tenant that runs few, from the one that runs most.
+
+        That is: a waiting sequence's tenant (LOOK_AHEAD are looked at) runs less than half of its share of the places.
+        The one that gives way loses little: what it computed stays in the prefix cache, unless memory runs out.
+        """
+        load: dict[bytes, float] = {}  # places that each tenant holds, over its weight
+        weights: dict[bytes, float] = {}
+        for seq in self._running:
+            load[seq.tenant] = load.get(seq.tenant, 0.0) + 1 / seq.weight
+            weights[seq.tenant] = seq.weight
+        busiest = max(load, key=lambda tenant: load[tenant])
+        passed: list[Sequence] = []
+        while len(self._waiting) and len(passed) < LOOK_AHEAD:
+            seq = self._waiting.pop()
+            fair = self.max_batch_size / sum((weights | {seq.tenant: seq.weight}).values())
+            runs_few = load.get(seq.tenant, 0.0) + 1 / seq.weight <= fair / 2
+            if runs_few and load[busiest] > fair and self._start(seq, now):
+                self._preempt(next(other for other in reversed(self._running) if other.tenant == busiest))
+                break
+            passed.append(seq)
+        for seq in passed:
+            self._waiting.push(seq)
 
     def _grow_or_preempt(self, seq: Sequence) -> None:
         """Get `seq` the block for its next token, from the newest running sequences if none is free."""

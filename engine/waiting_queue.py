@@ -33,8 +33,10 @@ class WaitingQueue:
         return self._heap[0][1] if self._heap else None
 
     def pop(self) -> Sequence:
-        """Take out what `first` just returned."""
-        return heapq.heappop(self._heap)[1]
+        """Take out the next one; there must be one."""
+        while (seq := heapq.heappop(self._heap)[1]).status is SequenceStatus.FINISHED:
+            self._num_dead -= 1
+        return seq
 
     def discard(self) -> None:
         """Say that one of the waiting is now FINISHED."""

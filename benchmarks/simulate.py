@@ -1,0 +1,276 @@
+"""How a deployment would fare, without computing a token: the real batcher and KV manager on a simulated clock.
+
+    python -m benchmarks.simulate --requests 2000 --rate 4                     # every policy on a heavy-tailed trace
+    python -m benchmarks.simulate --fit smollm2 --rate 4                       # with what steps cost on this machine
+    python -m benchmarks.simulate --trace requests.jsonl --policy length fair  # a recorded trace
+
+A trace has one JSON object a line: {"time": seconds, "prompt": tokens, "output": tokens} and, if wanted, "key",
+"weight", "priority" and "prefix" (requests of one prefix share their first tokens: {"prefix": ["system", 1024]}).
+
+A step is taken to last `base + decode * decodes + prefill * prompt tokens + context * positions attended to`; --fit
+measures the four on a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.kv_cache_manager import KVCacheManager
+from engine.policies import POLICIES
+from engine.protocol import SamplingParams
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of a step: for itself, for each decode, each prompt token, and each position that is attended to.
+
+    The defaults are SmolLM2-135M's in bfloat16 on two AVX-512 cores.
+    """
+
+    base: float = 6.5e-3
+    decode: float = 0.7e-3
+    prefill: float = 0.32e-3
+    context: float = 0.4e-6
+
+    def of(self, plan: StepPlan) -> float:
+        """How long a step takes."""
+        context = sum(item.start + item.num_tokens for item in plan.scheduled)
+        prefill = plan.num_tokens - plan.num_decodes
+        return self.base + self.decode * plan.num_decodes + self.prefill * prefill + self.context * context
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One request of a trace."""
+
+    time: float
+    prompt: int
+    output: int
+    key: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    prefix: tuple[str, int] | None = None
+
+
+@dataclass
+class Outcome:
+    """What a trace brought under one policy; times in seconds."""
+
+    ttft: list[float] = field(default_factory=list)
+    itl: list[float] = field(default_factory=list)
+    ttft_of_key: dict[str, list[float]] = field(default_factory=dict)
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+    packing: float = 0.0
+    preemptions: int = 0
+    cached: float = 0.0
+
+    @property
+    def throughput(self) -> float:
+        """Output tokens a second."""
+        return self.tokens / self.seconds
+
+
+def heavy_tailed(num_requests: int, rate: float, seed: int = 0) -> list[Arrival]:
+    """Poisson arrivals; most prompts are short, a few very long (log-normal), outputs likewise."""
+    rng = random.Random(seed)
+    now, arrivals = 0.0, []
+    for _ in range(num_requests):
+        now += rng.expovariate(rate)
+        prompt, output = (
+            min(int(rng.lognormvariate(4.5, 1.4)) + 4, 4096),
+            min(int(rng.lognormvariate(3.5, 0.9)) + 1, 512),
+        )
+        arrivals.append(Arrival(now, prompt, output))
+    return arrivals
+
+
+def simulate(
+    arrivals: list[Arrival],
+    policy: str,
+    cost: StepCost | None = None,
+    *,
+    max_batch_size: int = 32,
+    max_batched_tokens: int = 512,
+    num_blocks: int = 8192,
+    block_size: int = 16,
+    target_itl: float | None = None,
+) -> Outcome:
+    """Run a trace to its end. Costs one scheduling decision a step, whatever the model would cost."""
+    cost = cost or StepCost()
+    cache = KVCacheManager(num_blocks, block_size)
+    batcher = DynamicBatcher(cache, max_batch_size, max_batched_tokens, policy=policy, target_itl=target_itl)
+    outcome, now, due = Outcome(), 0.0, 0
+    last_token: dict[str, float] = {}
+    while due < len(arrivals) or batcher.has_work:
+        if not batcher.has_work:
+            now = max(now, arrivals[due].time)
+        while due < len(arrivals) and arrivals[due].time <= now:
+            batcher.add(_sequence(str(due), arrivals[due]))
+            due += 1
+        plan = batcher.schedule(now)
+        seconds = cost.of(plan)
+        now += seconds
+        tokens = [SampledToken(7) for item in plan.scheduled if item.samples]
+        for output in batcher.update(plan, StepResult(tokens, [[] for _ in plan.scheduled])):
+            arrival = arrivals[int(output.request_id)]
+            if output.request_id in last_token:
+                outcome.itl.append(now - last_token[output.request_id])
+            else:
+                outcome.ttft.append(now - arrival.time)
+                outcome.ttft_of_key.setdefault(arrival.key, []).append(now - arrival.time)
+            last_token[output.request_id] = now
+            outcome.tokens += 1
+        batcher.observe(plan, seconds)
+    batcher.check_idle()
+    stats = batcher.stats()
+    outcome.seconds, outcome.steps, outcome.preemptions = now, stats.num_steps, stats.num_preemptions
+    outcome.packing = stats.packing / max(stats.num_steps, 1)
+    outcome.cached = stats.num_cached_tokens / max(stats.num_prompt_tokens, 1)
+    return outcome
+
+
+def fit(model: str | None) -> StepCost:
+    """Measure steps of several kinds on a model, and solve for the four costs (least squares, none negative)."""
+    from engine.config import EngineConfig
+    from engine.engine import Engine
+    from engine.protocol import GenerateRequest
+
+    engine = Engine.load(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
+    rows, times, rng = [], [], random.Random(0)
+    schedule = engine.batcher.schedule
+    plans: list[StepPlan] = []
+    engine.batcher.schedule = lambda now: plans.append(schedule(now)) or plans[-1]  # type: ignore[method-assign, func-returns-value]
+    for num_seqs, length in ((1, 16), (1, 512), (4, 64), (8, 128), (32, 32), (32, 128), (16, 400), (32, 16)):
+        for _ in range(num_seqs):
+            prompt = [rng.randrange(engine.info.vocab_size) for _ in range(min(length, engine.info.max_seq_len - 12))]
+            params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+            engine.add(GenerateRequest(f"{rng.random()}", prompt, params, 1, time.monotonic()))
+        while engine.has_work:
+            started = time.perf_counter()
+            engine.step()
+            times.append(time.perf_counter() - started)
+            plan = plans[-1]
+            context = sum(item.start + item.num_tokens for item in plan.scheduled)
+            rows.append([1, plan.num_decodes, plan.num_tokens - plan.num_decodes, context])
+    weights = 1 / np.sqrt(np.array(times))  # long steps are not to drown the short ones
+    matrix, wanted = np.array(rows, dtype=float) * weights[:, None], np.array(times) * weights
+    free = [0, 1, 2, 3]
+    while True:
+        solution = np.zeros(4)
+        solution[free] = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)[0]
+        if (solution >= 0).all():
+            return StepCost(*solution.tolist())
+        free.remove(int(solution.argmin()))
+
+
+def read_trace(path: Path) -> list[Arrival]:
+    """Arrivals from a file of JSON lines, in order of time."""
+    entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    arrivals = [
+        Arrival(**{**entry, "prefix": tuple(entry["prefix"]) if entry.get("prefix") else None}) for entry in entries
+    ]
+    return sorted(arrivals, key=lambda arrival: arrival.time)
+
+
+def _sequence(name: str, arrival: Arrival) -> Sequence:
+    shared, length = arrival.prefix or ("", 0)
+    number = int(name) + 1
+    token_ids = [hash(shared) % 1_000_003] * min(length, arrival.prompt)
+    token_ids += [-number] * (arrival.prompt - len(token_ids))
+    return Sequence(
+        request_id=name,
+        index=0,
+        token_ids=token_ids,
+        num_prompt_tokens=arrival.prompt,
+        sampling=SamplingParams(max_tokens=arrival.output, ignore_eos=True),
+        seed=0,
+        stop_token_ids=frozenset(),
+        arrival_time=arrival.time,
+        priority=arrival.priority,
+        tenant=arrival.key.encode(),
+        weight=arrival.weight,
+    )
+
+
+def main() -> None:
+    """Print a line for each policy; JSON lines on stdout, a table on stderr, and a plot if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=4.0, help="arrivals a second (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trace", type=Path, help="a recorded trace instead of a synthetic one")
+    parser.add_argument("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    parser.add_argument("--fit", nargs="?", const="", metavar="MODEL", help="measure what steps cost on this model")
+    parser.add_argument("--max-batch-size", type=int, default=32)
+    parser.add_argument("--max-batched-tokens", type=int, default=512)
+    parser.add_argument("--num-kv-blocks", type=int, default=8192)
+    parser.add_argument("--target-itl", type=float, help="milliseconds")
+    parser.add_argument("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
+    args = parser.parse_args()
+    cost = StepCost() if args.fit is None else fit(args.fit or None)
+    arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
+    sys.stderr.write(f"a step costs {dataclasses.asdict(cost)}\n")
+    sys.stderr.write(
+        f"{'policy':10}{'TTFT mean':>11}{'p50':>9}{'p99':>9}{'ITL p50':>9}{'p99':>9}{'tok/s':>8}{'packing':>9}\n"
+    )
+    outcomes = {}
+    for policy in args.policy:
+        outcome = outcomes[policy] = simulate(
+            arrivals,
+            policy,
+            cost,
+            max_batch_size=args.max_batch_size,
+            max_batched_tokens=args.max_batched_tokens,
+            num_blocks=args.num_kv_blocks,
+            target_itl=None if args.target_itl is None else args.target_itl / 1000,
+        )
+        line = {
+            "policy": policy,
+            "ttft_mean": float(np.mean(outcome.ttft)),
+            **{f"ttft_p{p}": float(np.percentile(outcome.ttft, p)) for p in (50, 99)},
+            **{f"itl_p{p}": float(np.percentile(outcome.itl or [0.0], p)) for p in (50, 99)},
+            "output_tokens_per_second": outcome.throughput,
+            "packing": outcome.packing,
+            "preemptions": outcome.preemptions,
+            "cached": outcome.cached,
+        }
+        sys.stdout.write(json.dumps(line) + "\n")
+        times = [line[name] for name in ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")]
+        columns = "".join(f"{seconds:{width}.3f}" for seconds, width in zip(times, (11, 9, 9, 9, 9), strict=True))
+        sys.stderr.write(f"{policy:10}{columns}{outcome.throughput:8.0f}{outcome.packing:9.3f}\n")
+    if args.plot:
+        _plot(outcomes, args.plot)
+
+
+def _plot(outcomes: dict[str, Outcome], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axes, name, label in zip(
+        figure.subplots(1, 2), ("ttft", "itl"), ("time to first token", "inter-token latency"), strict=True
+    ):
+        for policy, outcome in outcomes.items():
+            values = np.sort(getattr(outcome, name))
+            axes.plot(values, np.linspace(0, 1, len(values)), label=policy)
+        axes.set(
+            xscale="log", xlabel=f"{label} (s)", ylabel="share of tokens" if name == "itl" else "share of requests"
+        )
+        axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()

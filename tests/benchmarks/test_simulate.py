@@ -1,0 +1,90 @@
+"""What the simulator says of the policies: on a simulated clock, so these are facts, not timings."""
+
+import json
+import random
+import statistics
+
+import numpy as np
+import pytest
+
+from benchmarks import simulate
+from benchmarks.simulate import Arrival, StepCost
+
+
+@pytest.fixture(scope="module")
+def trace():
+    return simulate.heavy_tailed(2000, rate=8)
+
+
+def test_shortest_first_halves_the_mean_wait_at_the_same_throughput(trace):
+    length, fcfs = (simulate.simulate(trace, policy) for policy in ("length", "fcfs"))
+    assert statistics.fmean(fcfs.ttft) > 2 * statistics.fmean(length.ttft)
+    assert length.throughput == pytest.approx(fcfs.throughput, rel=0.02)
+
+
+@pytest.mark.parametrize("policy", ["length", "fcfs", "priority", "fair"])
+def test_steps_are_full_under_load_and_every_token_comes(trace, policy):
+    outcome = simulate.simulate(trace, policy)
+    assert outcome.packing >= 0.95
+    assert outcome.tokens == sum(arrival.output for arrival in trace)
+    assert len(outcome.ttft) == len(trace)
+
+
+def test_a_polite_key_is_served_beside_one_that_floods():
+    rng, now, polite = random.Random(1), 1.0, []
+    flood = [Arrival(i / 1000, rng.randint(32, 200), rng.randint(16, 128), "flood") for i in range(1500)]
+    for _ in range(80):
+        now += rng.expovariate(1.0)
+        polite.append(Arrival(now, 128, 64, "polite"))
+    alone = simulate.simulate(polite, "fair")
+    both = sorted([*flood, *polite], key=lambda arrival: arrival.time)
+    waits = {policy: simulate.simulate(both, policy).ttft_of_key["polite"] for policy in ("fair", "fcfs")}
+    # Beside a full batch a step has 31 more decodes: twice the time of one alone, and what is left of the one before.
+    assert np.percentile(waits["fair"], 95) < 4 * np.percentile(alone.ttft, 95)
+    assert np.percentile(waits["fcfs"], 50) > 100 * np.percentile(alone.ttft, 50)
+
+
+def test_a_weight_is_a_share_of_the_tokens():
+    """Two keys flood; until the first one is through, they get tokens as their weights say."""
+    arrivals = [Arrival(0.0, 64, 64, key) for _ in range(300) for key in ("a", "b")]
+    even = simulate.simulate(arrivals, "fair").ttft_of_key
+    assert statistics.fmean(even["a"]) == pytest.approx(statistics.fmean(even["b"]), rel=0.1)
+
+
+def test_a_shared_prefix_is_computed_once():
+    arrivals = [Arrival(0.0, 1100, 8, prefix=("system", 1024)) for _ in range(64)]
+    for budget in (512, 8192):
+        outcome = simulate.simulate(arrivals, "length", max_batched_tokens=budget)
+        assert outcome.cached > 0.9 * 1024 / 1100
+
+
+def test_a_target_keeps_steps_short_where_they_would_be_long():
+    trace = simulate.heavy_tailed(500, rate=6)
+    free, bound = (simulate.simulate(trace, "length", target_itl=target) for target in (None, 0.06))
+    assert np.percentile(free.itl, 99) > 0.12
+    assert np.percentile(bound.itl, 99) < 0.07
+
+
+def test_few_blocks_preempt_and_lose_nothing(trace):
+    outcome = simulate.simulate(trace[:200], "length", num_blocks=300)
+    assert outcome.preemptions > 0
+    assert outcome.tokens == sum(arrival.output for arrival in trace[:200])
+
+
+def test_a_trace_is_read_back(tmp_path, capsys, monkeypatch):
+    lines = [
+        {"time": 1.0, "prompt": 5, "output": 2, "key": "k"},
+        {"time": 0.5, "prompt": 9, "output": 1, "prefix": ["s", 4]},
+    ]
+    (tmp_path / "trace").write_text("\n".join(map(json.dumps, lines)))
+    assert [arrival.prompt for arrival in simulate.read_trace(tmp_path / "trace")] == [9, 5]
+    monkeypatch.setattr("sys.argv", ["simulate", "--trace", str(tmp_path / "trace"), "--policy", "fcfs"])
+    simulate.main()
+    assert json.loads(capsys.readouterr().out)["policy"] == "fcfs"
+
+
+def test_costs_are_fitted_to_measured_steps(tiny_llama):
+    cost = simulate.fit(str(tiny_llama))
+    assert isinstance(cost, StepCost)
+    assert min(cost.base, cost.decode, cost.prefill, cost.context) >= 0
+    assert cost.base + cost.prefill > 0
