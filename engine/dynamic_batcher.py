@@ -30,6 +30,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.chunk_budget import ChunkBudget
 from engine.policies import POLICIES, FairShare
 from engine.protocol import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
@@ -43,8 +45,7 @@ LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
 MAX_PASSED = 32  # sequences that may start before one out of turn
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledSequence:
+class ScheduledSequence(msgspec.Struct, frozen=True):  # a Struct, as these are made by the hundred in each step
     """One sequence's share of a step.
 
     Attributes:
@@ -72,8 +73,7 @@ class StepPlan:
         return sum(item.num_tokens for item in self.scheduled)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(msgspec.Struct, frozen=True):
     """The sampler's choice for one sequence; token_id is None when its logits were not finite."""
 
     token_id: int | None
@@ -191,7 +191,12 @@ class DynamicBatcher:
         for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
             if seq.status is SequenceStatus.RUNNING:
                 self._grow_or_preempt(seq)
-        scheduled = [_chunk(seq, 1) for seq in decoding if seq.status is SequenceStatus.RUNNING]
+        running = SequenceStatus.RUNNING
+        scheduled = [
+            ScheduledSequence(seq, seq.num_computed_tokens, 1, samples=True)
+            for seq in decoding
+            if seq.status is running
+        ]
         num_decodes = len(scheduled)
         step_budget = self._chunk_budget.tokens(num_decodes)
         budget = step_budget - num_decodes

@@ -96,11 +96,11 @@ class KVCacheManager:
 
     def remember(self, seq: Sequence, num_before: int) -> None:
         """Make the blocks that have become full findable; `num_before` tokens were computed before the step."""
-        if not self._prefix_caching:
+        computed, before = seq.num_computed_tokens // self.block_size, num_before // self.block_size
+        if computed == before or not self._prefix_caching:
             return
-        computed = seq.num_computed_tokens // self.block_size
         self._withdraw(seq, computed)
-        for number in range(num_before // self.block_size, computed):
+        for number in range(before, computed):
             block, key = seq.block_table[number], self._hash(seq, number)
             if self._hashes[block] is None and key not in self._cached:
                 self._hashes[block] = key

@@ -1,0 +1,86 @@
+"""What scheduling costs, KV bookkeeping included, and that it grows with what runs, not with what waits.
+
+python -m benchmarks.scheduling --running 256 --waiting 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+
+from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepResult
+from engine.kv_cache_manager import KVCacheManager
+from engine.policies import POLICIES
+from engine.protocol import SamplingParams
+from engine.sequence import Sequence
+
+
+def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> float:
+    """Median seconds of a schedule and its update, with a batch that decodes and a queue that cannot start."""
+    batcher = DynamicBatcher(KVCacheManager(num_running * 64, 16), num_running, num_running + 512, policy=policy)
+    for number in range(num_running + num_waiting):
+        batcher.add(_sequence(number, num_steps + 100))
+    result = None
+    times = []
+    while len(times) < num_steps:
+        started = time.perf_counter()
+        plan = batcher.schedule(0.0)
+        scheduled = time.perf_counter()
+        result = StepResult([SampledToken(5) for item in plan.scheduled if item.samples], [[] for _ in plan.scheduled])
+        sampled = time.perf_counter()
+        batcher.update(plan, result)
+        if plan.num_decodes == num_running:
+            times.append(time.perf_counter() - sampled + scheduled - started)
+    return statistics.median(times)
+
+
+def loop() -> float:
+    """Seconds of a fixed piece of plain Python, to set the machine's speed aside: a list of 10,000 small sums."""
+    times = []
+    for _ in range(50):
+        started = time.perf_counter()
+        sum([i + 1 for i in range(10_000)])
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _sequence(number: int, max_tokens: int) -> Sequence:
+    return Sequence(
+        request_id=str(number),
+        index=0,
+        token_ids=[number] * 40,
+        num_prompt_tokens=40,
+        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
+        seed=0,
+        stop_token_ids=frozenset(),
+        arrival_time=0.0,
+        tenant=str(number % 7).encode(),
+    )
+
+
+def main() -> None:
+    """One JSON line for each size on stdout, for people on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--running", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--waiting", type=int, nargs="+", default=[0, 1000, 10_000])
+    parser.add_argument("--policy", nargs="+", default=["length", "fair"], choices=list(POLICIES))
+    parser.add_argument("--steps", type=int, default=200)
+    args = parser.parse_args()
+    unit = loop()
+    for policy in args.policy:
+        for running in args.running:
+            for waiting in args.waiting:
+                seconds = measure(running, waiting, policy, args.steps)
+                line = {"policy": policy, "running": running, "waiting": waiting, "ms": seconds * 1e3}
+                sys.stdout.write(json.dumps(line | {"loops": seconds / unit}) + "\n")
+                sys.stderr.write(
+                    f"{policy:8} {running:4} running, {waiting:6} waiting: {seconds * 1e3:.3f} ms a step, "
+                    f"{seconds / unit:.2f} plain loops\n"
+                )
+
+
+if __name__ == "__main__":
+    main()
