@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve test check format bench clean
+.PHONY: help install serve test check format bench simulate soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,12 @@ format: $(STAMP) ## format and mend what ruff can mend
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
+	$(BIN)/python -m benchmarks.simulate $(ARGS)
+
+soak: $(STAMP) ## 10,000 seeds of random load on the batcher (a few minutes)
+	SIMULATION_SEEDS=10000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,5 +1,6 @@
 """The batcher under random load: its promises, checked after every step."""
 
+import os
 import random
 from collections import Counter
 
@@ -170,7 +171,7 @@ class Simulation:
                 self.events["passed by a later arrival"] += passed_by > 0
 
 
-@pytest.mark.parametrize("seed", range(240))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SIMULATION_SEEDS", "240"))))
 def test_promises_hold_under_random_load(seed):
     Simulation(seed).run()
 
