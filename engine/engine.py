@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
-from engine.errors import ConfigError
+from engine.errors import ConfigError, ModelError
 from engine.kv_cache_manager import KVCacheManager
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.gguf_source import GGUFSource
@@ -79,7 +79,10 @@ class Engine:
             fp8_block=model_config.weight_block_size,
             progress=progress,
         )
-        model = Decoder(model_config, weights, kernels, max_seq_len)
+        try:
+            model = Decoder(model_config, weights, kernels, max_seq_len)
+        except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
+            raise ModelError(f"{source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
         keep_freed_memory()
         loaded = time.monotonic()
 

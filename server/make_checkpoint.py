@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
             progress=sys.stderr.isatty(),
         )
         tokenizer.save(args.out)
-    except (ConfigError, ModelError) as error:
+    except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve make-checkpoint: error: {error}\n")
         return 2
     sys.stdout.write(f"{args.out}: {num_parameters / 1e6:.1f} M random parameters; deepseek-serve --model {args.out}\n")

@@ -200,7 +200,10 @@ class ChatCompletionRequest(GenerationRequest):
     def _checks(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("'top_logprobs' goes with 'logprobs': true only")
-        if reserved := {"messages", "add_generation_prompt"} & self.chat_template_kwargs.keys():
+        if (
+            reserved := {"messages", "add_generation_prompt", "bos_token", "eos_token"}
+            & self.chat_template_kwargs.keys()
+        ):
             raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self
 

@@ -36,6 +36,10 @@ class Tokenizer:
         chat_template: str | None,
     ) -> None:
         self._tokenizer = tokenizer
+        if not tokenizer.get_vocab():
+            raise ValueError("its vocabulary is empty")
+        if not isinstance(chat_template, str | None):
+            raise TypeError(f"its chat template is {chat_template!r}")
         self._bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
         self._add_bos = add_bos and self._bos_id is not None
         self._eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
@@ -57,9 +61,12 @@ class Tokenizer:
         Raises:
             ModelError: it is missing, damaged, or of a kind not read here.
         """
-        if source.is_gguf:
-            return _from_gguf(GGUFFile(source.path), chat_template)
-        return _from_folder(source.path, chat_template)
+        try:
+            if source.is_gguf:
+                return _from_gguf(GGUFFile(source.path), chat_template)
+            return _from_folder(source.path, chat_template)
+        except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:
+            raise ModelError(f"the tokenizer in {source.path} is damaged: {error}") from None
 
     @property
     def vocab_size(self) -> int:
@@ -148,8 +155,11 @@ def _named_template(config: dict[str, Any]) -> str | None:
     return template
 
 
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _content(token: Any) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str | None):
+        raise TypeError(f"a special token is {token!r}")
+    return content
 
 
 def _from_gguf(file: GGUFFile, chat_template: str | None) -> Tokenizer:

@@ -2,7 +2,7 @@
 
 Why not gguf.GGUFReader: it makes numpy arrays of every metadata element, which takes over a second for a vocabulary;
 this reads the same in a tenth. The gguf package still does the arithmetic of quantised blocks
-(engine.loading.weights).
+(engine.loading.gguf_source).
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ class GGUFSource:
         self._file = file
         self._is_llama = config.mla is None
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
         self._readers: dict[str, Callable[[], torch.Tensor]] = {}
         for name in file.tensors:
             self._add(name)
@@ -87,7 +88,8 @@ class GGUFSource:
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}"
         if experts := _EXPERTS.fullmatch(part):
-            for expert in range(next(iter(self._file.tensors[name].shape), 0)):
+            stored = next(iter(self._file.tensors[name].shape), 0)
+            for expert in range(min(stored, self._num_experts + 1)):  # one too many is enough to be noticed
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
                 self._readers[hf_name] = functools.partial(self._numbers, name, expert)
         elif part == "attn_k_b":

@@ -143,8 +143,8 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
         ConfigError: the folder holds weights already.
         ModelError: the config is not one that can be served.
     """
-    if folder.exists() and any(folder.glob("*.safetensors")):
-        raise ConfigError(f"--out {folder} holds weights already; name another folder, or empty it")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder} holds something already; name a new folder, or empty it")
     if fp8:
         quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
         config = {**config, "quantization_config": {**quantization, "weight_block_size": list(_FP8_BLOCK)}}

@@ -7,8 +7,11 @@ tensor at a time, so a load needs the model's memory once. Pickled weights are r
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import sys
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +22,11 @@ from engine.errors import ModelError
 from engine.memory import Trimmer, drop_pages
 from engine.models.config import read_json
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
+_LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _SHOWN = 10  # names listed in one error
+_ENOUGH = 1000  # faults after which no more are looked for
+_LARGE = 1 << 28  # numbers that are not allocated only to look for more faults
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints carry these; they follow from the config
 
 
@@ -68,26 +71,46 @@ class Weights:
         """The tensor of this name; if it is missing or misshapen, zeros, and `finish` will raise."""
         if name not in self._left:
             self._missing.append(name)
-            return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
+            return self._instead(shape, dtype)
         self._left.remove(name)
         self._bar.update()
         tensor = self._source.read(name)
         self._trimmer.read(tensor.nbytes)
-        if (scales := f"{name}_scale_inv") in self._left:
-            self._left.remove(scales)
-            tensor = dequantize_fp8(tensor, self._source.read(scales), self._fp8_block)
         if tuple(tensor.shape) != shape:
             self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-            return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
+            self._left.discard(f"{name}_scale_inv")
+            return self._instead(shape, dtype)
+        if tensor.dtype == torch.float8_e4m3fn:
+            scales = f"{name}_scale_inv"
+            if scales not in self._left:
+                self._missing.append(scales)
+                return self._instead(shape, dtype)
+            self._left.remove(scales)
+            factors = self._source.read(scales)
+            if tuple(factors.shape) != (expected := fp8_factors_shape(shape, self._fp8_block)):
+                self._misshapen.append(f"{scales} is {list(factors.shape)}, expected {list(expected)}")
+                return self._instead(shape, dtype)
+            tensor = dequantize_fp8(tensor, factors, self._fp8_block)
+        elif tensor.dtype not in _NUMBERS:
+            self._misshapen.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+            return self._instead(shape, dtype)
         return tensor.to(self.device, dtype or self._dtype)
+
+    def _instead(self, shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
+        """Zeros, so that all that is wrong can be named at the end; unless that is much already, or they are large."""
+        if len(self._missing) + len(self._misshapen) > _ENOUGH or math.prod(shape) > _LARGE:
+            self._left.clear()
+            self.finish()
+        return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
 
     def ignore(self, name: str) -> None:
         """Say that a tensor, if there, is not needed."""
         self._left.discard(name)
 
-    def ignore_below(self, prefix: str) -> None:
-        """The same for all tensors whose names begin so."""
-        self._left = {name for name in self._left if not name.startswith(prefix)}
+    def ignore_layers(self, first: int, count: int) -> None:
+        """The same for all tensors of so many layers."""
+        layers = {name: _LAYER.match(name) for name in self._left}
+        self._left -= {name for name, found in layers.items() if found and first <= int(found[1]) < first + count}
 
     def finish(self) -> None:
         """Check the account.
@@ -107,17 +130,13 @@ class Weights:
             raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
 
 
-def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
-    """DeepSeek-V3's block-wise FP8 as fp32: e4m3, one factor for each block, the last ones ragged.
+def fp8_factors_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """How many blocks a weight has, ragged ones included; one factor each."""
+    return tuple(-(-size // length) for size, length in zip(shape, block, strict=False))
 
-    Raises:
-        ModelError: the factors do not fit the weight.
-    """
-    expected = tuple(-(-size // length) for size, length in zip(weight_MN.shape, block, strict=True))
-    if tuple(scale_inv.shape) != expected:
-        raise ModelError(
-            f"FP8 factors are {list(scale_inv.shape)}; a {list(weight_MN.shape)} weight has {list(expected)}"
-        )
+
+def dequantize_fp8(weight_MN: torch.Tensor, scale_inv: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """DeepSeek-V3's block-wise FP8 as fp32: e4m3, one factor for each block, the last ones ragged."""
     (num_rows, num_columns), (height, width) = weight_MN.shape, block
     factors = scale_inv.float().repeat_interleave(height, 0)[:num_rows].repeat_interleave(width, 1)[:, :num_columns]
     return weight_MN.float() * factors
@@ -133,13 +152,22 @@ def quantize_fp8(weight_MN: torch.Tensor, block: tuple[int, int]) -> tuple[torch
     return (weight_MN.float() / factors).to(torch.float8_e4m3fn), scale_inv
 
 
+def _shards(folder: Path, weight_map: Any) -> list[Path]:
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder}/model.safetensors.index.json has no weight_map")
+    names = set(map(str, weight_map.values()))
+    if outside := [name for name in sorted(names) if Path(name).name != name]:
+        raise ModelError(f"{folder}/model.safetensors.index.json names a shard outside the folder: {outside[0]}")
+    return sorted(folder / name for name in names)
+
+
 class SafetensorsSource:
     """A Hugging Face folder: model.safetensors.index.json and its shards, or single .safetensors files."""
 
     def __init__(self, folder: Path) -> None:
         index = folder / "model.safetensors.index.json"
         if index.exists():
-            files = sorted({folder / shard for shard in read_json(index).get("weight_map", {}).values()})
+            files = _shards(folder, read_json(index).get("weight_map"))
         else:
             files = sorted(folder.glob("*.safetensors"))
         if absent := [file.name for file in files if not file.exists()]:

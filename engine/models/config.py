@@ -7,6 +7,7 @@ ModelConfig, and the refusal of what the decoders here do not compute.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -35,6 +36,7 @@ class MLAConfig:
         qk_nope_head_dim: a head's query and key dimensions without position.
         qk_rope_head_dim: those with rotary position; the key's are shared by all heads, and cached.
         v_head_dim: a head's value dimensions.
+        rope_interleave: whether RoPE pairs neighbouring dimensions, as in all that is released, or halves.
     """
 
     q_lora_rank: int | None
@@ -42,6 +44,7 @@ class MLAConfig:
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+    rope_interleave: bool = True
 
     def __post_init__(self) -> None:
         if self.qk_nope_head_dim < 1:
@@ -143,6 +146,14 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads})"
             )
+        if self.indexer is not None:
+            if self.mla is None or self.mla.q_lora_rank is None:
+                raise ModelError("index_topk is set without q_lora_rank; the indexer reads the compressed query")
+            if self.indexer.index_head_dim < self.mla.qk_rope_head_dim:
+                raise ModelError(
+                    f"index_head_dim ({self.indexer.index_head_dim}) is less than the qk_rope_head_dim "
+                    f"({self.mla.qk_rope_head_dim}) of it that rotate"
+                )
         if self.rotary_dim % 2:
             raise ModelError(f"{self.rotary_dim} dimensions rotate; rotary embedding needs an even number")
 
@@ -161,7 +172,18 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-        """Translate the dictionaries of config.json and generation_config.json."""
+        """Translate the dictionaries of config.json and generation_config.json.
+
+        Raises:
+            ModelError: naming the key and what is valid, as far as that can be told.
+        """
+        try:
+            return cls._from_hf(raw, generation)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ModelError(f"config.json has a value of a wrong kind: {error}") from None
+
+    @classmethod
+    def _from_hf(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         _refuse_unsupported(raw)
         keys = _Keys(raw, "config.json")
         return cls(
@@ -170,11 +192,9 @@ class ModelConfig:
             mla=_hf_mla(keys),
             indexer=_hf_indexer(keys),
             moe=_hf_moe(keys),
-            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", 0, at_least=0),
+            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
             weight_block_size=_hf_block_size(raw),
-            eos_token_ids=tuple(
-                dict.fromkeys(_as_list(raw.get("eos_token_id")) + _as_list(generation.get("eos_token_id")))
-            ),
+            eos_token_ids=_eos_token_ids(raw, generation),
             dtype=raw.get("dtype") or raw.get("torch_dtype"),
         )
 
@@ -215,6 +235,19 @@ class ModelConfig:
 
 
 _REQUIRED: Any = object()
+_LARGEST = (1 << 24) - 1  # no size of a model is near it; one beyond is damage, and would only exhaust the memory
+_ROPE_NUMBERS = {
+    "rope_theta",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+}
 
 
 class _Keys:
@@ -235,14 +268,14 @@ class _Keys:
     def integer(self, name: str, default: Any = _REQUIRED, *, at_least: int = 1) -> int:
         """A whole number."""
         value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            self.refuse(name, value, f"a whole number of at least {at_least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= _LARGEST:
+            self.refuse(name, value, f"a whole number from {at_least} to {_LARGEST}")
         return int(value)
 
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """A positive number."""
         value = self.get(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if not _is_positive(value):
             self.refuse(name, value, "a positive number")
         return float(value)
 
@@ -316,14 +349,20 @@ def _gguf_moe(keys: _Keys, tensor_names: frozenset[str]) -> MoEConfig:
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    architecture = (raw.get("architectures") or ["(none named)"])[0]
+    architectures = raw.get("architectures") or ["(none named)"]
+    if not isinstance(architectures, list) or not isinstance(architectures[0], str):
+        raise ModelError(f"architectures in config.json is {architectures!r}; expected a list with a name")
+    architecture = architectures[0]
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise ModelError(
             f"architecture {architecture} is not supported yet; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     if (activation := raw.get("hidden_act", "silu")) != "silu":
         raise ModelError(f"hidden_act is {activation!r}; only 'silu' is computed here")
-    if (quantization := raw.get("quantization_config")) and quantization.get("quant_method") != "fp8":
+    quantization = raw.get("quantization_config")
+    if quantization and not isinstance(quantization, dict):
+        raise ModelError(f"quantization_config in config.json is {quantization!r}; expected an object")
+    if quantization and quantization.get("quant_method") != "fp8":
         raise ModelError(
             f"the checkpoint is quantised by {quantization.get('quant_method')!r}; of quantised weights, "
             "only DeepSeek's block-wise 'fp8' is read"
@@ -358,13 +397,22 @@ def _hf_rope(keys: _Keys) -> dict[str, Any]:
     rope = dict(rope)
     if "type" in rope:
         rope.setdefault("rope_type", rope.pop("type"))
+    for key in _ROPE_NUMBERS & rope.keys():
+        if rope[key] is not None and not _is_positive(rope[key]):
+            keys.refuse(f"{name}.{key}", rope[key], "a positive number")
+    if (rope.get("partial_rotary_factor") or keys.get("partial_rotary_factor", 1)) != 1:
+        keys.refuse("partial_rotary_factor", keys.get("partial_rotary_factor", 1), "1: all dimensions rotate")
     theta = rope.pop("rope_theta", None) or keys.number("rope_theta", 10000.0)
     return {"rope_theta": float(theta), "rope_scaling": {} if rope.get("rope_type", "default") == "default" else rope}
 
 
 def _hf_block_size(raw: Mapping[str, Any]) -> tuple[int, int]:
     size = (raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
-    if len(size) != 2 or not all(isinstance(length, int) and length > 0 for length in size):
+    if (
+        not isinstance(size, list | tuple)
+        or len(size) != 2
+        or not all(isinstance(length, int) and length > 0 for length in size)
+    ):
         raise ModelError(f"weight_block_size in config.json is {size!r}; expected two positive whole numbers")
     return size[0], size[1]
 
@@ -378,6 +426,7 @@ def _hf_mla(keys: _Keys) -> MLAConfig | None:
         qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
         qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
         v_head_dim=keys.integer("v_head_dim"),
+        rope_interleave=keys.flag("rope_interleave", True),
     )
 
 
@@ -391,11 +440,14 @@ def _hf_indexer(keys: _Keys) -> IndexerConfig | None:
     )
 
 
+def _is_v3(keys: _Keys) -> bool:
+    return keys.values["architectures"][0] in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
+
+
 def _hf_moe(keys: _Keys) -> MoEConfig | None:
     if not keys.get("n_routed_experts", 0):
         return None
-    # DeepSeek's V3 configs say noaux_tc and sigmoid; those that transformers writes leave both out.
-    is_v3 = keys.values["architectures"][0] in ("DeepseekV3ForCausalLM", "DeepseekV32ForCausalLM")
+    is_v3 = _is_v3(keys)  # its configs say noaux_tc and sigmoid, but for those that transformers writes
     return MoEConfig(
         n_routed_experts=keys.integer("n_routed_experts"),
         num_experts_per_tok=keys.integer("num_experts_per_tok"),
@@ -426,14 +478,23 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} is not a JSON object")
     return value
 
 
-def _as_list(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
+def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+    ids: list[int] = []
+    for config in configs:
+        value = config.get("eos_token_id")
+        for token_id in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= _LARGEST:
+                raise ModelError(f"eos_token_id is {value!r}; expected a token id or a list of them")
+            ids.append(token_id)
+    return tuple(dict.fromkeys(ids))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

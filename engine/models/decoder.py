@@ -92,8 +92,8 @@ class Decoder:
             self._head = kernels.linear(self._embedding_VH, None)
         else:
             self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
-        for layer in range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers):
-            weights.ignore_below(f"model.layers.{layer}.")  # multi-token prediction: not part of the main model
+        # Multi-token prediction is not part of the main model.
+        weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         factors = None
         if config.rope_scaling.get("rope_type") == "gguf_factors":
             factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)

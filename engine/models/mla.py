@@ -83,8 +83,9 @@ class MultiHeadLatentAttention:
         # x feeds two products, made one: the compressed query (or the query itself) and the latent with its rotary key.
         first = "q_proj" if mla.q_lora_rank is None else "q_a_proj"
         self._q_size = mla.q_lora_rank or self._num_heads * head_dim
-        latent_rows = _half_split_rows(1, mla.kv_lora_rank, mla.qk_rope_head_dim)
-        query_rows = _half_split_rows(self._num_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim)
+        order = _half_split_rows if mla.rope_interleave else _same_rows
+        latent_rows = order(1, mla.kv_lora_rank, mla.qk_rope_head_dim)
+        query_rows = order(self._num_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim)
         weight, bias = build.stacked(
             f"{prefix}.{first}",
             f"{prefix}.kv_a_proj_with_mqa",
@@ -229,3 +230,8 @@ def _half_split_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
     """An order of the rows of heads, each [plain | rotary], with the rotary ones' even rows before the odd."""
     head = torch.cat([torch.arange(plain), plain + torch.arange(0, rotary, 2), plain + torch.arange(1, rotary, 2)])
     return (torch.arange(num_heads)[:, None] * (plain + rotary) + head).flatten()
+
+
+def _same_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
+    """The order of checkpoints that pair halves themselves (rope_interleave: false)."""
+    return torch.arange(num_heads * (plain + rotary))

@@ -143,7 +143,7 @@ def test_fp8_blocks_of_another_size_and_factors_that_do_not_fit(tmp_path):
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())
     config["quantization_config"]["weight_block_size"] = [128, 128]
     (tmp_path / "fp8" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="FP8 factors are"):
+    with pytest.raises(ModelError, match=r"misshapen: .*down_proj\.weight_scale_inv is \[2, 5\], expected \[1, 1\]"):
         load(tmp_path / "fp8")
 
 
@@ -184,3 +184,93 @@ def test_norm_topk_prob_of_a_softmax_router_renormalises_instead_of_scaling(chec
     torch.testing.assert_close(renormalised.sum(-1), torch.ones(5))
     torch.testing.assert_close(scaled / scaled.sum(-1, keepdim=True), renormalised)
     assert relative_error(scaled, renormalised) > 0.1
+
+
+def test_rope_over_halves_instead_of_neighbours(tmp_path):
+    folder = tiny_deepseek.write(tmp_path, "v3", rope_interleave=False)
+    assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(40), 32)
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": 1e-2}, {"first_k_dense_replace": 0}], ids=str)
+@pytest.mark.parametrize("variant", ["v2-lite", "v3"])
+def test_parity_with_other_settings(tmp_path, variant, changes):
+    folder = tiny_deepseek.write(tmp_path, variant, **changes)
+    assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(40), 16)
+
+
+def test_yarn_whose_two_mscales_differ(tmp_path):
+    yarn = tiny_deepseek.VARIANTS["v3"][1]["rope_parameters"] | {"mscale": 1.0, "mscale_all_dim": 0.5}
+    folder = tiny_deepseek.write(tmp_path, "v3", rope_parameters=yarn)
+    assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(40), 16)
+
+
+def edit_fp8(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_fp8_weights_without_their_factors_are_refused_by_name(tmp_path):
+    folder = tiny_deepseek.write(tmp_path / "plain", "v3")
+    tiny_deepseek.quantize_fp8(folder, tmp_path / "fp8", tmp_path / "twin")
+    name = "model.layers.1.self_attn.kv_a_proj_with_mqa.weight_scale_inv"
+    edit_fp8(tmp_path / "fp8", lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelError, match=rf"missing: {name}$"):
+        load(tmp_path / "fp8")
+
+
+def test_fp8_with_an_fp8_mtp_layer(tmp_path):
+    folder = tiny_deepseek.write(tmp_path / "plain", "v3")
+    tiny_deepseek.quantize_fp8(folder, tmp_path / "fp8", tmp_path / "twin")
+    expected = generate(load(tmp_path / "fp8"), [make_prompt(20)], greedy_params(8))
+
+    def add_mtp(tensors):
+        for name, tensor in list(tensors.items()):
+            if name.startswith("model.layers.2."):
+                tensors[name.replace(".2.", ".3.", 1)] = tensor.clone()
+
+    edit_fp8(tmp_path / "fp8", add_mtp)
+    assert generate(load(tmp_path / "fp8"), [make_prompt(20)], greedy_params(8)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_numbers_to_compute_with_are_refused(tmp_path, dtype):
+    folder = tiny_deepseek.write(tmp_path, "v2-lite")
+    name = "model.layers.0.mlp.down_proj.weight"
+    edit_fp8(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(ModelError, match=rf"{name} is stored as {str(dtype).removeprefix('torch.')}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "words"),
+    [
+        ("v32", {"index_head_dim": 8}, "index_head_dim"),
+        ("v32", {"q_lora_rank": None}, "q_lora_rank"),
+        ("v3", {"quantization_config": "fp8"}, "quantization_config"),
+        ("v3", {"quantization_config": {"quant_method": "fp8", "weight_block_size": 5}}, "weight_block_size"),
+        ("v3", {"architectures": 5}, "architectures"),
+        ("v3", {"eos_token_id": [[2]]}, "eos_token_id"),
+        ("v3", {"eos_token_id": "2"}, "eos_token_id"),
+        ("v3", {"routed_scaling_factor": float("inf")}, "routed_scaling_factor"),
+        ("v3", {"rms_norm_eps": float("inf")}, "rms_norm_eps"),
+        ("v3", {"rope_parameters": {"rope_type": "yarn", "factor": "x"}}, "factor"),
+        ("v3", {"rope_parameters": {"rope_type": "yarn", "factor": -2.0}}, "factor"),
+        ("v3", {"rope_parameters": {"rope_type": "default", "rope_theta": [1]}}, "rope_theta"),
+        ("v3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("v3", {"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ("v3", {"num_hidden_layers": 10**6}, r"missing: .* more"),
+        ("v3", {"hidden_size": 10**7}, "misshapen"),
+        ("v3", {"vocab_size": 10**12}, "vocab_size"),
+        ("v3", {"n_routed_experts": 4 * 10**6}, r"missing: .* more"),
+        ("v3", {"max_position_embeddings": 10**10}, "max_position_embeddings"),
+    ],
+    ids=str,
+)
+def test_absurd_configs_are_refused_at_once_and_by_name(checkpoint, tmp_path, variant, changes, words):
+    source = checkpoint(variant)
+    (tmp_path / "model.safetensors").symlink_to(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words):
+        load(tmp_path)

@@ -195,3 +195,18 @@ def test_a_load_needs_the_model_s_memory_once(tmp_path, tiny_llama):
     command = [sys.executable, "-c", PEAK, str(tiny_llama), str(tmp_path / "model")]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert peak < 1.3 * size
+
+
+@pytest.mark.parametrize(
+    "index", ["{}", '{"weight_map": []}', '{"weight_map": {"a": 5}}', '{"weight_map": {"a": "../b"}}']
+)
+def test_an_index_that_is_none_is_refused(folder, index):
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"weight_map|outside the folder|lacks shards"):
+        load(folder)
+
+
+def test_a_config_nested_without_end_is_refused(folder):
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        load(folder)

@@ -215,3 +215,28 @@ def test_a_gguf_tokenizer_of_another_kind_is_a_model_error(
     path.touch()
     with pytest.raises(ModelError, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bos_token": 5},
+        {"bos_token": {"content": 5}},
+        {"eos_token": ["a"]},
+        {"chat_template": 5},
+        {"chat_template": [5]},
+    ],
+    ids=str,
+)
+def test_settings_of_a_wrong_kind_are_model_errors(folder: Path, changes: dict[str, Any]) -> None:
+    if "chat_template" in changes:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit_config(folder, **changes)
+    with pytest.raises(ModelError, match="is damaged"):
+        load(folder)
+
+
+def test_a_chat_template_that_is_not_text_is_a_model_error(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match="is damaged"):
+        load(folder)
