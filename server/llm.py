@@ -23,6 +23,7 @@ class Completion:
     Attributes:
         token_ids: the output's, the one that ended it included.
         logprobs: one entry a token, if SamplingParams.logprobs asked for them.
+        prompt_logprobs: one for each prompt token but the first, if SamplingParams.prompt_logprobs did.
     """
 
     prompt_token_ids: list[int]
@@ -30,6 +31,7 @@ class Completion:
     token_ids: list[int]
     finish_reason: FinishReason | None
     logprobs: list[TokenLogprobs]
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class LLM:
@@ -90,6 +92,7 @@ class LLM:
                 completion.text += delta.text
                 completion.token_ids += delta.token_ids
                 completion.logprobs += [report.logprobs for report in delta.reports]
+                completion.prompt_logprobs = completion.prompt_logprobs or delta.prompt_logprobs
                 completion.finish_reason = delta.finish_reason
                 if delta.finish_reason is not None and output.finish_reason is None:
                     self.engine.abort(AbortRequest(output.request_id))

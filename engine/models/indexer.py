@@ -1,8 +1,8 @@
 """The lightning indexer of DeepSeek-V3.2: small queries and keys that choose which positions attention looks at.
 
-    q = wq_b(norm(q_a(x))) -> [heads, I];  k = k_norm(wk(x)) -> [I], cached;  both begin with the rotary part, which
-    turns by halves score of a position = sum over heads of w * relu(q . k * I^-0.5);  w = weights_proj(x) *
-    heads^-0.5
+    q = wq_b(norm(q_a(x))) -> [heads, I];  k = k_norm(wk(x)) -> [I], cached
+    both begin with the rotary part, which turns by halves
+    score of a position = sum over heads of w * relu(q . k * I^-0.5);  w = weights_proj(x) * heads^-0.5
 
 The published code also rotates both by a Hadamard matrix, which leaves q . k as it is, and scores in FP8; here it is
 the dtype's own product. k_norm is a LayerNorm with bias.

@@ -174,9 +174,10 @@ class MultiHeadLatentAttention:
             if (rows := plan.absorbed_rows) is not None:
                 o_TNV[rows] = self._attend_absorbed(q_nope_TND[rows], q_rope_TNR[rows], cache[0], plan.absorbed, None)
             for chunk in plan.expanded:
-                q_NQX = torch.cat([q_nope_TND, q_rope_TNR], 2)[chunk.first : chunk.last].transpose(0, 1)
+                rows_of = slice(chunk.first, chunk.last)
+                q_NQX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2).transpose(0, 1)
                 latents_LX = cache[0].index_select(0, chunk.block_ids).view(-1, cache[0].shape[-1])
-                o_TNV[chunk.first : chunk.last] = self._attend_expanded(q_NQX, latents_LX[: chunk.context_len])
+                o_TNV[rows_of] = self._attend_expanded(q_NQX, latents_LX[: chunk.context_len])
         return self._out(o_TNV.reshape(len(x_TH), -1))
 
     def _attend_absorbed(

@@ -1,13 +1,13 @@
 """Which experts a token goes through, and how much each counts. All in fp32.
 
-    V1, V2   scores = softmax(x W);  choice = scores                         (a group counts by its best expert)
-    V3       scores = sigmoid(x W);  choice = scores + e_score_correction_bias   (a group counts by the sum of its
-    best two)
+    V1, V2   scores = softmax(x W);  choice = scores       (a group counts by its best expert)
+    V3       scores = sigmoid(x W);  choice = scores + e_score_correction_bias   (by the sum of its best two)
 
 Experts of the topk_group best groups are eligible; of these, the num_experts_per_tok best by choice are taken,
 weighted by their scores. The weights are then, as DeepSeek's own code does it, renormalised or scaled: softmax
 routers with norm_topk_prob renormalise, others scale by routed_scaling_factor; sigmoid routers renormalise if
-norm_topk_prob, and always scale. (transformers' V2 ignores norm_topk_prob; no released V2 sets it.)
+norm_topk_prob, and always scale; one expert alone is never renormalised. (transformers' V2 ignores norm_topk_prob,
+and its V3 renormalises one expert too; no released model tells the difference.)
 
 Shapes: T tokens, H hidden, E n_routed_experts, G n_group, K num_experts_per_tok.
 """

@@ -1,8 +1,8 @@
 """The routed experts of a mixture: each token through its own few MLPs, computed expert by expert.
 
     pack(linear, silu_mul, experts) -> apply                of each expert (gate_up: [2F, H], gate first; down: [H, F])
-    apply(x_TH, ids_TK, weights_TK) -> y_TH                 y = sum over k of weight * down(silu(gate x) * up x) of
-    expert id
+    apply(x_TH, ids_TK, weights_TK) -> y_TH                 y = sum over k of weight * expert id of x, and
+                                                            an expert is down(silu(gate x) * up x)
 
 `linear` and `silu_mul` are those of the kernel table. Weights are fp32 and the sum is taken in fp32. Cost: O(T * K)
 rows of arithmetic and the weights of the experts that some token chose; experts that none chose cost nothing.

@@ -25,7 +25,7 @@ class TorchLatentAttention:
     reads_unwritten_slots = True
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._planner = TorchAttention(dtype)
+        self._planner = TorchAttention(dtype, masks_prefills=False)
 
     def plan(self, batch: AttentionBatch) -> Plan:
         return self._planner.plan(batch)

@@ -11,6 +11,8 @@ import torch
 
 from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill
 
+_QUERIES_AT_ONCE = 64  # of a prefill: their scores are sorted at once
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -61,13 +63,17 @@ def _select_prefill(
     if context_len <= topk:
         return None
     keys_LI = cache.index_select(0, prefill.block_ids).view(-1, cache.shape[-1])[:context_len].float()
-    scores_QL = torch.stack(
-        [weight @ (q.float() @ keys_LI.T).relu_() for q, weight in zip(q_QHI, weights_QH, strict=True)]
-    )
-    own = context_len - num_queries + torch.arange(num_queries, device=q_QHI.device)
-    causal_QL = torch.arange(context_len, device=q_QHI.device) <= own[:, None]
-    best = _best(scores_QL.masked_fill_(~causal_QL, float("-inf")), topk)
-    return torch.zeros_like(causal_QL).scatter_(1, best, True).logical_and_(causal_QL)
+    positions_L = torch.arange(context_len, device=q_QHI.device)
+    visible_QL = torch.zeros(num_queries, context_len, dtype=torch.bool, device=q_QHI.device)
+    for first in range(0, num_queries, _QUERIES_AT_ONCE):
+        rows = slice(first, min(first + _QUERIES_AT_ONCE, num_queries))
+        pairs = zip(q_QHI[rows], weights_QH[rows], strict=True)
+        scores_RL = torch.stack([weight @ (q.float() @ keys_LI.T).relu_() for q, weight in pairs])
+        own = context_len - num_queries + torch.arange(rows.start, rows.stop, device=q_QHI.device)
+        causal_RL = positions_L <= own[:, None]
+        best = _best(scores_RL.masked_fill_(~causal_RL, float("-inf")), topk)
+        visible_QL[rows] = torch.zeros_like(causal_RL).scatter_(1, best, True).logical_and_(causal_RL)
+    return visible_QL
 
 
 def _best(scores_XL: torch.Tensor, topk: int) -> torch.Tensor:

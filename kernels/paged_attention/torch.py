@@ -38,7 +38,8 @@ class Prefill:
     """A prefill chunk: rows `first` to `last` of the packed batch over the first `context_len` positions.
 
     Attributes:
-        mask_QL: what each query sees; None where the chunk starts its sequence, so that plain causal order holds.
+        mask_QL: what each query sees; None where the chunk starts its sequence, so that plain causal order holds, and
+            for latent attention, which needs none.
     """
 
     first: int
@@ -61,8 +62,8 @@ class TorchAttention:
 
     reads_unwritten_slots = True
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
+    def __init__(self, dtype: torch.dtype, *, masks_prefills: bool = True) -> None:
+        self._dtype, self._masks_prefills = dtype, masks_prefills
 
     def plan(self, batch: AttentionBatch) -> Plan:
         order = sorted(range(batch.num_decodes), key=lambda i: batch.context_lens[i])
@@ -74,7 +75,7 @@ class TorchAttention:
             groups.append(self._decode_group(batch, members))
         prefills, first = [], batch.num_decodes
         for i in range(batch.num_decodes, len(batch.query_lens)):
-            prefills.append(_prefill(batch, i, first))
+            prefills.append(_prefill(batch, i, first, masked=self._masks_prefills))
             first += batch.query_lens[i]
         return Plan(groups, prefills)
 
@@ -138,10 +139,10 @@ def _attend_prefill(
     return o_1NQD[0].transpose(0, 1)
 
 
-def _prefill(batch: AttentionBatch, i: int, first: int) -> Prefill:
+def _prefill(batch: AttentionBatch, i: int, first: int, *, masked: bool) -> Prefill:
     query_len, context_len = batch.query_lens[i], batch.context_lens[i]
     mask_QL = None
-    if query_len < context_len:
+    if masked and query_len < context_len:
         mask_QL = torch.ones(query_len, context_len, dtype=torch.bool, device=batch.device)
         mask_QL = mask_QL.tril_(context_len - query_len)
     block_ids = torch.tensor(_blocks(batch, i), device=batch.device)

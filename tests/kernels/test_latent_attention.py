@@ -101,3 +101,13 @@ def test_the_indexer_keeps_the_best_positions_and_the_first_of_equal_ones():
     assert kept == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [1, 3, 4], [1, 3, 4], [1, 3, 4], [1, 3, 7]]
     zeros = lightning_indexer.torch.select(-one[:, :, None] * 0, one, cache, plan, 3)
     assert [row.nonzero().flatten().tolist() for row in zeros.visible[0]] == [[0], [0, 1]] + [[0, 1, 2]] * 6
+
+
+def test_a_long_chunk_is_selected_in_slices(monkeypatch):
+    batch, q, cache = make_case((1, 40), (8, 70), width=24, heads=4)
+    weights = randn(len(q), 4, dtype=torch.float32, seed=5)
+    plan = latent_attention.torch.TorchLatentAttention(torch.float32).plan(batch)
+    whole = lightning_indexer.torch.select(q, weights, cache, plan, 9).visible[0]
+    monkeypatch.setattr(lightning_indexer.torch, "_QUERIES_AT_ONCE", 7)
+    assert torch.equal(lightning_indexer.torch.select(q, weights, cache, plan, 9).visible[0], whole)
+    assert whole.sum(1).tolist() == [9] * 40

@@ -123,3 +123,10 @@ def test_weights_cut_short_are_named(tiny_llama: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         LLM(str(folder))
+
+
+def test_prompt_logprobs_come_with_the_completion(tiny_llama):
+    llm = LLM(str(tiny_llama), dtype="float32", threads=1)
+    (answer,) = llm.generate(["abcd"], SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1))
+    assert len(answer.prompt_logprobs) == len(answer.prompt_token_ids) - 1
+    assert all(report.logprob <= 0 and len(report.top_ids) == 1 for report in answer.prompt_logprobs)
