@@ -36,7 +36,8 @@ def main() -> int:
     """Load, say so, then serve until told to stop."""
     endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
     logging.basicConfig(level=settings["log_level"].upper(), format=settings["log_format"], stream=sys.stderr)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group; the parent says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent says when to stop
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
     socket.set_hwm(0)  # the server bounds what is in flight; a dropped message would lose tokens

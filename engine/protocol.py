@@ -6,7 +6,7 @@ The engine process and the in-process engine speak these same messages; `encode`
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -53,6 +53,28 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+
+    def check(self) -> None:
+        """Refuse values out of their range (the API's own checks are stricter; the offline API has only these).
+
+        Raises:
+            RequestError: naming the field and what is valid.
+        """
+        ranges = {
+            "max_tokens": (0, 1 << 31),
+            "min_tokens": (0, self.max_tokens),
+            "temperature": (0, 100),
+            "top_k": (0, 1 << 31),
+            "top_p": (0, 1),
+            "min_p": (0, 1),
+            "repetition_penalty": (0.01, 100),
+        }
+        for name, (least, most) in ranges.items():
+            if not least <= getattr(self, name) <= most:
+                raise RequestError(f"{name} is {getattr(self, name)}; it must be from {least} to {most}", name)
+        stop: Any = self.stop  # no type checker guards the offline API's users
+        if isinstance(stop, str) or not all(stop):
+            raise RequestError(f"stop is {self.stop!r}; it must be a tuple of strings that are not empty", "stop")
 
     @property
     def has_penalties(self) -> bool:
@@ -177,6 +199,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         Raises:
             RequestError: naming the field and the limit.
         """
+        sampling.check()
         num_tokens = len(prompt_token_ids)
         if num_tokens == 0:
             raise RequestError("The prompt is empty: it has no tokens.", "prompt")

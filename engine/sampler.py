@@ -43,6 +43,7 @@ def sample(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
 
     for row_V, seq in zip(logits_RV, seqs, strict=True):
         _adjust(row_V, seq)
+    finite = [good and top for good, top in zip(finite, logits_RV.amax(-1).isfinite().tolist(), strict=True)]
     chosen = logits_RV.argmax(-1).tolist()
     drawn = [i for i, seq in enumerate(seqs) if seq.sampling.temperature >= _GREEDY_TEMPERATURE and finite[i]]
     if drawn:
@@ -100,7 +101,8 @@ def _adjust(row_V: torch.Tensor, seq: Sequence) -> None:
 def _draw(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[int]:
     """One random token a row."""
     temperatures = torch.tensor([seq.sampling.temperature for seq in seqs], device=logits_RV.device)
-    probs_RV = (logits_RV / temperatures[:, None]).softmax(-1)
+    tops_R1 = logits_RV.amax(-1, keepdim=True)  # taken off first, so that a small temperature makes no infinity
+    probs_RV = ((logits_RV - tops_R1) / temperatures[:, None]).softmax(-1)
     uniforms = [uniform(seq.seed, seq.num_output_tokens) for seq in seqs]
     u_R1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)[:, None]
     filtered = [i for i, seq in enumerate(seqs) if _filters(seq)]

@@ -67,6 +67,7 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "reasoning",
             "api_key",
             "api_keys",
+            "max_body_size",
             "max_queued_requests",
             "max_queued_tokens",
             "request_timeout",
@@ -169,7 +170,12 @@ class _ConfigFile(configargparse.ConfigFileParser):  # type: ignore[misc]
             raise configargparse.ConfigFileParserException(
                 f"{stream.name} must hold flags and plain values: max-batch-size: 64"
             )
-        return {str(name).replace("_", "-"): str(value) for name, value in values.items() if value is not None}
+        words = {True: "on", False: "off"}  # which YAML makes of them unasked
+        return {
+            str(name).replace("_", "-"): words[value] if isinstance(value, bool) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
 
 def _plain_type(hint: Any) -> Any:

@@ -36,6 +36,7 @@ class ServerConfig:
         "a file of keys to let in, one a line, each with a weight of its share if it is not 1 (see --policy fair)",
         metavar="FILE",
     )
+    max_body_size: float = option(32.0, "MiB of a request's body; more is refused with 413", metavar="MiB")
     max_queued_requests: int = option(
         1024, "prompts that may wait for their first token; more are refused with 429", at_least=1
     )
@@ -60,5 +61,9 @@ class ServerConfig:
                 raise ConfigError(f"--{flag}-timeout is {seconds}; it must be more than 0 (seconds)")
         if self.api_key is not None and (not self.api_key.strip() or " " in self.api_key):
             raise ConfigError("--api-key is empty or has a space in it")
+        if not self.max_body_size > 0:
+            raise ConfigError(f"--max-body-size is {self.max_body_size}; it must be more than 0 (MiB)")
+        if not self.host:
+            raise ConfigError("--host is empty; 127.0.0.1 is this machine, 0.0.0.0 all of its addresses")
         if self.port > 65535:
             raise ConfigError(f"--port is {self.port}; ports end at 65535")

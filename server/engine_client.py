@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
-import itertools
 import json
 import logging
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_HEALTHY_AFTER = 60.0  # seconds of life after which a death is a first one again
 _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each try in a row
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
 
@@ -199,10 +200,14 @@ class EngineProcess(EngineClient):
             status = await self._run_once()
             if self.state is EngineState.STARTING:
                 raise EngineUnavailableError(f"the engine ended with status {status} before it was ready")
-            for delay in itertools.chain(_RESTART_DELAYS, itertools.repeat(_RESTART_DELAYS[-1])):
+            num_deaths = 0  # in a row
+            while True:
+                delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
                 await asyncio.sleep(delay)
+                started = time.monotonic()
                 status = await self._run_once()
+                num_deaths = 0 if time.monotonic() - started > _HEALTHY_AFTER else num_deaths + 1
         finally:
             self.state = EngineState.STOPPED
             self._context.destroy(linger=0)
@@ -227,6 +232,8 @@ class EngineProcess(EngineClient):
                     receiving.result()
                 return process.returncode
             finally:
+                if self.info is not None:
+                    self.stats = EngineStats(0, 0, 0, self.info.num_blocks)
                 self.info, self._socket = None, None
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
                 self.fail_all("The engine stopped while it was computing this request. Please try again.")

@@ -57,6 +57,12 @@ def unauthorized() -> Response:
     return _response(401, body, {"WWW-Authenticate": "Bearer"})
 
 
+def too_large(max_bytes: int) -> Response:
+    """The answer to a body that is larger than this."""
+    message = f"The body has more than {max_bytes} bytes, the most that is taken."
+    return _response(413, _body(message, _TYPES[413], None, None), {"Connection": "close"})
+
+
 def install(app: FastAPI) -> None:
     """Make every error of the app an OpenAI error."""
 
@@ -104,5 +110,5 @@ def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     if problem["type"] == "extra_forbidden":
         return f"Unsupported parameter: '{'.'.join(path)}' is not implemented by this server.", param
     if not path:
-        return f"The body is not valid: {problem['msg']}", None
+        return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", None
     return f"Invalid '{'.'.join(path)}': {problem['msg'].removeprefix('Value error, ')}", param

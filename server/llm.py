@@ -81,8 +81,16 @@ class LLM:
             requests.append(request)
             completions[request.request_id] = Completion(token_ids, "", [], None, [])
             texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)
-        for request in requests:
-            self.engine.add(request)
+        try:
+            for request in requests:
+                self.engine.add(request)
+            self._finish(completions, texts)
+        finally:  # whatever happened, and ctrl-C: the engine is to be idle again
+            for request in requests:
+                self.engine.abort(AbortRequest(request.request_id))
+        return list(completions.values())
+
+    def _finish(self, completions: dict[str, Completion], texts: dict[str, ChoiceText]) -> None:
         while self.engine.has_work:
             for output in self.engine.step().outputs:
                 delta = texts[output.request_id].push(output)
@@ -96,4 +104,3 @@ class LLM:
                 completion.finish_reason = delta.finish_reason
                 if delta.finish_reason is not None and output.finish_reason is None:
                     self.engine.abort(AbortRequest(output.request_id))
-        return list(completions.values())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from engine.errors import RequestError
 from engine.protocol import SamplingParams
@@ -56,11 +56,11 @@ class GenerationRequest(_Strict):
     min_p: float = Field(0.0, ge=0, le=1)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, gt=0, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=1024)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] = []
-    stop_token_ids: list[TokenId] = Field([], max_length=128)
+    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=128, fail_fast=True)
     min_tokens: int = Field(0, ge=0, lt=1 << 31)
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -128,10 +128,27 @@ class GenerationRequest(_Strict):
         )
 
 
+def _prompt(value: Any) -> Any:
+    """Check a prompt by hand: of a union of lists, pydantic would gather every fault of every kind of list."""
+    if isinstance(value, str) or (isinstance(value, list) and (_all(value, str) or _are_token_ids(value))):
+        return value
+    if isinstance(value, list) and all(isinstance(item, list) and _are_token_ids(item) for item in value):
+        return value
+    raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+def _are_token_ids(values: list[Any]) -> bool:
+    return all(type(value) is int and 0 <= value < 1 << 31 for value in values)
+
+
+def _all(values: list[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
     max_tokens: int = Field(16, ge=0, lt=1 << 31)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -175,7 +192,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     def for_template(self) -> dict[str, Any]:
         """As templates expect it: content as one string."""
@@ -188,7 +205,7 @@ class Message(BaseModel):
 class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="OpenAI's older name of max_completion_tokens")
     max_completion_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="default: what the context leaves")
     logprobs: bool = False

@@ -73,6 +73,9 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
     return 0
 
 
+_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn's own default
+
+
 def _listen(config: ServerConfig) -> socket.socket:
     """Bind the port at once, so that a port in use is known before a model is loaded."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -80,6 +83,7 @@ def _listen(config: ServerConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen(_BACKLOG)  # with SO_REUSEADDR it is only now that a second server is refused
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on --host {config.host} --port {config.port}: {error.strerror}") from None

@@ -242,3 +242,11 @@ def test_a_row_that_is_not_finite_gives_no_token_and_spoils_no_neighbour(bad, te
     for row in (0, 2):
         assert choices[row] == sample(logits[row : row + 1].clone(), [seqs[row]])[0]
         assert choices[row].token_id is not None
+
+
+def test_a_row_that_its_penalties_make_infinite_gives_no_token_and_spoils_no_neighbour():
+    broken = make_sequence(prompt=[0, 1], temperature=1.0, repetition_penalty=1e-40)
+    fine = make_sequence(prompt=[0, 1], temperature=1.0)
+    tokens = [choice.token_id for choice in sample(torch.full((2, 300), 5.0), [broken, fine])]
+    assert tokens[0] is None
+    assert tokens[1] is not None

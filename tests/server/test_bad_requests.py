@@ -450,3 +450,52 @@ async def test_a_refusal_leaves_streams_beside_it_alone(api: Api) -> None:
         check_error(await api.post(COMPLETIONS, prompt=prompt), 400)
     chunks = await beside
     assert [c["choices"][0]["text"] for c in chunks] == [c["choices"][0]["text"] for c in alone]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_beyond_the_limit_is_refused_unread(api: Api, *, chunked: bool) -> None:
+    sent = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 1 << 20
+            yield b" " * (1 << 20)
+
+    content = pieces() if chunked else b" " * ((32 << 20) + 1)
+    response = await api.http.post(COMPLETIONS, content=content, headers={"Content-Type": "application/json"})
+    check_error(response, 413, type="invalid_request_error")
+    assert sent <= 34 << 20
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [[-1] * 300_000, [[-1]] * 200_000, [1.5], [True], ["a", 1], [[1], "a"], [[]], {"a": 1}, 5],
+    ids=lambda p: str(p)[:20],
+)
+async def test_a_prompt_of_the_wrong_kind_costs_one_short_answer(api: Api, prompt: Any) -> None:
+    response = await api.post(COMPLETIONS, prompt=prompt)
+    check_error(response, 400, param="prompt")
+    assert len(response.content) < 500
+
+
+async def test_many_faults_in_a_list_are_not_all_gathered(api: Api) -> None:
+    for body in ({"stop": [5] * 100_000}, {"stop_token_ids": ["x"] * 100_000}):
+        assert len((await api.post(COMPLETIONS, prompt="a", **body)).content) < 500
+    response = await api.post(CHAT, messages=[{"role": "user", "content": [5] * 100_000}])
+    check_error(response, 400)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"repetition_penalty": 0.01, "temperature": 2},
+        {"repetition_penalty": 0.01, "temperature": 1.1e-5, "top_p": 0.5},
+        {"logit_bias": {"5": 100}, "temperature": 1.1e-5},
+    ],
+    ids=str,
+)
+async def test_extreme_sampling_harms_nobody(api: Api, params: dict[str, Any]) -> None:
+    answer = await api.complete("a b c", max_tokens=20, ignore_eos=True, **params)
+    assert answer["usage"]["completion_tokens"] == 20
+    check_error(await api.post(COMPLETIONS, prompt="a", repetition_penalty=1e-40), 400, param="repetition_penalty")

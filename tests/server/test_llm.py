@@ -130,3 +130,35 @@ def test_prompt_logprobs_come_with_the_completion(tiny_llama):
     (answer,) = llm.generate(["abcd"], SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1))
     assert len(answer.prompt_logprobs) == len(answer.prompt_token_ids) - 1
     assert all(report.logprob <= 0 and len(report.top_ids) == 1 for report in answer.prompt_logprobs)
+
+
+def test_an_interrupted_generation_leaves_the_engine_idle(tiny_llama, monkeypatch):
+    llm = LLM(str(tiny_llama), dtype="float32", threads=1)
+    params = SamplingParams(max_tokens=8, temperature=0.0)
+    expected = llm.generate(["ab"], params)[0].token_ids
+    step, calls = llm.engine.step, []
+
+    def interrupted():
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["ab", "cd"], params)
+    monkeypatch.undo()
+    llm.engine.batcher.check_idle()
+    assert llm.generate(["ab"], params)[0].token_ids == expected
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"stop": "xyz"}, {"stop": ("",)}, {"max_tokens": -1}, {"temperature": -1.0}, {"top_p": 5.0},
+     {"min_tokens": 20, "max_tokens": 10}, {"repetition_penalty": 0.0}],
+    ids=str,
+)  # fmt: skip
+def test_parameters_out_of_their_range_are_refused_by_name(tiny_llama, params):
+    llm = LLM(str(tiny_llama), dtype="float32", threads=1)
+    with pytest.raises(RequestError, match=next(iter(params))):
+        llm.generate(["ab"], SamplingParams(**params))
