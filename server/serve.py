@@ -122,7 +122,9 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(sig)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by uvicorn on SIGTERM and ctrl-C."""
-        if not self.should_exit:
+        """Called by uvicorn on SIGTERM and ctrl-C; a second one, of either kind, ends it at once."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
             asyncio.get_running_loop().call_later(self._patience, self._client.fail_all, "The server is shutting down.")
         super().handle_exit(sig, frame)

@@ -93,7 +93,9 @@ def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess
 
 
 @pytest.mark.parametrize(
-    ("sig", "group"), [(signal.SIGTERM, False), (signal.SIGINT, True)], ids=["SIGTERM", "ctrl-C to the group"]
+    ("sig", "group"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)],
+    ids=["SIGTERM", "SIGTERM to the group", "ctrl-C to the group"],
 )
 def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerProcess, sig: int, group: bool) -> None:
     processes = [psutil.Process(own_server.process.pid), own_server.engine]
@@ -132,13 +134,14 @@ def test_an_idle_server_ends_at_once(own_server: ServerProcess) -> None:
         own_server.http.get("/health")
 
 
-def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_path: Path, sig: int) -> None:
     with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "60") as server:
         engine = server.engine
         with open_stream(server), contextlib.suppress(httpx.TransportError):
-            server.process.send_signal(signal.SIGINT)
+            server.process.send_signal(sig)
             server.until(lambda: "Shutting down" in server.log or not server.is_healthy(), timeout=5)
-            _, seconds = server.stop(signal.SIGINT)
+            _, seconds = server.stop(sig)
         assert seconds < 5
         assert wait_gone([engine], 1)
 

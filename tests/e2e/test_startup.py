@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from engine.errors import ConfigError
+from server.config import ServerConfig
+from server.serve import _listen
 from tests.e2e.server_process import COMMAND, ServerProcess, free_port
 
 if TYPE_CHECKING:
@@ -67,6 +70,14 @@ def test_a_setting_that_only_the_model_rules_out_is_named(tiny_llama: Path) -> N
     message = failed_start("--model", str(tiny_llama), "--max-seq-len", "100000")
     assert "--max-seq-len is 100000" in message
     assert "512" in message
+
+
+def test_the_port_is_taken_from_the_start_on() -> None:
+    """Long before uvicorn serves it: the first start may take minutes to fetch a model."""
+    with _listen(ServerConfig(port=0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port}: Address already in use"):
+            _listen(ServerConfig(port=port))
 
 
 def test_a_port_in_use_is_named_before_the_model_is_loaded(tiny_llama: Path) -> None:
