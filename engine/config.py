@@ -98,6 +98,10 @@ class EngineConfig:
         check_options(self)
         if self.kv_cache_memory is not None and not self.kv_cache_memory > 0:
             raise ConfigError(f"--kv-cache-memory is {self.kv_cache_memory}; it must be more than 0 (GiB)")
+        for name, most in (("threads", 65536), ("block_size", 65536), ("max_batch_size", 1 << 20)):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at most {most}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"--target-itl is {self.target_itl}; it must be more than 0 (milliseconds)")
         if self.kv_cache_memory is not None and self.num_kv_blocks is not None:

@@ -37,10 +37,14 @@ def set_threads(threads: int | None) -> int:
 
 def default_kv_cache_bytes(device: torch.device) -> int:
     """What the KV cache may take when no flag says so: a part of what is free now, with the weights loaded."""
+    return int(available_bytes(device) * (0.85 if device.type == "cuda" else 0.25))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is free now."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * 0.85)
-    return _available_host_bytes() // 4
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _available_host_bytes()
 
 
 def _available_host_bytes() -> int:

@@ -218,16 +218,19 @@ def _num_kv_blocks(
     config: EngineConfig, model: Decoder, max_seq_len: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """The pool's size: as told, or what memory allows, but never more than a full batch of whole sequences can hold."""
-    if config.num_kv_blocks is not None:
-        return config.num_kv_blocks
     block_bytes = KVCachePool.bytes_per_block(
         model.cache_shapes(), model.config.num_hidden_layers, config.block_size, dtype
     )
-    if config.kv_cache_memory is not None:
-        num_blocks = int(config.kv_cache_memory * devices.GIB) // block_bytes
+    if config.num_kv_blocks is not None or config.kv_cache_memory is not None:
+        num_blocks = config.num_kv_blocks or int(min(config.kv_cache_memory or 0, 1e9) * devices.GIB) // block_bytes
         if num_blocks < 1:
             raise ConfigError(
                 f"--kv-cache-memory is {config.kv_cache_memory} GiB; one block has {block_bytes / devices.GIB:.3g}"
+            )
+        if num_blocks * block_bytes > (free := devices.available_bytes(device)):
+            raise ConfigError(
+                f"a KV cache of {num_blocks} blocks (--num-kv-blocks or --kv-cache-memory) needs "
+                f"{num_blocks * block_bytes / devices.GIB:.4g} GiB; {free / devices.GIB:.4g} are free"
             )
         return num_blocks
     useful = config.max_batch_size * -(-max_seq_len // config.block_size)

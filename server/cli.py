@@ -161,10 +161,10 @@ class _ConfigFile(configargparse.ConfigFileParser):  # type: ignore[misc]
     """A flat YAML or TOML file, told apart by its ending."""
 
     def parse(self, stream: Any) -> dict[str, str]:
-        text = stream.read()
         try:
+            text = stream.read()
             values = tomllib.loads(text) if stream.name.endswith(".toml") else yaml.safe_load(text)
-        except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
             raise configargparse.ConfigFileParserException(f"{stream.name} cannot be read: {error}") from None
         if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
             raise configargparse.ConfigFileParserException(

@@ -221,7 +221,10 @@ class EngineProcess(EngineClient):
             socket.bind(endpoint)
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
             command = [sys.executable, "-P", "-m", "engine.process", endpoint, self._settings]
-            process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
+            # A session of its own: ctrl-C and signals to the group are for us, and we say when it is to stop.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
+            )
             receiving = asyncio.create_task(self._receive(socket))
             exited = asyncio.create_task(process.wait())
             try:

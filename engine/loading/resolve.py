@@ -60,7 +60,11 @@ def resolve_model(model: str | None) -> ModelSource:
         return ModelSource(default_model.fetch(), default_model.NAME)
     if not model:
         raise ModelError("--model is empty; leave it out for the built-in model")
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long, a NUL in it
+        raise ModelError(f"--model {model[:100]} cannot be a path: {error}") from None
     if path.is_dir():
         return ModelSource(path, path.resolve().name)
     if path.is_file():

@@ -312,3 +312,17 @@ def test_what_a_broken_sequence_left_in_the_cache_harms_no_other(tiny_llama, alo
         for cache in layer:
             cache.fill_(float("nan"))  # as after sequences whose activations overflowed
     assert tokens(generate(engine, PROMPTS[:4], greedy_params(24))) == tokens(alone["greedy"])[:4]
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_kv_blocks": 10**12}, {"kv_cache_memory": 1e300}, {"kv_cache_memory": 1e5}], ids=str
+)
+def test_a_cache_beyond_the_memory_is_refused_with_what_is_free(tiny_llama, options):
+    with pytest.raises(ConfigError, match=r"needs .* GiB; .* are free"):
+        load(tiny_llama, **options)
+
+
+@pytest.mark.parametrize("options", [{"threads": 10**11}, {"block_size": 10**11}, {"max_batch_size": 10**9}], ids=str)
+def test_absurd_settings_are_refused(tiny_llama, options):
+    with pytest.raises(ConfigError, match="must be at most"):
+        load(tiny_llama, **options)

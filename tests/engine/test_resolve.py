@@ -95,3 +95,9 @@ def test_a_folder_wins_over_a_hub_id(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_model("org/model").path == Path("org/model")
     assert hub["calls"] == []
+
+
+@pytest.mark.parametrize("model", ["~nosuchuser/x", "x" * 5000])
+def test_what_cannot_be_a_path_is_refused(model):
+    with pytest.raises(ModelError, match="cannot be a path"):
+        resolve_model(model)
