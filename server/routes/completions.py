@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,10 @@ async def create_completion(request: Request, body: CompletionRequest, server: S
     server.check_model(body.model)
     server.client.require_info()
     with server.admission.admit(len(body.prompts), sum(map(estimate_tokens, body.prompts))) as ticket:
-        prompts = [prompt if isinstance(prompt, list) else await server.encode(prompt) for prompt in body.prompts]
+        prompts = []
+        for prompt in body.prompts:
+            prompts.append(prompt if isinstance(prompt, list) else await server.encode(prompt))
+            await asyncio.sleep(0)  # a request of many prompts lets others in between
         generation = Generation(
             server.client,
             server.tokenizer,
