@@ -65,24 +65,8 @@ class Engine:
         device = devices.resolve_device(config.device)
         dtype = devices.resolve_dtype(config.dtype, model_config.dtype, device)
         threads = devices.set_threads(config.threads)
-        try:
-            kernels = resolve_kernels(
-                config.kernels, device, dtype, None if model_config.mla else model_config.head_dim
-            )
-        except KernelUnavailableError as error:
-            raise ConfigError(str(error)) from None
         max_seq_len = _max_seq_len(config, model_config)
-        weights = Weights(
-            _tensor_source(source, model_config),
-            device,
-            dtype,
-            fp8_block=model_config.weight_block_size,
-            progress=progress,
-        )
-        try:
-            model = Decoder(model_config, weights, kernels, max_seq_len)
-        except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
-            raise ModelError(f"{source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+        model = _load_model(source, model_config, config.kernels, device, dtype, max_seq_len, progress=progress)
         keep_freed_memory()
         loaded = time.monotonic()
 
@@ -123,7 +107,7 @@ class Engine:
             info.device,
             info.dtype,
             threads,
-            kernels.name,
+            model.kernels.name,
             info.max_seq_len,
             num_blocks,
             config.block_size,
@@ -199,6 +183,29 @@ class Engine:
 def _mix(seed: int, number: int) -> int:
     """A new seed from a seed and a number, so that streams do not run into each other."""
     return int(uniform(seed, number) * (1 << 53))
+
+
+def _load_model(
+    source: ModelSource,
+    model_config: ModelConfig,
+    kernels_choice: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_seq_len: int,
+    *,
+    progress: bool,
+) -> Decoder:
+    try:
+        head_dim = None if model_config.mla else model_config.head_dim
+        kernels = resolve_kernels(kernels_choice, device, dtype, head_dim)
+    except KernelUnavailableError as error:
+        raise ConfigError(str(error)) from None
+    tensors = _tensor_source(source, model_config)
+    weights = Weights(tensors, device, dtype, fp8_block=model_config.weight_block_size, progress=progress)
+    try:
+        return Decoder(model_config, weights, kernels, max_seq_len)
+    except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
+        raise ModelError(f"{source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
 
 def _max_seq_len(config: EngineConfig, model_config: ModelConfig) -> int:

@@ -36,7 +36,7 @@ def main() -> int:
     """Load, say so, then serve until told to stop."""
     endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
     logging.basicConfig(level=settings["log_level"].upper(), format=settings["log_format"], stream=sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent says when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)

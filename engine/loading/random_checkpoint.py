@@ -140,7 +140,7 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
         The number of parameters.
 
     Raises:
-        ConfigError: the folder holds weights already.
+        ConfigError: the folder holds something already.
         ModelError: the config is not one that can be served.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
