@@ -138,10 +138,12 @@ class Simulation:
             assert item.samples == (item.start + item.num_tokens == item.seq.num_tokens)
             assert len(item.seq.block_table) * self.block_size >= item.start + item.num_tokens
             self.events["chunked"] += not item.samples
+        tenants = {seq.tenant for seq in scheduled}
         for seq in decoding:
-            assert seq in scheduled or seq.status is SequenceStatus.WAITING, "a decode stalled"
-        advancing = [seq for seq in scheduled if seq in decoding and seq.num_computed_tokens > 0]
-        assert scheduled[: len(advancing)] == advancing, "decodes come first"
+            gives_way = self.policy == "fair" and seq.tenant not in tenants  # to prompts of underserved tenants
+            assert seq in scheduled or seq.status is SequenceStatus.WAITING or gives_way, "a decode stalled"
+        shares = [item.num_tokens for item in plan.scheduled[: plan.num_decodes]]
+        assert shares == [1] * plan.num_decodes, "decodes come first"
 
     def check_blocks(self) -> None:
         cache = self.batcher.kv_cache
