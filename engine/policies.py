@@ -83,9 +83,8 @@ class FairShare(Policy):
         self._ends: dict[bytes, float] = {}  # key -> where its last sequence ends; only those that lie ahead matter
         self._running: Counter[bytes] = Counter()  # key -> its places in the batch
         self._weights: dict[bytes, float] = {}  # of keys that have a place
-        self._served: dict[
-            bytes, float
-        ] = {}  # key -> tokens computed, over its weight, those missed while away included
+        self._served: dict[bytes, float] = {}  # key -> tokens computed over its weight; the absent miss their turn
+        self._floor = 0.0  # what the last key that ran had been served
 
     @property
     def paces_steps(self) -> bool:  # type: ignore[override]
