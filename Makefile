@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/native/*.h kernels/native/build.py)
+$(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/native/build.py)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
