@@ -130,8 +130,9 @@ async def _send(pool: Pool, endpoint: Endpoint, request: Request, message: bytes
                 await connection.post(message, reader.take)
             finally:
                 answer.status = connection.status
-            if "retry-after" in connection.headers:
-                answer.retry_after = float(connection.headers["retry-after"])
+            retry_after = connection.headers.get("retry-after", "")
+            if retry_after.isdigit():  # else it is a date, or nothing
+                answer.retry_after = float(retry_after)
         reader.finish()
     except (OSError, ConnectionLostError, TimeoutError) as error:
         answer.error = "broken off" if answer.status else type(error).__name__

@@ -96,6 +96,8 @@ async def test_a_refusal_is_an_error_with_its_time_and_when_to_come_back():
     [answer], _ = await ask(fixed(refusal))
     assert (answer.status, answer.error, answer.retry_after, answer.output_tokens) == (429, "429", 7, 0)
     assert answer.e2e > 0
+    [answer], _ = await ask(fixed(refusal.replace(b"7", b"Fri, 31 Dec 1999 23:59:59 GMT")))
+    assert (answer.error, answer.retry_after) == ("429", None)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ async def test_an_open_loop_waits_for_nobody():
     assert server.most_open == 3
     starts = sorted(answer.start for answer in result.answers)
     assert [start - starts[0] for start in starts] == pytest.approx([0, 0.01, 0.02])
-    assert all(0 <= answer.lag < answer.e2e for answer in result.answers)
+    assert all(answer.lag < answer.e2e for answer in result.answers)
 
 
 async def test_keys_run_beside_each_other():
