@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve test check format bench simulate soak clean
+.PHONY: help install serve test check format bench load compare simulate soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,12 @@ format: $(STAMP) ## format and mend what ruff can mend
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+load: $(STAMP) ## load a running server over HTTP (ARGS="--url http://... --concurrency 32 ...")
+	$(BIN)/python -m benchmarks.serve $(ARGS)
+
+compare: $(STAMP) ## measure servers against each other in turn (ARGS="--target ours=... --target peer=...")
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
