@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 _VALUES_AT_ONCE = 1 << 22
 _SMALLEST = 1e-30  # scale of a row: below it everything is 0
 
