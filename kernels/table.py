@@ -124,6 +124,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         _torch(dtype),
         name="native",
         linear=onednn.pack if packs else linear.torch.pack,
+        linear_int8=linear_int8.cpu.bind(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rotary=rotary.cpu.bind(dtype),

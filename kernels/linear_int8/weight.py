@@ -56,6 +56,11 @@ class QuantizedWeight:
     scale_O: torch.Tensor
     input: StaticInput | Input
 
+    @property
+    def shape(self) -> torch.Size:
+        """[O, I]."""
+        return self.values_OI.shape
+
     def rows(self, order: torch.Tensor) -> QuantizedWeight:
         """Some rows, in an order."""
         return QuantizedWeight(self.values_OI[order], self.scale_O[order], self.input)
