@@ -119,9 +119,9 @@ class Decoder:
         return residual_TH + x_TH
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] of chosen rows, fp32."""
+        """Logits [R, V] of chosen rows."""
         normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
-        return self._head(normed).float()
+        return self._head(normed)
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
