@@ -78,9 +78,7 @@ def _run(options: dict[str, Any], prompts: list[list[int]], output_len: int) -> 
     gc.collect()
     longest = max(map(len, prompts)) + output_len + 1
     engine = Engine.load(
-        EngineConfig(
-            **{"prefix_caching": "off", "num_kv_blocks": 8 * (longest // 16 + 1), "max_batch_size": 8, **options}
-        )
+        EngineConfig(**{"prefix_caching": "off", "max_seq_len": longest, "max_batch_size": 8, **options})
     )
     recorded = _record_logprobs(engine)
     # One prompt at a time, so that its positions come in order.

@@ -21,7 +21,7 @@ SCHEMES = ("w8a8-static", "w8a8-dynamic", "w8")
 _DYNAMIC_INSTEAD = 0.35  # of the arithmetic in linear layers may be dynamic in a static checkpoint
 _STATIC_LOSS = 1e-3  # of |error|^2 / |output|^2 by which static may exceed dynamic
 _LEFT_OUT = 0.05  # of the arithmetic may stay in numbers
-_DYNAMIC_LOSS = 6e-4  # of |error|^2 / |output|^2 in a layer's outputs; int8 weights alone make about 1e-4
+_DYNAMIC_LOSS = 5e-4  # of |error|^2 / |output|^2 in a layer's outputs; int8 weights alone make about 1e-4
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,15 @@ def _worst(
     share: float,
     total: float | None = None,
 ) -> set[int]:
-    """Those that lose more than a threshold, worst first, as many as fit into a share of the arithmetic (as ids)."""
-    ordered = sorted(measurements, key=loss, reverse=True)
+    """Those that lose more than a threshold, as many as fit into a share of the arithmetic (as ids).
+
+    First come those that lose most for their arithmetic.
+    """
+    ordered = sorted(measurements, key=lambda item: loss(item) / max(item.cost, 1e-9), reverse=True)
     budget = share * (total if total is not None else sum(item.cost for item in ordered))
     chosen: set[int] = set()
     for item in ordered:
-        if loss(item) <= threshold:
-            break
-        if item.cost <= budget:
+        if loss(item) > threshold and item.cost <= budget:
             chosen.add(id(item))
             budget -= item.cost
     return chosen
