@@ -21,6 +21,7 @@ from engine.loading.weights import Weights
 from engine.model_runner import KVCachePool
 from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
 from engine.models.layers import Builder
+from kernels import grouped_mlp
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch as linear_int8
 from kernels.paged_attention import AttentionBatch
@@ -84,7 +85,8 @@ def calibrate(
     device = torch.device("cpu")
     kernels = resolve("auto", device, dtype, None if config.mla else config.head_dim)
     weights = _WatchedWeights(tensors, config, device, dtype)
-    build = Builder(config, weights, replace(kernels, linear=weights.watch(kernels.linear)))
+    watching = replace(kernels, linear=weights.watch(kernels.linear), pack_experts=grouped_mlp.torch.pack)
+    build = Builder(config, weights, watching)  # experts made of linear layers, so that each is watched
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     table = make_rotary_table(config, weights, max(map(len, prompts)))
     pools, batches, states = [], [], []
