@@ -7,6 +7,7 @@ import os
 import torch
 
 from engine.errors import ConfigError
+from kernels import native
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GIB = 1 << 30
@@ -31,8 +32,10 @@ def resolve_dtype(choice: str, checkpoint_dtype: str | None, device: torch.devic
 
 def set_threads(threads: int | None) -> int:
     """Set and return the number of CPU threads for arithmetic; default: the cores that this process may use."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    return torch.get_num_threads()
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    native.set_threads(count)
+    return count
 
 
 def default_kv_cache_bytes(device: torch.device) -> int:

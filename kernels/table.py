@@ -23,7 +23,6 @@ from kernels import (
     silu_mul,
     store_kv,
 )
-from kernels.linear import onednn
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.cpu import HEAD_DIMS, CPUAttention
@@ -68,7 +67,7 @@ class KernelTable:
 def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> KernelTable:
     """Pick kernels: `auto`, or `reference`, `torch`, `native` or `flash-attn` by name.
 
-    `native` is this project's C++ (with oneDNN's packed linear layers in bfloat16), `flash-attn` torch's operators with
+    `native` is this project's C++ (linear layers in float32 are torch's), `flash-attn` torch's operators with
     flash-attn's attention. head_dim is that of plain attention; None for a model that has only latent attention.
 
     Raises:
@@ -123,11 +122,10 @@ def _torch(dtype: torch.dtype) -> KernelTable:
 
 def _native(dtype: torch.dtype) -> KernelTable:
     norm = RMSNorm(dtype)
-    packs = dtype is torch.bfloat16 and onednn.is_available()
     return replace(
         _torch(dtype),
         name="native",
-        linear=onednn.pack if packs else linear.torch.pack,
+        linear=linear.cpu.bind() if dtype is torch.bfloat16 else linear.torch.pack,
         linear_int8=linear_int8.cpu.bind(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,

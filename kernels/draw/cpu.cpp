@@ -1,5 +1,6 @@
 // draw, three passes over a row. Contract: kernels/draw/__init__.py.
 #include "../native/common.h"
+#include "../native/pool.h"
 
 #include <algorithm>
 #include <limits>
@@ -67,8 +68,7 @@ int64_t draw(const T* row, int64_t size, float temperature, double uniform) {
 
 template <typename T>
 int draw_rows(const T* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures, const double* uniforms, int64_t* tokens) {
-#pragma omp parallel for schedule(dynamic) if (num_rows > 1)
-    for (int64_t row = 0; row < num_rows; ++row) tokens[row] = draw(logits + row * stride, size, temperatures[row], uniforms[row]);
+    parallel(num_rows, [&](int64_t row) { tokens[row] = draw(logits + row * stride, size, temperatures[row], uniforms[row]); });
     return 0;
 }
 

@@ -1,5 +1,6 @@
 // The sum over a token's experts. Contract: kernels/grouped_mlp/__init__.py.
 #include "../native/common.h"
+#include "../native/pool.h"
 
 namespace {
 
@@ -8,8 +9,8 @@ using namespace native;
 // y[t] = sum over k of weights[t, k] * rows[where[t, k]], in fp32.
 template <typename T>
 void combine(const T* rows, const int64_t* where, const float* weights, T* y, int64_t num_tokens, int64_t top_k, int64_t size) {
-#pragma omp parallel for if (num_tokens > 8)
-    for (int64_t token = 0; token < num_tokens; ++token) {
+    parallel_spans(num_tokens, 8, [&](int64_t first, int64_t last) {
+    for (int64_t token = first; token < last; ++token) {
         const int64_t* from = where + token * top_k;
         const float* weight = weights + token * top_k;
         const int64_t whole = size / LANES * LANES;
@@ -24,6 +25,7 @@ void combine(const T* rows, const int64_t* where, const float* weights, T* y, in
             store1(y + token * size + i, sum);
         }
     }
+    });
 }
 
 }  // namespace

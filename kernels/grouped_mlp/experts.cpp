@@ -82,19 +82,14 @@ template <typename T, typename A>
 void experts(const T* x, const int64_t* ids, const float* weights, const Expert<A>* experts, const Sizes& sizes, bool add, T* y) {
     constexpr bool IS_INT8 = sizeof(A) == 1;
     static thread_local Rows rows;
-    static thread_local std::vector<A> in_buffer, inner_buffer;
-    static thread_local std::vector<float> float_buffer, out_buffer;
-    static thread_local std::vector<Grid> grid_buffer;
+    static thread_local Scratch<A> in_rows, inner_rows;
+    static thread_local Scratch<float> float_rows, out_rows;
+    static thread_local Scratch<Grid> grids;
     static thread_local std::vector<Item> up_items, down_items;
     sort_rows(rows, sizes, experts, ids, weights);
     const int64_t H = sizes.hidden, F = sizes.inter, in_K = padded<A>(H), inner_K = padded<A>(F), total = rows.total;
     const int64_t inter_panels = (F + PANEL - 1) / PANEL, hidden_panels = (H + PANEL - 1) / PANEL;
     const int64_t inner_stride = inter_panels * PANEL, out_stride = hidden_panels * PANEL;
-    in_buffer.resize(total * in_K);
-    inner_buffer.resize(total * inner_K);
-    if (IS_INT8) float_buffer.resize(total * inner_stride);
-    out_buffer.resize(total * out_stride);
-    grid_buffer.resize(2 * total);
     up_items.clear();
     down_items.clear();
     for (int32_t e = 0; e < sizes.num_experts; ++e) {
@@ -102,15 +97,13 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
         for (int32_t panel = 0; panel < inter_panels; ++panel) up_items.push_back({e, panel});
         for (int32_t panel = 0; panel < hidden_panels; panel += 2) down_items.push_back({e, panel});
     }
-    A *const in = in_buffer.data(), *const inner = inner_buffer.data();
-    float *const activated = float_buffer.data(), *const out = out_buffer.data();
-    Grid *const in_grids = grid_buffer.data(), *const inner_grids = in_grids + total;
+    A *const in = in_rows.room(total * in_K), *const inner = inner_rows.room(total * inner_K);
+    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out = out_rows.room(total * out_stride);
+    Grid *const in_grids = grids.room(2 * total), *const inner_grids = in_grids + total;
     const Rows& r = rows;
     const std::vector<Item>&ups = up_items, &downs = down_items;
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < total; ++row) {
+    parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
             if (r.token[row] < 0) continue;
             const T* from = x + r.token[row] * H;
             if constexpr (IS_INT8) {
@@ -122,10 +115,11 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 std::memset(inner + row * inner_K + F, 0, (inner_K - F) * sizeof(A));
             }
         }
+    });
+    parallel_spans(ups.size(), 2, [&](int64_t begin, int64_t end) {
         MatrixUnit unit;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
-#pragma omp for schedule(dynamic, 2)
-        for (size_t i = 0; i < ups.size(); ++i) {
+        for (int64_t i = begin; i < end; ++i) {
             const Item item = ups[i];
             const Expert<A>& expert = experts[item.expert];
             const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
@@ -147,16 +141,19 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 }
             }
         }
-        if constexpr (IS_INT8) {
-#pragma omp for schedule(static)
-            for (int64_t row = 0; row < total; ++row) {
+    });
+    if constexpr (IS_INT8)
+        parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
                 if (r.token[row] < 0) continue;
                 const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
                 inner_grids[row] = quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
             }
-        }
-#pragma omp for schedule(dynamic, 2)
-        for (size_t i = 0; i < downs.size(); ++i) {
+        });
+    parallel_spans(downs.size(), 2, [&](int64_t begin, int64_t end) {
+        MatrixUnit unit;
+        alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
+        for (int64_t i = begin; i < end; ++i) {
             const Item item = downs[i];
             const Expert<A>& expert = experts[item.expert];
             const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
@@ -173,8 +170,9 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                     }
             }
         }
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < sizes.num_tokens; ++token) {
+    });
+    parallel_spans(sizes.num_tokens, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t token = begin; token < end; ++token) {
             const int64_t* of = r.of_pair.data() + token * sizes.top_k;
             T* to = y + token * H;
             for (int64_t h = 0; h < H; h += LANES) {
@@ -189,7 +187,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 }
             }
         }
-    }
+    });
 }
 
 }  // namespace

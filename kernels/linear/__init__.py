@@ -5,6 +5,6 @@
 `pack` may keep the weight in a layout of its own, so the caller drops weight_OI afterwards.
 """
 
-from kernels.linear import onednn, reference, torch
+from kernels.linear import cpu, reference, torch
 
-__all__ = ["onednn", "reference", "torch"]
+__all__ = ["cpu", "reference", "torch"]

@@ -1,11 +1,10 @@
 // An int8 linear layer with uint8 input. Contract: kernels/linear_int8/__init__.py.
 //
-// The rows are made uint8 first, each by one thread; then each thread computes all rows for its share of the weight's
-// panels, so that the weight is read once (with up to 32 rows) and stays in cache beyond.
+// The rows are made uint8 first; then each task computes all rows for its share of the weight's panels, so that the
+// weight is read once (with up to 32 rows) and stays in cache beyond.
 #include "../native/gemm.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace {
 
@@ -44,23 +43,20 @@ template <typename T>
 int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer<T>& layer, T* y) {
     const int64_t K = padded<uint8_t>(layer.in_size), panel = K * PANEL;
     const int64_t num_panels = (layer.out_size + PANEL - 1) / PANEL;
-    static thread_local std::vector<uint8_t> rows;
-    static thread_local std::vector<Grid> grids;
-    rows.resize(round_up(num_rows, 16) * K);
-    grids.resize(num_rows);
-    uint8_t* const quantized = rows.data();
-    Grid* const used = grids.data();
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < num_rows; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
+    static thread_local Scratch<uint8_t> rows;
+    static thread_local Scratch<Grid> grids;
+    uint8_t* const quantized = rows.room(round_up(num_rows, 16) * K);
+    Grid* const used = grids.room(num_rows);
+    parallel_spans(num_rows, 2, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
+    });
+    parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
         MatrixUnit unit;
-#pragma omp for schedule(static) nowait
-        for (int64_t pair = 0; pair < (num_panels + 1) / 2; ++pair) {
+        alignas(64) int32_t sums[BLOCK * BLOCK];
+        for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;
             const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
-            alignas(64) int32_t sums[BLOCK * BLOCK];
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
                 multiply(quantized + row * K, K, M, left, right, K, sums);
@@ -69,7 +65,7 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer<T>& la
                 if (count > PANEL) finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
             }
         }
-    }
+    });
     return 0;
 }
 

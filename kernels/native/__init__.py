@@ -1,8 +1,7 @@
 """The native CPU kernels: finding the library for this CPU, and binding its functions to torch tensors.
 
 The libraries are C++ behind plain C (kernels/*/cpu.cpp, built by kernels.native.build), called through ctypes with
-pointers; they know nothing of torch. They share torch's OpenMP threads: both want libgomp.so.1, and torch has loaded
-its own first.
+pointers; they know nothing of torch, and have threads of their own (pool.h).
 """
 
 from __future__ import annotations
@@ -39,6 +38,12 @@ def library() -> ctypes.CDLL | None:
     """The best library that this CPU can run and that was built, or None."""
     best = isa()
     return None if best is None else load(best)
+
+
+def set_threads(count: int) -> None:
+    """How many threads the library computes with, the calling one included; they start when first needed."""
+    if (native := library()) is not None:
+        native.set_threads(ctypes.c_int64(count))
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

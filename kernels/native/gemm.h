@@ -7,6 +7,7 @@
 #pragma once
 
 #include "common.h"
+#include "pool.h"
 
 #include <immintrin.h>
 
@@ -38,15 +39,14 @@ template <typename A> int64_t packed_size(int64_t N, int64_t K) { return round_u
 template <typename A>
 void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, typename Operands<A>::Weight* out, int64_t first, int64_t step) {
     const int64_t size = padded<A>(K) * PANEL;
-#pragma omp parallel for
-    for (int64_t panel = 0; panel < (N + PANEL - 1) / PANEL; ++panel) {
+    parallel((N + PANEL - 1) / PANEL, [&](int64_t panel) {
         typename Operands<A>::Weight* to = out + (first + panel * step) * size;
         for (int64_t k = 0; k < padded<A>(K); ++k)
             for (int64_t n = 0; n < PANEL; ++n) {
                 const int64_t row = panel * PANEL + n;
                 to[(k / W<A> * PANEL + n) * W<A> + k % W<A>] = row < N && k < K ? weight[row * K + k] : typename Operands<A>::Weight{};
             }
-    }
+    });
 }
 
 #if defined(__AMX_BF16__)
@@ -193,12 +193,13 @@ inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_
 
 template <typename A>
 inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+    constexpr int MOST = sizeof(A) == 1 ? 2 : 4;  // rows whose sums fit the registers
     for (int half = 0; half < 2; ++half) {
         const typename Operands<A>::Weight* b = half ? b1 : b0;
         typename Operands<A>::Sum* to = sums + half * PANEL;
         int64_t m = 0;
-        for (; m + 2 <= M; m += 2) multiply_rows<2>(a + m * lda, lda, b, K, to + m * BLOCK);
-        if (m < M) multiply_rows<1>(a + m * lda, lda, b, K, to + m * BLOCK);
+        for (; m + MOST <= M; m += MOST) multiply_rows<MOST>(a + m * lda, lda, b, K, to + m * BLOCK);
+        for (; m < M; ++m) multiply_rows<1>(a + m * lda, lda, b, K, to + m * BLOCK);
     }
 }
 

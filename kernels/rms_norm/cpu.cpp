@@ -1,5 +1,6 @@
 // rms_norm and add_rms_norm. Contract: kernels/rms_norm/__init__.py.
 #include "../native/common.h"
+#include "../native/pool.h"
 
 #include <cmath>
 
@@ -10,8 +11,8 @@ using namespace native;
 // y = x * rsqrt(mean(x^2) + eps) * weight; with `residual`, x is added to it first and the sum is normalised instead.
 template <typename T>
 void rms_norm(const T* x, T* residual, const T* weight, T* y, int64_t num_rows, int64_t size, float eps) {
-#pragma omp parallel for if (num_rows > 8)
-    for (int64_t row = 0; row < num_rows; ++row) {
+    parallel_spans(num_rows, 8, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
         const T* in = x + row * size;
         T* res = residual ? residual + row * size : nullptr;
         T* out = y + row * size;
@@ -39,6 +40,7 @@ void rms_norm(const T* x, T* residual, const T* weight, T* y, int64_t num_rows, 
         for (int64_t i = 0; i < whole; i += LANES) store(out + i, load(from + i) * scale * load(weight + i));
         for (int64_t i = whole; i < size; ++i) store1(out + i, load1(from + i) * scale * load1(weight + i));
     }
+    });
 }
 
 }  // namespace

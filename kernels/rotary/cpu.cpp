@@ -1,5 +1,6 @@
 // rotary. Contract: kernels/rotary/__init__.py.
 #include "../native/common.h"
+#include "../native/pool.h"
 
 namespace {
 
@@ -9,8 +10,8 @@ using namespace native;
 template <typename T>
 void rotary(const T* x, int64_t row_stride, const float* cos, const float* sin, T* y, int64_t num_rows, int64_t num_heads, int64_t dim) {
     const int64_t half = dim / 2;
-#pragma omp parallel for if (num_rows > 8)
-    for (int64_t row = 0; row < num_rows; ++row) {
+    parallel_spans(num_rows, 8, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
         const float* c = cos + row * dim + half;
         const float* s = sin + row * dim + half;
         for (int64_t head = 0; head < num_heads; ++head) {
@@ -30,6 +31,7 @@ void rotary(const T* x, int64_t row_stride, const float* cos, const float* sin, 
             }
         }
     }
+    });
 }
 
 }  // namespace

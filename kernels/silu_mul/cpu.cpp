@@ -1,4 +1,5 @@
 // silu_mul. Contract: kernels/silu_mul/__init__.py.
+#include "../native/pool.h"
 #include "silu.h"
 
 #include <cmath>
@@ -9,8 +10,8 @@ using namespace native;
 
 template <typename T>
 void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
-#pragma omp parallel for if (num_rows > 4)
-    for (int64_t row = 0; row < num_rows; ++row) {
+    parallel_spans(num_rows, 4, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
         const T* gate = gate_up + row * 2 * size;
         const T* up = gate + size;
         T* out = y + row * size;
@@ -21,6 +22,7 @@ void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
             store1(out + i, g / (1.0f + std::exp(-g)) * load1(up + i));
         }
     }
+    });
 }
 
 }  // namespace

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kernels import native, table
-from kernels.linear import onednn
 from kernels.paged_attention.cpu import CPUAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
@@ -54,13 +53,9 @@ def test_a_cpu_with_the_library_takes_native_kernels(choice):
     assert all(op.__module__.endswith(".cpu") for op in ops)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "available", "name"),
-    [(torch.bfloat16, True, "onednn"), (torch.bfloat16, False, "torch"), (torch.float32, True, "torch")],
-)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "cpu"), (torch.float32, "torch")])
 @pytest.mark.usefixtures("native_is_built")
-def test_native_packs_bf16_linears_where_the_cpu_computes_in_it(monkeypatch, dtype, available, name):
-    monkeypatch.setattr(onednn, "is_available", lambda: available)
+def test_native_packs_bf16_linears(dtype, name):
     assert table.resolve("native", CPU, dtype, 64).linear.__module__ == f"kernels.linear.{name}"
 
 

@@ -1,0 +1,53 @@
+// Sharing work out to threads, made for a machine that others use too.
+//
+// A job is so many tasks, which threads claim one by one; it is over when all tasks are, not when all threads have come.
+// So a thread that has to wait for a core delays nobody, where OpenMP's barrier waits for each of them, in every job.
+// Between jobs the workers watch for the next one, giving way to others, and go to sleep when none comes for a while.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+namespace native {
+
+// Memory for a kernel's own use, kept from call to call: it grows, and begins at a cache line.
+template <typename T>
+class Scratch {
+   public:
+    ~Scratch() { std::free(memory); }
+
+    // Room for so many values, which are not initialised.
+    T* room(int64_t count) {
+        if (count > size) {
+            std::free(memory);
+            size = count + count / 4;
+            memory = static_cast<T*>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64));
+        }
+        return memory;
+    }
+
+   private:
+    T* memory = nullptr;
+    int64_t size = 0;
+};
+
+// How many threads there are, the caller's included.
+int num_threads();
+
+void run_tasks(int64_t count, void (*task)(void* context, int64_t index), void* context);
+
+// task(index) for each index below count, in any order and at the same time. Called by one thread of the process only.
+template <typename Task>
+void parallel(int64_t count, const Task& task) {
+    run_tasks(count, [](void* context, int64_t index) { (*static_cast<const Task*>(context))(index); }, const_cast<Task*>(&task));
+}
+
+// task(first, last) for spans that together are 0 to size: a few for each thread, none shorter than `least`.
+template <typename Task>
+void parallel_spans(int64_t size, int64_t least, const Task& task) {
+    int64_t count = 4 * num_threads();
+    if (count * least > size) count = size / least > 0 ? size / least : 1;
+    parallel(count, [&](int64_t i) { task(size * i / count, size * (i + 1) / count); });
+}
+
+}  // namespace native
