@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve test check format bench load compare simulate soak clean
+.PHONY: help install serve test check format bench bench-kernels load compare simulate soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/native/build.py)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
@@ -35,6 +35,9 @@ format: $(STAMP) ## format and mend what ruff can mend
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+bench-kernels: $(STAMP) ## each operation against torch's and against the machine's limits (ARGS="--only attention ...")
+	$(BIN)/python -m benchmarks.kernels $(ARGS)
 
 load: $(STAMP) ## load a running server over HTTP (ARGS="--url http://... --concurrency 32 ...")
 	$(BIN)/python -m benchmarks.serve $(ARGS)

@@ -93,6 +93,12 @@ class EngineConfig:
     kv_cache_memory: float | None = option(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85%% on a GPU", metavar="GiB"
     )
+    kv_cache_dtype: str = option(
+        "auto",
+        "what keys and values are cached as: auto is the number type of --dtype; int8, with a scale for each token and "
+        "head, holds about twice the tokens and is read faster, for a loss below what can be measured on most texts",
+        choices=("auto", "int8"),
+    )
     num_kv_blocks: int | None = option(None, "the KV cache's size in blocks, instead of --kv-cache-memory", at_least=1)
     prefix_caching: str = option(
         "on",

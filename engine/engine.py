@@ -65,12 +65,13 @@ class Engine:
         threads = devices.set_threads(config.threads)
         max_seq_len = _max_seq_len(config, model_config)
         model = _load_model(source, model_config, config, device, dtype, max_seq_len, progress=progress)
+        scales = _cache_scales(config, model)
         keep_freed_memory()
         loaded = time.monotonic()
 
-        num_blocks = _num_kv_blocks(config, model, max_seq_len, dtype, device)
+        num_blocks = _num_kv_blocks(config, model, max_seq_len, dtype, scales, device)
         kv_pool = KVCachePool(
-            model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device
+            model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device, scales
         )
         budget = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
         batcher = DynamicBatcher(
@@ -194,8 +195,7 @@ def _load_model(
     progress: bool,
 ) -> Decoder:
     try:
-        head_dim = None if model_config.mla else model_config.head_dim
-        kernels = resolve_kernels(config.kernels, device, dtype, head_dim)
+        kernels = resolve_kernels(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
     tensors = open_tensors(source, model_config)
@@ -227,12 +227,28 @@ def _max_seq_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_seq_len or limit
 
 
+def _cache_scales(config: EngineConfig, model: Decoder) -> tuple[int, ...] | None:
+    """How many scales each thing cached has, or None where the cache is not of int8."""
+    if config.kv_cache_dtype != "int8":
+        return None
+    if model.config.indexer is not None:
+        raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
+    if model.kernels.name == "flash-attn":
+        raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
+    return model.cache_scales()
+
+
 def _num_kv_blocks(
-    config: EngineConfig, model: Decoder, max_seq_len: int, dtype: torch.dtype, device: torch.device
+    config: EngineConfig,
+    model: Decoder,
+    max_seq_len: int,
+    dtype: torch.dtype,
+    scales: tuple[int, ...] | None,
+    device: torch.device,
 ) -> int:
     """The pool's size: as told, or what memory allows, but never more than a full batch of whole sequences can hold."""
     block_bytes = KVCachePool.bytes_per_block(
-        model.cache_shapes(), model.config.num_hidden_layers, config.block_size, dtype
+        model.cache_shapes(), model.config.num_hidden_layers, config.block_size, dtype, scales
     )
     if config.num_kv_blocks is not None or config.kv_cache_memory is not None:
         num_blocks = config.num_kv_blocks or int(min(config.kv_cache_memory or 0, 1e9) * devices.GIB) // block_bytes

@@ -10,6 +10,7 @@ import torch
 from engine.dynamic_batcher import StepPlan, StepResult
 from engine.models.decoder import ModelBatch
 from engine.sampler import sample, top_logprobs
+from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 
 
 class KVCachePool:
-    """The cache's memory: for each layer and thing cached, a tensor [num_blocks, heads, block_size, values]."""
+    """The cache's memory: for each layer and thing cached, a tensor [num_blocks, heads, block_size, values].
+
+    With `scales` it holds int8, and as many scales for each row of values (kernels.kv_cache).
+    """
 
     def __init__(
         self,
@@ -31,25 +35,44 @@ class KVCachePool:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        scales: tuple[int, ...] | None = None,
     ) -> None:
         self.block_size = block_size
-        self.layers = [
-            tuple(_zeros((num_blocks, heads, block_size, values), dtype, device) for heads, values in shapes)
-            for _ in range(num_layers)
+
+        def numbers(heads: int, values: int, dtype: torch.dtype) -> torch.Tensor:
+            return _zeros((num_blocks, heads, block_size, values), dtype, device)
+
+        def entry(heads: int, values: int, num_scales: int) -> Cache:
+            if scales is None:
+                return numbers(heads, values, dtype)
+            return Int8Cache(numbers(heads, values, torch.int8), numbers(heads, num_scales, torch.float32))
+
+        counts = scales or (0,) * len(shapes)
+        self.layers: list[tuple[Cache, ...]] = [
+            tuple(entry(*shape, count) for shape, count in zip(shapes, counts, strict=True)) for _ in range(num_layers)
         ]
 
     def clear(self, block_ids: list[int]) -> None:
         """Zero blocks that may hold NaN of sequences before: a masked slot weighs nothing, but 0 * NaN is NaN."""
         for layer in self.layers:
             for cache in layer:
-                cache[block_ids] = 0
+                for part in cache if isinstance(cache, Int8Cache) else (cache,):
+                    part[block_ids] = 0
 
     @staticmethod
     def bytes_per_block(
-        shapes: tuple[tuple[int, int], ...], num_layers: int, block_size: int, dtype: torch.dtype
+        shapes: tuple[tuple[int, int], ...],
+        num_layers: int,
+        block_size: int,
+        dtype: torch.dtype,
+        scales: tuple[int, ...] | None = None,
     ) -> int:
         """What one block costs over all layers."""
-        return sum(heads * values for heads, values in shapes) * dtype.itemsize * num_layers * block_size
+        if scales is None:
+            row_bytes = [values * dtype.itemsize for _, values in shapes]
+        else:
+            row_bytes = [values + 4 * count for (_, values), count in zip(shapes, scales, strict=True)]
+        return sum(shape[0] * size for shape, size in zip(shapes, row_bytes, strict=True)) * num_layers * block_size
 
 
 class ModelRunner:

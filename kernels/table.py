@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from kernels import (
+    causal_attention,
     draw,
     grouped_mlp,
+    head_linear,
     latent_attention,
     lightning_indexer,
     linear,
@@ -23,13 +25,16 @@ from kernels import (
     silu_mul,
     store_kv,
 )
+from kernels.kv_cache import Cache
+from kernels.latent_attention.cpu import CPULatentAttention
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
-from kernels.paged_attention.cpu import HEAD_DIMS, CPUAttention
+from kernels.paged_attention.cpu import CPUAttention
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
 from kernels.rms_norm.cpu import RMSNorm
+from kernels.store_kv.cpu import CPUStore
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
@@ -45,14 +50,19 @@ class KernelTable:
 
     name: str
     linear: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
+    head_linear: Callable[[Tensor], Callable[..., None]]
     linear_int8: Callable[[QuantizedWeight, Tensor | None], Callable[[Tensor], Tensor]]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
     silu_mul: Callable[[Tensor], Tensor]
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    rotate_and_store: Callable[[Tensor, Tensor, Tensor, Cache, Cache, Tensor, Tensor], Tensor]
+    store_latents: Callable[[Tensor, Tensor, float, Tensor, Tensor, Cache, Tensor, Tensor], None]
     attention: PagedAttention
     latent_attention: LatentAttention
+    selective_attention: LatentAttention  # of latents, where `select` narrows what queries see
+    causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
     draw: Callable[[Tensor, list[float], list[float]], list[int]]
@@ -64,16 +74,16 @@ class KernelTable:
         return self.linear(weight, bias)
 
 
-def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> KernelTable:
+def resolve(choice: str, device: torch.device, dtype: torch.dtype) -> KernelTable:
     """Pick kernels: `auto`, or `reference`, `torch`, `native` or `flash-attn` by name.
 
     `native` is this project's C++ (linear layers in float32 are torch's), `flash-attn` torch's operators with
-    flash-attn's attention. head_dim is that of plain attention; None for a model that has only latent attention.
+    flash-attn's attention.
 
     Raises:
         KernelUnavailableError: the named choice cannot run here; auto falls back to torch with a warning instead.
     """
-    obstacles = {"native": _native_obstacle(device, dtype, head_dim), "flash-attn": _flash_obstacle(device, dtype)}
+    obstacles = {"native": native.obstacle(device, dtype), "flash-attn": _flash_obstacle(device, dtype)}
     if choice == "auto":
         choice = "flash-attn" if device.type == "cuda" else "native"
         if obstacle := obstacles[choice]:
@@ -88,14 +98,19 @@ def _reference(_: torch.dtype) -> KernelTable:
     return KernelTable(
         name="reference",
         linear=linear.reference.pack,
+        head_linear=head_linear.reference.pack,
         linear_int8=linear_int8.reference.pack,
         rms_norm=rms_norm.reference.rms_norm,
         add_rms_norm=rms_norm.reference.add_rms_norm,
         rotary=rotary.reference.rotary,
         silu_mul=silu_mul.reference.silu_mul,
         store_kv=store_kv.reference.store_kv,
+        rotate_and_store=store_kv.reference.rotate_and_store,
+        store_latents=store_kv.reference.store_latents,
         attention=ReferenceAttention(),
         latent_attention=latent_attention.reference.ReferenceLatentAttention(),
+        selective_attention=latent_attention.reference.ReferenceLatentAttention(),
+        causal_attention=causal_attention.reference.attend,
         select=lightning_indexer.reference.select,
         pack_experts=grouped_mlp.reference.pack,
         draw=draw.reference.draw,
@@ -106,14 +121,19 @@ def _torch(dtype: torch.dtype) -> KernelTable:
     return KernelTable(
         name="torch",
         linear=linear.torch.pack,
+        head_linear=head_linear.torch.pack,
         linear_int8=linear_int8.torch.pack,
         rms_norm=rms_norm.torch.rms_norm,
         add_rms_norm=rms_norm.torch.add_rms_norm,
         rotary=rotary.torch.rotary,
         silu_mul=silu_mul.torch.silu_mul,
         store_kv=store_kv.torch.store_kv,
+        rotate_and_store=store_kv.torch.rotate_and_store,
+        store_latents=store_kv.torch.store_latents,
         attention=TorchAttention(dtype),
         latent_attention=latent_attention.torch.TorchLatentAttention(dtype),
+        selective_attention=latent_attention.torch.TorchLatentAttention(dtype),
+        causal_attention=causal_attention.torch.attend,
         select=lightning_indexer.torch.select,
         pack_experts=grouped_mlp.torch.pack,
         draw=draw.torch.draw,
@@ -121,17 +141,22 @@ def _torch(dtype: torch.dtype) -> KernelTable:
 
 
 def _native(dtype: torch.dtype) -> KernelTable:
-    norm = RMSNorm(dtype)
+    norm, store = RMSNorm(dtype), CPUStore(dtype)
     return replace(
         _torch(dtype),
         name="native",
         linear=linear.cpu.bind() if dtype is torch.bfloat16 else linear.torch.pack,
+        head_linear=head_linear.cpu.bind(dtype),
         linear_int8=linear_int8.cpu.bind(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rotary=rotary.cpu.bind(dtype),
         silu_mul=silu_mul.cpu.bind(dtype),
+        rotate_and_store=store.rotate_and_store,
+        store_latents=store.store_latents,
         attention=CPUAttention(dtype),
+        latent_attention=CPULatentAttention(dtype),
+        causal_attention=causal_attention.cpu.bind(dtype),
         pack_experts=grouped_mlp.cpu.bind(dtype),
         draw=draw.cpu.bind(dtype),
     )
@@ -139,12 +164,6 @@ def _native(dtype: torch.dtype) -> KernelTable:
 
 def _flash(dtype: torch.dtype) -> KernelTable:
     return replace(_torch(dtype), name="flash-attn", attention=FlashAttention())
-
-
-def _native_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int | None) -> str | None:
-    if head_dim is not None and head_dim not in HEAD_DIMS:
-        return f"they are compiled for head_dim {', '.join(map(str, HEAD_DIMS))}, and the model's is {head_dim}"
-    return native.obstacle(device, dtype)
 
 
 def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

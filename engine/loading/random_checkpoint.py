@@ -150,7 +150,7 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
     config = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
     model_config = ModelConfig.from_hf(config, {})
     weights = _RandomWeights(dtype, seed, progress=progress)
-    Decoder(model_config, weights, resolve("torch", weights.device, dtype, None), max_seq_len=1)
+    Decoder(model_config, weights, resolve("torch", weights.device, dtype), max_seq_len=1)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shards = ShardWriter(folder)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
+    from kernels.kv_cache import Cache
     from kernels.paged_attention import AttentionBatch
     from kernels.table import KernelTable
 
@@ -24,9 +25,8 @@ class GroupedQueryAttention:
         config = build.config
         self._kernels = build.kernels
         self._head_dim = config.head_dim
-        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
-        self._num_heads, self._num_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        q_size, kv_size = self._num_heads * self._head_dim, self._num_kv_heads * self._head_dim
+        q_size = config.num_attention_heads * config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
         self._qkv = build.linear(
             f"{prefix}.q_proj",
             f"{prefix}.k_proj",
@@ -46,17 +46,21 @@ class GroupedQueryAttention:
         return shape, shape
 
     @staticmethod
+    def cache_scales(_: ModelConfig) -> tuple[int, ...]:
+        """How many scales each of these has for a token and head, as int8."""
+        return 1, 1
+
+    @staticmethod
     def plan(_: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> Any:
         """What all layers of a step share."""
         return kernels.attention.plan(batch)
 
-    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
         """[T, H] -> [T, H]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(len(x_TH), -1, self._head_dim)
-        qk = self._kernels.rotary(qkv[:, : self._num_rotated], batch.cos_TD, batch.sin_TD)
-        q_TND, k_TKD = qk.split([self._num_heads, self._num_kv_heads], dim=1)
-        self._kernels.store_kv(k_TKD, k_cache, batch.blocks_T, batch.offsets_T)
-        self._kernels.store_kv(qkv[:, self._num_rotated :], v_cache, batch.blocks_T, batch.offsets_T)
+        q_TND = self._kernels.rotate_and_store(
+            qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
+        )
         o_TND = self._kernels.attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
         return self._out(o_TND.reshape(len(x_TH), -1))

@@ -22,6 +22,7 @@ from engine.models.rope import RotaryTable, inverse_frequencies
 if TYPE_CHECKING:
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
+    from kernels.kv_cache import Cache
     from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
     from kernels.table import KernelTable
 
@@ -61,7 +62,7 @@ class DecoderLayer:
             self._mlp = MLP(build, f"{prefix}.mlp", config.intermediate_size)
 
     def forward(
-        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]
+        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]
     ) -> torch.Tensor:
         """Adds x_TH, what the layer before brought, to the residual stream in place; returns what this one brings."""
         x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._input_norm, self._eps)
@@ -101,16 +102,22 @@ class Decoder:
         """Shapes [heads, values] of what one token leaves in one layer's cache."""
         return attention_class(self.config).cache_shapes(self.config)
 
+    def cache_scales(self) -> tuple[int, ...]:
+        """How many scales each of these has for a token and head, where it is cached as int8."""
+        return attention_class(self.config).cache_scales(self.config)
+
     @property
     def attention(self) -> PagedAttention | LatentAttention:
         """The attention kernel that every layer uses."""
-        return self.kernels.attention if self.config.mla is None else self.kernels.latent_attention
+        if self.config.mla is None:
+            return self.kernels.attention
+        return self.kernels.latent_attention if self.config.indexer is None else self.kernels.selective_attention
 
     def plan(self, batch: AttentionBatch) -> Any:
         """What the attention of all layers shares in a step."""
         return attention_class(self.config).plan(self.config, self.kernels, batch)
 
-    def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+    def forward(self, batch: ModelBatch, caches: list[tuple[Cache, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""
         residual_TH = self._embedding_VH.index_select(0, batch.token_ids_T)
         x_TH = torch.zeros_like(residual_TH)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.models.indexer import Indexer
+from kernels.kv_cache import Int8Cache, take
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import AttentionBatch
 
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
     from engine.models.config import MLAConfig, ModelConfig
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
+    from kernels.kv_cache import Cache
     from kernels.table import KernelTable
 
 _NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says (DeepSeek's code, and transformers')
-_QUERIES_AT_ONCE = 128  # rows of expanded attention between which the causal order is used to skip positions
 _EXPANDED_VALUES = 1 << 25  # values of expanded keys and values held at once
 
 
@@ -106,8 +107,10 @@ class MultiHeadLatentAttention:
         kv_size = mla.qk_nope_head_dim + mla.v_head_dim
         kv_b = build.weights.take(f"{prefix}.kv_b_proj.weight", (self._num_heads * kv_size, mla.kv_lora_rank))
         up_NXC = kv_b.view(self._num_heads, kv_size, mla.kv_lora_rank)
-        self._key_up_NDC = up_NXC[:, : mla.qk_nope_head_dim].contiguous()
-        self._value_up_NCV = up_NXC[:, mla.qk_nope_head_dim :].transpose(1, 2).contiguous()
+        key_up_NDC, value_up_NVC = up_NXC.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
+        self._absorb_keys = build.kernels.head_linear(key_up_NDC)
+        self._expand_keys = build.kernels.head_linear(key_up_NDC.transpose(1, 2))
+        self._value_up = build.kernels.head_linear(value_up_NVC.transpose(1, 2))  # before the mix or after it
         self._out = build.linear(
             f"{prefix}.o_proj",
             in_size=self._num_heads * mla.v_head_dim,
@@ -124,11 +127,19 @@ class MultiHeadLatentAttention:
         return (latent,) if config.indexer is None else (latent, (1, config.indexer.index_head_dim))
 
     @staticmethod
+    def cache_scales(config: ModelConfig) -> tuple[int, ...]:
+        """How many scales each of these has for a token, as int8: of the latent and of its rotary key."""
+        assert config.indexer is None, "the engine refuses int8 for a model that selects"
+        return (2,)
+
+    @staticmethod
     def plan(config: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> MLAPlan:
         """Which sequences are attended absorbed and which expanded, and what all layers of the step share."""
         assert config.mla is not None
         enough = _queries_that_pay_for_expansion(config.mla)
-        if config.indexer is not None or max(batch.query_lens) < enough:
+        if config.indexer is not None:
+            return MLAPlan(kernels.selective_attention.plan(batch), None, [])
+        if max(batch.query_lens) < enough:
             return MLAPlan(kernels.latent_attention.plan(batch), None, [])
         expanded: list[ExpandedChunk] = []
         absorbed: list[int] = []
@@ -148,22 +159,30 @@ class MultiHeadLatentAttention:
         plan = kernels.latent_attention.plan(batch.only(absorbed))
         return MLAPlan(plan, torch.tensor(rows, device=batch.device), expanded)
 
-    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
         """[T, H] -> [T, H]; fills `cache`: (latents,) or (latents, index keys), each [blocks, 1, slots, values]."""
         mla, kernels = self._mla, self._kernels
         down = self._down(x_TH)
-        q_TQ, latent_TC, k_rope_TR = down.split([self._q_size, mla.kv_lora_rank, mla.qk_rope_head_dim], dim=1)
+        q_TQ, latent_TX = down.split([self._q_size, mla.kv_lora_rank + mla.qk_rope_head_dim], dim=1)
         if self._q_up is not None:
             q_TQ = kernels.rms_norm(q_TQ, self._q_norm, _NORM_EPS)
         q = q_TQ if self._q_up is None else self._q_up(q_TQ)
         q_nope_TND, q_rope_TNR = q.view(len(x_TH), self._num_heads, -1).split(
             [mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2
         )
-        latent_TC = kernels.rms_norm(latent_TC, self._latent_norm, _NORM_EPS)
-        k_rope_T1R = kernels.rotary(k_rope_TR[:, None], batch.cos_TD, batch.sin_TD)
-        kernels.store_kv(torch.cat([latent_TC[:, None], k_rope_T1R], dim=2), cache[0], batch.blocks_T, batch.offsets_T)
+        kernels.store_latents(
+            latent_TX,
+            self._latent_norm,
+            _NORM_EPS,
+            batch.cos_TD,
+            batch.sin_TD,
+            cache[0],
+            batch.blocks_T,
+            batch.offsets_T,
+        )
         selection = None
         if self._indexer is not None:
+            assert not isinstance(cache[1], Int8Cache)
             selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
 
         q_rope_TNR = kernels.rotary(q_rope_TNR, batch.cos_TD, batch.sin_TD)
@@ -176,40 +195,43 @@ class MultiHeadLatentAttention:
                 o_TNV[rows] = self._attend_absorbed(q_nope_TND[rows], q_rope_TNR[rows], cache[0], plan.absorbed, None)
             for chunk in plan.expanded:
                 rows_of = slice(chunk.first, chunk.last)
-                q_NQX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2).transpose(0, 1)
-                latents_LX = cache[0].index_select(0, chunk.block_ids).view(-1, cache[0].shape[-1])
-                o_TNV[rows_of] = self._attend_expanded(q_NQX, latents_LX[: chunk.context_len])
+                q_QNX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2)
+                latents_BX = take(cache[0], chunk.block_ids, x_TH.dtype, first=mla.kv_lora_rank)
+                latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
+                o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
         return self._out(o_TNV.reshape(len(x_TH), -1))
 
     def _attend_absorbed(
-        self, q_nope_TND: torch.Tensor, q_rope_TNR: torch.Tensor, cache: torch.Tensor, plan: Any, selection: Any
+        self, q_nope_TND: torch.Tensor, q_rope_TNR: torch.Tensor, cache: Cache, plan: Any, selection: Any
     ) -> torch.Tensor:
         """[T, N, V]."""
-        q_latent_TNC = torch.bmm(q_nope_TND.transpose(0, 1), self._key_up_NDC).transpose(0, 1)
-        q_TNX = torch.cat([q_latent_TNC, q_rope_TNR], dim=2)
-        kernel, latent_size = self._kernels.latent_attention, self._mla.kv_lora_rank
-        o_TNC = kernel.forward(q_TNX, cache, plan, self._scale, latent_size, selection)
-        return torch.bmm(o_TNC.transpose(0, 1), self._value_up_NCV).transpose(0, 1)
+        mla, kernels = self._mla, self._kernels
+        num_tokens, num_heads, _ = q_nope_TND.shape
+        q_TNX = q_nope_TND.new_empty(num_tokens, num_heads, mla.kv_lora_rank + mla.qk_rope_head_dim)
+        self._absorb_keys(q_nope_TND, q_TNX[..., : mla.kv_lora_rank])
+        q_TNX[..., mla.kv_lora_rank :] = q_rope_TNR
+        kernel = kernels.latent_attention if self._indexer is None else kernels.selective_attention
+        o_TNC = kernel.forward(q_TNX, cache, plan, self._scale, mla.kv_lora_rank, selection)
+        o_TNV = q_nope_TND.new_empty(num_tokens, num_heads, mla.v_head_dim)
+        self._value_up(o_TNC, o_TNV)
+        return o_TNV
 
-    def _attend_expanded(self, q_NQX: torch.Tensor, latents_LX: torch.Tensor) -> torch.Tensor:
+    def _attend_expanded(self, q_QNX: torch.Tensor, latents_LX: torch.Tensor) -> torch.Tensor:
         """The last Q of L positions over all of them, [Q, N, V]; some heads at a time, so that memory is bounded."""
-        mla, (num_heads, num_queries, _), context_len = self._mla, q_NQX.shape, len(latents_LX)
-        latents_LC, k_rope_LR = latents_LX.split([mla.kv_lora_rank, mla.qk_rope_head_dim], dim=1)
-        o_NQV = q_NQX.new_empty(num_heads, num_queries, mla.v_head_dim)
-        num_values = context_len * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim)
-        step = max(1, _EXPANDED_VALUES // num_values)
-        for heads in (slice(n, min(n + step, num_heads)) for n in range(0, num_heads, step)):
-            k_nope_GLD = latents_LC @ self._key_up_NDC[heads].transpose(1, 2)
-            k_GLX = torch.cat([k_nope_GLD, k_rope_LR.expand(len(k_nope_GLD), -1, -1)], dim=2)
-            v_GLV = latents_LC @ self._value_up_NCV[heads]
-            for first in range(0, num_queries, _QUERIES_AT_ONCE):
-                last = min(first + _QUERIES_AT_ONCE, num_queries)
-                seen = context_len - num_queries + last  # positions up to the last of these queries
-                scores_GQL = torch.bmm(q_NQX[heads, first:last], k_GLX[:, :seen].transpose(1, 2)).mul_(self._scale)
-                own = scores_GQL[:, :, seen - (last - first) :]  # a query sees none of those that come after it
-                own.masked_fill_(own.new_ones(own.shape[1:], dtype=torch.bool).triu_(1), float("-inf"))
-                torch.bmm(scores_GQL.softmax(-1), v_GLV[:, :seen], out=o_NQV[heads, first:last])
-        return o_NQV.transpose(0, 1)
+        mla, (num_queries, num_heads, key_dim), context_len = self._mla, q_QNX.shape, len(latents_LX)
+        o_QNV = q_QNX.new_empty(num_queries, num_heads, mla.v_head_dim)
+        step = max(1, min(num_heads, _EXPANDED_VALUES // (context_len * (key_dim + mla.v_head_dim))))
+        k_LGX = q_QNX.new_empty(context_len, step, key_dim)
+        k_LGX[..., mla.qk_nope_head_dim :] = latents_LX[:, None, mla.kv_lora_rank :]
+        v_LGV = q_QNX.new_empty(context_len, step, mla.v_head_dim)
+        for first in range(0, num_heads, step):
+            heads = slice(first, min(first + step, num_heads))
+            own = slice(heads.stop - first)
+            latents_LGC = latents_LX[:, None, : mla.kv_lora_rank].expand(-1, own.stop, -1)
+            self._expand_keys(latents_LGC, k_LGX[:, own, : mla.qk_nope_head_dim], first)
+            self._value_up(latents_LGC, v_LGV[:, own], first)
+            o_QNV[:, heads] = self._kernels.causal_attention(q_QNX[:, heads], k_LGX[:, own], v_LGV[:, own], self._scale)
+        return o_QNV
 
 
 def _queries_that_pay_for_expansion(mla: MLAConfig) -> float:

@@ -83,7 +83,7 @@ def calibrate(
         ModelError: tensors are missing or do not fit the config.
     """
     device = torch.device("cpu")
-    kernels = resolve("auto", device, dtype, None if config.mla else config.head_dim)
+    kernels = resolve("auto", device, dtype)
     weights = _WatchedWeights(tensors, config, device, dtype)
     watching = replace(kernels, linear=weights.watch(kernels.linear), pack_experts=grouped_mlp.torch.pack)
     build = Builder(config, weights, watching)  # experts made of linear layers, so that each is watched

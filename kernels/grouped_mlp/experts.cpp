@@ -117,7 +117,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
         }
     });
     parallel_spans(ups.size(), 2, [&](int64_t begin, int64_t end) {
-        MatrixUnit unit;
+        const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const Item item = ups[i];
@@ -151,7 +151,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             }
         });
     parallel_spans(downs.size(), 2, [&](int64_t begin, int64_t end) {
-        MatrixUnit unit;
+        const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const Item item = downs[i];

@@ -5,12 +5,12 @@
 
 All N query heads share one key, which is the cached vector of X = C + R values (latent, then rotary part), and one
 value, which is its first C = value_dim values. A `selection` (kernels.lightning_indexer) narrows what each query
-sees; None is all up to its own position. Cost: O(sum of query_len * context_len * N * X), or with a selection O(N * X
-* topk) for a decoding sequence.
+sees; None is all up to its own position, and all that the native version computes. Cost: O(sum of query_len *
+context_len * N * X), or with a selection O(N * X * topk) for a decoding sequence.
 
 Shapes: T tokens, N heads, B blocks of S slots.
 """
 
-from kernels.latent_attention import reference, torch
+from kernels.latent_attention import cpu, reference, torch
 
-__all__ = ["reference", "torch"]
+__all__ = ["cpu", "reference", "torch"]

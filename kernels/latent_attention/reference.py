@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.kv_cache import Cache, take
 from kernels.lightning_indexer.reference import ReferenceSelection
 from kernels.paged_attention.batch import AttentionBatch
 
@@ -17,7 +18,7 @@ class ReferenceLatentAttention:
     def forward(
         self,
         q_TNX: torch.Tensor,
-        cache: torch.Tensor,
+        cache: Cache,
         plan: AttentionBatch,
         scale: float,
         value_dim: int,
@@ -26,7 +27,8 @@ class ReferenceLatentAttention:
         out = q_TNX.new_empty(*q_TNX.shape[:2], value_dim)
         token = 0
         for query_len, context_len, table in zip(plan.query_lens, plan.context_lens, plan.block_tables, strict=True):
-            latents_LX = cache[table].flatten(0, 2)[:context_len].float()
+            block_ids = torch.tensor(table, device=q_TNX.device)
+            latents_LX = take(cache, block_ids, torch.float32, first=value_dim).flatten(0, 2)[:context_len].float()
             for position in range(context_len - query_len, context_len):
                 seen = selection[token] if selection is not None else list(range(position + 1))
                 scores_NL = q_TNX[token].float() @ latents_LX[seen].T * scale

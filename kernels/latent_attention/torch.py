@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from kernels.kv_cache import Cache, Int8Cache, take
 from kernels.lightning_indexer.torch import Selection
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill, TorchAttention
@@ -33,7 +34,7 @@ class TorchLatentAttention:
     def forward(
         self,
         q_TNX: torch.Tensor,
-        cache: torch.Tensor,
+        cache: Cache,
         plan: Plan,
         scale: float,
         value_dim: int,
@@ -53,7 +54,7 @@ class TorchLatentAttention:
 
 def _attend_decodes(
     q_GNX: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Cache,
     group: DecodeGroup,
     positions_GP: torch.Tensor | None,
     scale: float,
@@ -62,8 +63,11 @@ def _attend_decodes(
     blocks_GB = group.block_ids_G1B[:, 0]
     mask_G1L = group.mask_G11L[:, 0]
     if positions_GP is None:
-        latents_GLX = cache.index_select(0, blocks_GB.flatten()).view(len(q_GNX), -1, cache.shape[-1])
+        latents_GLX = take(cache, blocks_GB.flatten(), q_GNX.dtype, first=value_dim).view(
+            len(q_GNX), -1, q_GNX.shape[2]
+        )
     else:
+        assert not isinstance(cache, Int8Cache), "the engine refuses int8 for a model that selects"
         block_size = cache.shape[2]
         blocks_GP = blocks_GB.gather(1, positions_GP // block_size)
         latents_GLX = cache[blocks_GP, 0, positions_GP % block_size]
@@ -76,14 +80,14 @@ def _attend_decodes(
 
 def _attend_prefill(
     q_QNX: torch.Tensor,
-    cache: torch.Tensor,
+    cache: Cache,
     prefill: Prefill,
     visible_QL: torch.Tensor | None,
     scale: float,
     value_dim: int,
 ) -> torch.Tensor:
     context_len = prefill.context_len
-    latents_LX = cache.index_select(0, prefill.block_ids).view(-1, cache.shape[-1])[:context_len]
+    latents_LX = take(cache, prefill.block_ids, q_QNX.dtype, first=value_dim).view(-1, q_QNX.shape[2])[:context_len]
     num_queries, num_heads = q_QNX.shape[:2]
     step = max(1, min(_QUERIES_AT_ONCE, _MAX_SCORES // (num_heads * context_len)))
     out = []

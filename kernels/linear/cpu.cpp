@@ -56,7 +56,7 @@ int linear(const native::bf16* x, int64_t stride, int64_t num_rows, const native
     const int64_t K = padded<bf16>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
     const Whole a = whole_rows(x, stride, num_rows, in_size);
     parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-        MatrixUnit unit;
+        const Tiles tiles;
         alignas(64) float sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
             const bf16* left = weight + 2 * pair * panel;

@@ -51,7 +51,7 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer<T>& la
         for (int64_t row = begin; row < end; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
     });
     parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-        MatrixUnit unit;
+        const Tiles tiles;
         alignas(64) int32_t sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;

@@ -71,3 +71,24 @@ def plain_function(name: str, *arguments: type) -> Callable[..., int]:
     bound = getattr(native, name)
     bound.argtypes, bound.restype = arguments, ctypes.c_int
     return bound  # type: ignore[no-any-return]
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    """Where a tensor's data begin; None (a null pointer) of None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What weights for products with `dtype` are packed as (kernels/native/panels.h)."""
+    native = library()
+    assert native is not None, "callers ask obstacle() first"
+    return dtype if native.bf16_operand_size() == 2 else torch.float32
+
+
+def panels(weight_NKM: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Matrices [K, M] as panels [M / 16, K / W, 16, W], K filled up with zeros to 16 W and M to 16 (panels.h)."""
+    width = 4 // dtype.itemsize
+    num, num_in, num_out = weight_NKM.shape
+    inner, columns = -(-num_in // (16 * width)) * 16 * width, -(-num_out // 16) * 16
+    padded = torch.nn.functional.pad(weight_NKM.to(dtype), (0, columns - num_out, 0, inner - num_in))
+    return padded.view(num, inner // width, width, columns // 16, 16).permute(0, 3, 1, 4, 2).contiguous()

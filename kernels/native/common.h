@@ -6,9 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
 #include <immintrin.h>
-#endif
 
 namespace native {
 
@@ -38,6 +36,19 @@ inline v16 load(const bf16* p) {
     return (v16)bits;
 }
 
+typedef int8_t b16 __attribute__((vector_size(16)));
+
+inline v16 load(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+    i16x whole;
+    const __m256i half[2] = {_mm256_cvtepi8_epi32(_mm_loadu_si64(p)), _mm256_cvtepi8_epi32(_mm_loadu_si64(p + 8))};
+    std::memcpy(&whole, half, sizeof whole);
+    return __builtin_convertvector(whole, v16);
+#endif
+}
+
 inline void store(float* p, v16 x) { std::memcpy(p, &x, sizeof x); }
 
 // Round to nearest, ties to even; NaN stays NaN. (The instruction takes subnormal numbers for 0.)
@@ -53,6 +64,13 @@ inline void store(bf16* p, v16 x) {
     const h16 half = __builtin_convertvector(bits >> 16, h16);
     std::memcpy(p, &half, sizeof half);
 #endif
+}
+
+// Round to the nearest integer, ties to even, of values within -128 and 127.
+inline void store(int8_t* p, v16 x) {
+    const v16 rounded = x + 12582912.0f - 12582912.0f;  // 1.5 * 2^23
+    const b16 bytes = __builtin_convertvector(__builtin_convertvector(rounded, i16x), b16);
+    std::memcpy(p, &bytes, sizeof bytes);
 }
 
 // One value, for the ends of rows that are no multiple of 16.
@@ -80,10 +98,20 @@ inline v16 load_some(const bf16* p, int64_t count) {
     std::memcpy(x, p, count * sizeof(bf16));
     return load(x);
 }
+inline v16 load_some(const int8_t* p, int64_t count) {
+    int8_t x[LANES] = {};
+    std::memcpy(x, p, count);
+    return load(x);
+}
 // 16 values, or those up to the row's end and zeros.
 template <typename T>
 inline v16 load_from(const T* row, int64_t at, int64_t dim) {
     return dim - at >= LANES ? load(row + at) : load_some(row + at, dim - at);
+}
+inline void store1(int8_t* p, float x) {
+    int8_t out[LANES];
+    store(out, splat(x));
+    *p = out[0];
 }
 template <typename T>
 inline void store_to(T* row, int64_t at, int64_t dim, v16 x) {

@@ -1,9 +1,11 @@
-// What the CPU must have for this library. Called once, before any other function of it.
+// What the CPU must have for this library, and what the callers of others must know.
+#include "panels.h"
+
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// 0: this process may run the library. 1: the CPU lacks an instruction set. 2: the kernel grants no AMX tiles.
+// Called once, before any other function. 0: this process may run the library. 1: the CPU lacks an instruction set. 2: the kernel grants no AMX tiles.
 extern "C" int start() {
 #if defined(__AVX512F__)
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512cd") ||
@@ -22,3 +24,6 @@ extern "C" int start() {
 #endif
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? 0 : 1;
 }
+
+// Bytes of the values that products of bf16 are computed from: 2, or 4 where they are widened first.
+extern "C" int bf16_operand_size() { return sizeof(native::Narrow); }

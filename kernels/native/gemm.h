@@ -1,13 +1,14 @@
 // Products of a few rows with a packed weight, in bf16 or in u8 x s8: what linear layers and experts are made of.
 //
 // A weight [N, K] lies in panels of 16 of its rows (columns of the product), as AMX, vdpbf16ps and vpdpbusd want them:
-// [N / 16][K / W][16][W], W values in 32 bits: 2 in bf16, 4 in int8. K is padded with zeros to tiles of 16 W, N to
+// [N / 16][K / GROUP][16][GROUP], GROUP values in 32 bits: 2 in bf16, 4 in int8. K is padded with zeros to tiles of 16 groups, N to
 // panels. The rows A are padded likewise, in memory of the kernel's own. The order in which a value's products are added
 // depends on K alone, so a row's result is the same whichever rows are computed beside it.
 #pragma once
 
-#include "common.h"
+#include "panels.h"
 #include "pool.h"
+#include "scratch.h"
 
 #include <immintrin.h>
 
@@ -25,10 +26,9 @@ template <> struct Operands<uint8_t> {
 
 constexpr int64_t PANEL = 16;       // columns
 constexpr int64_t BLOCK = 32;       // rows and columns computed at a time
-template <typename A> constexpr int64_t W = 4 / sizeof(A);
-template <typename A> constexpr int64_t TILE_K = 16 * W<A>;
+template <typename A> constexpr int64_t GROUP = 4 / sizeof(A);
+template <typename A> constexpr int64_t TILE_K = 16 * GROUP<A>;
 
-inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 template <typename A> int64_t padded(int64_t K) { return round_up(K, TILE_K<A>); }
 
 // Values of a packed weight [N, K].
@@ -44,28 +44,12 @@ void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, type
         for (int64_t k = 0; k < padded<A>(K); ++k)
             for (int64_t n = 0; n < PANEL; ++n) {
                 const int64_t row = panel * PANEL + n;
-                to[(k / W<A> * PANEL + n) * W<A> + k % W<A>] = row < N && k < K ? weight[row * K + k] : typename Operands<A>::Weight{};
+                to[(k / GROUP<A> * PANEL + n) * GROUP<A> + k % GROUP<A>] = row < N && k < K ? weight[row * K + k] : typename Operands<A>::Weight{};
             }
     });
 }
 
 #if defined(__AMX_BF16__)
-
-// While one lives, its thread's tiles are of 16 rows of 64 bytes.
-struct MatrixUnit {
-    struct alignas(64) Config {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {};
-        uint8_t rows[16] = {};
-    };
-    MatrixUnit() {
-        Config config;
-        for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
-        _tile_loadconfig(&config);
-    }
-    ~MatrixUnit() { _tile_release(); }
-    MatrixUnit(const MatrixUnit&) = delete;
-};
 
 #define NATIVE_TILE_PRODUCT(c, a, b)              \
     if constexpr (sizeof(A) == 1)                 \
@@ -73,7 +57,7 @@ struct MatrixUnit {
     else                                          \
         _tile_dpbf16ps(c, a, b)
 
-// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows.
+// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles.
 template <typename A>
 inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
     const int64_t stride = lda * sizeof(A);
@@ -109,10 +93,6 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #elif defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 
-struct MatrixUnit {
-    MatrixUnit() {}
-};
-
 inline __m512 add_products(__m512 sum, __m512i a, __m512i b, const bf16*) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
 inline __m512i add_products(__m512i sum, __m512i a, __m512i b, const uint8_t*) { return _mm512_dpbusd_epi32(sum, a, b); }
 inline __m512 zero(const bf16*) { return _mm512_setzero_ps(); }
@@ -122,7 +102,7 @@ template <int M, typename A>
 inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
     decltype(zero(a)) left[M], right[M];
     for (int m = 0; m < M; ++m) left[m] = right[m] = zero(a);
-    for (int64_t k = 0; k < K; k += W<A>) {
+    for (int64_t k = 0; k < K; k += GROUP<A>) {
         const __m512i p = _mm512_loadu_si512(b0 + k * PANEL), q = _mm512_loadu_si512(b1 + k * PANEL);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
@@ -149,10 +129,6 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 }
 
 #else
-
-struct MatrixUnit {
-    MatrixUnit() {}
-};
 
 // M rows and one panel, bf16 widened to fp32: the low and the high half of each 32 bits are two values of a column.
 template <int M>

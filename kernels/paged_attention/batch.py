@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from kernels.kv_cache import Cache
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
@@ -55,9 +57,7 @@ class PagedAttention(Protocol):
     def plan(self, batch: AttentionBatch) -> Any:
         """What all layers of a step share."""
 
-    def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: Any, scale: float
-    ) -> torch.Tensor:
+    def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Any, scale: float) -> torch.Tensor:
         """One layer's attention, [T, N, D]."""
 
 
@@ -70,6 +70,6 @@ class LatentAttention(Protocol):
         """What all layers of a step share."""
 
     def forward(
-        self, q_TNX: torch.Tensor, cache: torch.Tensor, plan: Any, scale: float, value_dim: int, selection: Any
+        self, q_TNX: torch.Tensor, cache: Cache, plan: Any, scale: float, value_dim: int, selection: Any
     ) -> torch.Tensor:
         """One layer's mixes of latents, [T, N, value_dim]."""

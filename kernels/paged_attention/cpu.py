@@ -1,80 +1,117 @@
-"""Attention in native code on a CPU (cpu.cpp). Contract: kernels.paged_attention."""
+"""Attention in native code on a CPU (cpu.cpp). Contract: kernels.paged_attention.
+
+The plan cuts a step into tasks, each for one thread and key head: a decoding sequence's positions into spans of 1,024,
+whose results are merged; a chunk's tokens into groups of 64. How a sequence is cut depends on its own length alone, so
+its result does not depend on what else is in the batch.
+"""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 
-from kernels.native import FLOAT, INT, POINTER, function
+from kernels.kv_cache import Cache, Int8Cache, scales_of, values_of
+from kernels.native import FLOAT, INT, POINTER, address, function
 from kernels.paged_attention.batch import AttentionBatch
 
-HEAD_DIMS = (16, 32, 48, 64, 80, 96, 112, 128)  # those that cpu.cpp is compiled for
-_TILE_TOKENS = 8  # of one sequence, computed by one thread at a time
+_TOKENS = 64  # of a chunk, in a task
+_SPAN = 1024  # positions of a decoding sequence, in a task; a multiple of the kernel's tile
+_PACKING = 8  # what a position costs beside its products, in tokens
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Attributes of one step.
+class Plan:
+    """What all layers of a step share, as attention.h wants it.
 
     Attributes:
         block_tables: [sequences, most blocks], int32, the ends unused.
-        tiles: [tiles, 4], int32: sequence, first token of the packed batch, tokens, position of the first.
+        tasks: [tasks, 7], int32: sequence, first token of the packed batch, tokens, position of the first, positions
+            from and to, number of the partial result or -1; heaviest first.
+        merges: [merges, 3], int32: token, first partial result, partial results.
+        lists: addresses and sizes of these three, as the native functions take them.
+        num_partials: of all tasks.
     """
 
     block_tables: torch.Tensor
-    tiles: torch.Tensor
+    tasks: torch.Tensor
+    merges: torch.Tensor
+    lists: tuple[int, ...]
+    num_partials: int
+
+    def partials(self, num_heads: int, value_dim: int) -> torch.Tensor | None:
+        """Memory for a layer's partial results, in rows of 16 values: sums; total weight and highest score."""
+        if not self.num_partials:
+            return None
+        return torch.empty(self.num_partials, num_heads, -(-value_dim // 16) * 16 + 16)
+
+
+def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:
+    """Cut a step into tasks: chunks into groups of `tokens`, decoding sequences into spans of `span` positions."""
+    used = [-(-context_len // batch.block_size) for context_len in batch.context_lens]
+    width = max(used)
+    tables = [table[:n] + [0] * (width - n) for table, n in zip(batch.block_tables, used, strict=True)]
+    tasks: list[tuple[int, ...]] = []
+    merges: list[tuple[int, int, int]] = []
+    num_partials = first = 0
+    for seq, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+        if query_len == 1 and context_len > span:
+            begins = range(0, context_len, span)
+            merges.append((first, num_partials, len(begins)))
+            for begin in begins:
+                end = min(begin + span, context_len)
+                tasks.append((seq, first, 1, context_len - 1, begin, end, num_partials))
+                num_partials += 1
+        else:
+            start = context_len - query_len
+            for i in range(0, query_len, tokens):
+                count = min(tokens, query_len - i)
+                tasks.append((seq, first + i, count, start + i, 0, start + i + count, -1))
+        first += query_len
+    tasks.sort(key=lambda task: -(task[2] + _PACKING) * (task[5] - task[4]))
+    tables_SB, tasks_N7, merges_M3 = (torch.tensor(rows, dtype=torch.int32) for rows in (tables, tasks, merges))
+    lists = (tables_SB.data_ptr(), width, tasks_N7.data_ptr(), len(tasks), merges_M3.data_ptr(), len(merges))
+    return Plan(tables_SB, tasks_N7, merges_M3, lists, num_partials)
 
 
 class CPUAttention:
-    """Online softmax over the blocks where they lie; nothing is gathered."""
+    """Flash attention over the blocks where they lie."""
 
     reads_unwritten_slots = False
 
     def __init__(self, dtype: torch.dtype) -> None:
-        pointers, sizes = [POINTER] * 4, [INT] * 5
-        self._call = function(
-            "paged_attention", dtype, POINTER, INT, *pointers[:3], POINTER, INT, POINTER, *sizes, FLOAT
+        batch = (POINTER, INT, POINTER, INT, POINTER, INT, POINTER)
+        sizes = (INT, INT, INT, INT, FLOAT)
+        arguments = (POINTER, INT, *[POINTER] * 5, *batch, *sizes)
+        self._call, self._call_int8 = (
+            function(name, dtype, *arguments) for name in ("paged_attention", "paged_attention_int8")
         )
 
-    def plan(self, batch: AttentionBatch) -> _Plan:
-        used = [-(-context_len // batch.block_size) for context_len in batch.context_lens]
-        width = max(used)
-        tables = [table[:n] + [0] * (width - n) for table, n in zip(batch.block_tables, used, strict=True)]
-        tiles = []
-        first_tokens = itertools.accumulate(batch.query_lens, initial=0)
-        for seq, (first, query_len, context_len) in enumerate(
-            zip(first_tokens, batch.query_lens, batch.context_lens, strict=False)
-        ):
-            for start in range(0, query_len, _TILE_TOKENS):
-                num_tokens = min(_TILE_TOKENS, query_len - start)
-                tiles.append((seq, first + start, num_tokens, context_len - query_len + start))
-        return _Plan(torch.tensor(tables, dtype=torch.int32), torch.tensor(tiles, dtype=torch.int32))
+    def plan(self, batch: AttentionBatch) -> Plan:
+        return make_plan(batch, _TOKENS, _SPAN)
 
-    def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: _Plan, scale: float
-    ) -> torch.Tensor:
+    def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Plan, scale: float) -> torch.Tensor:
         num_tokens, num_heads, dim = q_TND.shape
         if q_TND.stride()[1:] != (dim, 1):
             q_TND = q_TND.contiguous()
         out = torch.empty(num_tokens, num_heads, dim, dtype=q_TND.dtype)
-        _, num_kv_heads, block_size, _ = k_cache.shape
-        refused = self._call(
+        partials = plan.partials(num_heads, dim)
+        _, num_kv_heads, block_size, _ = values_of(k_cache).shape
+        call = self._call_int8 if isinstance(k_cache, Int8Cache) else self._call
+        call(
             q_TND.data_ptr(),
             q_TND.stride(0),
-            k_cache.data_ptr(),
-            v_cache.data_ptr(),
+            values_of(k_cache).data_ptr(),
+            values_of(v_cache).data_ptr(),
+            address(scales_of(k_cache)),
+            address(scales_of(v_cache)),
             out.data_ptr(),
-            plan.block_tables.data_ptr(),
-            plan.block_tables.shape[1],
-            plan.tiles.data_ptr(),
-            len(plan.tiles),
+            *plan.lists,
+            address(partials),
             num_heads,
             num_kv_heads,
             block_size,
             dim,
             scale,
         )
-        assert not refused, f"head_dim {dim} is not among those compiled"
         return out

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention.batch import AttentionBatch
 
 
@@ -52,9 +53,9 @@ class FlashAttention:
             offsets=(torch.cat(positions) % batch.block_size).to(batch.device),
         )
 
-    def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: _Plan, scale: float
-    ) -> torch.Tensor:
+    def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: _Plan, scale: float) -> torch.Tensor:
+        assert not isinstance(k_cache, Int8Cache), "the table refuses int8 for flash-attn"
+        assert not isinstance(v_cache, Int8Cache), "the table refuses int8 for flash-attn"
         out: torch.Tensor = self._attend(
             q_TND,
             k_cache[plan.blocks, :, plan.offsets],

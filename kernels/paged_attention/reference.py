@@ -2,6 +2,7 @@
 
 import torch
 
+from kernels.kv_cache import Cache, take, values_of
 from kernels.paged_attention.batch import AttentionBatch
 
 
@@ -14,13 +15,15 @@ class ReferenceAttention:
         return batch
 
     def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: AttentionBatch, scale: float
+        self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: AttentionBatch, scale: float
     ) -> torch.Tensor:
-        group = q_TND.shape[1] // k_cache.shape[1]
+        group = q_TND.shape[1] // values_of(k_cache).shape[1]
         out, first = torch.empty_like(q_TND), 0
         for query_len, context_len, table in zip(plan.query_lens, plan.context_lens, plan.block_tables, strict=True):
+            block_ids = torch.tensor(table, device=q_TND.device)
             keys_KLD, values_KLD = (
-                cache[table].transpose(0, 1).flatten(1, 2)[:, :context_len].float() for cache in (k_cache, v_cache)
+                take(cache, block_ids, torch.float32).transpose(0, 1).flatten(1, 2)[:, :context_len].float()
+                for cache in (k_cache, v_cache)
             )
             visible = torch.ones(query_len, context_len).tril(context_len - query_len).bool().to(q_TND.device)
             for head in range(q_TND.shape[1]):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from kernels.kv_cache import Cache, Int8Cache, take, values_of
 from kernels.paged_attention.batch import AttentionBatch
 
 
@@ -79,9 +80,7 @@ class TorchAttention:
             first += batch.query_lens[i]
         return Plan(groups, prefills)
 
-    def forward(
-        self, q_TND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: Plan, scale: float
-    ) -> torch.Tensor:
+    def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Plan, scale: float) -> torch.Tensor:
         out_TND = torch.empty_like(q_TND)
         for group in plan.groups:
             q_GND = q_TND.index_select(0, group.rows_G)
@@ -106,13 +105,13 @@ class TorchAttention:
 
 
 def _attend_decodes(
-    q_GND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, group: DecodeGroup, scale: float
+    q_GND: torch.Tensor, k_cache: Cache, v_cache: Cache, group: DecodeGroup, scale: float
 ) -> torch.Tensor:
-    num_seqs, num_kv_heads, head_dim = len(q_GND), k_cache.shape[1], q_GND.shape[2]
+    num_seqs, num_kv_heads, head_dim = len(q_GND), values_of(k_cache).shape[1], q_GND.shape[2]
     heads_K1 = torch.arange(num_kv_heads, device=q_GND.device)[:, None]
     panels = (group.block_ids_G1B * num_kv_heads + heads_K1).flatten()  # (block, head) pairs, head-major per sequence
     keys, values = (
-        cache.flatten(0, 1).index_select(0, panels).view(num_seqs * num_kv_heads, -1, head_dim)
+        take(_by_head(cache), panels, q_GND.dtype).view(num_seqs * num_kv_heads, -1, head_dim)
         for cache in (k_cache, v_cache)
     )
     scores = torch.bmm(q_GND.view(num_seqs * num_kv_heads, -1, head_dim), keys.transpose(1, 2))
@@ -120,11 +119,16 @@ def _attend_decodes(
     return torch.bmm(scores_GKRL.softmax(-1).view_as(scores), values).view_as(q_GND)
 
 
+def _by_head(cache: Cache) -> Cache:
+    """Blocks and heads as one dimension."""
+    return Int8Cache(*(x.flatten(0, 1) for x in cache)) if isinstance(cache, Int8Cache) else cache.flatten(0, 1)
+
+
 def _attend_prefill(
-    q_QND: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, prefill: Prefill, scale: float
+    q_QND: torch.Tensor, k_cache: Cache, v_cache: Cache, prefill: Prefill, scale: float
 ) -> torch.Tensor:
     keys_KLD, values_KLD = (
-        cache.index_select(0, prefill.block_ids).transpose(0, 1).flatten(1, 2)[:, : prefill.context_len]
+        take(cache, prefill.block_ids, q_QND.dtype).transpose(0, 1).flatten(1, 2)[:, : prefill.context_len]
         for cache in (k_cache, v_cache)
     )
     o_1NQD = F.scaled_dot_product_attention(

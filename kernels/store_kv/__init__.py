@@ -1,11 +1,16 @@
-"""Write the keys or values of a step's tokens into the paged cache.
+"""Write a step's tokens into the paged cache, in place.
 
-    store_kv(x_TKD, cache_BKSD, blocks_T, offsets_T)       cache[block, :, offset] = x, in place
+    store_kv(x_TKD, cache_BKSD, blocks_T, offsets_T)          cache[block, :, offset] = x
+    rotate_and_store(qkv_TXD, cos_TD, sin_TD, k_cache_BKSD, v_cache_BKSD, blocks_T, offsets_T) -> q_TND
+        qkv's X = N + 2K heads are queries, keys and values as projected: queries and keys are rotated (kernels.rotary),
+        keys and values stored, and the queries returned
+    store_latents(x_TY, weight_C, eps, cos_TR, sin_TR, cache_B1SY, blocks_T, offsets_T)
+        cache[block, 0, offset] = rms_norm(x[:C]) * weight and rotary(x[C:]), for latent attention; Y = C + R
 
 T tokens, K key heads, D values a head, B blocks of S slots. A block keeps each head's slots together, so that a gather
 by (block, head) lands in the order that batched products want. blocks and offsets are int64, each pair at most once.
 """
 
-from kernels.store_kv import reference, torch
+from kernels.store_kv import cpu, reference, torch
 
-__all__ = ["reference", "torch"]
+__all__ = ["cpu", "reference", "torch"]

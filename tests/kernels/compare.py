@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import native
+from kernels.kv_cache import Int8Cache, quantize
 from kernels.native.build import ISAS
 
 if TYPE_CHECKING:
@@ -41,3 +42,9 @@ def natives(make: Callable[[torch.dtype], Any]) -> dict[str, Callable[[torch.dty
             return make(dtype)
 
     return {isa: lambda dtype, isa=isa: bind(isa, dtype) for isa in _LIBRARIES}
+
+
+def int8_cache(cache: torch.Tensor, sizes: list[int]) -> Int8Cache:
+    """A cache as int8; slots of NaN get scales of NaN, and values that are not 0."""
+    values, scales = quantize(cache.nan_to_num(1), sizes)
+    return Int8Cache(values, scales.masked_fill(cache.isnan().any(-1, keepdim=True), float("nan")))

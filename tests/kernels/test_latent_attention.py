@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from kernels import latent_attention, lightning_indexer
+from kernels.kv_cache import Int8Cache
 from kernels.paged_attention import AttentionBatch
 from kernels.paged_attention.reference import ReferenceAttention
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, randn
+from tests.kernels.compare import DTYPES, assert_close, dtype_id, int8_cache, natives, randn
 from tests.kernels.test_paged_attention import BATCHES
 
 ROTARY = 16
+BACKENDS = {
+    "reference": lambda dtype: latent_attention.reference.ReferenceLatentAttention(),
+    "torch": latent_attention.torch.TorchLatentAttention,
+    **natives(latent_attention.cpu.CPULatentAttention),
+}
+VERSIONS = [name for name in BACKENDS if name != "reference"]
 
 
 @functools.cache
@@ -35,11 +42,7 @@ def make_case(query_lens, context_lens, *, width=48, block_size=16, dtype=torch.
 
 
 def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index_cache=None):
-    backend = (
-        latent_attention.reference.ReferenceLatentAttention()
-        if module == "reference"
-        else latent_attention.torch.TorchLatentAttention(q.dtype)
-    )
+    backend = BACKENDS[module](q.dtype)
     plan, selection = backend.plan(batch), None
     if topk is not None:
         select = getattr(lightning_indexer, module).select
@@ -49,17 +52,55 @@ def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index
 
 @pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-def test_every_kind_of_batch_matches_reference(dtype, lens):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_kind_of_batch_matches_reference(version, dtype, lens):
     case = make_case(*lens, dtype=dtype)
-    out, _ = attend("torch", *case)
+    out, _ = attend(version, *case)
     assert not out.isnan().any(), "it read a slot that is not its own"
     assert_close(out, attend("reference", *case)[0])
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16])
-def test_every_size_of_block_matches_reference(block_size):
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_size_of_block_matches_reference(version, block_size):
     case = make_case((1, 1, 9, 14), (3, 90, 9, 37), block_size=block_size)
-    assert_close(attend("torch", *case)[0], attend("reference", *case)[0])
+    assert_close(attend(version, *case)[0], attend("reference", *case)[0])
+
+
+@pytest.mark.parametrize(("heads", "width"), [(1, 40), (16, 576), (40, 80), (5, 57)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_number_of_heads_and_size_of_latent_matches_reference(version, dtype, heads, width):
+    case = make_case((1, 1, 9, 14), (3, 290, 9, 37), heads=heads, width=width, dtype=dtype)
+    assert_close(attend(version, *case)[0], attend("reference", *case)[0])
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_cache_of_int8_matches_reference(version, dtype, width):
+    batch, q, cache = make_case((1, 1, 1, 9, 14), (3, 290, 1300, 9, 37), width=width, dtype=dtype)
+    cache = cache.clone()
+    cache[..., -ROTARY:] *= 20  # the two parts need scales of their own
+    q = q.clone()
+    q[..., -ROTARY:] /= 20
+    quantized = int8_cache(cache, [width - ROTARY, ROTARY])
+    if version == "torch":  # it reads slots that nobody wrote, and leaves them to KVCachePool.clear
+        quantized = Int8Cache(quantized.values, quantized.scales.nan_to_num(0))
+    out, _ = attend(version, batch, q, quantized)
+    assert not out.isnan().any(), "it read a slot that is not its own"
+    assert_close(out, attend("reference", batch, q, quantized)[0])
+    torch.testing.assert_close(out, attend("reference", batch, q, cache)[0], rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("isa", natives(latent_attention.cpu.CPULatentAttention))
+def test_native_results_are_the_same_to_the_bit_alone_and_in_a_batch(isa, dtype):
+    batch, q, cache = make_case((1, 1, 30), (2600, 70, 300), dtype=dtype)
+    out, _ = attend(isa, batch, q, cache)
+    rows = [slice(0, 1), slice(1, 2), slice(2, 32)]
+    for i, own in enumerate(rows):
+        assert torch.equal(out[own], attend(isa, batch.only([i]), q[own], cache)[0])
 
 
 def test_a_long_chunk_in_slices_matches_reference(monkeypatch):

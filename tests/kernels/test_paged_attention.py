@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import sys
 import types
 from dataclasses import dataclass
@@ -11,18 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.kv_cache import Int8Cache
 from kernels.paged_attention import AttentionBatch, PagedAttention
 from kernels.paged_attention.cpu import CPUAttention
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, assert_close, dtype_id, int8_cache, natives, randn
 
 BACKENDS = {"torch": TorchAttention, "flash": lambda dtype: FlashAttention(), **natives(CPUAttention)}
-SHAPES = [
-    (group, head_dim, block_size)
-    for group, head_dim, block_size in itertools.product([1, 2, 3], [16, 64, 128], [1, 7, 16])
-    if block_size == 16 or (group, head_dim) == (3, 64)
+SHAPES = [  # query heads a key head, head_dim, block_size
+    *((3, 64, block_size) for block_size in (1, 3, 7, 16, 64)),
+    *((1, 16, 16), (1, 24, 16), (8, 37, 16), (8, 64, 16), (4, 128, 16), (1, 192, 16), (2, 256, 16)),
 ]
 # (query_lens, context_lens); decoding sequences come first
 BATCHES = {
@@ -33,6 +32,8 @@ BATCHES = {
     "prefills": ((5, 1, 40), (5, 1, 40)),
     "mixed": ((1, 1, 1, 23, 6), (40, 2, 111, 23, 6)),
     "chunks with context": ((7, 33, 2), (50, 65, 3)),
+    "odd lengths": ((1, 15, 16, 17, 63, 64, 65), (1000, 15, 16, 273, 63, 64, 1065)),
+    "longer than a span of a split": ((1, 1, 1, 1, 300), (1024, 1025, 2047, 2600, 300)),
     "everything": ((1, 1, 1, 12, 1, 30, 3), (9, 300, 31, 12, 48, 75, 3)),
 }
 
@@ -142,6 +143,23 @@ def test_every_shape_of_head_and_block_matches_reference(backend, dtype, group, 
     check(backend, make_case(*lens, group=group, head_dim=head_dim, block_size=block_size, dtype=dtype))
 
 
+@pytest.mark.parametrize("head_dim", [24, 64])
+@pytest.mark.parametrize("lens", [BATCHES["odd lengths"], BATCHES["longer than a span of a split"]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flash"])
+def test_a_cache_of_int8_matches_reference(backend, dtype, lens, head_dim):
+    case = make_case(*lens, group=3, head_dim=head_dim, dtype=dtype)
+    caches = [int8_cache(cache, [head_dim]) for cache in (case.k_cache, case.v_cache)]
+    if backend == "torch":  # it reads slots that nobody wrote, and leaves them to KVCachePool.clear
+        caches = [Int8Cache(values, scales.nan_to_num(0)) for values, scales in caches]
+    reference, kernel = ReferenceAttention(), BACKENDS[backend](dtype)
+    expected = reference.forward(case.q, *caches, case.batch, head_dim**-0.5)
+    out = kernel.forward(case.q, *caches, kernel.plan(case.batch), head_dim**-0.5)
+    assert not out.isnan().any(), "it read a slot that is not its own"
+    assert_close(out, expected)
+    torch.testing.assert_close(out, case.run(reference), rtol=0.1, atol=0.03)  # and near what was quantised
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_key_head_for_many_query_heads(backend):
     check(backend, make_case((1, 11), (70, 40), group=9, num_kv_heads=1, block_size=7))
@@ -170,6 +188,28 @@ def test_reference_matches_torch_sequence_by_sequence(lens):
         whole = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         torch.testing.assert_close(out[first : first + query_len], whole.transpose(0, 1), rtol=1e-5, atol=1e-5)
         first += query_len
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("isa", natives(CPUAttention))
+def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(isa, dtype, threads):
+    query_lens, context_lens = (1, 1, 40, 130), (2600, 70, 40, 400)
+    together = make_case(query_lens, context_lens, group=3, dtype=dtype)
+    kernel = BACKENDS[isa](dtype)
+    out, first = together.run(kernel), 0
+    torch.set_num_threads(threads)
+    try:
+        for table, query_len, context_len in zip(together.batch.block_tables, query_lens, context_lens, strict=True):
+            for start in range(0, query_len, chunk := 17):
+                rows = slice(first + start, first + min(start + chunk, query_len))
+                seen = context_len - query_len + start + (rows.stop - rows.start)
+                batch = AttentionBatch([rows.stop - rows.start], [seen], [table], 16, torch.device("cpu"))
+                alone = Case(batch, together.q[rows], together.k_cache, together.v_cache, [], [])
+                assert torch.equal(out[rows], alone.run(kernel))
+            first += query_len
+    finally:
+        torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

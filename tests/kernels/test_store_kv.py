@@ -2,7 +2,11 @@ import pytest
 import torch
 
 from kernels import store_kv
-from tests.kernels.compare import DTYPES, dtype_id, randn
+from kernels.kv_cache import Int8Cache, quantize, take
+from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.test_rotary import tables
+
+VERSIONS = {"torch": lambda dtype: store_kv.torch, **natives(store_kv.cpu.CPUStore)}
 
 
 def slots(num_tokens: int, num_blocks: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,3 +31,103 @@ def test_store_kv_matches_reference(dtype, num_tokens, num_heads, head_dim, bloc
     written = torch.zeros(num_blocks, block_size, dtype=torch.bool)
     written[blocks, offsets] = True
     assert torch.equal(cache.transpose(1, 2)[~written], before.transpose(1, 2)[~written])
+
+
+def assert_only_written(cache, before, blocks, offsets):
+    kept = torch.ones(cache.shape[0], cache.shape[2], dtype=torch.bool)
+    kept[blocks, offsets] = False
+    assert torch.equal(cache.transpose(1, 2)[kept], before.transpose(1, 2)[kept])
+
+
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize(
+    ("num_tokens", "num_heads", "num_kv_heads", "head_dim"),
+    [(1, 1, 1, 16), (13, 9, 3, 64), (40, 4, 4, 6), (3, 8, 1, 40)],
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_rotate_and_store_matches_reference(version, dtype, num_tokens, num_heads, num_kv_heads, head_dim, block_size):
+    num_blocks = -(-num_tokens // block_size) + 2
+    blocks, offsets = slots(num_tokens, num_blocks, block_size)
+    qkv = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
+    turned = tables(torch.arange(num_tokens) * 37 % 501, head_dim)
+    before = [randn(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, seed=i) for i in (1, 2)]
+    expected, actual = [x.clone() for x in before], [x.clone() for x in before]
+    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, blocks, offsets)
+    q = VERSIONS[version](dtype).rotate_and_store(qkv, *turned, *actual, blocks, offsets)
+
+    assert_close(q, expected_q)
+    assert_close(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+    for cache, old in zip(actual, before, strict=True):
+        assert_only_written(cache, old, blocks, offsets)
+
+
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize(
+    ("num_tokens", "latent_dim", "rotary_dim"), [(1, 16, 2), (13, 512, 64), (40, 24, 16), (2, 37, 6)]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_store_latents_matches_reference(version, dtype, num_tokens, latent_dim, rotary_dim, block_size):
+    num_blocks, width = -(-num_tokens // block_size) + 2, latent_dim + rotary_dim
+    blocks, offsets = slots(num_tokens, num_blocks, block_size)
+    x = randn(num_tokens, width + 10, dtype=dtype)[:, 10:]  # a view, as the model passes
+    arguments = (randn(latent_dim, dtype=dtype, seed=4), 1e-6, *tables(torch.arange(num_tokens) * 7, rotary_dim))
+    before = randn(num_blocks, 1, block_size, width, dtype=dtype, seed=1)
+    expected, actual = before.clone(), before.clone()
+    store_kv.reference.store_latents(x, *arguments, expected, blocks, offsets)
+    VERSIONS[version](dtype).store_latents(x, *arguments, actual, blocks, offsets)
+
+    assert_close(actual, expected)
+    assert not torch.equal(actual, before)
+    assert_only_written(actual, before, blocks, offsets)
+
+
+def empty_int8(num_blocks, num_heads, block_size, width, num_scales):
+    values = torch.full((num_blocks, num_heads, block_size, width), 99, dtype=torch.int8)
+    return Int8Cache(values, torch.full((num_blocks, num_heads, block_size, num_scales), float("nan")))
+
+
+def assert_int8_close(actual, expected, blocks, offsets):
+    """Scales alike, values within one step (a rounding that falls the other way), and nothing else written."""
+    torch.testing.assert_close(actual.scales, expected.scales, rtol=1e-2, atol=0, equal_nan=True)
+    assert (actual.values.int() - expected.values.int()).abs().max() <= 1
+    assert (actual.values == 127).any() or (actual.values == -127).any()
+    assert_only_written(actual.values, torch.full_like(actual.values, 99), blocks, offsets)
+
+
+@pytest.mark.parametrize("head_dim", [24, 64])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_rotate_and_store_to_int8_matches_reference(version, dtype, head_dim):
+    blocks, offsets = slots(20, 6, 7)
+    qkv = randn(20, 4 + 2 * 2, head_dim, dtype=dtype) * 3
+    qkv[3] = 0
+    turned = tables(torch.arange(20) * 37 % 501, head_dim)
+    expected, actual = ([empty_int8(6, 2, 7, head_dim, 1) for _ in range(2)] for _ in range(2))
+    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, blocks, offsets)
+    assert_close(VERSIONS[version](dtype).rotate_and_store(qkv, *turned, *actual, blocks, offsets), expected_q)
+    for mine, reference in zip(actual, expected, strict=True):
+        assert_int8_close(mine, reference, blocks, offsets)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_store_latents_to_int8_matches_reference(version, dtype):
+    blocks, offsets = slots(20, 6, 7)
+    arguments = (randn(20, 56, dtype=dtype) * 3, randn(40, dtype=dtype, seed=4), 1e-6, *tables(torch.arange(20), 16))
+    expected, actual = empty_int8(6, 1, 7, 56, 2), empty_int8(6, 1, 7, 56, 2)
+    store_kv.reference.store_latents(*arguments, expected, blocks, offsets)
+    VERSIONS[version](dtype).store_latents(*arguments, actual, blocks, offsets)
+    assert_int8_close(actual, expected, blocks, offsets)
+
+
+def test_quantised_rows_come_back_within_half_a_step():
+    x = randn(3, 2, 5, 24, dtype=torch.float32)
+    x[1, 1, 2] = 0
+    cache = quantize(x, [16, 8])
+    assert cache.scales.shape == (3, 2, 5, 2)
+    back = take(cache, torch.tensor([2, 1]), torch.float32, first=16)
+    steps = cache.scales[[2, 1]].repeat_interleave(torch.tensor([16, 8]), -1)
+    assert ((back - x[[2, 1]]).abs() <= 0.501 * steps).all()

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from kernels import native, table
+from kernels.latent_attention.cpu import CPULatentAttention
+from kernels.latent_attention.torch import TorchLatentAttention
 from kernels.paged_attention.cpu import CPUAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
@@ -28,62 +30,88 @@ def native_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reference_is_taken_for_every_operation():
-    kernels = table.resolve("reference", CPU, torch.float32, 64)
+    kernels = table.resolve("reference", CPU, torch.float32)
     assert kernels.name == "reference"
     assert isinstance(kernels.attention, ReferenceAttention)
-    ops = (kernels.linear, kernels.rms_norm, kernels.add_rms_norm, kernels.rotary, kernels.silu_mul, kernels.store_kv)
+    ops = (
+        kernels.linear,
+        kernels.rms_norm,
+        kernels.add_rms_norm,
+        kernels.rotary,
+        kernels.silu_mul,
+        kernels.store_kv,
+        kernels.rotate_and_store,
+        kernels.store_latents,
+    )
     assert all(op.__module__.endswith(".reference") for op in ops)
 
 
 def test_torch_is_taken_for_every_operation():
-    kernels = table.resolve("torch", CPU, torch.bfloat16, 64)
+    kernels = table.resolve("torch", CPU, torch.bfloat16)
     assert kernels.name == "torch"
     assert isinstance(kernels.attention, TorchAttention)
-    ops = (kernels.linear, kernels.rms_norm, kernels.add_rms_norm, kernels.rotary, kernels.silu_mul, kernels.store_kv)
+    ops = (
+        kernels.linear,
+        kernels.rms_norm,
+        kernels.add_rms_norm,
+        kernels.rotary,
+        kernels.silu_mul,
+        kernels.store_kv,
+        kernels.rotate_and_store,
+        kernels.store_latents,
+    )
     assert all(op.__module__.endswith(".torch") for op in ops)
 
 
 @pytest.mark.parametrize("choice", ["auto", "native"])
 @pytest.mark.usefixtures("native_is_built")
 def test_a_cpu_with_the_library_takes_native_kernels(choice):
-    kernels = table.resolve(choice, CPU, torch.float32, 64)
+    kernels = table.resolve(choice, CPU, torch.float32)
     assert kernels.name == "native"
     assert isinstance(kernels.attention, CPUAttention)
-    ops = (kernels.rms_norm, kernels.add_rms_norm, kernels.rotary, kernels.silu_mul)
+    assert isinstance(kernels.latent_attention, CPULatentAttention)
+    assert isinstance(kernels.selective_attention, TorchLatentAttention), "only that one computes selections"
+    ops = (
+        kernels.rms_norm,
+        kernels.add_rms_norm,
+        kernels.rotary,
+        kernels.silu_mul,
+        kernels.rotate_and_store,
+        kernels.store_latents,
+    )
     assert all(op.__module__.endswith(".cpu") for op in ops)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "cpu"), (torch.float32, "torch")])
 @pytest.mark.usefixtures("native_is_built")
 def test_native_packs_bf16_linears(dtype, name):
-    assert table.resolve("native", CPU, dtype, 64).linear.__module__ == f"kernels.linear.{name}"
+    assert table.resolve("native", CPU, dtype).linear.__module__ == f"kernels.linear.{name}"
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_auto_on_a_cpu_without_the_library_falls_back_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        assert table.resolve("auto", CPU, torch.bfloat16, 64).name == "torch"
+        assert table.resolve("auto", CPU, torch.bfloat16).name == "torch"
     assert "apt install g++" in caplog.text
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_native_by_name_raises_without_the_library():
     with pytest.raises(table.KernelUnavailableError, match=r"--kernels native cannot run here: .*not built"):
-        table.resolve("native", CPU, torch.bfloat16, 64)
+        table.resolve("native", CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "head_dim", "reason"),
+    ("device", "dtype", "reason"),
     [
-        (CPU, torch.bfloat16, 24, "head_dim 16, .*, 128, and the model's is 24"),
-        (CPU, torch.float16, 64, "bfloat16 and float32, and the dtype is torch.float16"),
-        (CUDA, torch.bfloat16, 64, "for a CPU, and the device is cuda"),
+        (CPU, torch.float16, "bfloat16 and float32, and the dtype is torch.float16"),
+        (CUDA, torch.bfloat16, "for a CPU, and the device is cuda"),
     ],
 )
 @pytest.mark.usefixtures("native_is_built")
-def test_native_by_name_raises_where_it_cannot_run(device, dtype, head_dim, reason):
+def test_native_by_name_raises_where_it_cannot_run(device, dtype, reason):
     with pytest.raises(table.KernelUnavailableError, match=reason):
-        table.resolve("native", device, dtype, head_dim)
+        table.resolve("native", device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +125,13 @@ def test_native_by_name_raises_where_it_cannot_run(device, dtype, head_dim, reas
 def test_flash_attn_by_name_raises_where_it_cannot_run(monkeypatch, device, dtype, reason):
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(table.KernelUnavailableError, match=reason):
-        table.resolve("flash-attn", device, dtype, 64)
+        table.resolve("flash-attn", device, dtype)
 
 
 def test_auto_on_a_gpu_without_flash_attn_falls_back_with_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        kernels = table.resolve("auto", CUDA, torch.bfloat16, 64)
+        kernels = table.resolve("auto", CUDA, torch.bfloat16)
     assert kernels.name == "torch"
     assert isinstance(kernels.attention, TorchAttention)
     assert "flash-attn package is not installed" in caplog.text

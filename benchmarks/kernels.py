@@ -1,0 +1,265 @@
+"""Operations against their torch versions and against what the machine could do at best.
+
+python -m benchmarks.kernels --only attention
+
+The best is the larger of two times: of the bytes that an operation must read, at the bandwidth of a sum over a large
+tensor, and of its arithmetic, at the rate of a large matrix product in the same dtype. Caches are larger than what the
+processor keeps, and blocks lie scattered, as in service. Times are the fastest of several calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine import device as devices
+from engine.model_runner import KVCachePool
+from kernels import native
+from kernels.kv_cache import Int8Cache
+from kernels.paged_attention import AttentionBatch
+from kernels.table import KernelTable, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kernels.kv_cache import Cache
+
+_CPU = torch.device("cpu")
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation at one size.
+
+    Attributes:
+        make: binds a version's kernels to a call without arguments.
+        num_bytes: that the call must read or write.
+        flops: that it must compute, 2 for a multiplication with its addition.
+    """
+
+    name: str
+    make: Callable[[KernelTable], Callable[[], object]]
+    num_bytes: float
+    flops: float
+
+
+def main() -> None:
+    """A table for people on stderr, one JSON line on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    args = parser.parse_args()
+    threads, dtype = devices.set_threads(args.threads), devices.DTYPES[args.dtype]
+    with torch.inference_mode():
+        bandwidth, peak = _read_bandwidth(), _peak_flops(dtype)
+        tables = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
+        sys.stderr.write(
+            f"{native.isa()}, {args.dtype}, {threads} threads: {bandwidth / 1e9:.1f} GB/s read, "
+            f"{peak / 1e9:.0f} GFLOP/s\n{'':52}{'native':>10}{'torch':>10}{'best':>10} ms\n"
+        )
+        results = []
+        for case in _cases(dtype):
+            if args.only not in case.name:
+                continue
+            best = 1e3 * max(case.num_bytes / bandwidth, case.flops / peak)
+            ms = {name: 1e3 * _fastest(case.make(table)) for name, table in tables.items()}
+            sys.stderr.write(f"{case.name:52}{ms['native']:10.3f}{ms['torch']:10.3f}{best:10.3f}\n")
+            results.append({"name": case.name, "best_ms": best, **{f"{name}_ms": value for name, value in ms.items()}})
+    machine = {"isa": native.isa(), "threads": threads, "read_bytes_per_second": bandwidth, "flops_per_second": peak}
+    sys.stdout.write(json.dumps({"dtype": args.dtype, **machine, "cases": results}) + "\n")
+
+
+def _cases(dtype: torch.dtype) -> list[Case]:
+    smol, llama, mla = (9, 3, 64), (32, 8, 128), (16, 512, 64)
+    return [
+        _paged("attention prefill 512, SmolLM2", [512], [512], *smol, dtype),
+        _paged("attention prefill 4096, SmolLM2", [4096], [4096], *smol, dtype),
+        _paged("attention chunk 512 of 4096, SmolLM2", [512], [4096], *smol, dtype),
+        _paged("attention chunk 512 of 2048, 32/8/128", [512], [2048], *llama, dtype),
+        _paged("attention decode 1 x 160, SmolLM2", [1], [160], *smol, dtype),
+        _paged("attention decode 32 x 192, SmolLM2", [1] * 32, [192] * 32, *smol, dtype),
+        _paged("attention decode 32 x 4096, SmolLM2", [1] * 32, [4096] * 32, *smol, dtype),
+        _paged("attention decode 8 x 2048, 32/8/128", [1] * 8, [2048] * 8, *llama, dtype),
+        _paged("attention decode 32 x 4096, SmolLM2, int8", [1] * 32, [4096] * 32, *smol, dtype, int8=True),
+        _paged("attention decode 8 x 2048, 32/8/128, int8", [1] * 8, [2048] * 8, *llama, dtype, int8=True),
+        _latent("latent attention decode 1 x 160, V2-Lite", [1], [160], *mla, dtype),
+        _latent("latent attention decode 32 x 192, V2-Lite", [1] * 32, [192] * 32, *mla, dtype),
+        _latent("latent attention decode 32 x 2048, V2-Lite", [1] * 32, [2048] * 32, *mla, dtype),
+        _latent("latent attention decode 32 x 2048, V2-Lite, int8", [1] * 32, [2048] * 32, *mla, dtype, int8=True),
+        _latent("latent attention chunk 128 of 1024, V2-Lite", [128], [1024], *mla, dtype),
+        _causal("causal attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
+        _head_linear("head linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
+        _head_linear("head linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
+        _head_linear("head linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
+        _store("rotate and store 1, SmolLM2", 1, *smol, dtype),
+        _store("rotate and store 32, SmolLM2", 32, *smol, dtype),
+        _store("rotate and store 512, SmolLM2", 512, *smol, dtype),
+    ]
+
+
+def _batch(query_lens: list[int], context_lens: list[int]) -> tuple[AttentionBatch, int]:
+    """A batch whose blocks lie scattered, and the number of blocks of its cache."""
+    used = [-(-context_len // _BLOCK) for context_len in context_lens]
+    ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(0)).tolist()
+    tables = [[ids.pop() for _ in range(count)] for count in used]
+    return AttentionBatch(query_lens, context_lens, tables, _BLOCK, _CPU), sum(used)
+
+
+def _caches(
+    shapes: tuple[tuple[int, int], ...], num_blocks: int, dtype: torch.dtype, scales: tuple[int, ...] | None = None
+) -> list[tuple[Cache, ...]]:
+    """As many layers' caches as together make 256 MB, of random values."""
+    layer_bytes = KVCachePool.bytes_per_block(shapes, 1, _BLOCK, dtype, scales) * num_blocks
+    pool = KVCachePool(shapes, max(1, (256 << 20) // layer_bytes), num_blocks, _BLOCK, dtype, _CPU, scales)
+    for layer in pool.layers:
+        for cache in layer:
+            if isinstance(cache, Int8Cache):
+                cache.values.copy_(torch.randint(-127, 128, cache.values.shape[1:], dtype=torch.int8))
+                cache.scales.fill_(1 / 64)
+            else:
+                cache.copy_(torch.randint(-127, 128, cache.shape[1:]) / 64)
+    return pool.layers
+
+
+def _by_turns(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
+    """`call` with the tensors of one layer after another, so that none is found in the processor's own cache."""
+    turn = 0
+
+    def next_layer() -> object:
+        nonlocal turn
+        turn = (turn + 1) % len(layers)
+        return call(*layers[turn])
+
+    return next_layer
+
+
+def _num_pairs(query_lens: list[int], context_lens: list[int]) -> int:
+    pairs = zip(query_lens, context_lens, strict=True)
+    return sum(query_len * context_len - query_len * (query_len - 1) // 2 for query_len, context_len in pairs)
+
+
+def _paged(
+    name: str,
+    query_lens: list[int],
+    context_lens: list[int],
+    num_heads: int,
+    num_kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    int8: bool = False,
+) -> Case:
+    batch, num_blocks = _batch(query_lens, context_lens)
+
+    def make(kernels: KernelTable) -> Callable[[], object]:
+        scales = (1, 1) if int8 else None
+        layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
+        q_TND = torch.randn(sum(query_lens), num_heads, dim).to(dtype)
+        plan = kernels.attention.plan(batch)
+        return _by_turns(layers, lambda k, v: kernels.attention.forward(q_TND, k, v, plan, dim**-0.5))
+
+    row_bytes = dim + 4 if int8 else dim * dtype.itemsize
+    num_bytes = sum(context_lens) * 2 * num_kv_heads * row_bytes
+    return Case(name, make, num_bytes, 4.0 * _num_pairs(query_lens, context_lens) * num_heads * dim)
+
+
+def _latent(
+    name: str,
+    query_lens: list[int],
+    context_lens: list[int],
+    num_heads: int,
+    latent_dim: int,
+    rotary_dim: int,
+    dtype: torch.dtype,
+    *,
+    int8: bool = False,
+) -> Case:
+    batch, num_blocks = _batch(query_lens, context_lens)
+    width = latent_dim + rotary_dim
+
+    def make(kernels: KernelTable) -> Callable[[], object]:
+        layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
+        q_TNX = torch.randn(sum(query_lens), num_heads, width).to(dtype)
+        plan, scale = kernels.latent_attention.plan(batch), width**-0.5
+        return _by_turns(
+            layers, lambda cache: kernels.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
+        )
+
+    flops = 2.0 * _num_pairs(query_lens, context_lens) * num_heads * (width + latent_dim)
+    row_bytes = width + 8 if int8 else width * dtype.itemsize
+    return Case(name, make, sum(context_lens) * row_bytes, flops)
+
+
+def _causal(
+    name: str, num_queries: int, context_len: int, num_heads: int, dim: int, value_dim: int, dtype: torch.dtype
+) -> Case:
+    def make(kernels: KernelTable) -> Callable[[], object]:
+        q_QNX, k_LNX, v_LNV = (
+            torch.randn(tokens, num_heads, size).to(dtype)
+            for tokens, size in ((num_queries, dim), (context_len, dim), (context_len, value_dim))
+        )
+        return lambda: kernels.causal_attention(q_QNX, k_LNX, v_LNV, dim**-0.5)
+
+    flops = 2.0 * _num_pairs([num_queries], [context_len]) * num_heads * (dim + value_dim)
+    return Case(name, make, context_len * num_heads * (dim + value_dim) * dtype.itemsize, flops)
+
+
+def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> Case:
+    num_bytes = num_heads * num_in * num_out * dtype.itemsize
+
+    def make(kernels: KernelTable) -> Callable[[], object]:
+        weight_NKM = torch.randn(num_heads, num_in, num_out).to(dtype)
+        copies = [kernels.head_linear(weight_NKM.clone()) for _ in range(max(1, (64 << 20) // num_bytes))]
+        x_TNK = torch.randn(num_tokens, num_heads, num_in).to(dtype)
+        out_TNM = torch.empty(num_tokens, num_heads, num_out, dtype=dtype)
+        return _by_turns([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
+
+    return Case(name, make, num_bytes, 2.0 * num_tokens * num_heads * num_in * num_out)
+
+
+def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype) -> Case:
+    def make(kernels: KernelTable) -> Callable[[], object]:
+        layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), 4096, dtype)
+        qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
+        cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
+        blocks_T, offsets_T = torch.randperm(4096)[:num_tokens], torch.randint(_BLOCK, (num_tokens,))
+        return _by_turns(
+            layers, lambda k, v: kernels.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T)
+        )
+
+    return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
+
+
+def _read_bandwidth() -> float:
+    """Bytes a second of a sum over 512 MB."""
+    numbers = torch.ones(64 << 20, dtype=torch.int64)
+    return numbers.numel() * 8 / _fastest(numbers.sum)
+
+
+def _peak_flops(dtype: torch.dtype) -> float:
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    return 2.0 * 2048**3 / _fastest(lambda: a @ b)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of at least five calls in 0.3 s."""
+    call()
+    best, num_calls, end = float("inf"), 0, time.perf_counter() + 0.3
+    while num_calls < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+        num_calls += 1
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+// Small matrix products for kernels that hold their operands in cache: C[M, N] (+)= A[M, K] B[K, N].
+//
+// A is row-major. B lies in panels of 16 columns, as AMX and vdpbf16ps want it: [N / 16][K / W][16][W] with W = 2 values
+// in bf16 and 1 in fp32. C is row-major fp32. The order in which a value's products are added depends on K alone, so a
+// row's result is the same whichever rows are computed beside it.
+#pragma once
+
+#include "common.h"
+
+namespace native {
+
+#if defined(__AVX512BF16__)
+typedef bf16 Narrow;  // what products of bf16 operands are computed from
+#else
+typedef float Narrow;
+#endif
+
+template <typename T> struct Operand { typedef float type; };
+template <> struct Operand<bf16> { typedef Narrow type; };
+
+template <typename T> constexpr int64_t WIDTH = sizeof(float) / sizeof(T);  // W
+constexpr int64_t ROWS = 16;  // A and C must have memory for a multiple of so many rows
+
+#if defined(__AMX_BF16__)
+
+// While one lives, its thread's tiles are of 16 rows of 64 bytes.
+struct Tiles {
+    struct alignas(64) Config {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+    Tiles() {
+        Config config;
+        for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+        _tile_loadconfig(&config);
+    }
+    ~Tiles() { _tile_release(); }
+    Tiles(const Tiles&) = delete;
+};
+
+// MT x NT tiles of C; the tile registers are 0-3 for C, 4-5 for A, 6-7 for B.
+template <int MT, int NT>
+inline void tiles(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add) {
+    const int64_t a_bytes = lda * 2, c_bytes = ldc * 4;
+    if (add) {
+        _tile_loadd(0, c, c_bytes);
+        if constexpr (NT > 1) _tile_loadd(1, c + 16, c_bytes);
+        if constexpr (MT > 1) _tile_loadd(2, c + 16 * ldc, c_bytes);
+        if constexpr (MT > 1 && NT > 1) _tile_loadd(3, c + 16 * ldc + 16, c_bytes);
+    } else {
+        _tile_zero(0);
+        if constexpr (NT > 1) _tile_zero(1);
+        if constexpr (MT > 1) _tile_zero(2);
+        if constexpr (MT > 1 && NT > 1) _tile_zero(3);
+    }
+    for (int64_t k = 0; k < K; k += 32) {
+        _tile_loadd(4, a + k, a_bytes);
+        _tile_loadd(6, b + k * 16, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (MT > 1) {
+            _tile_loadd(5, a + 16 * lda + k, a_bytes);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if constexpr (NT > 1) {
+            _tile_loadd(7, b + panel + k * 16, 64);
+            _tile_dpbf16ps(1, 4, 7);
+            if constexpr (MT > 1) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, c_bytes);
+    if constexpr (NT > 1) _tile_stored(1, c + 16, c_bytes);
+    if constexpr (MT > 1) _tile_stored(2, c + 16 * ldc, c_bytes);
+    if constexpr (MT > 1 && NT > 1) _tile_stored(3, c + 16 * ldc + 16, c_bytes);
+}
+
+// K a multiple of 32. The caller's thread holds Tiles.
+inline void product(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add) {
+    for (int64_t m = 0; m < M; m += 32) {
+        const bf16* rows = a + m * lda;
+        for (int64_t n = 0; n < N; n += 32) {
+            const bf16* columns = b + n / 16 * panel;
+            float* out = c + m * ldc + n;
+            if (M - m > 16)
+                N - n > 16 ? tiles<2, 2>(rows, lda, columns, panel, out, ldc, K, add) : tiles<2, 1>(rows, lda, columns, panel, out, ldc, K, add);
+            else
+                N - n > 16 ? tiles<1, 2>(rows, lda, columns, panel, out, ldc, K, add) : tiles<1, 1>(rows, lda, columns, panel, out, ldc, K, add);
+        }
+    }
+}
+
+#else
+
+struct Tiles {
+    Tiles() {}
+};
+
+#endif
+
+// Fused for certain: left to the compiler, it is so in some loops and not in others, and a row's bits hang on its block.
+inline v16 multiply_add(v16 sum, const float* a, const float* b) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_fmadd_ps(_mm512_set1_ps(*a), (__m512)load(b), (__m512)sum);
+#else
+    const __m256 factor = _mm256_broadcast_ss(a);
+    __m256 half[2];
+    std::memcpy(half, &sum, sizeof half);
+    half[0] = _mm256_fmadd_ps(factor, _mm256_loadu_ps(b), half[0]);
+    half[1] = _mm256_fmadd_ps(factor, _mm256_loadu_ps(b + 8), half[1]);
+    std::memcpy(&sum, half, sizeof sum);
+    return sum;
+#endif
+}
+
+#if defined(__AVX512BF16__)
+inline v16 multiply_add(v16 sum, const bf16* a, const bf16* b) {
+    int32_t pair;
+    std::memcpy(&pair, a, sizeof pair);
+    return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)_mm512_loadu_si512(b));
+}
+#endif
+
+// M rows of C by P panels, held in registers.
+template <int M, int P, typename T>
+inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add) {
+    v16 sum[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) sum[m][p] = add ? load(c + m * ldc + p * LANES) : v16{};
+    for (int64_t k = 0; k < K; k += WIDTH<T>)
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+            for (int p = 0; p < P; ++p) sum[m][p] = multiply_add(sum[m][p], a + m * lda + k, b + p * panel + k * LANES);
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(c + m * ldc + p * LANES, sum[m][p]);
+}
+
+template <int M, int P, typename T>
+inline void block_row(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t N, int64_t K, bool add) {
+    int64_t n = 0;
+    for (; n + P * LANES <= N; n += P * LANES) block<M, P>(a, lda, b + n / LANES * panel, panel, c + n, ldc, K, add);
+    for (; n < N; n += LANES) block<M, 1>(a, lda, b + n / LANES * panel, panel, c + n, ldc, K, add);
+}
+
+template <typename T>
+inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add) {
+#if defined(__AVX512F__)
+    constexpr int MOST = 8, PANELS = 2;  // of 32 registers: 16 sums
+#else
+    constexpr int MOST = 4, PANELS = 1;  // of 16, two for a v16: 8 sums
+#endif
+    int64_t m = 0;
+    for (; M - m > MOST / 2; m += MOST) block_row<MOST, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
+    for (; M - m > 1; m += MOST / 2) block_row<MOST / 2, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
+    for (; m < M; ++m) block_row<1, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
+}
+
+// The transpose of 16 rows of 16 values: four times the perfect shuffle of the rows' first half with their second.
+inline void transpose(u16x (&rows)[16]) {
+    for (int round = 0; round < 4; ++round) {
+        u16x next[16];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) rows[i] = next[i];
+    }
+}
+
+}  // namespace native
