@@ -93,8 +93,8 @@ class Life:
     def choices_in_several_states(self) -> list[Sequence]:
         seqs = self.request(9, n=4)
         self.steps(3)
-        assert {seq.status for seq in seqs} == {RUNNING, WAITING}
-        assert len({seq.num_computed_tokens for seq in seqs}) > 2
+        assert [seq.status for seq in seqs] == [RUNNING] * 3 + [WAITING]
+        assert seqs[0].num_output_tokens > 0
         return seqs
 
     def after_the_end(self) -> list[Sequence]:
@@ -112,7 +112,7 @@ PHASES = [name for name in vars(Life) if name[0] != "_" and name not in ("reques
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_thousand_aborts_leave_nothing_behind(phase, whole):
     life = Life()
-    for _ in range(NUM_ABORTS // 2):
+    for _ in range(NUM_ABORTS):
         for seq in getattr(life, phase)():
             life.batcher.abort(seq.request_id, None if whole else seq.index)
             assert (seq.status, seq.block_table) == (FINISHED, [])

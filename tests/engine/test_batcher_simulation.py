@@ -8,7 +8,7 @@ import pytest
 
 from engine.policies import POLICIES
 from tests.engine.sequences import make_sequence
-from tests.engine.watched_batcher import WatchedBatcher, limits
+from tests.engine.watched_batcher import WatchedBatcher
 
 STOP = 1
 
@@ -22,6 +22,7 @@ class Simulation:
         self.num_of_one = 12 if is_flood else rng.choice([0, 0, 12])  # requests of that tenant that come first
         max_batch_size = rng.randint(5, 8) if is_flood else rng.randint(1, 8)
         few = [1, rng.randint(2, 24), rng.randint(2, 24)]
+        max_passed, look_ahead = rng.choice([(32, 8), (1, 8), (2, 1), (5, 2)])
         self.watched = WatchedBatcher(
             num_blocks=rng.choice([*([] if is_flood else few), rng.randint(24, 100)]),
             block_size=rng.choice([1, 2, 4, 16]),
@@ -30,25 +31,25 @@ class Simulation:
             policy="fair" if is_flood else rng.choice(list(POLICIES)),
             target_itl=rng.choice([None, None, 0.01]),
             prefix_caching=rng.random() < 0.7,
+            max_passed=max_passed,
+            look_ahead=look_ahead,
         )
         self.capacity = min(self.watched.num_blocks * self.watched.block_size, rng.choice([9, 25, 60]))  # of a sequence
         self.weights = {tenant: rng.choice([1.0, 1.0, 3.0]) for tenant in b"abc"}
-        self.limits = rng.choice([(32, 8), (1, 8), (2, 1), (5, 2)])
         self.num_requests = 0
 
     def run(self) -> Counter[str]:
         rate = self.rng.choice([0.1, 0.4, 0.7])
-        with limits(*self.limits):
-            for _ in range(self.num_of_one):
-                self.arrive(b"a")
-            for _ in range(40):
-                while self.rng.random() < rate:
-                    self.arrive()
-                if self.rng.random() < 0.1:
-                    self.abort()
-                self.watched.expire(self.watched.now)
-                self.watched.step(self.sample)
-            self.watched.drain(self.sample)
+        for _ in range(self.num_of_one):
+            self.arrive(b"a")
+        for _ in range(40):
+            while self.rng.random() < rate:
+                self.arrive()
+            if self.rng.random() < 0.1:
+                self.abort()
+            self.watched.expire(self.watched.now)
+            self.watched.step(self.sample)
+        self.watched.drain(self.sample)
         return self.watched.events
 
     def arrive(self, tenants: bytes = b"abc") -> None:

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from engine.policies import POLICIES
 from tests.engine.sequences import make_sequence
-from tests.engine.watched_batcher import WatchedBatcher, limits
+from tests.engine.watched_batcher import WatchedBatcher
 
 STOP = 1
 BEGINNINGS = ([0] * 30, [0] * 8 + [2] * 22, [3, 4] * 15)  # of which prompts share more or less
@@ -36,8 +36,6 @@ class BatcherMachine(RuleBasedStateMachine):
         constants=st.sampled_from([(32, 8), (1, 8), (2, 1)]),
     )
     def start(self, num_blocks, block_size, max_batch_size, more_tokens, policy, target_itl, prefix_caching, constants):
-        self.limits = limits(*constants)
-        self.limits.__enter__()
         self.watched = WatchedBatcher(
             num_blocks,
             block_size,
@@ -46,6 +44,8 @@ class BatcherMachine(RuleBasedStateMachine):
             policy=policy,
             target_itl=target_itl,
             prefix_caching=prefix_caching,
+            max_passed=constants[0],
+            look_ahead=constants[1],
         )
         self.capacity = min(num_blocks * block_size, MAX_LEN)
         self.num_requests = 0
@@ -106,19 +106,17 @@ class BatcherMachine(RuleBasedStateMachine):
         self.watched.abort(f"r{number}", index)
 
     def teardown(self):
-        try:
-            self.watched.drain(lambda: 7)
-        finally:
-            self.limits.__exit__(None, None, None)
+        self.watched.drain(lambda: 7)
 
 
 NUM_EXAMPLES = os.environ.get("STATE_MACHINE_EXAMPLES")  # unset: a few, the same each time
 
-TestBatcherMachine = BatcherMachine.TestCase
-TestBatcherMachine.settings = settings(
-    max_examples=int(NUM_EXAMPLES or 60),
+SETTINGS = settings(
+    max_examples=int(NUM_EXAMPLES or 300),
     stateful_step_count=30,
     derandomize=NUM_EXAMPLES is None,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+TestBatcherMachine = BatcherMachine.TestCase
+TestBatcherMachine.settings = SETTINGS

@@ -11,6 +11,8 @@ from array import array
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from engine import dynamic_batcher, policies
 from engine.dynamic_batcher import DynamicBatcher, ScheduledSequence
@@ -19,6 +21,7 @@ from engine.policies import FairShare
 from engine.protocol import SequenceOutput
 from engine.sequence import SequenceStatus
 from engine.waiting_queue import WaitingQueue
+from tests.engine import test_batcher_state_machine
 from tests.engine.test_batcher_simulation import Simulation
 
 if TYPE_CHECKING:
@@ -295,6 +298,29 @@ def the_oldest_is_preempted(_, batcher, seq):
         batcher._preempt(batcher._running[0])
 
 
+@bug(DynamicBatcher, "_preempt")
+def a_tenant_gives_up_its_oldest_place(preempt, batcher, seq):
+    is_exchange = len(batcher._running) > batcher.max_batch_size
+    preempt(batcher, next(other for other in batcher._running if other.tenant == seq.tenant) if is_exchange else seq)
+
+
+@bug(DynamicBatcher, "_make_room")
+def a_tenant_gives_up_no_place(make_room, batcher, now):
+    preempt, batcher._preempt = batcher._preempt, lambda seq: None
+    try:
+        make_room(batcher, now)
+    finally:
+        batcher._preempt = preempt
+
+
+@bug(DynamicBatcher, "_start")
+def what_is_computed_anew_counts_as_a_new_prompt(start, batcher, seq, now):
+    started = start(batcher, seq, now)
+    if started and seq.first_step_time != now:
+        batcher.num_prompt_tokens += seq.num_prompt_tokens
+    return started
+
+
 # Ends.
 
 
@@ -327,12 +353,9 @@ def the_queue_counts_who_ended_twice(discard, queue):
     queue._num_dead += 1
 
 
-@bug(WaitingQueue, "first")
-def the_queue_miscounts_who_ended(first, queue):
-    num_dead = queue._num_dead
-    seq = first(queue)
-    queue._num_dead = num_dead
-    return seq
+@bug(WaitingQueue, "discard")
+def the_queue_does_not_count_who_ended(_, queue):
+    return
 
 
 @bug(FairShare, "ended")
@@ -398,3 +421,21 @@ def test_a_planted_bug_is_found(name, monkeypatch):
     PLANTED[name](monkeypatch)
     with pytest.raises(AssertionError):
         run_all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hashes_leave_out_the_blocks_before",
+        "a_chunk_is_one_token_over_the_budget",
+        "a_preempted_sequence_loses_its_place",
+        "an_announcement_is_never_withdrawn",
+        "fair_shares_refund_nothing",
+        "a_deadline_for_the_start_is_ignored",
+    ],
+)
+def test_the_state_machine_finds_it_too(name, monkeypatch):
+    PLANTED[name](monkeypatch)
+    without_shrinking = settings(test_batcher_state_machine.SETTINGS, phases=(Phase.generate,))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(test_batcher_state_machine.BatcherMachine, settings=without_shrinking)

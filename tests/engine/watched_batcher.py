@@ -8,6 +8,7 @@ which is all that a key or a value depends on. A step that would read anything e
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +28,8 @@ WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, Seq
 
 
 @contextmanager
-def limits(max_passed: int, look_ahead: int) -> Iterator[None]:
-    """Other values of the batcher's constants: the usual ones are too large for a small load to meet."""
+def _limits(max_passed: int, look_ahead: int) -> Iterator[None]:
+    """Other values of the batcher's constants."""
     kept = dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD
     dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD = max_passed, look_ahead
     try:
@@ -44,12 +45,15 @@ class Record:
     seq: Sequence
     number: int
     prompt: list[int]
-    contexts: list[int]
+    deadline: float
+    start_deadline: float
+    contexts: list[int] = field(default_factory=list)
     place: tuple[float, int] = (0, 0)
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_at_start: int = 0  # tokens that it had when it last started
     num_cached: int = 0  # of those, how many came from the cache
+    num_cached_first: int = 0  # the same, when it started for the first time
     num_passed: int = 0
     first_start: float | None = None
     num_outputs: int = 0
@@ -108,10 +112,14 @@ class WatchedBatcher:
         policy: str = "length",
         target_itl: float | None = None,
         prefix_caching: bool = True,
+        max_passed: int = dynamic_batcher.MAX_PASSED,
+        look_ahead: int = dynamic_batcher.LOOK_AHEAD,
     ) -> None:
+        """An empty one; max_passed and look_ahead stand for the constants, which are too large for a small load."""
         self.block_size, self.num_blocks = block_size, num_blocks
         self.max_batch_size, self.budget = max_batch_size, budget
         self.policy, self.target_itl, self.prefix_caching = policy, target_itl, prefix_caching
+        self.max_passed, self.look_ahead = max_passed, look_ahead
         self.cache = WatchedCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self.cache.watch = self
         self.batcher = DynamicBatcher(self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl)
@@ -121,6 +129,7 @@ class WatchedBatcher:
         self.running: list[Record] = []  # in order of start
         self.admitted: list[Record] = []  # in this step, to places that were empty
         self.num_starts = 0  # in this step, with those that got a place from another tenant
+        self.num_steps = self.num_preemptions = 0
         self.events: Counter[str] = Counter()  # the hard cases that were met
         self._fair = FairClock()
         self._contexts: dict[tuple[int, int | bytes], int] = {}  # (context before, token or tenant) -> context
@@ -136,7 +145,8 @@ class WatchedBatcher:
     # What the outside does.
 
     def add(self, seq: Sequence) -> None:
-        record = Record(seq, len(self.records), list(seq.token_ids), [])
+        deadlines = (math.inf if when is None else when for when in (seq.deadline, seq.start_deadline))
+        record = Record(seq, len(self.records), list(seq.token_ids), *deadlines)
         self._extend(record)
         num_found = len(self.cache.find_prefix(seq)) * self.block_size
         self.batcher.add(seq)
@@ -159,8 +169,7 @@ class WatchedBatcher:
         due = {
             (r.seq.request_id, r.seq.index)
             for r in self.live.values()
-            if (r.seq.deadline is not None and r.seq.deadline <= now)
-            or (r.seq.start_deadline is not None and r.seq.start_deadline <= now and r.first_start is None)
+            if r.deadline <= now or (r.start_deadline <= now and r.first_start is None)
         }
         outputs = self.batcher.expire(now)
         assert sorted((output.request_id, output.index) for output in outputs) == sorted(due), "deadlines"
@@ -175,7 +184,9 @@ class WatchedBatcher:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
         self.admitted, self.num_starts, self.cache.num_lookups = [], 0, 0
         passed_before = {r: r.num_passed for r in self.live.values()}
-        plan = self.batcher.schedule(self.now)
+        with _limits(self.max_passed, self.look_ahead):
+            plan = self.batcher.schedule(self.now)
+        self.num_steps += bool(plan.scheduled)
         self._check_plan(plan)
         self._check_nobody_waits_in_vain(plan, passed_before)
         self.check()
@@ -208,13 +219,12 @@ class WatchedBatcher:
         self.batcher.check_idle()
         assert all(record.ended is not None for record in self.records), "a sequence was lost"
         assert self.cache.num_free_blocks == self.num_blocks
-        assert self.batcher.abort("nobody") is None
 
     # What the batcher does, as the cache reports it.
 
     def started(self, record: Record, num_blocks: int) -> None:
         """A waiting sequence took its blocks, the first num_blocks of them from the cache."""
-        seq, max_passed = record.seq, dynamic_batcher.MAX_PASSED
+        seq, max_passed = record.seq, self.max_passed
         waiting = self.waiting
         assert record in waiting, "started twice"
         num_cached = num_blocks * self.block_size
@@ -255,6 +265,7 @@ class WatchedBatcher:
         assert record is newest, "not the newest was preempted"
         self.running.remove(record)
         record.num_computed = 0
+        self.num_preemptions += 1
 
     # What must hold.
 
@@ -274,6 +285,12 @@ class WatchedBatcher:
         assert stats.num_running == len(self.running) <= self.max_batch_size
         assert stats.num_waiting == len(self.live) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
+        started = [record for record in self.records if record.first_start is not None]
+        assert stats.num_prompt_tokens == sum(len(record.prompt) for record in started)
+        assert stats.num_cached_tokens == sum(record.num_cached_first for record in started)
+        assert stats.num_preemptions == self.num_preemptions
+        assert stats.num_steps == self.num_steps
+        assert 0 <= stats.packing <= stats.num_steps
         for record in self.live.values():
             self._check_record(record)
 
@@ -319,7 +336,7 @@ class WatchedBatcher:
 
     def _check_nobody_waits_in_vain(self, plan: StepPlan, passed_before: dict[Record, int]) -> None:
         """With places and tokens left, who waits (LOOK_AHEAD + 1 are looked at) does not fit or awaits a prefix."""
-        look_ahead, max_passed = dynamic_batcher.LOOK_AHEAD, dynamic_batcher.MAX_PASSED
+        look_ahead, max_passed = self.look_ahead, self.max_passed
         may_look = self.num_starts + (look_ahead + 1) + (look_ahead if self.policy == "fair" else 0)
         assert self.cache.num_lookups <= may_look, "more were looked at than may be"
         is_limited = self.target_itl is not None and plan.num_decodes > 0
@@ -386,7 +403,7 @@ class WatchedBatcher:
         self.events["passed by a later arrival"] += passed_by > 0
         self._passed_by[record] = passed_by
         record.first_start = self.now
-        record.num_cached = num_cached
+        record.num_cached_first = num_cached
 
     def _compute(self, record: Record, start: int, num_tokens: int) -> None:
         """What the model does: read all before, write the new; nobody else may hold what is written."""
@@ -426,8 +443,10 @@ class WatchedBatcher:
         else:
             reason = "length" if len(record.output) == sampling.max_tokens else None
         assert (output.token_ids, output.finish_reason) == (tokens, reason)
+        assert output.stop_token_id == (token if reason == "stop" else None)
         is_first = record.num_outputs == 0
         assert output.queue_time == (record.first_start - seq.arrival_time if is_first else None)
+        assert output.num_cached_tokens == (record.num_cached_first if is_first else 0)
         expected = [-float(position) for position in range(len(record.prompt) - 1)]
         if is_first and sampling.prompt_logprobs is not None:
             assert [report.logprob for report in output.prompt_logprobs] == expected
