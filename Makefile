@@ -39,7 +39,7 @@ bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--
 simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
 
-soak: $(STAMP) ## 10,000 seeds of random load on the batcher, 3,000 random orders of calls (some minutes)
+soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (5 minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \
 	  tests/engine/test_batcher_state_machine.py
 

@@ -58,12 +58,6 @@ def test_a_batch_of_other_sampling_leaves_greedy_tokens_alone(engine, alone):
     assert tokens(mixed)[1::2] == tokens(alone["greedy"])[1::2]
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64, 512])
-def test_prefilling_in_chunks_gives_the_same_tokens(tiny_llama, alone, chunk):
-    chunked = load(tiny_llama, max_batch_size=1, max_batched_tokens=chunk)
-    assert tokens(generate(chunked, PROMPTS, greedy_params(24))) == tokens(alone["greedy"])
-
-
 @pytest.mark.parametrize("block_size", [1, 7, 128])
 def test_the_block_size_does_not_change_the_tokens(tiny_llama, alone, block_size):
     other = load(tiny_llama, max_batch_size=8, block_size=block_size)

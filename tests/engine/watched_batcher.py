@@ -1,9 +1,9 @@
 """A DynamicBatcher under watch: every call is followed by all that the batcher promises, as assertions.
 
-The watch keeps its own books, from what crosses the line only (arguments, plans, outputs, and the calls by which the
-batcher takes and gives back blocks): who is live and in which state, what was delivered, who passed whom, and what lies
-in every slot of every block. A slot's content is the number of a context: a tenant and the tokens up to that position,
-which is all that a key or a value depends on. A step that would read anything else fails.
+The watch keeps its own books (tests.engine.shadow), from what crosses the line only: arguments, plans, outputs, and
+the calls by which the batcher takes and gives back blocks. So it knows who is live and in which state, what was
+delivered, who passed whom, and what lies in every slot of every block: a step that would read anything but its
+sequence's own tokens fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine import dynamic_batcher
@@ -20,6 +19,7 @@ from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
+from tests.engine.shadow import FairClock, Record, ShadowBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,28 +36,6 @@ def _limits(max_passed: int, look_ahead: int) -> Iterator[None]:
         yield
     finally:
         dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD = kept
-
-
-@dataclass(eq=False)
-class Record:
-    """What the watch knows of one sequence; contexts has one entry for each of its tokens."""
-
-    seq: Sequence
-    number: int
-    prompt: list[int]
-    deadline: float
-    start_deadline: float
-    contexts: list[int] = field(default_factory=list)
-    place: tuple[float, int] = (0, 0)
-    output: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    num_at_start: int = 0  # tokens that it had when it last started
-    num_cached: int = 0  # of those, how many came from the cache
-    num_cached_first: int = 0  # the same, when it started for the first time
-    num_passed: int = 0
-    first_start: float | None = None
-    num_outputs: int = 0
-    ended: str | None = None
 
 
 class WatchedCache(KVCacheManager):
@@ -80,23 +58,6 @@ class WatchedCache(KVCacheManager):
         if seq.status is RUNNING:
             self.watch.preempted(self.watch.live[seq.request_id, seq.index])
         super().release(seq, forget=forget)
-
-
-class FairClock:
-    """Start-time fair queueing from the books: what each tenant was charged, and given back."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.ends: Counter[bytes] = Counter()
-
-    def arrive(self, seq: Sequence, num_to_compute: int) -> float:
-        begin = max(self.now, self.ends[seq.tenant])
-        self.ends[seq.tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.weight
-        return begin
-
-    def end(self, record: Record) -> None:
-        seq = record.seq
-        self.ends[seq.tenant] -= (seq.sampling.max_tokens - len(record.output)) / seq.weight
 
 
 class WatchedBatcher:
@@ -129,12 +90,10 @@ class WatchedBatcher:
         self.running: list[Record] = []  # in order of start
         self.admitted: list[Record] = []  # in this step, to places that were empty
         self.num_starts = 0  # in this step, with those that got a place from another tenant
-        self.num_steps = self.num_preemptions = 0
+        self.num_steps = self.num_preemptions = self.num_prompt_tokens = self.num_cached_tokens = 0
         self.events: Counter[str] = Counter()  # the hard cases that were met
         self._fair = FairClock()
-        self._contexts: dict[tuple[int, int | bytes], int] = {}  # (context before, token or tenant) -> context
-        self._slots: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
-        self._poisoned: set[int] = set()  # blocks that a broken sequence wrote
+        self.blocks = ShadowBlocks(num_blocks, block_size)
         self._passed_by: dict[Record, int] = {}  # who has started -> later arrivals that had started before it
 
     @property
@@ -147,7 +106,7 @@ class WatchedBatcher:
     def add(self, seq: Sequence) -> None:
         deadlines = (math.inf if when is None else when for when in (seq.deadline, seq.start_deadline))
         record = Record(seq, len(self.records), list(seq.token_ids), *deadlines)
-        self._extend(record)
+        self.blocks.extend(record)
         num_found = len(self.cache.find_prefix(seq)) * self.block_size
         self.batcher.add(seq)
         self.records.append(record)
@@ -199,7 +158,7 @@ class WatchedBatcher:
             self._record(item.seq).num_computed += item.num_tokens
         for record, token in zip(sampling, tokens, strict=True):
             if token is None and record.seq.sampling.max_tokens > 0:
-                self._poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
+                self.blocks.poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
         outputs = self.batcher.update(plan, result)
         for record, token, output in zip(sampling, tokens, outputs, strict=True):
             self._deliver(record, token, output)
@@ -231,8 +190,10 @@ class WatchedBatcher:
         assert num_cached < len(record.contexts), "the last token must be computed"
         if not self.prefix_caching or seq.sampling.prompt_logprobs is not None:
             assert num_cached == 0
-        self._check_contents(record, num_cached)
-        assert not self._poisoned & set(seq.block_table[:num_blocks]), "what a broken sequence wrote was found again"
+        self.blocks.check(record, num_cached)
+        assert not self.blocks.poisoned & set(seq.block_table[:num_blocks]), (
+            "what a broken sequence wrote was found again"
+        )
         assert record.num_passed >= max_passed or not self._awaits(record, num_blocks), "a block is computed twice"
         assert self.cache.num_free_blocks >= len(self.running), "a running sequence cannot grow"
         if self.policy != "fair" or len(self.running) < self.max_batch_size:  # else it gets a place from another tenant
@@ -285,11 +246,8 @@ class WatchedBatcher:
         assert stats.num_running == len(self.running) <= self.max_batch_size
         assert stats.num_waiting == len(self.live) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
-        started = [record for record in self.records if record.first_start is not None]
-        assert stats.num_prompt_tokens == sum(len(record.prompt) for record in started)
-        assert stats.num_cached_tokens == sum(record.num_cached_first for record in started)
-        assert stats.num_preemptions == self.num_preemptions
-        assert stats.num_steps == self.num_steps
+        assert (stats.num_prompt_tokens, stats.num_cached_tokens) == (self.num_prompt_tokens, self.num_cached_tokens)
+        assert (stats.num_preemptions, stats.num_steps) == (self.num_preemptions, self.num_steps)
         assert 0 <= stats.packing <= stats.num_steps
         for record in self.live.values():
             self._check_record(record)
@@ -361,27 +319,12 @@ class WatchedBatcher:
             for other in self.running
         )
 
-    def _check_contents(self, record: Record, stop: int) -> None:
-        table, size = record.seq.block_table, self.block_size
-        found = [self._slots[table[position // size]][position % size] for position in range(stop)]
-        assert found == record.contexts[:stop], "a block holds other tokens, or another tenant's"
-
     # The books.
 
     def _record(self, seq: Sequence) -> Record:
         record = self.live[seq.request_id, seq.index]
         assert record.seq is seq
         return record
-
-    def _extend(self, record: Record) -> None:
-        """Number the contexts of its new tokens."""
-        tokens = record.prompt + record.output
-        for token in tokens[len(record.contexts) :]:
-            before = record.contexts[-1] if record.contexts else self._context(-1, record.seq.tenant)
-            record.contexts.append(self._context(before, token))
-
-    def _context(self, before: int, token: int | bytes) -> int:
-        return self._contexts.setdefault((before, token), len(self._contexts))
 
     def _expected_place(self, record: Record, num_to_compute: int) -> float:
         match self.policy:
@@ -404,20 +347,15 @@ class WatchedBatcher:
         self._passed_by[record] = passed_by
         record.first_start = self.now
         record.num_cached_first = num_cached
+        self.num_prompt_tokens += len(record.prompt)
+        self.num_cached_tokens += num_cached
 
     def _compute(self, record: Record, start: int, num_tokens: int) -> None:
         """What the model does: read all before, write the new; nobody else may hold what is written."""
-        self._check_contents(record, start)
-        table, size = record.seq.block_table, self.block_size
-        for position in range(start, start + num_tokens):
-            block = table[position // size]
-            if position in (start, position // size * size):
-                others = [other for other in self.running if other is not record]
-                assert not any(block in other.seq.block_table for other in others), "wrote into another's block"
-            if position % size == 0:
-                self._slots[block] = [None] * size
-                self._poisoned.discard(block)
-            self._slots[block][position % size] = record.contexts[position]
+        self.blocks.check(record, start)
+        written = self.blocks.write(record, start, num_tokens)
+        others = [other for other in self.running if other is not record]
+        assert not any(written & set(other.seq.block_table) for other in others), "wrote into another's block"
 
     def _reports(self, item: dynamic_batcher.ScheduledSequence) -> list[TokenLogprobs]:
         """Logprobs of prompt tokens as the model runner reports them; each says its position."""
@@ -433,7 +371,7 @@ class WatchedBatcher:
         assert (output.request_id, output.index) == (seq.request_id, seq.index)
         tokens = [] if token is None or sampling.max_tokens == 0 else [token]
         record.output += tokens
-        self._extend(record)
+        self.blocks.extend(record)
         if sampling.max_tokens == 0:
             reason = "length"
         elif token is None:
