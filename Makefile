@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve test check format bench simulate soak clean
+.PHONY: help install serve test check format bench load compare simulate soak clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/native/*.h kernels/native/build.py)
+$(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/native/build.py)
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
@@ -35,6 +35,12 @@ format: $(STAMP) ## format and mend what ruff can mend
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)
+
+load: $(STAMP) ## load a running server over HTTP (ARGS="--url http://... --concurrency 32 ...")
+	$(BIN)/python -m benchmarks.serve $(ARGS)
+
+compare: $(STAMP) ## measure servers against each other in turn (ARGS="--target ours=... --target peer=...")
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
 	$(BIN)/python -m benchmarks.simulate $(ARGS)

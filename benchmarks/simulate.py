@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
@@ -70,6 +71,7 @@ class Outcome:
     ttft: list[float] = field(default_factory=list)
     itl: list[float] = field(default_factory=list)
     ttft_of_key: dict[str, list[float]] = field(default_factory=dict)
+    ends_of_key: dict[str, list[float]] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
     steps: int = 0
@@ -133,6 +135,8 @@ def simulate(
                 outcome.ttft_of_key.setdefault(arrival.key, []).append(now - arrival.time)
             last_token[output.request_id] = now
             outcome.tokens += 1
+            if output.finish_reason is not None:
+                outcome.ends_of_key.setdefault(arrival.key, []).append(now)
         batcher.observe(plan, seconds)
     batcher.check_idle()
     stats = batcher.stats()
@@ -143,7 +147,7 @@ def simulate(
 
 
 def fit(model: str | None) -> StepCost:
-    """Measure steps of several kinds on a model, and solve for the four costs (least squares, none negative)."""
+    """Measure steps of several kinds on a model, and solve for the four costs."""
     from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.protocol import GenerateRequest
@@ -165,15 +169,7 @@ def fit(model: str | None) -> StepCost:
             plan = plans[-1]
             context = sum(item.start + item.num_tokens for item in plan.scheduled)
             rows.append([1, plan.num_decodes, plan.num_tokens - plan.num_decodes, context])
-    weights = 1 / np.sqrt(np.array(times))  # long steps are not to drown the short ones
-    matrix, wanted = np.array(rows, dtype=float) * weights[:, None], np.array(times) * weights
-    free = [0, 1, 2, 3]
-    while True:
-        solution = np.zeros(4)
-        solution[free] = np.linalg.lstsq(matrix[:, free], wanted, rcond=None)[0]
-        if (solution >= 0).all():
-            return StepCost(*solution.tolist())
-        free.remove(int(solution.argmin()))
+    return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
 
 
 def read_trace(path: Path) -> list[Arrival]:

@@ -52,6 +52,13 @@ class EngineConfig:
         "bfloat16 on a CPU that computes in it, else float32",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
+    quantization: str = option(
+        "none",
+        "int8: make the weights of linear layers int8 while loading, from any checkpoint, and their inputs token by token; "
+        "a checkpoint that is int8 already is served so by itself, and int8 then adds its lm_head "
+        "(deepseek-serve quantize makes one)",
+        choices=("none", "int8"),
+    )
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda"))
     kernels: str = option(
         "auto",

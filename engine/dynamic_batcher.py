@@ -14,7 +14,8 @@ A sequence starts only when blocks for all of its tokens are free, and one more 
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
 cache); but after MAX_PASSED others have started before it in this way, nobody else does.
 
-Under fair shares, a tenant that runs few gets a place in a full batch from the one that runs most (_make_room).
+Under fair shares, a tenant with few places in the batch goes first, in the place of one with many if need be; and as
+nobody's turn comes before the step under way has ended, steps are kept short.
 
 When a running sequence needs a block and none is free, the newest running one is preempted: its blocks go, its tokens
 stay, and it waits for its turn to be computed anew, at its old place.
@@ -26,14 +27,13 @@ at; nothing grows with what waits.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.chunk_budget import ChunkBudget
-from engine.policies import POLICIES, FairShare
+from engine.policies import POLICIES
 from engine.protocol import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from engine.waiting_queue import WaitingQueue
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
 MAX_PASSED = 32  # sequences that may start before one out of turn
+PACE = 0.04  # seconds that a step should last at most where tenants share
 
 
 class ScheduledSequence(msgspec.Struct, frozen=True):  # a Struct, as these are made by the hundred in each step
@@ -123,6 +124,7 @@ class DynamicBatcher:
         self.num_steps, self.packing = 0, 0.0
         self._policy = POLICIES[policy]()
         self._chunk_budget = ChunkBudget(max_batched_tokens, target_itl)
+        self._pace = ChunkBudget(max_batched_tokens, PACE, least_share=0.5)
         self._num_arrivals = 0
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # oldest first
@@ -153,7 +155,7 @@ class DynamicBatcher:
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         num_to_compute = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
-        seq.place = (self._policy(seq, num_to_compute, self._num_arrivals), self._num_arrivals)
+        seq.place = (self._policy.place(seq, num_to_compute, self._num_arrivals), self._num_arrivals)
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq
         self._waiting.push(seq)
@@ -181,41 +183,45 @@ class DynamicBatcher:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
-        self._chunk_budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
+        num_prompt_tokens = plan.num_tokens - plan.num_decodes
+        for budget in (self._chunk_budget, self._pace):
+            budget.observe(plan.num_decodes, num_prompt_tokens, seconds)
 
     def schedule(self, now: float) -> StepPlan:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
-        if isinstance(self._policy, FairShare) and len(self._running) == self.max_batch_size:
-            self._make_room(now)
-        decoding = [seq for seq in self._running if seq.num_uncomputed_tokens == 1]
-        for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
-            if seq.status is SequenceStatus.RUNNING:
-                self._grow_or_preempt(seq)
+        if self._policy.paces_steps:
+            self._start_underserved(now)
+        urgent = self._urgent() if self._policy.paces_steps else []
+        decoding: list[Sequence] = []
+        prompts: list[Sequence] = []
+        for seq in urgent or self._running:
+            (decoding if seq.num_uncomputed_tokens == 1 else prompts).append(seq)
         running = SequenceStatus.RUNNING
+        for seq in decoding:  # oldest first, so the newest is preempted before its turn comes
+            if seq.status is running:
+                self._grow_or_preempt(seq)
         scheduled = [
             ScheduledSequence(seq, seq.num_computed_tokens, 1, samples=True)
             for seq in decoding
             if seq.status is running
         ]
         num_decodes = len(scheduled)
-        step_budget = self._chunk_budget.tokens(num_decodes)
-        budget = step_budget - num_decodes
-
-        begun = [seq for seq in self._running if seq.num_uncomputed_tokens > 1]
-        if isinstance(self._policy, FairShare):
-            load = Counter(seq.tenant for seq in self._running)
-            begun.sort(key=lambda seq: load[seq.tenant] / seq.weight)  # who runs few need not wait for who runs many
-        for seq in begun:
-            if budget > 0:
+        can_start = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and not urgent
+        budget = self._prompt_budget(num_decodes, paced=not urgent) if prompts or can_start else 0
+        for seq in prompts:
+            if seq.status is running and budget > 0:
                 scheduled.append(_chunk(seq, budget))
                 budget -= scheduled[-1].num_tokens
-
-        budget = self._admit(scheduled, budget, now)
+        if can_start:
+            budget = self._admit(scheduled, budget, now)
         assert scheduled or not self.has_work, "work waits and nothing can advance"
+        if self._policy.paces_steps:
+            self._policy.served((item.seq, item.num_tokens) for item in scheduled)
         if scheduled:
             self.num_steps += 1
             is_short = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and budget > 0
-            self.packing += (step_budget - budget) / step_budget if is_short else 1.0
+            num_tokens = sum(item.num_tokens for item in scheduled)
+            self.packing += num_tokens / (num_tokens + budget) if is_short else 1.0
         return StepPlan(tuple(scheduled), num_decodes)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
@@ -277,7 +283,7 @@ class DynamicBatcher:
             seq = self._waiting.first()
             if seq is None:
                 break
-            if self._start(seq, now):
+            if self._start(seq, now, in_turn=not stepped_over):
                 self._waiting.pop()
                 for other in stepped_over:
                     other.num_passed += 1
@@ -293,7 +299,7 @@ class DynamicBatcher:
             self._waiting.push(seq)
         return budget
 
-    def _start(self, seq: Sequence, now: float) -> bool:
+    def _start(self, seq: Sequence, now: float, *, in_turn: bool) -> bool:
         """Run a waiting sequence, if its tokens' blocks are free and each running one can still grow."""
         prefix = self.kv_cache.find_prefix(seq)
         if seq.num_passed < MAX_PASSED and self.kv_cache.awaits(seq, prefix):
@@ -307,32 +313,36 @@ class DynamicBatcher:
             seq.num_cached_tokens = seq.num_computed_tokens
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
-        if isinstance(self._policy, FairShare):
-            self._policy.started(seq.place[0])
+        self._policy.started(seq, in_turn=in_turn)
         self._running.append(seq)
         return True
 
-    def _make_room(self, now: float) -> None:
-        """Under fair shares, give a place in a full batch to a tenant that runs few, from the one that runs most.
+    def _prompt_budget(self, num_decodes: int, *, paced: bool) -> int:
+        """Prompt tokens of a step at most."""
+        num_tokens = self._chunk_budget.tokens(num_decodes)
+        if paced and self._policy.paces_steps:
+            num_tokens = min(num_tokens, self._pace.tokens(num_decodes))
+        return num_tokens - num_decodes
 
-        That is: a waiting sequence's tenant (LOOK_AHEAD are looked at) runs less than half of its share of the places.
-        The one that gives way loses little: what it computed stays in the prefix cache, unless memory runs out.
-        """
-        load: dict[bytes, float] = {}  # places that each tenant holds, over its weight
-        weights: dict[bytes, float] = {}
-        for seq in self._running:
-            load[seq.tenant] = load.get(seq.tenant, 0.0) + 1 / seq.weight
-            weights[seq.tenant] = seq.weight
-        busiest = max(load, key=lambda tenant: load[tenant])
+    def _urgent(self) -> list[Sequence]:
+        """The running sequences of underserved tenants that have a prompt to compute."""
+        tenants = {
+            seq.tenant
+            for seq in self._running
+            if seq.num_uncomputed_tokens > 1 and self._policy.is_underserved(seq, self.max_batch_size)
+        }
+        return [seq for seq in self._running if seq.tenant in tenants] if tenants else []
+
+    def _start_underserved(self, now: float) -> None:
+        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be."""
         passed: list[Sequence] = []
         while len(self._waiting) and len(passed) < LOOK_AHEAD:
             seq = self._waiting.pop()
-            fair = self.max_batch_size / sum((weights | {seq.tenant: seq.weight}).values())
-            runs_few = load.get(seq.tenant, 0.0) + 1 / seq.weight <= fair / 2
-            if runs_few and load[busiest] > fair and self._start(seq, now):
-                self._preempt(next(other for other in reversed(self._running) if other.tenant == busiest))
-                break
-            passed.append(seq)
+            if self._policy.is_underserved(seq, self.max_batch_size) and self._start(seq, now, in_turn=not passed):
+                if len(self._running) > self.max_batch_size:
+                    self._preempt(self._policy.gives_way(self._running))
+            else:
+                passed.append(seq)
         for seq in passed:
             self._waiting.push(seq)
 
@@ -347,6 +357,7 @@ class DynamicBatcher:
     def _preempt(self, seq: Sequence) -> None:
         """Send a running sequence back to its place among the waiting; its tokens will be computed anew."""
         self._running.remove(seq)
+        self._policy.stopped(seq)
         self.kv_cache.release(seq)
         seq.num_computed_tokens = 0
         seq.status = SequenceStatus.WAITING
@@ -360,11 +371,11 @@ class DynamicBatcher:
         seq.finish_reason = reason
         if was_running:
             self._running.remove(seq)
+            self._policy.stopped(seq)
         else:
             self._waiting.discard()
+        self._policy.ended(seq)
         self.kv_cache.release(seq, forget=reason == "error")
-        if isinstance(self._policy, FairShare):
-            self._policy.ended(seq)
         of_request = self._live[seq.request_id]
         del of_request[seq.index]
         if not of_request:

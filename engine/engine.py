@@ -66,7 +66,7 @@ class Engine:
         dtype = devices.resolve_dtype(config.dtype, model_config.dtype, device)
         threads = devices.set_threads(config.threads)
         max_seq_len = _max_seq_len(config, model_config)
-        model = _load_model(source, model_config, config.kernels, device, dtype, max_seq_len, progress=progress)
+        model = _load_model(source, model_config, config, device, dtype, max_seq_len, progress=progress)
         keep_freed_memory()
         loaded = time.monotonic()
 
@@ -188,7 +188,7 @@ def _mix(seed: int, number: int) -> int:
 def _load_model(
     source: ModelSource,
     model_config: ModelConfig,
-    kernels_choice: str,
+    config: EngineConfig,
     device: torch.device,
     dtype: torch.dtype,
     max_seq_len: int,
@@ -197,11 +197,19 @@ def _load_model(
 ) -> Decoder:
     try:
         head_dim = None if model_config.mla else model_config.head_dim
-        kernels = resolve_kernels(kernels_choice, device, dtype, head_dim)
+        kernels = resolve_kernels(config.kernels, device, dtype, head_dim)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
     tensors = _tensor_source(source, model_config)
-    weights = Weights(tensors, device, dtype, fp8_block=model_config.weight_block_size, progress=progress)
+    weights = Weights(
+        tensors,
+        device,
+        dtype,
+        fp8_block=model_config.weight_block_size,
+        progress=progress,
+        int8=model_config.int8,
+        quantizes=lambda layer: config.quantization == "int8" and (model_config.int8 is None or layer == "lm_head"),
+    )
     try:
         return Decoder(model_config, weights, kernels, max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict

@@ -1,4 +1,4 @@
-"""Which waiting sequence starts next: one function a policy, chosen by --policy.
+"""Which waiting sequence starts next, chosen by --policy: an order is one function; fair shares also keep account.
 
 A place is fixed when a sequence arrives, smallest first, so that waiting costs nothing; the number of its arrival
 breaks ties and is added by the batcher.
@@ -6,15 +6,17 @@ breaks ties and is added by the batcher.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
 
 AGING = 16  # tokens of length that one arrival outweighs
+BURST = 4096  # tokens (at weight 1) that a key may be ahead of another and still go first
 
-Policy = Callable[["Sequence", int, int], float]  # (sequence, tokens to compute, arrival number) -> place
+Order = Callable[["Sequence", int, int], float]  # (sequence, tokens to compute, arrival number) -> place
 
 
 def length(_: Sequence, num_to_compute: int, arrival: int) -> float:
@@ -32,39 +34,119 @@ def priority(seq: Sequence, _: int, __: int) -> float:
     return seq.priority
 
 
-class FairShare:
+class Policy:
+    """An order of arrival, start and end; this one treats all tenants alike."""
+
+    paces_steps = False  # whether steps should stay short, as nobody's turn comes before the step under way has ended
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+
+    def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:
+        """Where a sequence that arrives stands among the waiting, smallest first."""
+        return self._order(seq, num_to_compute, arrival)
+
+    def started(self, seq: Sequence, *, in_turn: bool) -> None:
+        """A sequence has got a place in the batch; in turn, if none that stands before it still waits."""
+
+    def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
+        """So many tokens of these sequences are being computed."""
+
+    def stopped(self, seq: Sequence) -> None:
+        """One has lost its place again, to wait or because it ended."""
+
+    def ended(self, seq: Sequence) -> None:
+        """A sequence has ended, wherever it stood."""
+
+    def is_underserved(self, seq: Sequence, max_batch_size: int) -> bool:  # noqa: ARG002
+        """Whether a sequence's tenant has so few places in the batch that it goes before all others."""
+        return False
+
+    def gives_way(self, running: list[Sequence]) -> Sequence:
+        """Who leaves a full batch for an underserved tenant."""
+        raise NotImplementedError
+
+
+class FairShare(Policy):
     """Tokens shared evenly, or by weight, among API keys: start-time fair queueing (Goyal et al. 1996).
 
     A key's next sequence starts where its last one ends on the clock of served tokens, or now if that is past. So a key
     that asks for much queues behind itself; one that asks for little is served at once, and none can starve another.
+
+    Places in the batch are shared likewise: a key with less than half of its share goes before all others, and takes a
+    place from the key that has most; unless it has had BURST tokens more than another key that runs (a counter as in
+    Sheng et al. 2024, "Fairness in Serving Large Language Models").
     """
 
     def __init__(self) -> None:
-        self._now = 0.0  # the place of the sequence that started last
+        self._now = 0.0  # the place of the sequence that started last in turn
         self._ends: dict[bytes, float] = {}  # key -> where its last sequence ends; only those that lie ahead matter
+        self._running: Counter[bytes] = Counter()  # key -> its places in the batch
+        self._weights: dict[bytes, float] = {}  # of keys that have a place
+        self._served: dict[bytes, float] = {}  # key -> tokens computed over its weight; the absent miss their turn
+        self._floor = 0.0  # what the last key that ran had been served
 
-    def __call__(self, seq: Sequence, num_to_compute: int, _: int) -> float:
-        """The place of a sequence that arrives: it is charged for its prompt and all that it may generate."""
+    @property
+    def paces_steps(self) -> bool:  # type: ignore[override]
+        """Once there are several keys."""
+        return len(self._ends) > 1
+
+    def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:  # noqa: ARG002
+        """A sequence is charged for its prompt and for all that it may generate."""
         place = max(self._now, self._ends.get(seq.tenant, 0.0))
         self._ends[seq.tenant] = place + (num_to_compute + seq.sampling.max_tokens) / seq.weight
         return place
 
-    def started(self, place: float) -> None:
-        """Move the clock on."""
-        if place > self._now:
+    def started(self, seq: Sequence, *, in_turn: bool) -> None:
+        """Move the clock on, which is where the last one in turn stood."""
+        if seq.tenant not in self._running:
+            self._served[seq.tenant] = max(self._served.get(seq.tenant, 0.0), self._least_served())
+        self._running[seq.tenant] += 1
+        self._weights[seq.tenant] = seq.weight
+        place = seq.place[0]
+        if in_turn and place > self._now:
             self._now = place
             if len(self._ends) > 1024:  # keys come and go: those that are behind the clock are as good as new
                 self._ends = {key: end for key, end in self._ends.items() if end > place}
+                least = self._least_served()
+                kept = {key for key, tokens in self._served.items() if tokens > least or key in self._running}
+                self._served = {key: self._served[key] for key in kept}
+
+    def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
+        for seq, num_tokens in shares:
+            self._served[seq.tenant] += num_tokens / seq.weight
+
+    def stopped(self, seq: Sequence) -> None:
+        self._running[seq.tenant] -= 1
+        if not self._running[seq.tenant]:
+            del self._running[seq.tenant], self._weights[seq.tenant]
+            self._floor = self._served[seq.tenant]
 
     def ended(self, seq: Sequence) -> None:
         """Give a key back what its sequence did not generate."""
         if seq.tenant in self._ends:
             self._ends[seq.tenant] -= (seq.sampling.max_tokens - seq.num_output_tokens) / seq.weight
 
+    def is_underserved(self, seq: Sequence, max_batch_size: int) -> bool:
+        others = sum(weight for key, weight in self._weights.items() if key != seq.tenant)
+        if not others or self._served.get(seq.tenant, 0.0) > self._least_served() + BURST:
+            return False
+        share = max_batch_size * seq.weight / (others + seq.weight)
+        num_places = self._running[seq.tenant] + (not seq.block_table)
+        return num_places <= share / 2
+
+    def _least_served(self) -> float:
+        return min((self._served[key] for key in self._running), default=self._floor)
+
+    def gives_way(self, running: list[Sequence]) -> Sequence:
+        """The newest of the key that has most for its weight; it loses little: the prefix cache keeps what it had."""
+        busiest = max(self._running, key=lambda key: self._running[key] / self._weights[key])
+        return next(seq for seq in reversed(running) if seq.tenant == busiest)
+
 
 POLICIES: dict[str, Callable[[], Policy]] = {
-    "length": lambda: length,
-    "fcfs": lambda: fcfs,
-    "priority": lambda: priority,
+    "length": lambda: Policy(length),
+    "fcfs": lambda: Policy(fcfs),
+    "priority": lambda: Policy(priority),
     "fair": FairShare,
 }

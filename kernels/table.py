@@ -15,6 +15,7 @@ from kernels import (
     latent_attention,
     lightning_indexer,
     linear,
+    linear_int8,
     native,
     rms_norm,
     rotary,
@@ -22,6 +23,7 @@ from kernels import (
     store_kv,
 )
 from kernels.linear import onednn
+from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.cpu import HEAD_DIMS, CPUAttention
 from kernels.paged_attention.flash import FlashAttention
@@ -43,6 +45,7 @@ class KernelTable:
 
     name: str
     linear: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
+    linear_int8: Callable[[QuantizedWeight, Tensor | None], Callable[[Tensor], Tensor]]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -52,6 +55,12 @@ class KernelTable:
     latent_attention: LatentAttention
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
+
+    def pack_linear(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """A linear layer of either kind."""
+        if isinstance(weight, QuantizedWeight):
+            return self.linear_int8(weight, bias)
+        return self.linear(weight, bias)
 
 
 def resolve(choice: str, device: torch.device, dtype: torch.dtype, head_dim: int | None) -> KernelTable:
@@ -78,6 +87,7 @@ def _reference(_: torch.dtype) -> KernelTable:
     return KernelTable(
         name="reference",
         linear=linear.reference.pack,
+        linear_int8=linear_int8.reference.pack,
         rms_norm=rms_norm.reference.rms_norm,
         add_rms_norm=rms_norm.reference.add_rms_norm,
         rotary=rotary.reference.rotary,
@@ -94,6 +104,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
     return KernelTable(
         name="torch",
         linear=linear.torch.pack,
+        linear_int8=linear_int8.torch.pack,
         rms_norm=rms_norm.torch.rms_norm,
         add_rms_norm=rms_norm.torch.add_rms_norm,
         rotary=rotary.torch.rotary,

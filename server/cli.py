@@ -39,7 +39,7 @@ examples:
   deepseek-serve --config serve.yaml"""
 
 _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
-    ("model", EngineConfig, ("model", "dtype", "device", "kernels", "threads")),
+    ("model", EngineConfig, ("model", "dtype", "quantization", "device", "kernels", "threads")),
     (
         "batching and memory",
         EngineConfig,

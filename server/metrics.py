@@ -120,6 +120,12 @@ class Metrics:
             stats.num_prompt_tokens if stats else 0,
         )
         yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens if stats else 0)
+        yield counter("steps", "Steps that the engine has computed.", stats.num_steps if stats else 0)
+        yield counter(
+            "packed_steps",
+            "The sum over steps of how full each was, from 0 to 1; rate(packed_steps) / rate(steps) is the packing.",
+            stats.packing if stats else 0,
+        )
 
 
 class RequestTimer:

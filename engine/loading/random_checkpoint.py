@@ -166,7 +166,7 @@ class _RandomWeights(Weights):
         self.tensors: dict[str, torch.Tensor] = {}
         self._seed = seed
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
         numbers = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
         if name.endswith("norm.weight"):
@@ -176,9 +176,9 @@ class _RandomWeights(Weights):
         else:
             numbers *= shape[-1] ** -0.5  # so that layers keep the scale of what they are given
         is_fp32 = name.endswith("e_score_correction_bias")
-        self.tensors[name] = numbers.to(torch.float32 if is_fp32 else self._dtype)
+        self.tensors[name] = numbers.to(torch.float32 if is_fp32 else self.dtype)
         self._bar.update()
-        return self.tensors[name].to(dtype or self._dtype)
+        return self.tensors[name]
 
     def finish(self) -> None:
         self._bar.close()

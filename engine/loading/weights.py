@@ -11,7 +11,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,12 @@ from tqdm import tqdm
 from engine.errors import ModelError
 from engine.memory import Trimmer, drop_pages
 from engine.models.config import read_json
+from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.models.int8_scheme import Int8Scheme
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _SHOWN = 10  # names listed in one error
@@ -41,7 +47,10 @@ class TensorSource(Protocol):
 
 
 class Weights:
-    """Hands out a source's tensors on a device, in one dtype, and checks that all were asked for."""
+    """Hands out a source's tensors on a device, in one dtype, and checks that all were asked for.
+
+    Weights of linear layers can be int8 instead: stored so (`int8`), or made so here (`quantizes`).
+    """
 
     def __init__(
         self,
@@ -51,9 +60,23 @@ class Weights:
         *,
         fp8_block: tuple[int, int],
         progress: bool,
+        int8: Int8Scheme | None = None,
+        quantizes: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        self.device = device
-        self._source, self._dtype, self._fp8_block = source, dtype, fp8_block
+        """Take stock of a source.
+
+        Args:
+            source: where tensors come from.
+            device: where they go.
+            dtype: of those that are not int8.
+            fp8_block: rows and columns that share a factor in FP8 weights.
+            progress: show a bar.
+            int8: which layers are stored in int8.
+            quantizes: of a linear layer's name, whether a weight that is not int8 yet becomes it, its input dynamic.
+        """
+        self.device, self.dtype = device, dtype
+        self._source, self._fp8_block = source, fp8_block
+        self._int8, self._quantizes = int8, quantizes
         self._left = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -68,40 +91,89 @@ class Weights:
         )
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The tensor of this name; if it is missing or misshapen, zeros, and `finish` will raise."""
+        """The tensor of this name as numbers; if it is missing or misshapen, zeros, and `finish` will raise."""
+        stored = self._read(name, shape)
+        if stored is None:
+            return self._instead(shape, dtype)
+        if isinstance(stored, QuantizedWeight):
+            stored = stored.dequantize(dtype or self.dtype)
+        return stored.to(self.device, dtype or self.dtype)
+
+    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight:
+        """The weight [O, I] of a linear layer: int8 if it is stored so or is to become so, else like `take`."""
+        stored = self._read(f"{layer}.weight", shape)
+        if stored is None:
+            return self._instead(shape, None)
+        if isinstance(stored, QuantizedWeight):
+            return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
+        return self.as_linear(layer, stored)
+
+    def as_linear(self, layer: str, weight_OI: torch.Tensor) -> torch.Tensor | QuantizedWeight:
+        """The same of a weight that is there already, such as an embedding that is the head too."""
+        if self._quantizes(layer):
+            return quantize_weight(weight_OI.to(self.device), Input.DYNAMIC)
+        return weight_OI.to(self.device, self.dtype)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | None:
+        """What is stored, FP8 made into numbers; None if it is at fault, which is noted."""
+        tensor = self._pull(name, shape)
+        if tensor is None:
+            self._left.discard(f"{name}_scale_inv")
+            return None
+        if tensor.dtype == torch.float8_e4m3fn:
+            factors = self._pull(f"{name}_scale_inv", fp8_factors_shape(shape, self._fp8_block))
+            return None if factors is None else dequantize_fp8(tensor, factors, self._fp8_block)
+        if tensor.dtype == torch.int8 and self._int8 is not None and name.endswith(".weight"):
+            return self._read_int8(name.removesuffix(".weight"), tensor)
+        if tensor.dtype not in _NUMBERS:
+            self._misshapen.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+            return None
+        return tensor
+
+    def _read_int8(self, layer: str, values_OI: torch.Tensor) -> QuantizedWeight | None:
+        assert self._int8 is not None
+        kind = self._int8.input_kind(layer)
+        scale_O1 = self._pull(f"{layer}.weight_scale", (len(values_OI), 1))
+        if kind is None:
+            self._misshapen.append(f"{layer}.weight is int8, but in no group of quantization_config")
+        if scale_O1 is None or kind is None:
+            return None
+        input_: Input | StaticInput = Input.FLOAT if kind == "float" else Input.DYNAMIC
+        if kind == "static":
+            scale, zero = self._pull(f"{layer}.input_scale", (1,)), 0
+            if f"{layer}.input_zero_point" in self._left:
+                stored = self._pull(f"{layer}.input_zero_point", (1,))
+                zero = 0 if stored is None else int(stored)
+            if scale is None:
+                return None
+            if not -128 <= zero <= 127 or not 0 < float(scale) < math.inf:
+                self._misshapen.append(f"{layer}.input_scale and input_zero_point are {float(scale)} and {zero}")
+                return None
+            input_ = StaticInput(float(scale), zero + 128)  # stored for s8
+        return QuantizedWeight(values_OI, scale_O1[:, 0].float(), input_)
+
+    def _pull(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """A tensor of the source as it is stored, if it is there and has this shape (or is a number where one is)."""
         if name not in self._left:
             self._missing.append(name)
-            return self._instead(shape, dtype)
+            return None
         self._left.remove(name)
         self._bar.update()
         tensor = self._source.read(name)
         self._trimmer.read(tensor.nbytes)
+        if shape == (1,) and tensor.dim() == 0:
+            tensor = tensor[None]
         if tuple(tensor.shape) != shape:
             self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-            self._left.discard(f"{name}_scale_inv")
-            return self._instead(shape, dtype)
-        if tensor.dtype == torch.float8_e4m3fn:
-            scales = f"{name}_scale_inv"
-            if scales not in self._left:
-                self._missing.append(scales)
-                return self._instead(shape, dtype)
-            self._left.remove(scales)
-            factors = self._source.read(scales)
-            if tuple(factors.shape) != (expected := fp8_factors_shape(shape, self._fp8_block)):
-                self._misshapen.append(f"{scales} is {list(factors.shape)}, expected {list(expected)}")
-                return self._instead(shape, dtype)
-            tensor = dequantize_fp8(tensor, factors, self._fp8_block)
-        elif tensor.dtype not in _NUMBERS:
-            self._misshapen.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
-            return self._instead(shape, dtype)
-        return tensor.to(self.device, dtype or self._dtype)
+            return None
+        return tensor
 
     def _instead(self, shape: tuple[int, ...], dtype: torch.dtype | None) -> torch.Tensor:
         """Zeros, so that all that is wrong can be named at the end; unless that is much already, or they are large."""
         if len(self._missing) + len(self._misshapen) > _ENOUGH or math.prod(shape) > _LARGE:
             self._left.clear()
             self.finish()
-        return torch.zeros(shape, dtype=dtype or self._dtype, device=self.device)
+        return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
 
     def ignore(self, name: str) -> None:
         """Say that a tensor, if there, is not needed."""

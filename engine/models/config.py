@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import ModelError
+from engine.models.int8_scheme import Int8Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +113,7 @@ class ModelConfig:
         rope_scaling: the checkpoint's own dictionary, with "rope_type"; empty for plain RoPE.
         mla, indexer, moe: None where the model has none.
         num_nextn_predict_layers: layers behind the last, for multi-token prediction, which the main model does without.
+        int8: which layers are stored in int8, and how they treat their input; None if none are.
         weight_block_size: rows and columns that share a factor in FP8 weights, where there are any.
         eos_token_ids: tokens that end a sequence.
         dtype: what the checkpoint says it is stored in.
@@ -136,6 +138,7 @@ class ModelConfig:
     indexer: IndexerConfig | None = None
     moe: MoEConfig | None = None
     num_nextn_predict_layers: int = 0
+    int8: Int8Scheme | None = None
     weight_block_size: tuple[int, int] = (128, 128)
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
@@ -193,6 +196,7 @@ class ModelConfig:
             indexer=_hf_indexer(keys),
             moe=_hf_moe(keys),
             num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
+            int8=_hf_quantization(raw),
             weight_block_size=_hf_block_size(raw),
             eos_token_ids=_eos_token_ids(raw, generation),
             dtype=raw.get("dtype") or raw.get("torch_dtype"),
@@ -359,14 +363,24 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
         )
     if (activation := raw.get("hidden_act", "silu")) != "silu":
         raise ModelError(f"hidden_act is {activation!r}; only 'silu' is computed here")
+
+
+def _hf_quantization(raw: Mapping[str, Any]) -> Int8Scheme | None:
+    """The checkpoint's int8 scheme; None where weights are plain numbers, or FP8, which becomes that when loaded."""
     quantization = raw.get("quantization_config")
-    if quantization and not isinstance(quantization, dict):
+    if not quantization:
+        return None
+    if not isinstance(quantization, dict):
         raise ModelError(f"quantization_config in config.json is {quantization!r}; expected an object")
-    if quantization and quantization.get("quant_method") != "fp8":
+    method = quantization.get("quant_method")
+    if method == "compressed-tensors":
+        return Int8Scheme.from_config(quantization)
+    if method != "fp8":
         raise ModelError(
-            f"the checkpoint is quantised by {quantization.get('quant_method')!r}; of quantised weights, "
-            "only DeepSeek's block-wise 'fp8' is read"
+            f"the checkpoint is quantised by {method!r}; of quantised weights, DeepSeek's block-wise 'fp8' and "
+            "the int8 ones of 'compressed-tensors' are read"
         )
+    return None
 
 
 def _hf_shape(keys: _Keys) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Decoder:
         self._norm = build.norm("model.norm")
         if config.tie_word_embeddings:
             weights.ignore("lm_head.weight")
-            self._head = kernels.linear(self._embedding_VH, None)
+            self._head = kernels.pack_linear(weights.as_linear("lm_head", self._embedding_VH), None)
         else:
             self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
         # Multi-token prediction is not part of the main model.

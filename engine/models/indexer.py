@@ -5,7 +5,7 @@
     score of a position = sum over heads of w * relu(q . k * I^-0.5);  w = weights_proj(x) * heads^-0.5
 
 The published code also rotates both by a Hadamard matrix, which leaves q . k as it is, and scores in FP8; here it is
-the dtype's own product. k_norm is a LayerNorm with bias.
+the dtype's own product, never int8: a choice of positions is a cliff. k_norm is a LayerNorm with bias.
 
 Shapes: T tokens, H hidden, Q q_lora_rank, J index_n_heads, I index_head_dim.
 """
@@ -39,12 +39,15 @@ class Indexer:
             in_size=mla.q_lora_rank,
             out_sizes=[config.index_n_heads * config.index_head_dim],
             bias=False,
+            numbers=True,
         )
-        self._key = build.linear(f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False)
+        self._key = build.linear(
+            f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False, numbers=True
+        )
         self._norm_weight = build.weights.take(f"{prefix}.k_norm.weight", (config.index_head_dim,))
         self._norm_bias = build.weights.take(f"{prefix}.k_norm.bias", (config.index_head_dim,))
         self._weigh = build.linear(
-            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False
+            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False, numbers=True
         )
 
     def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kernels.linear_int8 import QuantizedWeight, stack
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,19 +26,32 @@ class Builder:
     kernels: KernelTable
 
     def stacked(
-        self, *names: str, in_size: int, out_sizes: list[int], bias: bool
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`{name}.weight` (and `.bias`) of several layers that read the same input, stacked by output."""
+        self, *names: str, in_size: int, out_sizes: list[int], bias: bool, numbers: bool = False
+    ) -> tuple[torch.Tensor | QuantizedWeight, torch.Tensor | None]:
+        """`{name}.weight` (and `.bias`) of several layers that read the same input, stacked by output.
+
+        Layers whose int8 weights treat that input in different ways are made into numbers, and all with `numbers`.
+        """
         pairs = list(zip(names, out_sizes, strict=True))
-        weight = torch.cat([self.weights.take(f"{name}.weight", (size, in_size)) for name, size in pairs])
         biases = torch.cat([self.weights.take(f"{name}.bias", (size,)) for name, size in pairs]) if bias else None
-        return weight, biases
+        if numbers:
+            parts = [self.weights.take(f"{name}.weight", (size, in_size)) for name, size in pairs]
+            return torch.cat(parts), biases
+        weights = [self.weights.take_linear(name, (size, in_size)) for name, size in pairs]
+        quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
+        if len(quantized) == len(weights) and (stacked := stack(quantized)) is not None:
+            return stacked, biases
+        return torch.cat([self._as_numbers(weight) for weight in weights]), biases
+
+    def _as_numbers(self, weight: torch.Tensor | QuantizedWeight) -> torch.Tensor:
+        return weight.dequantize(self.weights.dtype) if isinstance(weight, QuantizedWeight) else weight
 
     def linear(
-        self, *names: str, in_size: int, out_sizes: list[int], bias: bool
+        self, *names: str, in_size: int, out_sizes: list[int], bias: bool, numbers: bool = False
     ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """One linear layer made of one or several of the checkpoint's."""
-        return self.kernels.linear(*self.stacked(*names, in_size=in_size, out_sizes=out_sizes, bias=bias))
+        """One linear layer made of one or several of the checkpoint's; with `numbers`, never in int8."""
+        stacked = self.stacked(*names, in_size=in_size, out_sizes=out_sizes, bias=bias, numbers=numbers)
+        return self.kernels.pack_linear(*stacked)
 
     def norm(self, name: str) -> torch.Tensor:
         """The weight of an RMSNorm over hidden_size."""

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.models.indexer import Indexer
+from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
@@ -95,13 +96,13 @@ class MultiHeadLatentAttention:
         )
         rows = torch.arange(self._q_size) if mla.q_lora_rank else query_rows
         rows = torch.cat([rows, self._q_size + latent_rows])
-        self._down = build.kernels.linear(weight[rows], None if bias is None else bias[rows])
+        self._down = build.kernels.pack_linear(_rows(weight, rows), None if bias is None else bias[rows])
         self._latent_norm = build.weights.take(f"{prefix}.kv_a_layernorm.weight", (mla.kv_lora_rank,))
         self._q_up: Callable[[torch.Tensor], torch.Tensor] | None = None
         if mla.q_lora_rank is not None:
             self._q_norm = build.weights.take(f"{prefix}.q_a_layernorm.weight", (mla.q_lora_rank,))
-            q_b = build.weights.take(f"{prefix}.q_b_proj.weight", (self._num_heads * head_dim, mla.q_lora_rank))
-            self._q_up = build.kernels.linear(q_b[query_rows], None)
+            q_b = build.weights.take_linear(f"{prefix}.q_b_proj", (self._num_heads * head_dim, mla.q_lora_rank))
+            self._q_up = build.kernels.pack_linear(_rows(q_b, query_rows), None)
         kv_size = mla.qk_nope_head_dim + mla.v_head_dim
         kv_b = build.weights.take(f"{prefix}.kv_b_proj.weight", (self._num_heads * kv_size, mla.kv_lora_rank))
         up_NXC = kv_b.view(self._num_heads, kv_size, mla.kv_lora_rank)
@@ -225,6 +226,10 @@ def softmax_scale(config: ModelConfig) -> float:
     if not all_dim or factor <= 1:
         return scale
     return scale * math.pow(0.1 * all_dim * math.log(factor) + 1.0, 2)
+
+
+def _rows(weight: torch.Tensor | QuantizedWeight, order: torch.Tensor) -> torch.Tensor | QuantizedWeight:
+    return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
 
 
 def _half_split_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
     from engine.models.layers import Builder
+    from kernels.linear_int8 import QuantizedWeight
+
+    Weight = torch.Tensor | QuantizedWeight
 
 
 class MixtureOfExperts:
@@ -29,15 +32,15 @@ class MixtureOfExperts:
         hidden, inter = build.config.hidden_size, config.moe_intermediate_size
         self._router = Router(build, f"{prefix}.gate")
 
-        def experts() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        def experts() -> Iterator[tuple[Weight, Weight]]:
             for expert in range(config.n_routed_experts):
                 name = f"{prefix}.experts.{expert}"
                 gate_up, _ = build.stacked(
                     f"{name}.gate_proj", f"{name}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=False
                 )
-                yield gate_up, build.weights.take(f"{name}.down_proj.weight", (hidden, inter))
+                yield gate_up, build.weights.take_linear(f"{name}.down_proj", (hidden, inter))
 
-        self._experts = build.kernels.pack_experts(build.kernels.linear, build.kernels.silu_mul, experts())
+        self._experts = build.kernels.pack_experts(build.kernels.pack_linear, build.kernels.silu_mul, experts())
         self._shared: MLP | None = None
         if config.n_shared_experts:
             self._shared = MLP(build, f"{prefix}.shared_experts", inter * config.n_shared_experts)

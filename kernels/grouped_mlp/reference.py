@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from kernels.linear_int8 import QuantizedWeight
+
+Weight = torch.Tensor | QuantizedWeight
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 
 def pack(
-    linear: Callable[[torch.Tensor, None], Linear],
+    linear: Callable[[Weight, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    experts: Iterable[tuple[Weight, Weight]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]
 

@@ -9,23 +9,26 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from kernels.linear_int8 import QuantizedWeight
+
+Weight = torch.Tensor | QuantizedWeight
 Linear = Callable[[torch.Tensor], torch.Tensor]
 Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def pack(
-    linear: Callable[[torch.Tensor, None], Linear],
+    linear: Callable[[Weight, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    experts: Iterable[tuple[Weight, Weight]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     return pack_with(combine, linear, silu_mul, experts)
 
 
 def pack_with(
     combine: Combine,
-    linear: Callable[[torch.Tensor, None], Linear],
+    linear: Callable[[Weight, None], Linear],
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
-    experts: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    experts: Iterable[tuple[Weight, Weight]],
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     """The same with another way to sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
     packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]

@@ -9,25 +9,36 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 from collections.abc import Callable
 
 import torch  # before any library of ours: see the docstring
 
-from kernels.native.build import library_path
+from kernels.native.build import ISAS, library_path
 
 _SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
-_CAPABILITY = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}  # torch's word for the CPU -> libraries, best first
 
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 @functools.cache
+def load(isa: str) -> ctypes.CDLL | None:
+    """The library for an instruction set (kernels.native.build.ISAS), or None where it is not built or cannot run."""
+    if platform.machine() != "x86_64" or not (path := library_path(isa)).exists():
+        return None
+    native = ctypes.CDLL(str(path))
+    return native if native.start() == 0 else None
+
+
+def isa() -> str | None:
+    """The instruction set of the best library that this CPU can run and that was built, or None."""
+    return next((name for name in ISAS if load(name) is not None), None)
+
+
 def library() -> ctypes.CDLL | None:
     """The best library that this CPU can run and that was built, or None."""
-    for isa in _CAPABILITY.get(torch.backends.cpu.get_cpu_capability(), ()):
-        if (path := library_path(isa)).exists():
-            return ctypes.CDLL(str(path))
-    return None
+    best = isa()
+    return None if best is None else load(best)
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -60,16 +60,19 @@ def test_fair_shares_count_tokens_and_weights():
 def test_a_key_is_given_back_what_its_sequences_did_not_generate():
     policy = POLICIES["fair"]()
     ended_early = of("a", max_tokens=1000, tenant=b"a")
-    assert policy(ended_early, 4, 0) == 0
+    assert policy.place(ended_early, 4, 0) == 0
     policy.ended(ended_early)
-    assert policy(of("b", tenant=b"a"), 4, 1) == 4
+    assert policy.place(of("b", tenant=b"a"), 4, 1) == 4
 
 
 def test_an_idle_key_saves_nothing_up():
     policy = POLICIES["fair"]()
     for _ in range(10):
-        policy.started(policy(of("a", tenant=b"busy"), 4, 0))
-    late = policy(of("b", tenant=b"late"), 4, 0)
+        seq = of("a", tenant=b"busy")
+        seq.place = (policy.place(seq, 4, 0), 0)
+        policy.started(seq, in_turn=True)
+        policy.stopped(seq)
+    late = policy.place(of("b", tenant=b"late"), 4, 0)
     assert late == 180  # where the busy key's last one started, not 0
 
 
@@ -179,3 +182,13 @@ def test_a_deadline_for_the_start_spares_what_has_started():
     step(batcher)
     assert [output.request_id for output in batcher.expire(2.0)] == ["second"]
     assert batcher.stats().num_running == 1
+
+
+def test_many_keys_that_come_and_go_are_forgotten():
+    batcher = DynamicBatcher(KVCacheManager(1000, 4), 4, 64, policy="fair")
+    for i in range(3000):
+        add(batcher, of(f"r{i}", tenant=str(i).encode(), max_tokens=2), of(f"s{i}", tenant=b"stays", max_tokens=2))
+        while batcher.has_work:
+            step(batcher)
+    assert max(len(batcher._policy._ends), len(batcher._policy._served)) < 1100
+    batcher.check_idle()

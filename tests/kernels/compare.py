@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from kernels import native
-from kernels.native.build import library_path
+from kernels.native.build import ISAS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DTYPES = (torch.float32, torch.bfloat16)
 _TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2)}
-_RUNS = {"AVX512": ("avx512", "avx2"), "AVX2": ("avx2",)}.get(torch.backends.cpu.get_cpu_capability(), ())
+_LIBRARIES = {isa: library for isa in ISAS if (library := native.load(isa)) is not None}
 
 
 def dtype_id(dtype: torch.dtype) -> str:
@@ -38,7 +37,7 @@ def natives(make: Callable[[torch.dtype], Any]) -> dict[str, Callable[[torch.dty
 
     def bind(isa: str, dtype: torch.dtype) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "library", lambda: ctypes.CDLL(str(library_path(isa))))
+            patch.setattr(native, "library", lambda: _LIBRARIES[isa])
             return make(dtype)
 
-    return {isa: lambda dtype, isa=isa: bind(isa, dtype) for isa in _RUNS if library_path(isa).exists()}
+    return {isa: lambda dtype, isa=isa: bind(isa, dtype) for isa in _LIBRARIES}

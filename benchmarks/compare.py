@@ -1,0 +1,205 @@
+r"""Measure servers against each other, taking turns in one session, and print ratios: the first target is ours.
+
+    python -m benchmarks.compare --case 128,64,8 128,64,32 \\
+        --target "ours=deepseek-serve --port {port} --model FOLDER" --target peer=http://127.0.0.1:8080
+
+A target is a URL, or a command with {port} that is started here and ended with everything it started. In every round
+each target gets the same requests; the next round has others. One JSON line a run on stdout, a table of medians on
+stderr. --load-command takes another load generator that prints what `vllm bench serve` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from benchmarks import serve
+from benchmarks.load.targets import Target, TargetError, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FIGURES = ("output_tokens_per_second", "ttft_ms", "tpot_ms")
+_PRINTED = {  # what `vllm bench serve` calls them
+    "completed": r"Successful requests",
+    "output_tokens_per_second": r"Output token throughput \(tok/s\)",
+    "ttft_ms": r"Median TTFT \(ms\)",
+    "tpot_ms": r"Median TPOT \(ms\)",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One load: tokens in, tokens out, streams at any time, requests in all."""
+
+    input_len: int
+    output_len: int
+    concurrency: int
+    requests: int
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """IN,OUT,CONCURRENCY[,REQUESTS]; three requests a stream, and at least 8, if it does not say.
+
+        Raises:
+            ValueError: it is not of that form.
+        """
+        numbers = [int(word) for word in text.split(",")]
+        if len(numbers) == 3:
+            numbers.append(max(8, 3 * numbers[2]))
+        if len(numbers) != 4 or min(numbers) < 1:
+            raise ValueError(f"'{text}' is no case: expected IN,OUT,CONCURRENCY or IN,OUT,CONCURRENCY,REQUESTS")
+        return cls(*numbers)
+
+
+Figures = dict[str, Any]  # FIGURES, completed, errors
+
+
+def our_load(target: Target, case: Case, seed: int, flags: Sequence[str]) -> Figures:
+    """One run of benchmarks.serve; times are medians."""
+    args = serve.parse(
+        [
+            *("--url", target.url, "--ignore-eos", "--seed", str(seed)),
+            *("--input-len", str(case.input_len), "--output-len", str(case.output_len)),
+            *("--concurrency", str(case.concurrency), "--requests", str(case.requests)),
+            *flags,
+        ]
+    )
+    _, summary = serve.measure(args)
+    figures = {name: summary[name] for name in ("completed", "output_tokens_per_second", "client_cpu_seconds")}
+    times = {name: summary[name].get("p50") for name in ("ttft_ms", "tpot_ms")}
+    return {**figures, **times, "errors": {kind: error["count"] for kind, error in summary["errors"].items()}}
+
+
+def other_load(target: Target, case: Case, seed: int, command: str, timeout: float) -> Figures:
+    """One run of another load generator.
+
+    Raises:
+        TargetError: it failed, or what it printed is not understood.
+    """
+    values = {"url": target.url, "port": urlsplit(target.url).port, "seed": seed, **vars(case)}
+    words = [re.sub(r"\{(\w+)\}", lambda m: str(values.get(m[1], m[0])), word) for word in shlex.split(command)]
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, timeout=timeout)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TargetError(f"--load-command: {error}") from None
+    return parse_printed(done.stdout, case)
+
+
+def parse_printed(text: str, case: Case) -> Figures:
+    """The figures in what `vllm bench serve` prints.
+
+    Raises:
+        TargetError: one is missing.
+    """
+    figures: Figures = {}
+    for name, printed in _PRINTED.items():
+        found = re.search(rf"^{printed}:\s+([\d.]+)$", text, re.MULTILINE)
+        if found is None:
+            raise TargetError(f"--load-command printed no line '{printed}: NUMBER'")
+        figures[name] = float(found[1])
+    failed = case.requests - int(figures["completed"])
+    return figures | {"errors": {"failed": failed} if failed else {}}
+
+
+def medians(runs: Sequence[Figures]) -> dict[str, float]:
+    """Of several runs; the number of errors is their sum."""
+    middle = {
+        name: statistics.median([run[name] for run in runs if run[name] is not None] or [0.0]) for name in FIGURES
+    }
+    return {**middle, "errors": sum(sum(run["errors"].values()) for run in runs)}
+
+
+def table(results: dict[Case, dict[str, list[Figures]]], names: Sequence[str]) -> str:
+    """Markdown: a line for each case and peer; throughput's ratio is ours to theirs, above 1 where we are faster."""
+    ours, *peers = names
+    lines = [
+        f"| in | out | streams | peer | tokens/s, {ours} | peer | ratio | TTFT ms, {ours} / peer | TPOT ms | failed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for case, runs in results.items():
+        mine = medians(runs[ours])
+        for peer in peers or [ours]:
+            theirs = medians(runs[peer])
+            rate, their_rate = mine["output_tokens_per_second"], theirs["output_tokens_per_second"]
+            cells = [
+                *(case.input_len, case.output_len, case.concurrency, peer, f"{rate:.1f}", f"{their_rate:.1f}"),
+                f"{rate / their_rate:.2f}" if their_rate else "-",
+                *(f"{mine[name]:.1f} / {theirs[name]:.1f}" for name in ("ttft_ms", "tpot_ms")),
+                f"{mine['errors']:.0f} / {theirs['errors']:.0f}",
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def compare(targets: Sequence[Target], args: argparse.Namespace) -> Iterator[tuple[Case, Target, int, Figures]]:
+    """All runs: round by round, each target in turn, and another one first in each round."""
+    for case in args.case:
+        for repeat in range(args.repeats):
+            first = repeat % len(targets)
+            for target in [*targets[first:], *targets[:first]]:
+                if args.load_command:
+                    figures = other_load(target, case, repeat, args.load_command, args.timeout)
+                else:
+                    figures = our_load(target, case, repeat, shlex.split(args.load_flags))
+                yield case, target, repeat, figures
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags; a bad value ends the program and says what is valid."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--target", action="append", required=True, metavar="NAME=URL|COMMAND", help="ours first, then peers")
+    add("--case", nargs="+", default=["128,64,1", "128,64,8", "128,64,32"], metavar="IN,OUT,CONCURRENCY[,REQUESTS]")
+    add("--repeats", type=int, default=3, help="rounds, of which medians are taken (default: %(default)s)")
+    add("--load-flags", default="", help="more flags for benchmarks.serve: '--chat --temperature 0'")
+    add("--load-command", help="another generator, with {url}, {port}, {input_len}, {output_len}, {concurrency}, ...")
+    add("--start-timeout", type=float, default=300.0, help="seconds for a target to be ready (default: %(default)s)")
+    add("--timeout", type=float, default=1800.0, help="seconds for a run of --load-command (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        args.case = [Case.parse(text) for text in args.case]
+    except ValueError as error:
+        parser.error(str(error))
+    pairs = [text.partition("=") for text in args.target]
+    args.targets = {name: where for name, _, where in pairs}
+    if len(args.targets) < len(pairs) or not all(name and where for name, where in args.targets.items()):
+        parser.error("each --target is NAME=URL or NAME=COMMAND, with a name of its own")
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    return args
+
+
+def main() -> None:
+    """A JSON line for each run on stdout, the table on stderr. Whatever was started is ended, also by a signal."""
+    args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    results: dict[Case, dict[str, list[Figures]]] = {}
+    try:
+        with contextlib.ExitStack() as stack:
+            targets = [
+                stack.enter_context(running(name, where, args.start_timeout)) for name, where in args.targets.items()
+            ]
+            for case, target, repeat, figures in compare(targets, args):
+                results.setdefault(case, {}).setdefault(target.name, []).append(figures)
+                sys.stdout.write(json.dumps({"target": target.name, **vars(case), "repeat": repeat, **figures}) + "\n")
+                sys.stdout.flush()
+    except (TargetError, OSError) as error:
+        sys.exit(f"benchmarks.compare: error: {error}")
+    sys.stderr.write(table(results, list(args.targets)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Servers to measure: those that run already, and those that are started here and ended with all that they started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_POLL = 0.1  # seconds
+_PATIENCE = 20.0  # seconds that a server may take to end
+
+
+class TargetError(Exception):
+    """A server did not start."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that is ready."""
+
+    name: str
+    url: str
+
+
+@contextlib.contextmanager
+def running(name: str, where: str, timeout: float) -> Iterator[Target]:
+    """A target from its URL, or from a command with {port} in it, which runs until the `with` statement ends.
+
+    Raises:
+        TargetError: it is not ready within `timeout` seconds, or has ended.
+    """
+    if where.startswith(("http://", "https://")):
+        _wait_ready(name, where, timeout, None, None)
+        yield Target(name, where)
+        return
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [word.replace("{port}", str(port)) for word in shlex.split(where)]
+    with tempfile.TemporaryFile() as log:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        except OSError as error:
+            raise TargetError(f"{name} cannot be started: {error}") from None
+        try:
+            _wait_ready(name, url, timeout, process, log)
+            yield Target(name, url)
+        finally:
+            _end(process)
+
+
+def _wait_ready(
+    name: str, url: str, timeout: float, process: subprocess.Popen[bytes] | None, log: IO[bytes] | None
+) -> None:
+    deadline = time.monotonic() + timeout
+    while not is_healthy(url):
+        ended = process is not None and process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            why = f"has ended with status {process.returncode}" if ended and process else f"is not ready in {timeout} s"
+            raise TargetError(f"{name} {why}{_tail(log)}")
+        time.sleep(_POLL)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether /health answers 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url.rstrip("/").removesuffix("/v1") + "/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:  # urllib's errors are among them
+        return False
+
+
+def _tail(log: IO[bytes] | None) -> str:
+    if log is None:
+        return ""
+    log.seek(0)
+    return ":\n" + "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server's process group: asked first, then killed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_PATIENCE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

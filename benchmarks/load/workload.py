@@ -1,0 +1,222 @@
+"""What is asked, by whom and when: made from a seed, or read from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_WORDS = (
+    "the of and to in is that it for was on are as with they at be this from have or by one had not but "
+    "what all were when we there can an your which their said if do will each about how up out them then "
+    "many some so these would other into has more two like see time could no make than first been its who "
+    "now people made over did down only way find use may water long little very after words called just "
+    "where most know"
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request; `due` is in seconds from the start, None where it is sent when there is room."""
+
+    prompt: str | list[int]
+    max_tokens: int
+    prefix: str | list[int] = ""
+    key: str = ""
+    due: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Requests that are sent in order: when due, or with `concurrency` of them open at any time."""
+
+    requests: Sequence[Request]
+    concurrency: int | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A distribution of lengths in tokens: 128, or 64-512, or lognormal:MEDIAN:SIGMA:MAX (a heavy tail)."""
+
+    low: int
+    high: int
+    sigma: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Lengths:
+        """From a flag.
+
+        Raises:
+            ValueError: it is of none of the three forms.
+        """
+        try:
+            if text.startswith("lognormal:"):
+                median, sigma, most = text.removeprefix("lognormal:").split(":")
+                lengths = cls(int(median), int(most), float(sigma))
+            else:
+                low, _, high = text.partition("-")
+                lengths = cls(int(low), int(high or low))
+        except ValueError:
+            lengths = cls(0, 0)
+        if not 1 <= lengths.low <= lengths.high or (lengths.sigma is not None and not 0 <= lengths.sigma < math.inf):
+            raise ValueError(f"'{text}' is not a length: expected 128, 64-512, or lognormal:MEDIAN:SIGMA:MAX")
+        return lengths
+
+    def __str__(self) -> str:
+        if self.sigma is not None:
+            return f"lognormal:{self.low}:{self.sigma:g}:{self.high}"
+        return str(self.low) if self.low == self.high else f"{self.low}-{self.high}"
+
+    def draw(self, rng: random.Random) -> int:
+        """One length, at least 1."""
+        if self.sigma is None:
+            return rng.randint(self.low, self.high)
+        return min(max(1, round(rng.lognormvariate(math.log(self.low), self.sigma))), self.high)
+
+
+@dataclass(frozen=True)
+class Load:
+    """Settings of the requests of one API key.
+
+    Attributes:
+        rate: arrivals a second (Poisson), inf for all at once; None for a closed loop of `concurrency`.
+    """
+
+    input_len: Lengths
+    output_len: Lengths
+    requests: int = 100
+    rate: float | None = None
+    concurrency: int = 8
+    key: str = ""
+
+    def of_key(self, text: str) -> Load:
+        """KEY[,rate=R][,concurrency=C][,requests=N][,input-len=L][,output-len=L]: this load with these changes.
+
+        Raises:
+            ValueError: a setting is unknown or has no such value.
+        """
+        key, *settings = text.split(",")
+        kinds = {
+            "rate": parse_rate,
+            "concurrency": positive,
+            "requests": positive,
+            "input-len": Lengths.parse,
+            "output-len": Lengths.parse,
+        }
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            name, _, value = setting.partition("=")
+            if name not in kinds:
+                raise ValueError(f"'{setting}' is no setting of a key: expected one of {', '.join(kinds)}, and =VALUE")
+            changes[name.replace("-", "_")] = kinds[name](value)
+            if name == "concurrency":
+                changes["rate"] = None
+        return dataclasses.replace(self, key=key, **changes)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How prompts are made: random token ids below `vocab_size`, or words (about one token each) where it is None."""
+
+    vocab_size: int | None = None
+    shared_prefix: int = 0
+
+    def make(self, rng: random.Random, length: int) -> str | list[int]:
+        """A prompt of so many tokens."""
+        if self.vocab_size is None:
+            return " ".join(rng.choices(_WORDS.split(), k=length))
+        return rng.choices(range(self.vocab_size), k=length)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"'{text}' must be at least 1")
+    return number
+
+
+def parse_rate(text: str) -> float:
+    """Arrivals a second, or inf."""
+    rate = float(text)
+    if not rate > 0:
+        raise ValueError(f"'{text}' must be more than 0")
+    return rate
+
+
+def generate(load: Load, prompts: Prompts, seed: int | str) -> Source:
+    """One key's requests. The same seed makes the same requests at the same times."""
+    rng = random.Random(f"{seed}/{load.key}")
+    prefix = prompts.make(random.Random(f"{seed}/prefix"), prompts.shared_prefix) if prompts.shared_prefix else ""
+    now = 0.0
+    requests: list[Request] = []
+    for _ in range(load.requests):
+        if load.rate is not None:
+            now += rng.expovariate(load.rate)
+        prompt = prompts.make(rng, load.input_len.draw(rng))
+        due = None if load.rate is None else now
+        requests.append(Request(prompt, load.output_len.draw(rng), prefix, load.key, due))
+    return Source(requests, load.concurrency if load.rate is None else None)
+
+
+def read(path: Path, load: Load, prompts: Prompts, seed: int, *, limit: int | None, replay: bool) -> Source:
+    """Requests from a file of JSON lines, at most `limit`.
+
+    A line has "prompt", which is a text, token ids or a number of tokens to make up, and may have "max_tokens" (or
+    "output"; else `load` says), "time", "key", "priority" and "prefix" ([name, tokens]): benchmarks.simulate reads the
+    same. With `replay` they are sent at their times, otherwise as `load` says.
+
+    Raises:
+        ValueError: a line cannot be read; it is named.
+    """
+    rng, now = random.Random(f"{seed}/file"), 0.0
+    requests: list[Request] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip() or (limit is not None and len(requests) == limit):
+            continue
+        try:
+            entry = json.loads(line)
+            due: float | None = entry["time"] if replay else None
+            request = _from_entry(entry, load, prompts, rng, seed)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: {type(error).__name__}: {error}") from None
+        if not replay and load.rate is not None:
+            due = now = now + rng.expovariate(load.rate)
+        requests.append(dataclasses.replace(request, due=due))
+    if not requests:
+        raise ValueError(f"{path} has no requests in it")
+    if not replay and load.rate is None:
+        return Source(requests, load.concurrency)
+    return Source(sorted(requests, key=lambda request: request.due or 0.0))
+
+
+def has_times(path: Path) -> bool:
+    """Whether a file of requests is a recorded trace: its first line says when it came."""
+    with path.open(encoding="utf-8") as lines:
+        return '"time"' in next((line for line in lines if line.strip()), "")
+
+
+def _from_entry(entry: dict[str, Any], load: Load, prompts: Prompts, rng: random.Random, seed: int) -> Request:
+    prompt = entry["prompt"]
+    prefix: str | list[int] = ""
+    if isinstance(prompt, int):
+        name, length = entry.get("prefix") or ("", 0)
+        if length := min(length, prompt - 1):
+            prefix = prompts.make(random.Random(f"{seed}/prefix {name}"), length)
+        prompt = prompts.make(rng, max(1, prompt - length))
+    output = entry.get("max_tokens", entry.get("output"))
+    return Request(
+        prompt,
+        load.output_len.draw(rng) if output is None else output,
+        prefix,
+        entry.get("key", load.key),
+        priority=entry.get("priority", 0),
+    )

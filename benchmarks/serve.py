@@ -1,0 +1,162 @@
+"""Load an OpenAI-compatible server over HTTP, and say how it fared.
+
+    python -m benchmarks.serve --concurrency 32 --input-len 128 --output-len 64 --ignore-eos     # a closed loop
+    python -m benchmarks.serve --rate 4 --requests 400 --input-len lognormal:90:1.4:2048         # Poisson arrivals
+    python -m benchmarks.serve --api-key heavy,rate=inf,requests=200 --api-key light,rate=1      # several callers
+    python -m benchmarks.serve --dataset trace.jsonl --slo ttft=500 --slo tpot=50                # replay, goodput
+
+A table for people on stderr, one JSON line on stdout. --dataset reads lines of {"prompt": text, token ids or a number
+of tokens, "max_tokens": N} and, if wanted, "time" (seconds), "key", "priority" and "prefix" ([name, tokens]); a file
+with times is replayed at them, unless --rate or --concurrency is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+
+from benchmarks.load import report, workload
+from benchmarks.load.runner import Endpoint, Run, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Flags; a bad value ends the program and says what is valid."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    length, positive, rate = _named(workload.Lengths.parse), _named(workload.positive), _named(workload.parse_rate)
+    add = parser.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    add("--model", help="default: the first of /v1/models")
+    add("--chat", action="store_true", help="/v1/chat/completions instead of /v1/completions")
+    add("--requests", type=positive, help="how many (default: 100, or all of --dataset)")
+    add("--concurrency", type=positive, help="closed loop: so many open at any time (default: 8)")
+    add("--rate", type=rate, help="open loop: Poisson arrivals a second; inf is all at once")
+    add("--input-len", type=length, default="128", help="tokens: 128, 64-512, or lognormal:MEDIAN:SIGMA:MAX")
+    add("--output-len", type=length, default="64", help="tokens, likewise")
+    add("--shared-prefix", type=int, default=0, metavar="TOKENS", help="a system prompt before every prompt")
+    add("--text", action="store_true", help="prompts of words, not of token ids (always so with --chat)")
+    add("--vocab-size", type=positive, default=32_000, help="token ids are below it (default: %(default)s)")
+    add("--dataset", type=Path, metavar="FILE", help="requests from a file of JSON lines")
+    add(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY[,rate=R][,concurrency=C][,requests=N][,input-len=L][,output-len=L]",
+        help="send as this caller; several share the server, each with its own load",
+    )
+    add("--temperature", type=float, default=1.0)
+    add("--ignore-eos", action="store_true", help="every answer is as long as it may be")
+    add("--token-ids", action="store_true", help="ask for token ids, which tell how many tokens a chunk has")
+    add("--body", type=json.loads, default={}, metavar="JSON", help="more parameters: '{\"top_p\": 0.9}'")
+    add("--seed", type=int, default=0, help="take another for each run, or the prefix cache has met the prompts before")
+    add("--warmup", type=int, default=4, metavar="N", help="requests before, not counted (default: %(default)s)")
+    add("--timeout", type=float, default=600.0, help="seconds for one answer (default: %(default)s)")
+    add("--slo", type=_named(report.parse_slo), action="append", default=[], metavar="ttft|tpot|e2e=MS")
+    add("--plot", type=Path, metavar="FILE", help="draw the distributions (pip install 'deepseek-serve[bench]')")
+    args = parser.parse_args(argv)
+    try:
+        args.sources = sources(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return args
+
+
+def sources(args: argparse.Namespace) -> list[workload.Source]:
+    """What the flags ask for.
+
+    Raises:
+        ValueError, OSError: a key's settings or the file cannot be read.
+    """
+    load = _load(args, args.requests or 100)
+    prompts = _prompts(args, args.shared_prefix)
+    if args.dataset is not None:
+        replay = args.rate is None and args.concurrency is None and workload.has_times(args.dataset)
+        return [workload.read(args.dataset, load, prompts, args.seed, limit=args.requests, replay=replay)]
+    return [workload.generate(load.of_key(key), prompts, args.seed) for key in args.api_key or [""]]
+
+
+def measure(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """Warm the server up, load it, and sum up."""
+    body = {"temperature": args.temperature, **args.body}
+    if args.ignore_eos:
+        body["ignore_eos"] = True
+    if args.token_ids:
+        body["return_token_ids"] = True
+    key = args.sources[0].requests[0].key
+    endpoint = Endpoint(args.url, args.model or served_model(args.url, key), args.chat, body, args.timeout)
+    if args.warmup:
+        load = dataclasses.replace(_load(args, args.warmup), key=key, rate=None)
+        uvloop.run(run(endpoint, [workload.generate(load, _prompts(args, 0), f"{args.seed}/warm-up")]))
+    result = uvloop.run(run(endpoint, args.sources))
+    return result, report.summarise(result, dict(args.slo))
+
+
+def settings(args: argparse.Namespace) -> dict[str, str]:
+    """The flags that are set, for the record; of keys only the label."""
+    values = {name: value for name, value in vars(args).items() if value and name not in ("sources", "slo")}
+    if args.api_key:
+        parts = [key.partition(",") for key in args.api_key]
+        values["api_key"] = [report.label(key) + comma + rest for key, comma, rest in parts]
+    return {name: str(value) for name, value in values.items()}
+
+
+def served_model(url: str, key: str = "") -> str:
+    """The first model of /v1/models.
+
+    Raises:
+        OSError: there is no such server.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url.rstrip("/").removesuffix("/v1") + "/v1/models", headers=headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        model: str = json.load(response)["data"][0]["id"]
+        return model
+
+
+def _load(args: argparse.Namespace, requests: int) -> workload.Load:
+    return workload.Load(args.input_len, args.output_len, requests, args.rate, args.concurrency or 8)
+
+
+def _prompts(args: argparse.Namespace, shared_prefix: int) -> workload.Prompts:
+    return workload.Prompts(None if args.text or args.chat else args.vocab_size, shared_prefix)
+
+
+def _named(parse_value: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let argparse show a ValueError's own text."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse_value(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def main() -> None:
+    """A table on stderr, a JSON line on stdout, a plot if asked for. Status 1 if no request was answered."""
+    args = parse()
+    try:
+        result, summary = measure(args)
+    except OSError as error:
+        sys.exit(f"benchmarks.serve: error: {args.url} cannot be reached: {error}")
+    sys.stderr.write(report.table(summary))
+    sys.stdout.write(json.dumps({"settings": settings(args), **summary}) + "\n")
+    if args.plot:
+        report.plot(result.answers, args.plot)
+    sys.exit(0 if summary["completed"] else 1)
+
+
+if __name__ == "__main__":
+    main()

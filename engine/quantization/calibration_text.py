@@ -1,0 +1,61 @@
+"""Text to calibrate on: a user's file, or English prose and code from Python's own help, which is there offline."""
+
+from __future__ import annotations
+
+import json
+from pydoc_data.topics import topics
+from typing import TYPE_CHECKING
+
+from engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HELD_OUT = 4  # every fourth topic is kept for benchmarks.quality
+
+
+def builtin_text(*, held_out: bool) -> str:
+    """Help topics, longest first: those to calibrate on, or those held out to measure with."""
+    ordered = sorted(topics, key=lambda name: (-len(topics[name]), name))
+    chosen = [name for number, name in enumerate(ordered) if (number % _HELD_OUT == 1) == held_out]
+    seen: set[str] = set()
+    paragraphs = []
+    for name in chosen:
+        for paragraph in topics[name].split("\n\n"):
+            words = " ".join(paragraph.split())
+            if words and words not in seen:  # topics repeat parts of each other
+                seen.add(words)
+                paragraphs.append(paragraph)
+    return "\n\n".join(paragraphs)
+
+
+def read_texts(path: Path) -> list[str]:
+    """A file's texts: one of plain text, or each line's "text" or "prompt" of a .jsonl file.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no text.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--calibration {path} cannot be read: {error}") from None
+    if path.suffix != ".jsonl":
+        texts = [content]
+    else:
+        texts = [_text_of(line, f"--calibration {path}, line {n}") for n, line in enumerate(content.splitlines(), 1)]
+    if not any(text.strip() for text in texts):
+        raise ConfigError(f"--calibration {path} has no text in it")
+    return texts
+
+
+def _text_of(line: str, where: str) -> str:
+    if not line.strip():
+        return ""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    text = value.get("text", value.get("prompt")) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise ConfigError(f'{where}: expected an object with "text" or "prompt"')
+    return text

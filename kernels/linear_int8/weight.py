@@ -1,0 +1,119 @@
+"""An int8 weight with what it says of its input, and the arithmetic that makes int8 of numbers."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+_VALUES_AT_ONCE = 1 << 22
+_SMALLEST = 1e-30  # scale of a row: below it everything is 0
+
+
+class Input(enum.Enum):
+    """How a linear layer's input is treated, where it has no scale of its own (StaticInput).
+
+    DYNAMIC: each row is made uint8 by its own range, widened to hold 0. FLOAT: it stays as it is (weight only).
+    """
+
+    DYNAMIC = "dynamic"
+    FLOAT = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class StaticInput:
+    """A uint8 grid known in advance: x is about scale * (x_q - zero_point), 0 <= zero_point <= 255."""
+
+    scale: float
+    zero_point: int
+
+    @classmethod
+    def over(cls, low: float, high: float) -> StaticInput:
+        """The grid over a range, widened to hold 0 (which it then holds exactly)."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / 255 or 1.0
+        return cls(scale, round(-low / scale))
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The least and the greatest number of the grid."""
+        return -self.zero_point * self.scale, (255 - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight in int8, symmetric: values_OI * scale_O[:, None].
+
+    Attributes:
+        values_OI: int8, -127 to 127 (-128 is read, and never made).
+        scale_O: fp32, positive.
+        input: how the layer's input is treated.
+    """
+
+    values_OI: torch.Tensor
+    scale_O: torch.Tensor
+    input: StaticInput | Input
+
+    def rows(self, order: torch.Tensor) -> QuantizedWeight:
+        """Some rows, in an order."""
+        return QuantizedWeight(self.values_OI[order], self.scale_O[order], self.input)
+
+    def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
+        """The weight as numbers, [O, I]."""
+        return (self.values_OI * self.scale_O[:, None]).to(dtype)
+
+
+def quantize_weight(weight_OI: torch.Tensor, input_: StaticInput | Input) -> QuantizedWeight:
+    """The nearest int8 weight whose largest value in each row is 127; a row of zeros gets scale 1.
+
+    Some rows at a time, so that little memory is needed beside the two weights.
+    """
+    values_OI = torch.empty_like(weight_OI, dtype=torch.int8)
+    scale_O = torch.empty(len(weight_OI), device=weight_OI.device)
+    num_rows = max(1, _VALUES_AT_ONCE // max(1, weight_OI.shape[1]))
+    for first in range(0, len(weight_OI), num_rows):
+        rows = slice(first, first + num_rows)
+        part = weight_OI[rows].float()
+        low, high = part.aminmax(dim=1)
+        largest = torch.maximum(-low, high)
+        scale_O[rows] = torch.where(largest == 0, 1.0, largest / 127)
+        values_OI[rows] = (part / scale_O[rows, None]).round_().clamp_(-127, 127)
+    return QuantizedWeight(values_OI, scale_O, input_)
+
+
+def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
+    """Layers that read the same input as one, rows after rows; None where they treat it in different ways.
+
+    Of several static grids, the one over the widest range is taken.
+    """
+    inputs = {weight.input for weight in weights}
+    grids = [input_ for input_ in inputs if isinstance(input_, StaticInput)]
+    if len(inputs) == 1:
+        input_ = inputs.pop()
+    elif len(grids) == len(inputs):
+        lows, highs = zip(*(grid.range for grid in grids), strict=True)
+        input_ = StaticInput.over(min(lows), max(highs))
+    else:
+        return None
+    values_OI = torch.cat([weight.values_OI for weight in weights])
+    return QuantizedWeight(values_OI, torch.cat([weight.scale_O for weight in weights]), input_)
+
+
+def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A dynamic input: uint8 rows [T, I], with each row's scale [T, 1] and zero point [T, 1], both fp32."""
+    x_TI = x_TI.float()
+    low, high = x_TI.aminmax(dim=1, keepdim=True)
+    low, high = low.clamp_(max=0), high.clamp_(min=0)
+    scale_T1 = ((high - low) / 255).clamp_(min=_SMALLEST)
+    inverse_T1 = scale_T1.reciprocal()
+    zero_T1 = (-low * inverse_T1).round_()
+    return (x_TI * inverse_T1).round_().add_(zero_T1).clamp_(0, 255).to(torch.uint8), scale_T1, zero_T1
+
+
+def quantize_static(x_TI: torch.Tensor, grid: StaticInput) -> torch.Tensor:
+    """A static input: uint8 [T, I]."""
+    x_TI = x_TI.float() * (1 / grid.scale)
+    return x_TI.round_().add_(grid.zero_point).clamp_(0, 255).to(torch.uint8)
