@@ -334,15 +334,23 @@ class DynamicBatcher:
         return [seq for seq in self._running if seq.tenant in tenants] if tenants else []
 
     def _start_underserved(self, now: float) -> None:
-        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be."""
+        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be.
+
+        Those that it passes are stepped over, unless they could not have had that place.
+        """
         passed: list[Sequence] = []
         while len(self._waiting) and len(passed) < LOOK_AHEAD:
             seq = self._waiting.pop()
             if self._policy.is_underserved(seq, self.max_batch_size) and self._start(seq, now, in_turn=not passed):
                 if len(self._running) > self.max_batch_size:
                     self._preempt(self._policy.gives_way(self._running))
+                else:
+                    for other in passed:
+                        other.num_passed += 1
             else:
                 passed.append(seq)
+            if any(other.num_passed >= MAX_PASSED for other in passed):
+                break
         for seq in passed:
             self._waiting.push(seq)
 

@@ -1,4 +1,4 @@
-"""Which waiting sequence starts next, chosen by --policy: an order is one function; fair shares also keep account.
+"""Who goes next, chosen by --policy: an order of those that wait is one function; fair shares also keep account.
 
 A place is fixed when a sequence arrives, smallest first, so that waiting costs nothing; the number of its arrival
 breaks ties and is added by the batcher.
@@ -37,10 +37,13 @@ def priority(seq: Sequence, _: int, __: int) -> float:
 class Policy:
     """An order of arrival, start and end; this one treats all tenants alike."""
 
-    paces_steps = False  # whether steps should stay short, as nobody's turn comes before the step under way has ended
-
     def __init__(self, order: Order) -> None:
         self._order = order
+
+    @property
+    def paces_steps(self) -> bool:
+        """Whether steps should stay short, as nobody's turn comes before the step under way has ended."""
+        return False
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:
         """Where a sequence that arrives stands among the waiting, smallest first."""
@@ -50,7 +53,7 @@ class Policy:
         """A sequence has got a place in the batch; in turn, if none that stands before it still waits."""
 
     def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
-        """So many tokens of these sequences are being computed."""
+        """So many tokens of these sequences are being computed; the batcher says so while it paces steps."""
 
     def stopped(self, seq: Sequence) -> None:
         """One has lost its place again, to wait or because it ended."""
@@ -87,7 +90,7 @@ class FairShare(Policy):
         self._floor = 0.0  # what the last key that ran had been served
 
     @property
-    def paces_steps(self) -> bool:  # type: ignore[override]
+    def paces_steps(self) -> bool:
         """Once there are several keys."""
         return len(self._ends) > 1
 

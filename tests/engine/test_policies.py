@@ -4,7 +4,7 @@ import pytest
 
 from engine import dynamic_batcher
 from engine.chunk_budget import ChunkBudget
-from engine.dynamic_batcher import LOOK_AHEAD, DynamicBatcher
+from engine.dynamic_batcher import LOOK_AHEAD, MAX_PASSED, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
 from engine.sequence import SequenceStatus
@@ -192,3 +192,15 @@ def test_many_keys_that_come_and_go_are_forgotten():
             step(batcher)
     assert max(len(batcher._policy._ends), len(batcher._policy._served)) < 1100
     batcher.check_idle()
+
+
+def test_the_underserved_do_not_starve_what_does_not_fit():
+    batcher = DynamicBatcher(KVCacheManager(10, 4, prefix_caching=False), 8, 64, policy="fair")
+    add(batcher, of("y", tenant=b"y", max_tokens=4), of("z", tenant=b"z", max_tokens=6))
+    step(batcher)
+    add(batcher, large := of("large", 36, tenant=b"x", max_tokens=2))
+    for i in range(2 * MAX_PASSED):  # all the while, one of the others has a place and the other is underserved
+        add(batcher, of(f"y{i}", tenant=b"y", max_tokens=4), of(f"z{i}", tenant=b"z", max_tokens=4))
+        step(batcher)
+        step(batcher)
+    assert (large.num_passed, large.finish_reason) == (MAX_PASSED, "length")
