@@ -1,4 +1,4 @@
-"""The books of a WatchedBatcher: sequences, the fair clock, and which tokens lie in which slot of which block."""
+"""The books of a WatchedBatcher: sequences, fair shares, and which tokens lie in which slot of which block."""
 
 from __future__ import annotations
 
@@ -31,22 +31,64 @@ class Record:
     num_outputs: int = 0
     ended: str | None = None
 
+    @property
+    def num_uncomputed(self) -> int:
+        return len(self.contexts) - self.num_computed
 
-class FairClock:
-    """Start-time fair queueing from the books: what each tenant was charged, and given back."""
+
+class FairBooks:
+    """Fair shares from the books: what each tenant was charged and given back, and what was computed for it.
+
+    `running` are the records that have a place in the batch.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.ends: Counter[bytes] = Counter()
+        self.served: Counter[bytes] = Counter()  # tokens over weight
+        self._floor = 0.0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several tenants have come."""
+        return len(self.ends) > 1
 
     def arrive(self, seq: Sequence, num_to_compute: int) -> float:
         begin = max(self.now, self.ends[seq.tenant])
         self.ends[seq.tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.weight
         return begin
 
+    def start(self, record: Record, running: list[Record], *, in_turn: bool) -> None:
+        """It is about to join those that run."""
+        tenant = record.seq.tenant
+        if all(other.seq.tenant != tenant for other in running):  # who was away has missed its turn
+            self.served[tenant] = max(self.served[tenant], self.least_served(running))
+        if in_turn:
+            self.now = max(self.now, record.place[0])
+
+    def serve(self, record: Record, num_tokens: int) -> None:
+        if self.is_shared:
+            self.served[record.seq.tenant] += num_tokens / record.seq.weight
+
+    def stop(self, record: Record) -> None:
+        """It has left those that run; if it was the last of all, the next one starts level with it."""
+        self._floor = self.served[record.seq.tenant]
+
     def end(self, record: Record) -> None:
         seq = record.seq
         self.ends[seq.tenant] -= (seq.sampling.max_tokens - len(record.output)) / seq.weight
+
+    def least_served(self, running: list[Record]) -> float:
+        return min((self.served[record.seq.tenant] for record in running), default=self._floor)
+
+    def is_underserved(self, record: Record, running: list[Record], max_batch_size: int, burst: int) -> bool:
+        """At most half of its share of the places, and not far ahead in tokens; a place that it asks for counts."""
+        tenant, weight = record.seq.tenant, record.seq.weight
+        weights = {other.seq.tenant: other.seq.weight for other in running} | {tenant: weight}
+        if len(weights) == 1 or self.served[tenant] > self.least_served(running) + burst:
+            return False
+        num_places = sum(other.seq.tenant == tenant for other in running) + (record not in running)
+        return num_places <= max_batch_size * weight / sum(weights.values()) / 2
 
 
 class ShadowBlocks:

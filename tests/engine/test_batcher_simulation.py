@@ -33,6 +33,7 @@ class Simulation:
             prefix_caching=rng.random() < 0.7,
             max_passed=max_passed,
             look_ahead=look_ahead,
+            burst=rng.choice([0, 30, 100]),
         )
         self.capacity = min(self.watched.num_blocks * self.watched.block_size, rng.choice([9, 25, 60]))  # of a sequence
         self.weights = {tenant: rng.choice([1.0, 1.0, 3.0]) for tenant in b"abc"}
@@ -99,7 +100,10 @@ def test_the_simulation_reaches_the_hard_cases():
     reached = {name for name, count in events.items() if count >= 3}
     assert reached == {
         "preempted",
+        "underserved",
         "gave a place to another tenant",
+        "a decode waits",
+        "paced",
         "chunked",
         "prefix found",
         "passed by a later arrival",

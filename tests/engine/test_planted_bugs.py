@@ -186,11 +186,6 @@ def every_chunk_samples(chunk, seq, budget):
     return ScheduledSequence(seq, item.start, item.num_tokens, True)
 
 
-@bug(policies.FairShare, "started")
-def fair_shares_have_a_clock_that_stands(_, policy, place):
-    return
-
-
 @bug(dynamic_batcher.ChunkBudget, "tokens")
 def the_budget_of_a_step_is_one_too_many(tokens, budget, num_decodes):
     return tokens(budget, num_decodes) + 1
@@ -282,8 +277,8 @@ def a_preempted_sequence_goes_on_where_it_was(preempt, batcher, seq):
     start = batcher._start
     computed = seq.num_computed_tokens
 
-    def start_and_skip(other, now):
-        started = start(other, now)
+    def start_and_skip(other, now, *, in_turn):
+        started = start(other, now, in_turn=in_turn)
         if started and other is seq:
             seq.num_computed_tokens = max(computed, seq.num_computed_tokens)
         return started
@@ -298,24 +293,9 @@ def the_oldest_is_preempted(_, batcher, seq):
         batcher._preempt(batcher._running[0])
 
 
-@bug(DynamicBatcher, "_preempt")
-def a_tenant_gives_up_its_oldest_place(preempt, batcher, seq):
-    is_exchange = len(batcher._running) > batcher.max_batch_size
-    preempt(batcher, next(other for other in batcher._running if other.tenant == seq.tenant) if is_exchange else seq)
-
-
-@bug(DynamicBatcher, "_make_room")
-def a_tenant_gives_up_no_place(make_room, batcher, now):
-    preempt, batcher._preempt = batcher._preempt, lambda seq: None
-    try:
-        make_room(batcher, now)
-    finally:
-        batcher._preempt = preempt
-
-
 @bug(DynamicBatcher, "_start")
-def what_is_computed_anew_counts_as_a_new_prompt(start, batcher, seq, now):
-    started = start(batcher, seq, now)
+def what_is_computed_anew_counts_as_a_new_prompt(start, batcher, seq, now, *, in_turn):
+    started = start(batcher, seq, now, in_turn=in_turn)
     if started and seq.first_step_time != now:
         batcher.num_prompt_tokens += seq.num_prompt_tokens
     return started
@@ -355,17 +335,6 @@ def the_queue_counts_who_ended_twice(discard, queue):
 
 @bug(WaitingQueue, "discard")
 def the_queue_does_not_count_who_ended(_, queue):
-    return
-
-
-@bug(FairShare, "ended")
-def fair_shares_refund_what_was_generated(_, policy, seq):
-    if seq.tenant in policy._ends:
-        policy._ends[seq.tenant] -= seq.sampling.max_tokens / seq.weight
-
-
-@bug(FairShare, "ended")
-def fair_shares_refund_nothing(_, policy, seq):
     return
 
 
@@ -411,6 +380,192 @@ def a_token_is_delivered_twice(advance, batcher, seq, sampled):
     return output
 
 
+# Fair shares.
+
+
+@bug(FairShare, "ended")
+def fair_shares_refund_what_was_generated(_, policy, seq):
+    if seq.tenant in policy._ends:
+        policy._ends[seq.tenant] -= seq.sampling.max_tokens / seq.weight
+
+
+@bug(FairShare, "ended")
+def fair_shares_refund_nothing(_, policy, seq):
+    return
+
+
+@bug(FairShare, "started")
+def the_clock_stands(started, policy, seq, *, in_turn):
+    started(policy, seq, in_turn=False)
+
+
+@bug(FairShare, "started")
+def the_clock_moves_with_starts_out_of_turn(started, policy, seq, *, in_turn):
+    started(policy, seq, in_turn=True)
+
+
+@bug(FairShare, "started")
+def a_tenant_that_was_away_saves_up(started, policy, seq, *, in_turn):
+    served = policy._served.get(seq.tenant, 0.0)
+    was_away = seq.tenant not in policy._running
+    started(policy, seq, in_turn=in_turn)
+    if was_away:
+        policy._served[seq.tenant] = served
+
+
+@bug(FairShare, "served")
+def what_is_computed_is_not_counted(_, policy, shares):
+    return
+
+
+@bug(FairShare, "served")
+def what_is_computed_counts_alike_for_all_weights(_, policy, shares):
+    for seq, num_tokens in shares:
+        policy._served[seq.tenant] += num_tokens
+
+
+@bug(FairShare, "served")
+def prompts_count_as_one_token(served, policy, shares):
+    served(policy, ((seq, 1) for seq, _ in shares))
+
+
+@bug(DynamicBatcher, "_preempt")
+def who_is_preempted_keeps_its_place_in_the_count(preempt, batcher, seq):
+    without_stopped(batcher, preempt, seq)
+
+
+@bug(DynamicBatcher, "_finish")
+def who_ends_keeps_its_place_in_the_count(finish, batcher, seq, reason):
+    without_stopped(batcher, finish, seq, reason)
+
+
+def without_stopped(batcher, call, *args):
+    batcher._policy.stopped = lambda seq: None
+    try:
+        call(batcher, *args)
+    finally:
+        del batcher._policy.stopped
+
+
+@bug(FairShare, "is_underserved")
+def all_are_underserved(_, policy, seq, max_batch_size):
+    return True
+
+
+@bug(FairShare, "is_underserved")
+def nobody_is_underserved(_, policy, seq, max_batch_size):
+    return False
+
+
+@bug(FairShare, "is_underserved")
+def who_has_its_share_is_underserved(is_underserved, policy, seq, max_batch_size):
+    return is_underserved(policy, seq, 2 * max_batch_size)
+
+
+@bug(FairShare, "is_underserved")
+def the_underserved_go_first_without_end(is_underserved, policy, seq, max_batch_size):
+    kept, policies.BURST = policies.BURST, 1 << 40
+    try:
+        return is_underserved(policy, seq, max_batch_size)
+    finally:
+        policies.BURST = kept
+
+
+@bug(FairShare, "gives_way")
+def the_newest_of_all_gives_way(_, policy, running):
+    return running[-1]
+
+
+@bug(FairShare, "gives_way")
+def the_oldest_of_a_tenant_gives_way(gives_way, policy, running):
+    return gives_way(policy, running[::-1])
+
+
+@bug(DynamicBatcher, "_start_underserved")
+def nobody_gives_way(start_underserved, batcher, now):
+    preempt, batcher._preempt = batcher._preempt, lambda seq: None
+    try:
+        start_underserved(batcher, now)
+    finally:
+        batcher._preempt = preempt
+
+
+@bug(DynamicBatcher, "_start_underserved")
+def the_underserved_are_looked_for_among_all(start_underserved, batcher, now):
+    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 1000
+    try:
+        start_underserved(batcher, now)
+    finally:
+        dynamic_batcher.LOOK_AHEAD = kept
+
+
+@bug(DynamicBatcher, "_start_underserved")
+def only_the_first_that_waits_can_be_underserved(start_underserved, batcher, now):
+    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 1
+    try:
+        start_underserved(batcher, now)
+    finally:
+        dynamic_batcher.LOOK_AHEAD = kept
+
+
+@bug(DynamicBatcher, "_start_underserved")
+def the_underserved_pass_others_without_end(start_underserved, batcher, now):
+    kept, dynamic_batcher.MAX_PASSED = dynamic_batcher.MAX_PASSED, 1000
+    try:
+        start_underserved(batcher, now)
+    finally:
+        dynamic_batcher.MAX_PASSED = kept
+
+
+@bug(DynamicBatcher, "_urgent")
+def no_step_is_urgent(_, batcher):
+    return []
+
+
+@bug(DynamicBatcher, "_urgent")
+def urgent_steps_leave_out_decodes_of_their_own(urgent, batcher):
+    return [seq for seq in urgent(batcher) if seq.num_uncomputed_tokens > 1]
+
+
+@bug(DynamicBatcher, "_urgent")
+def urgent_steps_compute_all_that_run(urgent, batcher):
+    return urgent(batcher) and batcher._running
+
+
+@bug(DynamicBatcher, "_urgent")
+def urgent_steps_are_one_tenants(urgent, batcher):
+    seqs = urgent(batcher)
+    return [seq for seq in seqs if seq.tenant == seqs[0].tenant]
+
+
+@bug(DynamicBatcher, "_urgent")
+def urgent_steps_last_while_their_tenants_decode(urgent, batcher):
+    policy, size = batcher._policy, batcher.max_batch_size
+    return urgent(batcher) or [seq for seq in batcher._running if policy.is_underserved(seq, size)]
+
+
+@bug(DynamicBatcher, "_prompt_budget")
+def the_pace_is_ignored(prompt_budget, batcher, num_decodes, *, paced):
+    return prompt_budget(batcher, num_decodes, paced=False)
+
+
+@bug(DynamicBatcher, "_prompt_budget")
+def urgent_steps_are_paced(prompt_budget, batcher, num_decodes, *, paced):
+    return prompt_budget(batcher, num_decodes, paced=True)
+
+
+@bug(DynamicBatcher, "_prompt_budget")
+def paced_steps_take_no_prompts_beside_decodes(prompt_budget, batcher, num_decodes, *, paced):
+    is_stuck = paced and batcher._policy.paces_steps and num_decodes > 0
+    return 0 if is_stuck else prompt_budget(batcher, num_decodes, paced=paced)
+
+
+@bug(dynamic_batcher.ChunkBudget, "tokens")
+def a_target_that_is_missed_leaves_prompts_nothing(tokens, budget, num_decodes):
+    most = tokens(budget, num_decodes)
+    return num_decodes if num_decodes > 0 and most < budget._limit else most
+
+
 def run_all():
     for seed in range(NUM_SEEDS):
         Simulation(seed).run()
@@ -431,6 +586,7 @@ def test_a_planted_bug_is_found(name, monkeypatch):
         "a_preempted_sequence_loses_its_place",
         "an_announcement_is_never_withdrawn",
         "fair_shares_refund_nothing",
+        "urgent_steps_compute_all_that_run",
         "a_deadline_for_the_start_is_ignored",
     ],
 )

@@ -13,13 +13,14 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine import dynamic_batcher
+from engine import dynamic_batcher, policies
+from engine.chunk_budget import ChunkBudget
 from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
-from tests.engine.shadow import FairClock, Record, ShadowBlocks
+from tests.engine.shadow import FairBooks, Record, ShadowBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,30 +29,44 @@ WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, Seq
 
 
 @contextmanager
-def _limits(max_passed: int, look_ahead: int) -> Iterator[None]:
+def _constants(values: dict[str, float]) -> Iterator[None]:
     """Other values of the batcher's constants."""
-    kept = dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD
-    dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD = max_passed, look_ahead
+    owners = {name: policies if name == "BURST" else dynamic_batcher for name in values}
+    kept = {name: getattr(owner, name) for name, owner in owners.items()}
+    for name, owner in owners.items():
+        setattr(owner, name, values[name])
     try:
         yield
     finally:
-        dynamic_batcher.MAX_PASSED, dynamic_batcher.LOOK_AHEAD = kept
+        for name, owner in owners.items():
+            setattr(owner, name, kept[name])
+
+
+class Phased(DynamicBatcher):
+    """The batcher; it says when the underserved have started and the step is packed."""
+
+    watch: WatchedBatcher
+
+    def _urgent(self) -> list[Sequence]:
+        self.watch.underserved_have_started()
+        return super()._urgent()
 
 
 class WatchedCache(KVCacheManager):
     """The batcher's cache; it reports who starts and who is preempted, in order."""
 
     watch: WatchedBatcher
-    num_lookups = 0
 
     def find_prefix(self, seq: Sequence) -> list[int]:
-        self.num_lookups += 1
+        self.watch.tried.append(seq)
         return super().find_prefix(seq)
 
     def start(self, seq: Sequence, prefix: list[int], num_spare: int) -> bool:
         started = super().start(seq, prefix, num_spare)
         if started:
             self.watch.started(self.watch.live[seq.request_id, seq.index], len(prefix))
+        else:
+            self.watch.refused(self.watch.live[seq.request_id, seq.index], prefix)
         return started
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
@@ -75,24 +90,35 @@ class WatchedBatcher:
         prefix_caching: bool = True,
         max_passed: int = dynamic_batcher.MAX_PASSED,
         look_ahead: int = dynamic_batcher.LOOK_AHEAD,
+        burst: int = 100,
+        pace: float = 0.012,
     ) -> None:
-        """An empty one; max_passed and look_ahead stand for the constants, which are too large for a small load."""
+        """An empty one; the last four stand for the constants, which are too large for a small load."""
         self.block_size, self.num_blocks = block_size, num_blocks
         self.max_batch_size, self.budget = max_batch_size, budget
         self.policy, self.target_itl, self.prefix_caching = policy, target_itl, prefix_caching
-        self.max_passed, self.look_ahead = max_passed, look_ahead
+        self.max_passed, self.look_ahead, self.burst = max_passed, look_ahead, burst
+        self._values = {"MAX_PASSED": max_passed, "LOOK_AHEAD": look_ahead, "BURST": burst, "PACE": pace}
+        self.tried: list[Sequence] = []  # in this step, in order: whose prefix was looked up, in order to start it
         self.cache = WatchedCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self.cache.watch = self
-        self.batcher = DynamicBatcher(self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl)
+        with _constants(self._values):
+            self.batcher = Phased(self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl)
+        self.batcher.watch = self
+        self._target = ChunkBudget(budget, target_itl)
+        self._pace = ChunkBudget(budget, pace, least_share=0.5)
         self.now = 0.0
         self.records: list[Record] = []  # in order of arrival
         self.live: dict[tuple[str, int], Record] = {}
         self.running: list[Record] = []  # in order of start
-        self.admitted: list[Record] = []  # in this step, to places that were empty
-        self.num_starts = 0  # in this step, with those that got a place from another tenant
+        self.admitted: list[Record] = []  # in this step, in turn or stepping over others
+        self.num_starts = 0  # in this step, with those of underserved tenants
+        self.is_for_underserved = False  # whether the step is at the point where only they start
+        self.urgent: set[bytes] = set()  # underserved tenants with a prompt to compute: the step is theirs
+        self._passed: list[Record] = []  # looked at in that phase, and left waiting
         self.num_steps = self.num_preemptions = self.num_prompt_tokens = self.num_cached_tokens = 0
         self.events: Counter[str] = Counter()  # the hard cases that were met
-        self._fair = FairClock()
+        self._fair = FairBooks()
         self.blocks = ShadowBlocks(num_blocks, block_size)
         self._passed_by: dict[Record, int] = {}  # who has started -> later arrivals that had started before it
 
@@ -141,10 +167,12 @@ class WatchedBatcher:
 
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
-        self.admitted, self.num_starts, self.cache.num_lookups = [], 0, 0
+        self.admitted, self.num_starts, self.tried, self.urgent, self._passed = [], 0, [], set(), []
+        self.is_for_underserved = self.is_paced
         passed_before = {r: r.num_passed for r in self.live.values()}
-        with _limits(self.max_passed, self.look_ahead):
+        with _constants(self._values):
             plan = self.batcher.schedule(self.now)
+        assert not self.is_for_underserved, "underserved tenants were not looked for"
         self.num_steps += bool(plan.scheduled)
         self._check_plan(plan)
         self._check_nobody_waits_in_vain(plan, passed_before)
@@ -156,6 +184,7 @@ class WatchedBatcher:
         result = StepResult([SampledToken(token) for token in tokens], [self._reports(item) for item in plan.scheduled])
         for item in plan.scheduled:
             self._record(item.seq).num_computed += item.num_tokens
+            self._fair.serve(self._record(item.seq), item.num_tokens)
         for record, token in zip(sampling, tokens, strict=True):
             if token is None and record.seq.sampling.max_tokens > 0:
                 self.blocks.poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
@@ -166,6 +195,8 @@ class WatchedBatcher:
         seconds = 0.002 + 0.0005 * plan.num_tokens
         self.now += seconds
         self.batcher.observe(plan, seconds)
+        for budget in (self._target, self._pace):
+            budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
         return plan
 
     def drain(self, sample: Callable[[], int | None]) -> None:
@@ -196,35 +227,73 @@ class WatchedBatcher:
         )
         assert record.num_passed >= max_passed or not self._awaits(record, num_blocks), "a block is computed twice"
         assert self.cache.num_free_blocks >= len(self.running), "a running sequence cannot grow"
-        if self.policy != "fair" or len(self.running) < self.max_batch_size:  # else it gets a place from another tenant
+        passed = [other for other in waiting if other.place < record.place]
+        assert all(other.num_passed < max_passed for other in passed), "stepped over too often"
+        if self.is_for_underserved:
+            assert self._is_underserved(record), "not underserved, and starts before others"
+            self._look_at(passed)
+            assert record not in self._passed
+            assert len(self._passed) < self.look_ahead, "more were looked at than may be"
+            self.events["underserved"] += 1
+        else:
+            assert not self.urgent, "started in a step that is others'"
+            assert len(self.running) < self.max_batch_size
             self.admitted.append(record)
-            passed = [other for other in waiting if other.place < record.place]
-            assert all(other.num_passed < max_passed for other in passed), "stepped over too often"
+        if len(self.running) < self.max_batch_size:  # else it takes a place that those before it could not have
             for other in passed:
                 other.num_passed += 1
         if record.first_start is None:
             self._note_first_start(record, num_cached)
         record.num_computed = record.num_cached = num_cached
         record.num_at_start = len(record.contexts)
+        self._fair.start(record, self.running, in_turn=not passed)
         self.running.append(record)
         self.num_starts += 1
-        self._fair.now = max(self._fair.now, record.place[0])
         self.events["prefix found"] += num_cached > 0
         self.events["stepped over"] += record.num_passed > 0
         self.events["passed as often as may be"] += record.num_passed == max_passed
 
+    def refused(self, record: Record, prefix: list[int]) -> None:
+        """There were no blocks for a waiting sequence."""
+        held = {block for other in self.running for block in other.seq.block_table}
+        num_new = self.cache.num_blocks_for(len(record.contexts)) - len(held & set(prefix))
+        assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
+
+    def underserved_have_started(self) -> None:
+        """All sequences of underserved tenants among the first that wait were tried; what runs decides on the step."""
+        assert self.is_for_underserved
+        assert len(self.running) <= self.max_batch_size
+        self._look_at(self.waiting)
+        self.is_for_underserved = False
+        self.urgent = {r.seq.tenant for r in self.running if r.num_uncomputed > 1 and self._is_underserved(r)}
+
+    def _look_at(self, waiting: list[Record]) -> None:
+        """Whoever of them was passed was not underserved at that moment, or could not start."""
+        for record in waiting:
+            if len(self._passed) == self.look_ahead or any(r.num_passed >= self.max_passed for r in self._passed):
+                break
+            if record not in self._passed:
+                assert record.seq in self.tried or not self._is_underserved(record), "underserved, and passed"
+                self._passed.append(record)
+
     def preempted(self, record: Record) -> None:
         """A running sequence is about to give its blocks back."""
         if len(self.running) > self.max_batch_size:  # for another tenant
-            assert self.policy == "fair"
+            assert self.is_for_underserved
+            places: Counter[bytes] = Counter()
+            for other in self.running:
+                places[other.seq.tenant] += 1 / other.seq.weight
+            assert places[record.seq.tenant] > max(places.values()) - 1e-9, "not the busiest gave way"
             newest = next(other for other in reversed(self.running) if other.seq.tenant == record.seq.tenant)
             self.events["gave a place to another tenant"] += 1
         else:
+            assert not self.is_for_underserved
             newest = self.running[-1]
             assert self.cache.num_free_blocks == 0, "preempted without need"
             self.events["preempted"] += 1
         assert record is newest, "not the newest was preempted"
         self.running.remove(record)
+        self._fair.stop(record)
         record.num_computed = 0
         self.num_preemptions += 1
 
@@ -267,14 +336,17 @@ class WatchedBatcher:
         items, scheduled = plan.scheduled, [self._record(item.seq) for item in plan.scheduled]
         assert bool(items) == bool(self.live), "work waits and nothing advances"
         assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
-        assert plan.num_tokens <= self.budget
-        begun = [record for record in self.running if record not in self.admitted]
-        decoding = [record for record in begun if record.num_computed == len(record.contexts) - 1]
+        assert plan.num_tokens <= self._most_tokens(plan.num_decodes) <= self.budget
+        left_out = [r for r in self.running if self.urgent and r.seq.tenant not in self.urgent]
+        begun = [record for record in self.running if record not in self.admitted and record not in left_out]
+        decoding = [record for record in begun if record.num_uncomputed == 1]
         begun = [record for record in begun if record not in decoding]
         assert scheduled[: plan.num_decodes] == decoding, "a decode stalled, or is not first"
         assert set(self.admitted) <= set(scheduled), "started without being computed"
+        assert not set(left_out) & set(scheduled), "computed in a step that is others'"
         for record in self.running:
-            assert len(record.seq.block_table) == self.cache.num_blocks_for(len(record.contexts))
+            if record not in left_out:
+                assert len(record.seq.block_table) == self.cache.num_blocks_for(len(record.contexts))
         for item, record in zip(items, scheduled, strict=True):
             assert record in self.running
             assert item.start == record.num_computed, "computed tokens are not contiguous"
@@ -284,30 +356,50 @@ class WatchedBatcher:
         assert all(item.samples for item in chunks[:-1]), "two prompts are cut in one step"
         if chunks and not chunks[-1].samples:
             self.events["chunked"] += 1
-            least = self.budget if self.target_itl is None or not decoding else min(self.budget, len(decoding) + 16)
-            assert plan.num_tokens >= least, "a prompt is cut without need"
+            assert plan.num_tokens >= min(self.budget, len(decoding) + 16), "prompts hardly advance"
+            assert plan.num_tokens == self._most_tokens(plan.num_decodes), "a prompt is cut without need"
+            self.events["paced"] += plan.num_tokens < self.budget
         prompts = scheduled[len(decoding) :]
-        if self.policy == "fair":  # who runs few need not wait for who runs many
-            assert set(prompts[: len(begun)]) <= set(begun), "begun prompts come first"
-        else:
-            assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
+        assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
+        if self.urgent:
+            self._check_nobody_is_left_out_for_long(plan, left_out)
+
+    def _check_nobody_is_left_out_for_long(self, plan: StepPlan, left_out: list[Record]) -> None:
+        """A tenant that has steps of its own is at most BURST and one step's tokens ahead of the others that run."""
+        least = min((self._fair.served[record.seq.tenant] for record in left_out), default=math.inf)
+        ahead: Counter[bytes] = Counter(self._fair.served)
+        for item in plan.scheduled:
+            ahead[item.seq.tenant] += item.num_tokens / item.seq.weight
+            assert ahead[item.seq.tenant] <= least + self.burst + self.budget / item.seq.weight, "ahead by too much"
+        self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
 
     def _check_nobody_waits_in_vain(self, plan: StepPlan, passed_before: dict[Record, int]) -> None:
         """With places and tokens left, who waits (LOOK_AHEAD + 1 are looked at) does not fit or awaits a prefix."""
         look_ahead, max_passed = self.look_ahead, self.max_passed
-        may_look = self.num_starts + (look_ahead + 1) + (look_ahead if self.policy == "fair" else 0)
-        assert self.cache.num_lookups <= may_look, "more were looked at than may be"
-        is_limited = self.target_itl is not None and plan.num_decodes > 0
-        if is_limited or plan.num_tokens == self.budget or len(self.running) == self.max_batch_size:
+        may_look = self.num_starts + (look_ahead + 1) + (look_ahead if self.is_paced else 0)
+        assert len(self.tried) <= may_look, "more were looked at than may be"
+        is_spent = plan.num_tokens == self._most_tokens(plan.num_decodes)
+        if is_spent or self.urgent or len(self.running) == self.max_batch_size:
             return
         for record in self.waiting[: look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
             if passed_before[record] >= max_passed or not self._awaits(record, len(prefix)):
-                held = {block for other in self.running for block in other.seq.block_table}
-                num_new = self.cache.num_blocks_for(len(record.contexts)) - len(held & set(prefix))
-                assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
+                self.refused(record, prefix)
             if record.num_passed >= max_passed:
                 break
+
+    def _most_tokens(self, num_decodes: int) -> int:
+        """What a step may have: less than the limit with a target, and at the pace of those who share."""
+        num_tokens = self._target.tokens(num_decodes)
+        return min(num_tokens, self._pace.tokens(num_decodes)) if self.is_paced and not self.urgent else num_tokens
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether fair shares matter, as several tenants have come."""
+        return self.policy == "fair" and self._fair.is_shared
+
+    def _is_underserved(self, record: Record) -> bool:
+        return self._fair.is_underserved(record, self.running, self.max_batch_size, self.burst)
 
     def _awaits(self, record: Record, num_found: int) -> bool:
         """Whether a running sequence is computing the block after the num_found first ones."""
@@ -400,6 +492,7 @@ class WatchedBatcher:
         del self.live[record.seq.request_id, record.seq.index]
         if record in self.running:
             self.running.remove(record)
+            self._fair.stop(record)
         record.ended = reason
         assert (record.seq.status, record.seq.finish_reason) == (FINISHED, reason)
         assert record.seq.block_table == []
