@@ -159,7 +159,7 @@ class DynamicBatcher:
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq
         self._waiting.push(seq)
-        for deadline in (seq.deadline, seq.start_deadline):
+        for deadline in (seq.terms.deadline, seq.terms.start_deadline):
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, seq.place[1], seq))
 
@@ -175,7 +175,7 @@ class DynamicBatcher:
         outputs = []
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, _, seq = heapq.heappop(self._deadlines)
-            is_due = deadline == seq.deadline or seq.first_step_time is None
+            is_due = deadline == seq.terms.deadline or seq.first_step_time is None
             if is_due and seq.status is not SequenceStatus.FINISHED:
                 self._finish(seq, "timeout")
                 outputs.append(SequenceOutput(seq.request_id, seq.index, [], "timeout"))
@@ -248,6 +248,7 @@ class DynamicBatcher:
         self.kv_cache.check([])
 
     def _advance(self, seq: Sequence, sampled: SampledToken) -> SequenceOutput:
+        assert seq.first_step_time is not None
         is_first = seq.num_output_tokens == 0
         reason: FinishReason | None = None
         token_ids = []
@@ -272,7 +273,7 @@ class DynamicBatcher:
             stop_token_id=token_ids[0] if reason == "stop" else None,
             logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
             prompt_logprobs=seq.prompt_logprobs if is_first and seq.sampling.prompt_logprobs is not None else None,
-            queue_time=seq.first_step_time - seq.arrival_time if is_first and seq.first_step_time is not None else None,
+            queue_time=seq.first_step_time - seq.terms.arrival_time if is_first else None,
             num_cached_tokens=seq.num_cached_tokens if is_first else 0,
         )
 
@@ -327,11 +328,11 @@ class DynamicBatcher:
     def _urgent(self) -> list[Sequence]:
         """The running sequences of underserved tenants that have a prompt to compute."""
         tenants = {
-            seq.tenant
+            seq.terms.tenant
             for seq in self._running
             if seq.num_uncomputed_tokens > 1 and self._policy.is_underserved(seq, self.max_batch_size)
         }
-        return [seq for seq in self._running if seq.tenant in tenants] if tenants else []
+        return [seq for seq in self._running if seq.terms.tenant in tenants] if tenants else []
 
     def _start_underserved(self, now: float) -> None:
         """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be.

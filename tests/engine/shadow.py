@@ -32,6 +32,14 @@ class Record:
     ended: str | None = None
 
     @property
+    def tenant(self) -> bytes:
+        return self.seq.terms.tenant
+
+    @property
+    def weight(self) -> float:
+        return self.seq.terms.weight
+
+    @property
     def num_uncomputed(self) -> int:
         return len(self.contexts) - self.num_computed
 
@@ -54,40 +62,40 @@ class FairBooks:
         return len(self.ends) > 1
 
     def arrive(self, seq: Sequence, num_to_compute: int) -> float:
-        begin = max(self.now, self.ends[seq.tenant])
-        self.ends[seq.tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.weight
+        begin = max(self.now, self.ends[seq.terms.tenant])
+        self.ends[seq.terms.tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
         return begin
 
     def start(self, record: Record, running: list[Record], *, in_turn: bool) -> None:
         """It is about to join those that run."""
-        tenant = record.seq.tenant
-        if all(other.seq.tenant != tenant for other in running):  # who was away has missed its turn
+        tenant = record.tenant
+        if all(other.tenant != tenant for other in running):  # who was away has missed its turn
             self.served[tenant] = max(self.served[tenant], self.least_served(running))
         if in_turn:
             self.now = max(self.now, record.place[0])
 
     def serve(self, record: Record, num_tokens: int) -> None:
         if self.is_shared:
-            self.served[record.seq.tenant] += num_tokens / record.seq.weight
+            self.served[record.tenant] += num_tokens / record.weight
 
     def stop(self, record: Record) -> None:
         """It has left those that run; if it was the last of all, the next one starts level with it."""
-        self._floor = self.served[record.seq.tenant]
+        self._floor = self.served[record.tenant]
 
     def end(self, record: Record) -> None:
         seq = record.seq
-        self.ends[seq.tenant] -= (seq.sampling.max_tokens - len(record.output)) / seq.weight
+        self.ends[seq.terms.tenant] -= (seq.sampling.max_tokens - len(record.output)) / seq.terms.weight
 
     def least_served(self, running: list[Record]) -> float:
-        return min((self.served[record.seq.tenant] for record in running), default=self._floor)
+        return min((self.served[record.tenant] for record in running), default=self._floor)
 
     def is_underserved(self, record: Record, running: list[Record], max_batch_size: int, burst: int) -> bool:
         """At most half of its share of the places, and not far ahead in tokens; a place that it asks for counts."""
-        tenant, weight = record.seq.tenant, record.seq.weight
-        weights = {other.seq.tenant: other.seq.weight for other in running} | {tenant: weight}
+        tenant, weight = record.tenant, record.weight
+        weights = {other.tenant: other.weight for other in running} | {tenant: weight}
         if len(weights) == 1 or self.served[tenant] > self.least_served(running) + burst:
             return False
-        num_places = sum(other.seq.tenant == tenant for other in running) + (record not in running)
+        num_places = sum(other.tenant == tenant for other in running) + (record not in running)
         return num_places <= max_batch_size * weight / sum(weights.values()) / 2
 
 
@@ -106,7 +114,7 @@ class ShadowBlocks:
     def extend(self, record: Record) -> None:
         """Number the contexts of a sequence's new tokens."""
         for token in (record.prompt + record.output)[len(record.contexts) :]:
-            before = record.contexts[-1] if record.contexts else self._context(-1, record.seq.tenant)
+            before = record.contexts[-1] if record.contexts else self._context(-1, record.tenant)
             record.contexts.append(self._context(before, token))
 
     def check(self, record: Record, stop: int) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from engine.policies import POLICIES
+from engine.protocol import Terms
 from tests.engine.sequences import make_sequence
 from tests.engine.watched_batcher import WatchedBatcher
 
@@ -54,7 +55,7 @@ class Simulation:
         return self.watched.events
 
     def arrive(self, tenants: bytes = b"abc") -> None:
-        rng, now = self.rng, self.watched.now
+        rng = self.rng
         name = f"r{self.num_requests}"
         self.num_requests += 1
         for index in range(rng.choice([1, 1, 1, 3])):
@@ -69,15 +70,16 @@ class Simulation:
                 max_tokens=max_tokens,
                 min_tokens=rng.choice([0, 0, max_tokens // 2]),
                 prompt_logprobs=rng.choice([None] * 9 + [0]),
+                terms=self.terms(tenants),
             )
-            seq.arrival_time = now
-            seq.priority, tenant = rng.randrange(3), rng.choice(tenants)
-            seq.tenant, seq.weight = bytes([tenant]), self.weights[tenant]
-            if rng.random() < 0.1:
-                seq.deadline = now + rng.uniform(0, 0.2)
-            if rng.random() < 0.1:
-                seq.start_deadline = now + rng.uniform(0, 0.1)
             self.watched.add(seq)
+
+    def terms(self, tenants: bytes) -> Terms:
+        rng, now = self.rng, self.watched.now
+        priority, tenant = rng.randrange(3), rng.choice(tenants)
+        deadline = now + rng.uniform(0, 0.2) if rng.random() < 0.1 else None
+        start_deadline = now + rng.uniform(0, 0.1) if rng.random() < 0.1 else None
+        return Terms(now, priority, bytes([tenant]), self.weights[tenant], deadline, start_deadline)
 
     def abort(self) -> None:
         if self.watched.live:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.policies import POLICIES
+from engine.protocol import Terms
 from tests.engine.sequences import make_sequence
 from tests.engine.watched_batcher import WatchedBatcher
 
@@ -65,6 +66,7 @@ class BatcherMachine(RuleBasedStateMachine):
         prompt = prompt[: self.capacity]
         max_tokens = min(max_tokens, self.capacity - len(prompt))
         now = self.watched.now
+        ends, start_ends = (None if limit is None else now + limit for limit in (deadline, start_deadline))
         for index in range(n):
             seq = make_sequence(
                 f"r{self.num_requests}",
@@ -74,10 +76,8 @@ class BatcherMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 prompt_logprobs=prompt_logprobs,
+                terms=Terms(now, priority, *tenant, ends, start_ends),
             )
-            seq.arrival_time, seq.priority, (seq.tenant, seq.weight) = now, priority, tenant
-            seq.deadline = None if deadline is None else now + deadline
-            seq.start_deadline = None if start_deadline is None else now + start_deadline
             self.watched.add(seq)
         self.num_requests += 1
 

@@ -5,7 +5,7 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import ConfigError, RequestError
-from engine.protocol import AbortRequest, GenerateRequest, SamplingParams
+from engine.protocol import AbortRequest, GenerateRequest, SamplingParams, Terms
 from tests import tiny
 from tests.engine.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
@@ -256,7 +256,7 @@ def test_a_sequence_may_fill_the_context_to_its_end(engine):
 )
 def test_a_request_that_can_never_be_computed_is_refused(engine, prompt, params, message, param, code):
     with pytest.raises(RequestError, match=message) as caught:
-        engine.add(GenerateRequest("refused", prompt, SamplingParams(**params), 1, 0.0))
+        engine.add(GenerateRequest("refused", prompt, SamplingParams(**params), 1, Terms(0.0)))
     assert (caught.value.param, caught.value.code) == (param, code)
     assert stats_are_idle(engine)
 

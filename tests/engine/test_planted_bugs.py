@@ -10,6 +10,7 @@ import hashlib
 from array import array
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -107,17 +108,17 @@ def a_held_block_is_evicted(take, cache):
 
 @bug(KVCacheManager, "_hash")
 def hashes_leave_out_the_tenant(compute, cache, seq, number):
-    tenant, seq.tenant = seq.tenant, b""
+    terms, seq.terms = seq.terms, msgspec.structs.replace(seq.terms, tenant=b"")
     try:
         return compute(cache, seq, number)
     finally:
-        seq.tenant = tenant
+        seq.terms = terms
 
 
 @bug(KVCacheManager, "_hash")
 def hashes_leave_out_the_blocks_before(_, cache, seq, number):
     tokens = array("q", seq.token_ids[number * cache.block_size : (number + 1) * cache.block_size])
-    return hashlib.sha256(seq.tenant + tokens.tobytes()).digest()
+    return hashlib.sha256(seq.terms.tenant + tokens.tobytes()).digest()
 
 
 @bug(KVCacheManager, "remember")
@@ -340,15 +341,16 @@ def the_queue_does_not_count_who_ended(_, queue):
 
 @bug(DynamicBatcher, "expire")
 def a_deadline_for_the_start_is_ignored(expire, batcher, now):
-    batcher._deadlines = [entry for entry in batcher._deadlines if entry[0] != entry[2].start_deadline]
+    batcher._deadlines = [entry for entry in batcher._deadlines if entry[0] != entry[2].terms.start_deadline]
     return expire(batcher, now)
 
 
 @bug(DynamicBatcher, "expire")
 def a_deadline_for_the_start_ends_what_runs(expire, batcher, now):
     for _, _, seq in batcher._deadlines:
-        if seq.start_deadline is not None:
-            seq.deadline = min(seq.start_deadline, seq.deadline or seq.start_deadline)
+        if seq.terms.start_deadline is not None:
+            soonest = min(seq.terms.start_deadline, seq.terms.deadline or seq.terms.start_deadline)
+            seq.terms = msgspec.structs.replace(seq.terms, deadline=soonest)
     return expire(batcher, now)
 
 
@@ -385,8 +387,8 @@ def a_token_is_delivered_twice(advance, batcher, seq, sampled):
 
 @bug(FairShare, "ended")
 def fair_shares_refund_what_was_generated(_, policy, seq):
-    if seq.tenant in policy._ends:
-        policy._ends[seq.tenant] -= seq.sampling.max_tokens / seq.weight
+    if seq.terms.tenant in policy._ends:
+        policy._ends[seq.terms.tenant] -= seq.sampling.max_tokens / seq.terms.weight
 
 
 @bug(FairShare, "ended")
@@ -406,11 +408,11 @@ def the_clock_moves_with_starts_out_of_turn(started, policy, seq, *, in_turn):
 
 @bug(FairShare, "started")
 def a_tenant_that_was_away_saves_up(started, policy, seq, *, in_turn):
-    served = policy._served.get(seq.tenant, 0.0)
-    was_away = seq.tenant not in policy._running
+    served = policy._served.get(seq.terms.tenant, 0.0)
+    was_away = seq.terms.tenant not in policy._running
     started(policy, seq, in_turn=in_turn)
     if was_away:
-        policy._served[seq.tenant] = served
+        policy._served[seq.terms.tenant] = served
 
 
 @bug(FairShare, "served")
@@ -421,7 +423,7 @@ def what_is_computed_is_not_counted(_, policy, shares):
 @bug(FairShare, "served")
 def what_is_computed_counts_alike_for_all_weights(_, policy, shares):
     for seq, num_tokens in shares:
-        policy._served[seq.tenant] += num_tokens
+        policy._served[seq.terms.tenant] += num_tokens
 
 
 @bug(FairShare, "served")
@@ -535,7 +537,7 @@ def urgent_steps_compute_all_that_run(urgent, batcher):
 @bug(DynamicBatcher, "_urgent")
 def urgent_steps_are_one_tenants(urgent, batcher):
     seqs = urgent(batcher)
-    return [seq for seq in seqs if seq.tenant == seqs[0].tenant]
+    return [seq for seq in seqs if seq.terms.tenant == seqs[0].terms.tenant]
 
 
 @bug(DynamicBatcher, "_urgent")

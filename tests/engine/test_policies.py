@@ -7,6 +7,7 @@ from engine.chunk_budget import ChunkBudget
 from engine.dynamic_batcher import LOOK_AHEAD, MAX_PASSED, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
+from engine.protocol import Terms
 from engine.sequence import SequenceStatus
 from engine.waiting_queue import WaitingQueue
 from tests.engine.sequences import make_sequence
@@ -24,11 +25,8 @@ def order(policy, *seqs):
     return started
 
 
-def of(name, num_tokens=4, **fields):
-    seq = make_sequence(name, num_tokens, max_tokens=fields.pop("max_tokens", 16))
-    for field, value in fields.items():
-        setattr(seq, field, value)
-    return seq
+def of(name, num_tokens=4, *, max_tokens=16, **terms):
+    return make_sequence(name, num_tokens, max_tokens=max_tokens, terms=Terms(0.0, **terms))
 
 
 def test_length_takes_the_shortest_and_fcfs_the_first():
@@ -124,8 +122,9 @@ def test_the_prompt_of_n_sequences_is_computed_once(n):
 
 
 def test_the_queue_forgets_what_ended_while_it_waited():
-    queue, seqs = WaitingQueue(), [of(str(i), place=(i % 7, i)) for i in range(100)]
-    for seq in seqs:
+    queue, seqs = WaitingQueue(), [of(str(i)) for i in range(100)]
+    for i, seq in enumerate(seqs):
+        seq.place = (i % 7, i)
         queue.push(seq)
     for seq in seqs[:90]:
         seq.status = SequenceStatus.FINISHED

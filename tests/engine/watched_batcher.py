@@ -130,7 +130,7 @@ class WatchedBatcher:
     # What the outside does.
 
     def add(self, seq: Sequence) -> None:
-        deadlines = (math.inf if when is None else when for when in (seq.deadline, seq.start_deadline))
+        deadlines = (math.inf if when is None else when for when in (seq.terms.deadline, seq.terms.start_deadline))
         record = Record(seq, len(self.records), list(seq.token_ids), *deadlines)
         self.blocks.extend(record)
         num_found = len(self.cache.find_prefix(seq)) * self.block_size
@@ -265,7 +265,7 @@ class WatchedBatcher:
         assert len(self.running) <= self.max_batch_size
         self._look_at(self.waiting)
         self.is_for_underserved = False
-        self.urgent = {r.seq.tenant for r in self.running if r.num_uncomputed > 1 and self._is_underserved(r)}
+        self.urgent = {r.tenant for r in self.running if r.num_uncomputed > 1 and self._is_underserved(r)}
 
     def _look_at(self, waiting: list[Record]) -> None:
         """Whoever of them was passed was not underserved at that moment, or could not start."""
@@ -282,9 +282,9 @@ class WatchedBatcher:
             assert self.is_for_underserved
             places: Counter[bytes] = Counter()
             for other in self.running:
-                places[other.seq.tenant] += 1 / other.seq.weight
-            assert places[record.seq.tenant] > max(places.values()) - 1e-9, "not the busiest gave way"
-            newest = next(other for other in reversed(self.running) if other.seq.tenant == record.seq.tenant)
+                places[other.tenant] += 1 / other.weight
+            assert places[record.tenant] > max(places.values()) - 1e-9, "not the busiest gave way"
+            newest = next(other for other in reversed(self.running) if other.tenant == record.tenant)
             self.events["gave a place to another tenant"] += 1
         else:
             assert not self.is_for_underserved
@@ -337,7 +337,7 @@ class WatchedBatcher:
         assert bool(items) == bool(self.live), "work waits and nothing advances"
         assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
         assert plan.num_tokens <= self._most_tokens(plan.num_decodes) <= self.budget
-        left_out = [r for r in self.running if self.urgent and r.seq.tenant not in self.urgent]
+        left_out = [r for r in self.running if self.urgent and r.tenant not in self.urgent]
         begun = [record for record in self.running if record not in self.admitted and record not in left_out]
         decoding = [record for record in begun if record.num_uncomputed == 1]
         begun = [record for record in begun if record not in decoding]
@@ -366,11 +366,13 @@ class WatchedBatcher:
 
     def _check_nobody_is_left_out_for_long(self, plan: StepPlan, left_out: list[Record]) -> None:
         """A tenant that has steps of its own is at most BURST and one step's tokens ahead of the others that run."""
-        least = min((self._fair.served[record.seq.tenant] for record in left_out), default=math.inf)
+        least = min((self._fair.served[record.tenant] for record in left_out), default=math.inf)
         ahead: Counter[bytes] = Counter(self._fair.served)
         for item in plan.scheduled:
-            ahead[item.seq.tenant] += item.num_tokens / item.seq.weight
-            assert ahead[item.seq.tenant] <= least + self.burst + self.budget / item.seq.weight, "ahead by too much"
+            ahead[item.seq.terms.tenant] += item.num_tokens / item.seq.terms.weight
+            assert ahead[item.seq.terms.tenant] <= least + self.burst + self.budget / item.seq.terms.weight, (
+                "ahead by too much"
+            )
         self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
 
     def _check_nobody_waits_in_vain(self, plan: StepPlan, passed_before: dict[Record, int]) -> None:
@@ -423,7 +425,7 @@ class WatchedBatcher:
             case "fcfs":
                 return record.number
             case "priority":
-                return record.seq.priority
+                return record.seq.terms.priority
             case "fair":
                 return self._fair.arrive(record.seq, num_to_compute)
             case _:
@@ -475,7 +477,7 @@ class WatchedBatcher:
         assert (output.token_ids, output.finish_reason) == (tokens, reason)
         assert output.stop_token_id == (token if reason == "stop" else None)
         is_first = record.num_outputs == 0
-        assert output.queue_time == (record.first_start - seq.arrival_time if is_first else None)
+        assert output.queue_time == (record.first_start - seq.terms.arrival_time if is_first else None)
         assert output.num_cached_tokens == (record.num_cached_first if is_first else 0)
         expected = [-float(position) for position in range(len(record.prompt) - 1)]
         if is_first and sampling.prompt_logprobs is not None:
