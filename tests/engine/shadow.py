@@ -1,8 +1,7 @@
-"""The books of a WatchedBatcher: sequences, fair shares, and which tokens lie in which slot of which block."""
+"""The books of a WatchedBatcher: sequences, and which tokens lie in which slot of which block."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -42,61 +41,6 @@ class Record:
     @property
     def num_uncomputed(self) -> int:
         return len(self.contexts) - self.num_computed
-
-
-class FairBooks:
-    """Fair shares from the books: what each tenant was charged and given back, and what was computed for it.
-
-    `running` are the records that have a place in the batch.
-    """
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.ends: Counter[bytes] = Counter()
-        self.served: Counter[bytes] = Counter()  # tokens over weight
-        self._floor = 0.0
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several tenants have come."""
-        return len(self.ends) > 1
-
-    def arrive(self, seq: Sequence, num_to_compute: int) -> float:
-        begin = max(self.now, self.ends[seq.terms.tenant])
-        self.ends[seq.terms.tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
-        return begin
-
-    def start(self, record: Record, running: list[Record], *, in_turn: bool) -> None:
-        """It is about to join those that run."""
-        tenant = record.tenant
-        if all(other.tenant != tenant for other in running):  # who was away has missed its turn
-            self.served[tenant] = max(self.served[tenant], self.least_served(running))
-        if in_turn:
-            self.now = max(self.now, record.place[0])
-
-    def serve(self, record: Record, num_tokens: int) -> None:
-        if self.is_shared:
-            self.served[record.tenant] += num_tokens / record.weight
-
-    def stop(self, record: Record) -> None:
-        """It has left those that run; if it was the last of all, the next one starts level with it."""
-        self._floor = self.served[record.tenant]
-
-    def end(self, record: Record) -> None:
-        seq = record.seq
-        self.ends[seq.terms.tenant] -= (seq.sampling.max_tokens - len(record.output)) / seq.terms.weight
-
-    def least_served(self, running: list[Record]) -> float:
-        return min((self.served[record.tenant] for record in running), default=self._floor)
-
-    def is_underserved(self, record: Record, running: list[Record], max_batch_size: int, burst: int) -> bool:
-        """At most half of its share of the places, and not far ahead in tokens; a place that it asks for counts."""
-        tenant, weight = record.tenant, record.weight
-        weights = {other.tenant: other.weight for other in running} | {tenant: weight}
-        if len(weights) == 1 or self.served[tenant] > self.least_served(running) + burst:
-            return False
-        num_places = sum(other.tenant == tenant for other in running) + (record not in running)
-        return num_places <= max_batch_size * weight / sum(weights.values()) / 2
 
 
 class ShadowBlocks:

@@ -1,9 +1,9 @@
 """A DynamicBatcher under watch: every call is followed by all that the batcher promises, as assertions.
 
-The watch keeps its own books (tests.engine.shadow), from what crosses the line only: arguments, plans, outputs, and
-the calls by which the batcher takes and gives back blocks. So it knows who is live and in which state, what was
-delivered, who passed whom, and what lies in every slot of every block: a step that would read anything but its
-sequence's own tokens fails.
+The watch keeps its own books (tests.engine.shadow, tests.engine.fair_books), from what crosses the line only:
+arguments, plans, outputs, the calls by which the batcher takes and gives back blocks, and the moment between a step's
+two phases. So it knows who is live and in which state, what was delivered, who passed whom, and what lies in every slot
+of every block: a step that would read anything but its sequence's own tokens fails.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
-from tests.engine.shadow import FairBooks, Record, ShadowBlocks
+from tests.engine.fair_books import FairBooks
+from tests.engine.shadow import Record, ShadowBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ class Phased(DynamicBatcher):
     watch: WatchedBatcher
 
     def _urgent(self) -> list[Sequence]:
-        self.watch.underserved_have_started()
+        self.watch.fair.end_first_phase(self.watch.waiting, self.watch.tried)
         return super()._urgent()
 
 
@@ -113,12 +114,9 @@ class WatchedBatcher:
         self.running: list[Record] = []  # in order of start
         self.admitted: list[Record] = []  # in this step, in turn or stepping over others
         self.num_starts = 0  # in this step, with those of underserved tenants
-        self.is_for_underserved = False  # whether the step is at the point where only they start
-        self.urgent: set[bytes] = set()  # underserved tenants with a prompt to compute: the step is theirs
-        self._passed: list[Record] = []  # looked at in that phase, and left waiting
         self.num_steps = self.num_preemptions = self.num_prompt_tokens = self.num_cached_tokens = 0
         self.events: Counter[str] = Counter()  # the hard cases that were met
-        self._fair = FairBooks()
+        self.fair = FairBooks(self.running, max_batch_size, max_passed=max_passed, look_ahead=look_ahead, burst=burst)
         self.blocks = ShadowBlocks(num_blocks, block_size)
         self._passed_by: dict[Record, int] = {}  # who has started -> later arrivals that had started before it
 
@@ -167,12 +165,12 @@ class WatchedBatcher:
 
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
-        self.admitted, self.num_starts, self.tried, self.urgent, self._passed = [], 0, [], set(), []
-        self.is_for_underserved = self.is_paced
+        self.admitted, self.num_starts, self.tried = [], 0, []
+        self.fair.begin_step()
         passed_before = {r: r.num_passed for r in self.live.values()}
         with _constants(self._values):
             plan = self.batcher.schedule(self.now)
-        assert not self.is_for_underserved, "underserved tenants were not looked for"
+        assert not self.fair.is_first_phase, "underserved tenants were not looked for"
         self.num_steps += bool(plan.scheduled)
         self._check_plan(plan)
         self._check_nobody_waits_in_vain(plan, passed_before)
@@ -184,7 +182,7 @@ class WatchedBatcher:
         result = StepResult([SampledToken(token) for token in tokens], [self._reports(item) for item in plan.scheduled])
         for item in plan.scheduled:
             self._record(item.seq).num_computed += item.num_tokens
-            self._fair.serve(self._record(item.seq), item.num_tokens)
+            self.fair.serve(self._record(item.seq), item.num_tokens)
         for record, token in zip(sampling, tokens, strict=True):
             if token is None and record.seq.sampling.max_tokens > 0:
                 self.blocks.poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
@@ -229,14 +227,11 @@ class WatchedBatcher:
         assert self.cache.num_free_blocks >= len(self.running), "a running sequence cannot grow"
         passed = [other for other in waiting if other.place < record.place]
         assert all(other.num_passed < max_passed for other in passed), "stepped over too often"
-        if self.is_for_underserved:
-            assert self._is_underserved(record), "not underserved, and starts before others"
-            self._look_at(passed)
-            assert record not in self._passed
-            assert len(self._passed) < self.look_ahead, "more were looked at than may be"
+        if self.fair.is_first_phase:
+            self.fair.check_start(record, passed, self.tried)
             self.events["underserved"] += 1
         else:
-            assert not self.urgent, "started in a step that is others'"
+            assert not self.fair.urgent, "started in a step that is others'"
             assert len(self.running) < self.max_batch_size
             self.admitted.append(record)
         if len(self.running) < self.max_batch_size:  # else it takes a place that those before it could not have
@@ -246,7 +241,7 @@ class WatchedBatcher:
             self._note_first_start(record, num_cached)
         record.num_computed = record.num_cached = num_cached
         record.num_at_start = len(record.contexts)
-        self._fair.start(record, self.running, in_turn=not passed)
+        self.fair.start(record, in_turn=not passed)
         self.running.append(record)
         self.num_starts += 1
         self.events["prefix found"] += num_cached > 0
@@ -259,41 +254,18 @@ class WatchedBatcher:
         num_new = self.cache.num_blocks_for(len(record.contexts)) - len(held & set(prefix))
         assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
 
-    def underserved_have_started(self) -> None:
-        """All sequences of underserved tenants among the first that wait were tried; what runs decides on the step."""
-        assert self.is_for_underserved
-        assert len(self.running) <= self.max_batch_size
-        self._look_at(self.waiting)
-        self.is_for_underserved = False
-        self.urgent = {r.tenant for r in self.running if r.num_uncomputed > 1 and self._is_underserved(r)}
-
-    def _look_at(self, waiting: list[Record]) -> None:
-        """Whoever of them was passed was not underserved at that moment, or could not start."""
-        for record in waiting:
-            if len(self._passed) == self.look_ahead or any(r.num_passed >= self.max_passed for r in self._passed):
-                break
-            if record not in self._passed:
-                assert record.seq in self.tried or not self._is_underserved(record), "underserved, and passed"
-                self._passed.append(record)
-
     def preempted(self, record: Record) -> None:
         """A running sequence is about to give its blocks back."""
         if len(self.running) > self.max_batch_size:  # for another tenant
-            assert self.is_for_underserved
-            places: Counter[bytes] = Counter()
-            for other in self.running:
-                places[other.tenant] += 1 / other.weight
-            assert places[record.tenant] > max(places.values()) - 1e-9, "not the busiest gave way"
-            newest = next(other for other in reversed(self.running) if other.tenant == record.tenant)
+            self.fair.check_gives_way(record)
             self.events["gave a place to another tenant"] += 1
         else:
-            assert not self.is_for_underserved
-            newest = self.running[-1]
+            assert not self.fair.is_first_phase
+            assert record is self.running[-1], "not the newest was preempted"
             assert self.cache.num_free_blocks == 0, "preempted without need"
             self.events["preempted"] += 1
-        assert record is newest, "not the newest was preempted"
         self.running.remove(record)
-        self._fair.stop(record)
+        self.fair.stop(record)
         record.num_computed = 0
         self.num_preemptions += 1
 
@@ -337,7 +309,7 @@ class WatchedBatcher:
         assert bool(items) == bool(self.live), "work waits and nothing advances"
         assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
         assert plan.num_tokens <= self._most_tokens(plan.num_decodes) <= self.budget
-        left_out = [r for r in self.running if self.urgent and r.tenant not in self.urgent]
+        left_out = self.fair.left_out()
         begun = [record for record in self.running if record not in self.admitted and record not in left_out]
         decoding = [record for record in begun if record.num_uncomputed == 1]
         begun = [record for record in begun if record not in decoding]
@@ -361,27 +333,16 @@ class WatchedBatcher:
             self.events["paced"] += plan.num_tokens < self.budget
         prompts = scheduled[len(decoding) :]
         assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
-        if self.urgent:
-            self._check_nobody_is_left_out_for_long(plan, left_out)
-
-    def _check_nobody_is_left_out_for_long(self, plan: StepPlan, left_out: list[Record]) -> None:
-        """A tenant that has steps of its own is at most BURST and one step's tokens ahead of the others that run."""
-        least = min((self._fair.served[record.tenant] for record in left_out), default=math.inf)
-        ahead: Counter[bytes] = Counter(self._fair.served)
-        for item in plan.scheduled:
-            ahead[item.seq.terms.tenant] += item.num_tokens / item.seq.terms.weight
-            assert ahead[item.seq.terms.tenant] <= least + self.burst + self.budget / item.seq.terms.weight, (
-                "ahead by too much"
-            )
+        self.fair.check_lead(plan, self.budget)
         self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
 
     def _check_nobody_waits_in_vain(self, plan: StepPlan, passed_before: dict[Record, int]) -> None:
         """With places and tokens left, who waits (LOOK_AHEAD + 1 are looked at) does not fit or awaits a prefix."""
         look_ahead, max_passed = self.look_ahead, self.max_passed
-        may_look = self.num_starts + (look_ahead + 1) + (look_ahead if self.is_paced else 0)
+        may_look = self.num_starts + (look_ahead + 1) + (look_ahead if self.fair.is_shared else 0)
         assert len(self.tried) <= may_look, "more were looked at than may be"
         is_spent = plan.num_tokens == self._most_tokens(plan.num_decodes)
-        if is_spent or self.urgent or len(self.running) == self.max_batch_size:
+        if is_spent or self.fair.urgent or len(self.running) == self.max_batch_size:
             return
         for record in self.waiting[: look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
@@ -393,15 +354,8 @@ class WatchedBatcher:
     def _most_tokens(self, num_decodes: int) -> int:
         """What a step may have: less than the limit with a target, and at the pace of those who share."""
         num_tokens = self._target.tokens(num_decodes)
-        return min(num_tokens, self._pace.tokens(num_decodes)) if self.is_paced and not self.urgent else num_tokens
-
-    @property
-    def is_paced(self) -> bool:
-        """Whether fair shares matter, as several tenants have come."""
-        return self.policy == "fair" and self._fair.is_shared
-
-    def _is_underserved(self, record: Record) -> bool:
-        return self._fair.is_underserved(record, self.running, self.max_batch_size, self.burst)
+        is_paced = self.fair.is_shared and not self.fair.urgent
+        return min(num_tokens, self._pace.tokens(num_decodes)) if is_paced else num_tokens
 
     def _awaits(self, record: Record, num_found: int) -> bool:
         """Whether a running sequence is computing the block after the num_found first ones."""
@@ -427,7 +381,7 @@ class WatchedBatcher:
             case "priority":
                 return record.seq.terms.priority
             case "fair":
-                return self._fair.arrive(record.seq, num_to_compute)
+                return self.fair.arrive(record.seq, num_to_compute)
             case _:
                 return num_to_compute + AGING * record.number
 
@@ -494,8 +448,8 @@ class WatchedBatcher:
         del self.live[record.seq.request_id, record.seq.index]
         if record in self.running:
             self.running.remove(record)
-            self._fair.stop(record)
+            self.fair.stop(record)
         record.ended = reason
         assert (record.seq.status, record.seq.finish_reason) == (FINISHED, reason)
         assert record.seq.block_table == []
-        self._fair.end(record)
+        self.fair.end(record)
