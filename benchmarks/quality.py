@@ -2,8 +2,8 @@
 
 python -m benchmarks.quality --model FOLDER int8=FOLDER,quantization=int8 static=FOLDER-STATIC
 
-Each variant is NAME=MODEL[,OPTION=VALUE...] with EngineConfig's options; the first run is --model itself. All of them go
-through the engine, as prompts with logprobs do. The text is held out: Python's own help on statements (pydoc_data),
+Each variant is NAME=MODEL[,OPTION=VALUE...] with EngineConfig's options; the first run is --model itself. All of them
+go through the engine, as prompts with logprobs do. The text is held out: Python's own help (pydoc_data),
 of which `deepseek-serve quantize` calibrates on other topics.
 """
 
@@ -31,7 +31,7 @@ from server.tokenizer import Tokenizer
 
 @dataclass
 class Outcome:
-    """A variant's log-probabilities [tokens, vocab] of every prompt position, fp16, and its greedy continuations."""
+    """A variant's log-probabilities [tokens, vocab] of every prompt position and its greedy continuations."""
 
     logprobs: torch.Tensor
     greedy: list[list[int]]
@@ -78,9 +78,7 @@ def _run(options: dict[str, Any], prompts: list[list[int]], output_len: int) -> 
     gc.collect()
     longest = max(map(len, prompts)) + output_len + 1
     engine = Engine.load(
-        EngineConfig(
-            **{"prefix_caching": "off", "num_kv_blocks": 8 * (longest // 16 + 1), "max_batch_size": 8, **options}
-        )
+        EngineConfig(**{"prefix_caching": "off", "max_seq_len": longest, "max_batch_size": 8, **options})
     )
     recorded = _record_logprobs(engine)
     # One prompt at a time, so that its positions come in order.
@@ -113,7 +111,7 @@ def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         computed = compute(hidden)
-        recorded.append(computed.log_softmax(-1).half())
+        recorded.append(computed.log_softmax(-1))
         return computed
 
     model.logits = logits  # type: ignore[method-assign]
@@ -122,10 +120,10 @@ def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
 
 def _compare(outcome: Outcome, baseline: Outcome, prompts: list[list[int]]) -> dict[str, Any]:
     following = torch.tensor([token for prompt in prompts for token in prompt[1:]])
-    losses = [run.logprobs.gather(1, following[:, None]).float().mean().neg().item() for run in (outcome, baseline)]
+    losses = [run.logprobs.gather(1, following[:, None]).mean().neg().item() for run in (outcome, baseline)]
     divergence = 0.0
     for mine, theirs in zip(outcome.logprobs.split(256), baseline.logprobs.split(256), strict=True):
-        divergence += (theirs.float().exp() * (theirs.float() - mine.float())).sum().item()
+        divergence += (theirs.exp() * (theirs - mine)).sum().item()
     agree = (outcome.logprobs.argmax(-1) == baseline.logprobs.argmax(-1)).float().mean().item()
     same = [_common(mine, theirs) / len(theirs) for mine, theirs in zip(outcome.greedy, baseline.greedy, strict=True)]
     return {

@@ -54,7 +54,7 @@ class EngineConfig:
     )
     quantization: str = option(
         "none",
-        "int8: make the weights of linear layers int8 while loading, from any checkpoint, and their inputs token by token; "
+        "int8: make the weights of linear layers int8 while loading, from any checkpoint, their inputs as they come; "
         "a checkpoint that is int8 already is served so by itself, and int8 then adds its lm_head "
         "(deepseek-serve quantize makes one)",
         choices=("none", "int8"),

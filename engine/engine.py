@@ -13,10 +13,9 @@ from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.errors import ConfigError, ModelError
 from engine.kv_cache_manager import KVCacheManager
-from engine.loading.gguf_file import GGUFFile
-from engine.loading.gguf_source import GGUFSource
+from engine.loading.open import open_tensors
 from engine.loading.resolve import ModelSource, resolve_model
-from engine.loading.weights import SafetensorsSource, Weights
+from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import KVCachePool, ModelRunner
 from engine.models.decoder import Decoder
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from engine.config import EngineConfig
-    from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
     from engine.protocol import AbortRequest, EngineStats
 
@@ -195,7 +193,7 @@ def _load_model(
         kernels = resolve_kernels(config.kernels, device, dtype, head_dim)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
-    tensors = _tensor_source(source, model_config)
+    tensors = open_tensors(source, model_config)
     weights = Weights(
         tensors,
         device,
@@ -245,7 +243,3 @@ def _num_kv_blocks(
         return num_blocks
     useful = config.max_batch_size * -(-max_seq_len // config.block_size)
     return max(1, min(devices.default_kv_cache_bytes(device) // block_bytes, useful))
-
-
-def _tensor_source(source: ModelSource, config: ModelConfig) -> TensorSource:
-    return GGUFSource(GGUFFile(source.path), config) if source.is_gguf else SafetensorsSource(source.path)

@@ -75,7 +75,8 @@ class ModelRunner:
             return StepResult([], prompt_logprobs)
         rows = torch.tensor(last_rows, device=self._device)
         logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
-        return StepResult(sample(logits_RV, [item.seq for item in plan.scheduled if item.samples]), prompt_logprobs)
+        sampling = [item.seq for item in plan.scheduled if item.samples]
+        return StepResult(sample(logits_RV, sampling, self._model.kernels.draw), prompt_logprobs)
 
     def _entered_blocks(self, plan: StepPlan) -> list[int]:
         """Blocks whose first slot this step writes."""
@@ -128,7 +129,7 @@ class ModelRunner:
             last = min(first + _LOGPROB_ROWS, stop)
             logits = self._model.logits(hidden_CH[first - item.start : last - item.start])
             following = seq.token_ids[first + 1 : last + 1]
-            reports += top_logprobs(logits.log_softmax(-1), following, [count] * len(following))
+            reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
         return reports
 
 

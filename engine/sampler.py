@@ -11,32 +11,71 @@ Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from engine.dynamic_batcher import SampledToken
 from engine.protocol import TokenLogprobs
+from kernels.draw.torch import draw as torch_draw
+from kernels.draw.torch import inverse_cdf
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
 
+Draw = Callable[[torch.Tensor, list[float], list[float]], list[int]]
+
 _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
-_PART = 256  # probabilities summed at once where a row is searched
 _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
 
 
-def sample(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+def sample(logits_RV: torch.Tensor, seqs: list[Sequence], draw: Draw = torch_draw) -> list[SampledToken]:
     """Choose each sequence's next token.
 
     Args:
-        logits_RV: fp32; changed in place.
+        logits_RV: the model's; not changed.
         seqs: one for each row.
+        draw: kernels.draw, for the rows that ask for nothing but a temperature.
 
     Returns:
         One choice a row; token_id None where the row's logits are not finite.
     """
+    plain = [i for i, seq in enumerate(seqs) if _is_plain(seq)]
+    if len(plain) == len(seqs):
+        return _draw_plain(logits_RV, seqs, draw)
+    result: list[SampledToken] = [SampledToken(None)] * len(seqs)
+    others = [i for i in range(len(seqs)) if i not in set(plain)]
+    for rows, choose in ((plain, functools.partial(_draw_plain, draw=draw)), (others, _sample_adjusted)):
+        if rows:
+            chosen = choose(logits_RV[rows], [seqs[i] for i in rows])
+            for i, choice in zip(rows, chosen, strict=True):
+                result[i] = choice
+    return result
+
+
+def _is_plain(seq: Sequence) -> bool:
+    """Whether a sequence's token follows from its logits and a temperature, without a report."""
+    params = seq.sampling
+    return not (
+        params.logprobs is not None
+        or params.logit_bias
+        or params.has_penalties
+        or _filters(seq)
+        or seq.num_output_tokens < params.min_tokens
+    )
+
+
+def _draw_plain(logits_RV: torch.Tensor, seqs: list[Sequence], draw: Draw) -> list[SampledToken]:
+    temperatures = [seq.sampling.temperature for seq in seqs]
+    temperatures = [value if value >= _GREEDY_TEMPERATURE else 0.0 for value in temperatures]
+    uniforms = [uniform(seq.seed, seq.num_output_tokens) for seq in seqs]
+    return [SampledToken(token if token >= 0 else None) for token in draw(logits_RV, temperatures, uniforms)]
+
+
+def _sample_adjusted(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+    logits_RV = logits_RV.float()  # a copy: the rows were picked out
     finite = logits_RV.sum(-1).isfinite().tolist()
     reported = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None and finite[i]]
     logprobs_RV = logits_RV[reported].log_softmax(-1) if reported else None
@@ -109,11 +148,11 @@ def _draw(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[int]:
     plain = [i for i in range(len(seqs)) if i not in filtered]
     tokens = [0] * len(seqs)
     if plain:
-        for i, token_id in zip(plain, _inverse_cdf(probs_RV[plain], u_R1[plain]).tolist(), strict=True):
+        for i, token_id in zip(plain, inverse_cdf(probs_RV[plain], u_R1[plain]).tolist(), strict=True):
             tokens[i] = token_id
     if filtered:
         probs_RK, ids_RK = _candidates(probs_RV[filtered], [seqs[i] for i in filtered])
-        picks = _inverse_cdf(probs_RK, u_R1[filtered])
+        picks = inverse_cdf(probs_RK, u_R1[filtered])
         for i, token_id in zip(filtered, ids_RK.gather(1, picks[:, None])[:, 0].tolist(), strict=True):
             tokens[i] = token_id
     return tokens
@@ -141,24 +180,3 @@ def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Ten
         if bool((has_all[:, 0] | ((top_k[:, 0] == vocab_size) & (kept[:, -1] == 0))).all()):
             break
     return kept, ids_RK
-
-
-def _inverse_cdf(probs_RK: torch.Tensor, u_R1: torch.Tensor) -> torch.Tensor:
-    """The index in each row at which the cumulative probability first exceeds u times its total, [R].
-
-    In two levels: a running sum over the whole vocabulary cannot be vectorised and would cost more than the softmax.
-    """
-    num_rows, size = probs_RK.shape
-    parts_RPS = F.pad(probs_RK, (0, -size % _PART)).view(num_rows, -1, _PART)
-    ends_RP = parts_RPS.sum(-1, dtype=torch.float64).cumsum(-1)
-    target_R1 = u_R1 * ends_RP[:, -1:]
-    part_R1 = _first_above(ends_RP, target_R1)
-    start_R1 = torch.where(part_R1 > 0, ends_RP.gather(1, (part_R1 - 1).clamp(min=0)), 0.0)
-    within_RS = parts_RPS[torch.arange(num_rows, device=part_R1.device), part_R1[:, 0]].double().cumsum(-1)
-    return (part_R1 * _PART + _first_above(within_RS, target_R1 - start_R1))[:, 0]
-
-
-def _first_above(cumulative_RX: torch.Tensor, target_R1: torch.Tensor) -> torch.Tensor:
-    """The first index at which a row's running sum exceeds its target, [R, 1]; always one where the sum grows."""
-    below_total = cumulative_RX[:, -1:] * (1 - 1e-15)  # rounding may have brought the target to the total
-    return torch.searchsorted(cumulative_RX, torch.minimum(target_R1, below_total), right=True)

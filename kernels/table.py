@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kernels import (
+    draw,
     grouped_mlp,
     latent_attention,
     lightning_indexer,
@@ -55,6 +56,7 @@ class KernelTable:
     latent_attention: LatentAttention
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
+    draw: Callable[[Tensor, list[float], list[float]], list[int]]
 
     def pack_linear(self, weight: Tensor | QuantizedWeight, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         """A linear layer of either kind."""
@@ -97,6 +99,7 @@ def _reference(_: torch.dtype) -> KernelTable:
         latent_attention=latent_attention.reference.ReferenceLatentAttention(),
         select=lightning_indexer.reference.select,
         pack_experts=grouped_mlp.reference.pack,
+        draw=draw.reference.draw,
     )
 
 
@@ -114,6 +117,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
         latent_attention=latent_attention.torch.TorchLatentAttention(dtype),
         select=lightning_indexer.torch.select,
         pack_experts=grouped_mlp.torch.pack,
+        draw=draw.torch.draw,
     )
 
 
@@ -124,12 +128,14 @@ def _native(dtype: torch.dtype) -> KernelTable:
         _torch(dtype),
         name="native",
         linear=onednn.pack if packs else linear.torch.pack,
+        linear_int8=linear_int8.cpu.bind(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rotary=rotary.cpu.bind(dtype),
         silu_mul=silu_mul.cpu.bind(dtype),
         attention=CPUAttention(dtype),
         pack_experts=grouped_mlp.cpu.bind(dtype),
+        draw=draw.cpu.bind(dtype),
     )
 
 

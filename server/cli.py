@@ -25,7 +25,8 @@ _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
 With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once).
 
-deepseek-serve make-checkpoint writes a small random DeepSeek model to try: see its own --help."""
+deepseek-serve quantize makes an int8 checkpoint of a model, and deepseek-serve make-checkpoint
+writes a small random DeepSeek model to try: each has its own --help."""
 
 _EPILOG = """Each flag is also an environment variable (--max-batch-size is
 DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the YAML or TOML file that --config
@@ -85,6 +86,10 @@ def main() -> None:
         from server import make_checkpoint
 
         sys.exit(make_checkpoint.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["quantize"]:
+        from server import quantize
+
+        sys.exit(quantize.main(sys.argv[2:]))
     server_config, engine_config = parse(sys.argv[1:])
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     from server.serve import serve  # after the flags are known to be good: it imports the web stack

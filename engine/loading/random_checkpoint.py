@@ -10,10 +10,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 
 from engine.device import DTYPES
 from engine.errors import ConfigError
+from engine.loading.shards import ShardWriter
 from engine.loading.weights import Weights, quantize_fp8
 from engine.models.config import ModelConfig
 from engine.models.decoder import Decoder
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "PRESETS", "write"]
 
-_SHARD_BYTES = 4 << 30
 _FP8_BLOCK = (128, 128)
 _NOT_FP8 = ("embed_tokens", "lm_head", "mlp.gate.weight", "norm", "weights_proj")
 
@@ -154,7 +153,10 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
     Decoder(model_config, weights, resolve("torch", weights.device, dtype, None), max_seq_len=1)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _save(folder, weights.stored(fp8=fp8))
+    shards = ShardWriter(folder)
+    for name, tensor in weights.stored(fp8=fp8).items():
+        shards.add(name, tensor)
+    shards.finish()
     return sum(tensor.numel() for tensor in weights.tensors.values())
 
 
@@ -204,25 +206,3 @@ class _Nothing:
 
     def read(self, name: str) -> torch.Tensor:
         raise AssertionError(f"nobody reads {name}: every tensor is made")
-
-
-def _save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """One file, or several of at most 4 GiB with an index."""
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if size and size + tensor.nbytes > _SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor.contiguous()
-        size += tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")

@@ -52,7 +52,7 @@ class DecoderLayer:
         config, prefix = build.config, f"model.layers.{number}"
         self._kernels, self._eps = build.kernels, config.rms_norm_eps
         self._input_norm = build.norm(f"{prefix}.input_layernorm")
-        self._attention = _attention_class(config)(build, f"{prefix}.self_attn")
+        self._attention = attention_class(config)(build, f"{prefix}.self_attn")
         self._post_attention_norm = build.norm(f"{prefix}.post_attention_layernorm")
         self._mlp: MLP | MixtureOfExperts
         if config.moe is not None and config.moe.is_sparse(number):
@@ -94,23 +94,12 @@ class Decoder:
             self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
-        factors = None
-        if config.rope_scaling.get("rope_type") == "gguf_factors":
-            factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)
-        inv_freq, attention_factor = inverse_frequencies(
-            config.rotary_dim,
-            config.rope_theta,
-            config.rope_scaling,
-            config.max_position_embeddings,
-            max_seq_len,
-            factors,
-        )
-        self.rotary_table = RotaryTable(inv_freq.to(weights.device), attention_factor, max_seq_len)
+        self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
 
     def cache_shapes(self) -> tuple[tuple[int, int], ...]:
         """Shapes [heads, values] of what one token leaves in one layer's cache."""
-        return _attention_class(self.config).cache_shapes(self.config)
+        return attention_class(self.config).cache_shapes(self.config)
 
     @property
     def attention(self) -> PagedAttention | LatentAttention:
@@ -119,7 +108,7 @@ class Decoder:
 
     def plan(self, batch: AttentionBatch) -> Any:
         """What the attention of all layers shares in a step."""
-        return _attention_class(self.config).plan(self.config, self.kernels, batch)
+        return attention_class(self.config).plan(self.config, self.kernels, batch)
 
     def forward(self, batch: ModelBatch, caches: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""
@@ -130,10 +119,27 @@ class Decoder:
         return residual_TH + x_TH
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] of chosen rows, fp32."""
+        """Logits [R, V] of chosen rows."""
         normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
-        return self._head(normed).float()
+        return self._head(normed)
 
 
-def _attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
+def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
+    """The kind of attention that every layer has."""
     return GroupedQueryAttention if config.mla is None else MultiHeadLatentAttention
+
+
+def make_rotary_table(config: ModelConfig, weights: Weights, max_seq_len: int) -> RotaryTable:
+    """Cos and sin of so many positions; takes the checkpoint's factors where it has them."""
+    factors = None
+    if config.rope_scaling.get("rope_type") == "gguf_factors":
+        factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)
+    inv_freq, attention_factor = inverse_frequencies(
+        config.rotary_dim,
+        config.rope_theta,
+        config.rope_scaling,
+        config.max_position_embeddings,
+        max_seq_len,
+        factors,
+    )
+    return RotaryTable(inv_freq.to(weights.device), attention_factor, max_seq_len)

@@ -15,18 +15,17 @@ _HELD_OUT = 4  # every fourth topic is kept for benchmarks.quality
 
 
 def builtin_text(*, held_out: bool) -> str:
-    """Help topics, longest first: those to calibrate on, or those held out to measure with."""
+    """Help topics, longest first: those to calibrate on, or those held out to measure with; no paragraph is in both."""
     ordered = sorted(topics, key=lambda name: (-len(topics[name]), name))
-    chosen = [name for number, name in enumerate(ordered) if (number % _HELD_OUT == 1) == held_out]
+    parts: dict[bool, list[str]] = {True: [], False: []}
     seen: set[str] = set()
-    paragraphs = []
-    for name in chosen:
+    for number, name in enumerate(ordered):
         for paragraph in topics[name].split("\n\n"):
             words = " ".join(paragraph.split())
             if words and words not in seen:  # topics repeat parts of each other
                 seen.add(words)
-                paragraphs.append(paragraph)
-    return "\n\n".join(paragraphs)
+                parts[number % _HELD_OUT == 1].append(paragraph)
+    return "\n\n".join(parts[held_out])
 
 
 def read_texts(path: Path) -> list[str]:

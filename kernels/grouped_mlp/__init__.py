@@ -5,8 +5,8 @@
                                                             an expert is down(silu(gate x) * up x)
 
 `linear` and `silu_mul` are the kernel table's; `linear` is its pack_linear, so that each of an expert's two weights is
-a tensor or a QuantizedWeight (kernels.linear_int8). weights_TK are fp32 and the sum is taken in fp32. Cost: O(T * K) rows of arithmetic and the weights of the experts
-that some token chose; experts that none chose cost nothing.
+a tensor or a QuantizedWeight (kernels.linear_int8). weights_TK are fp32 and the sum is taken in fp32. Cost: O(T * K)
+rows of arithmetic and the weights of the experts that some token chose; experts that none chose cost nothing.
 
 Shapes: T tokens, H hidden, F moe_intermediate_size, K num_experts_per_tok.
 """

@@ -1,16 +1,158 @@
-"""The experts with the sum over a token's experts in native code. Contract: kernels.grouped_mlp."""
+"""The experts in native code, a layer in one call for each kind of weight. Contract: kernels.grouped_mlp."""
 
+from __future__ import annotations
+
+import ctypes
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 
-from kernels.grouped_mlp.torch import pack_with
-from kernels.native import INT, POINTER, function
+from kernels.grouped_mlp.torch import Linear, Weight, pack_with
+from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
+from kernels.native import INT, POINTER, function, plain_function
+
+Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+_PANEL = 16  # columns that a packed weight is made of (kernels/native/gemm.h)
 
 
-def bind(dtype: torch.dtype) -> Callable[..., Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]]:
-    """`pack` for one dtype."""
+class _Expert(ctypes.Structure):
+    """experts.cpp's Expert."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("gate_up_scales", "down_scales", "gate_up_totals", "down_totals")),
+        ("in_scale", ctypes.c_float),
+        ("in_zero", ctypes.c_int32),
+        ("inner_scale", ctypes.c_float),
+        ("inner_zero", ctypes.c_int32),
+    )
+
+
+class _Kind:
+    """The experts of one kind among all of a layer's: "bf16" or "int8"."""
+
+    def __init__(self, name: str) -> None:
+        self.run = plain_function(f"experts_{name}", POINTER, POINTER, POINTER, POINTER, *[INT] * 6, POINTER)
+        self._pack = plain_function(f"experts_pack_{name}", POINTER, POINTER, INT, INT, POINTER, POINTER)
+        self._dtype, self._tile = (torch.bfloat16, 32) if name == "bf16" else (torch.int8, 64)
+        self._entries: list[_Expert] = []
+        self._held: list[torch.Tensor] = []  # the memory that the entries point to
+
+    def __bool__(self) -> bool:
+        """Whether any expert is of this kind."""
+        return bool(self._held)
+
+    def table(self) -> ctypes.Array[_Expert]:
+        """The entries, one after another."""
+        return (_Expert * len(self._entries))(*self._entries)
+
+    def add(self, gate_up: Weight, down: Weight) -> None:
+        """Pack the next expert: gate_up [2F, H], down [H, F]."""
+        gate_up_2FH, down_HF = (
+            (weight.values_OI if isinstance(weight, QuantizedWeight) else weight).contiguous()
+            for weight in (gate_up, down)
+        )
+        hidden, inter = down_HF.shape
+        fields = {
+            "gate_up": torch.empty(2 * _up(inter, _PANEL) * _up(hidden, self._tile), dtype=self._dtype),
+            "down": torch.empty(_up(hidden, _PANEL) * _up(inter, self._tile), dtype=self._dtype),
+        }
+        packed = [tensor.data_ptr() for tensor in fields.values()]
+        self._pack(gate_up_2FH.data_ptr(), down_HF.data_ptr(), hidden, inter, *packed)
+        entry = _Expert()
+        if isinstance(gate_up, QuantizedWeight) and isinstance(down, QuantizedWeight):
+            fields["gate_up_scales"], fields["down_scales"] = _interleaved(gate_up.scale_O), _whole(down.scale_O)
+            fields["gate_up_totals"] = _interleaved(gate_up_2FH.sum(1, dtype=torch.int32))
+            fields["down_totals"] = _whole(down_HF.sum(1, dtype=torch.int32))
+            entry.in_scale, entry.in_zero = _grid(gate_up)
+            entry.inner_scale, entry.inner_zero = _grid(down)
+        for name, tensor in fields.items():
+            setattr(entry, name, tensor.data_ptr())
+        self._held += fields.values()
+        self._entries.append(entry)
+
+    def skip(self) -> None:
+        """Say that the next expert is of another kind."""
+        self._entries.append(_Expert())
+
+
+def bind(dtype: torch.dtype) -> Callable[..., Apply]:
+    """`pack` for one dtype of x: all in native code for bf16, else only the sum over experts."""
+    composed = functools.partial(pack_with, _combine(dtype))
+    if dtype is not torch.bfloat16:
+        return composed
+
+    def pack(
+        linear: Callable[[Weight, None], Linear],
+        silu_mul: Callable[..., torch.Tensor],
+        experts: Iterable[tuple[Weight, Weight]],
+    ) -> Apply:
+        experts = iter(experts)
+        first = next(experts)
+        experts = itertools.chain([first], experts)
+        if any(_is_weight_only(weight) for weight in first):
+            return composed(linear, silu_mul, experts)
+        return _pack(experts)
+
+    return pack
+
+
+def _pack(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
+    bf16, int8 = _Kind("bf16"), _Kind("int8")
+    hidden = inter = num_experts = 0
+    for gate_up, down in experts:
+        hidden, inter = down.shape
+        num_experts += 1
+        if all(isinstance(weight, QuantizedWeight) and not _is_weight_only(weight) for weight in (gate_up, down)):
+            int8.add(gate_up, down)
+            bf16.skip()
+        else:
+            bf16.add(_numbers(gate_up), _numbers(down))
+            int8.skip()
+    kinds = [(kind, kind.table()) for kind in (bf16, int8) if kind]
+
+    def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
+        x_TH, ids_TK, weights_TK = x_TH.contiguous(), ids_TK.contiguous(), weights_TK.contiguous()
+        y_TH = torch.empty_like(x_TH)
+        sizes = (*ids_TK.shape, num_experts, hidden, inter)
+        for number, (kind, table) in enumerate(kinds):
+            pointers = (x_TH.data_ptr(), ids_TK.data_ptr(), weights_TK.data_ptr(), ctypes.addressof(table))
+            kind.run(*pointers, *sizes, number, y_TH.data_ptr())  # the second kind adds to what the first brought
+        return y_TH
+
+    return apply
+
+
+def _is_weight_only(weight: Weight) -> bool:
+    return isinstance(weight, QuantizedWeight) and weight.input is Input.FLOAT
+
+
+def _numbers(weight: Weight) -> torch.Tensor:
+    return weight.dequantize(torch.bfloat16) if isinstance(weight, QuantizedWeight) else weight
+
+
+def _grid(weight: QuantizedWeight) -> tuple[float, int]:
+    return (weight.input.scale, weight.input.zero_point) if isinstance(weight.input, StaticInput) else (0.0, 0)
+
+
+def _up(size: int, multiple: int) -> int:
+    return size + -size % multiple
+
+
+def _whole(x_O: torch.Tensor) -> torch.Tensor:
+    """With memory for whole panels."""
+    return F.pad(x_O, (0, -len(x_O) % _PANEL)).contiguous()
+
+
+def _interleaved(x_2F: torch.Tensor) -> torch.Tensor:
+    """A panel of the first half, a panel of the second, and so on."""
+    return torch.stack([_whole(half).view(-1, _PANEL) for half in x_2F.chunk(2)], dim=1).flatten()
+
+
+def _combine(dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
     call = function("combine", dtype, POINTER, POINTER, POINTER, POINTER, INT, INT, INT)
 
     def combine(y_PH: torch.Tensor, where_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
@@ -21,4 +163,4 @@ def bind(dtype: torch.dtype) -> Callable[..., Callable[[torch.Tensor, torch.Tens
         call(*pointers, num_tokens, top_k, y_PH.shape[1])
         return y_TH
 
-    return functools.partial(pack_with, combine)
+    return combine

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 _VALUES_AT_ONCE = 1 << 22
 _SMALLEST = 1e-30  # scale of a row: below it everything is 0
 
@@ -56,6 +55,11 @@ class QuantizedWeight:
     values_OI: torch.Tensor
     scale_O: torch.Tensor
     input: StaticInput | Input
+
+    @property
+    def shape(self) -> torch.Size:
+        """[O, I]."""
+        return self.values_OI.shape
 
     def rows(self, order: torch.Tensor) -> QuantizedWeight:
         """Some rows, in an order."""

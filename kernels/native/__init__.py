@@ -56,8 +56,13 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def function(name: str, dtype: torch.dtype, *arguments: type) -> Callable[..., int]:
     """One of the library's functions for a dtype, with its argument types."""
+    return plain_function(f"{name}_{_SUFFIX[dtype]}", *arguments)
+
+
+def plain_function(name: str, *arguments: type) -> Callable[..., int]:
+    """One of those that have none."""
     native = library()
     assert native is not None, "callers ask obstacle() first"
-    bound = getattr(native, f"{name}_{_SUFFIX[dtype]}")
+    bound = getattr(native, name)
     bound.argtypes, bound.restype = arguments, ctypes.c_int
     return bound  # type: ignore[no-any-return]

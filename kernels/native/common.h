@@ -6,6 +6,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace native {
 
 typedef float v16 __attribute__((vector_size(64)));
@@ -36,14 +40,19 @@ inline v16 load(const bf16* p) {
 
 inline void store(float* p, v16 x) { std::memcpy(p, &x, sizeof x); }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Round to nearest, ties to even; NaN stays NaN. (The instruction takes subnormal numbers for 0.)
 inline void store(bf16* p, v16 x) {
+#if defined(__AVX512BF16__)
+    const __m256bh half = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(p, &half, sizeof half);
+#else
     u16x bits = (u16x)x;
     const u16x rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
     const i16x is_nan = x != x;
     bits = is_nan ? (bits | 0x400000u) : rounded;
     const h16 half = __builtin_convertvector(bits >> 16, h16);
     std::memcpy(p, &half, sizeof half);
+#endif
 }
 
 // One value, for the ends of rows that are no multiple of 16.
@@ -61,6 +70,27 @@ inline void store1(bf16* p, float x) {
     *p = out[0];
 }
 
+inline v16 load_some(const float* p, int64_t count) {
+    v16 x{};
+    std::memcpy(&x, p, count * sizeof(float));
+    return x;
+}
+inline v16 load_some(const bf16* p, int64_t count) {
+    bf16 x[LANES] = {};
+    std::memcpy(x, p, count * sizeof(bf16));
+    return load(x);
+}
+// 16 values, or those up to the row's end and zeros.
+template <typename T>
+inline v16 load_from(const T* row, int64_t at, int64_t dim) {
+    return dim - at >= LANES ? load(row + at) : load_some(row + at, dim - at);
+}
+template <typename T>
+inline void store_to(T* row, int64_t at, int64_t dim, v16 x) {
+    if (dim - at >= LANES) return store(row + at, x);
+    for (int64_t i = 0; at + i < dim; ++i) store1(row + at + i, x[i]);
+}
+
 inline float sum(v16 x) {
     typedef float v8 __attribute__((vector_size(32)));
     typedef float v4 __attribute__((vector_size(16)));
@@ -70,9 +100,14 @@ inline float sum(v16 x) {
 }
 
 inline float max(v16 x) {
-    float m = x[0];
-    for (int i = 1; i < LANES; ++i) m = x[i] > m ? x[i] : m;
-    return m;
+    typedef float v8 __attribute__((vector_size(32)));
+    typedef float v4 __attribute__((vector_size(16)));
+    const v8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const v8 c = a > b ? a : b;
+    const v4 d = __builtin_shufflevector(c, c, 0, 1, 2, 3), e = __builtin_shufflevector(c, c, 4, 5, 6, 7);
+    const v4 f = d > e ? d : e;
+    const float g = f[0] > f[2] ? f[0] : f[2], h = f[1] > f[3] ? f[1] : f[3];
+    return g > h ? g : h;
 }
 
 inline v16 max(v16 a, v16 b) { return a > b ? a : b; }

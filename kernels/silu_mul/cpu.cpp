@@ -1,17 +1,11 @@
 // silu_mul. Contract: kernels/silu_mul/__init__.py.
-#include "../native/common.h"
+#include "silu.h"
 
 #include <cmath>
 
 namespace {
 
 using namespace native;
-
-// x / (1 + e^-x), through e^-|x| so that nothing overflows.
-inline v16 silu(v16 x) {
-    const v16 e = exp(x > 0.0f ? -x : x);
-    return x * (x > 0.0f ? splat(1.0f) : e) / (1.0f + e);
-}
 
 template <typename T>
 void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {

@@ -24,10 +24,10 @@ def chi_square(tokens: list[int], probs: torch.Tensor) -> float:
 
 
 def adjusted(logits: list[float], seq: Sequence) -> list[float]:
-    """What logit_bias, min_tokens and penalties make of a row (`sample` changes it in place)."""
-    row = torch.tensor([logits])
-    sample(row, [seq])
-    return row[0].tolist()
+    """What logit_bias, min_tokens and penalties make of a row."""
+    row = torch.tensor(logits)
+    sampler._adjust(row, seq)
+    return row.tolist()
 
 
 def test_greedy_is_argmax():

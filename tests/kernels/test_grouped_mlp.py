@@ -1,23 +1,34 @@
 import pytest
 import torch
 
-from kernels import grouped_mlp, linear, silu_mul
+from kernels import grouped_mlp, linear, linear_int8, silu_mul
+from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 VERSIONS = {"torch": lambda dtype: grouped_mlp.torch.pack, **natives(grouped_mlp.cpu.bind)}
 NUM_EXPERTS = 6
+KINDS = {
+    "numbers": lambda weight: weight,
+    "dynamic": lambda weight: quantize_weight(weight, Input.DYNAMIC),
+    "static": lambda weight: quantize_weight(weight, StaticInput(0.04, 120)),
+    "weight only": lambda weight: quantize_weight(weight, Input.FLOAT),
+}
 
 
-def pack(version, hidden, dtype):
-    """The experts, packed, and how often each of them was called."""
+def pack(version, hidden, dtype, kinds=("numbers",)):
+    """The experts, packed, of several kinds by turns; and how often each of them was called."""
     gate_up = [randn(2 * 24, hidden, dtype=dtype, seed=i) / 8 for i in range(NUM_EXPERTS)]
     down = [randn(hidden, 24, dtype=dtype, seed=100 + i) / 8 for i in range(NUM_EXPERTS)]
+    weights = [
+        [KINDS[kinds[i % len(kinds)]](w) for w in pair] for i, pair in enumerate(zip(gate_up, down, strict=True))
+    ]
     calls = []
 
     def counted(weight, bias):
         expert = len(calls)
         calls.append([])
-        product = linear.reference.pack(weight, bias)
+        module = linear_int8 if isinstance(weight, QuantizedWeight) else linear
+        product = module.reference.pack(weight, bias)
 
         def apply(x):
             calls[expert].append(len(x))
@@ -26,7 +37,7 @@ def pack(version, hidden, dtype):
         return apply
 
     make = grouped_mlp.reference.pack if version == "reference" else VERSIONS[version](dtype)
-    return make(counted, silu_mul.reference.silu_mul, zip(gate_up, down, strict=True)), calls
+    return make(counted, silu_mul.reference.silu_mul, iter(weights)), calls
 
 
 def route(num_tokens, top_k, experts, seed=0):
@@ -47,6 +58,33 @@ def test_matches_reference(version, dtype, hidden, num_tokens, top_k, experts):
     ids, weights = route(num_tokens, top_k, list(experts))
     expected = pack("reference", hidden, dtype)[0](x, ids, weights)
     assert_close(pack(version, hidden, dtype)[0](x, ids, weights), expected)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("dynamic",), ("static",), ("weight only",), ("dynamic", "numbers", "static", "weight only")],
+    ids="-".join,
+)
+@pytest.mark.parametrize("num_tokens", [1, 2, 40])
+@pytest.mark.parametrize(("hidden", "dtype"), [(50, torch.bfloat16), (64, torch.bfloat16), (50, torch.float32)])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_int8_experts_match_reference(version, hidden, dtype, num_tokens, kinds):
+    """Up to where rounding the inner activations to bf16 first makes another whole number of one."""
+    x = randn(num_tokens, hidden, dtype=dtype)
+    ids, weights = route(num_tokens, 3, list(range(6)))
+    expected = pack("reference", hidden, dtype, kinds)[0](x, ids, weights)
+    actual = pack(version, hidden, dtype, kinds)[0](x, ids, weights)
+    assert ((actual - expected).abs().max() / expected.abs().max()).item() < (0.03 if dtype is torch.bfloat16 else 1e-3)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_token_s_result_does_not_depend_on_the_others(version):
+    for kinds in (("numbers",), ("dynamic",)):
+        apply, _ = pack(version, 64, torch.bfloat16, kinds)
+        x, (ids, weights) = randn(70, 64, dtype=torch.bfloat16), route(70, 3, list(range(6)))
+        together = apply(x, ids, weights)
+        for i in (0, 33, 69):
+            assert torch.equal(apply(x[i : i + 1], ids[i : i + 1], weights[i : i + 1])[0], together[i])
 
 
 @pytest.mark.parametrize("version", VERSIONS)

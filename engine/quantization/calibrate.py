@@ -1,0 +1,215 @@
+"""Running a model, layer by layer, over calibration text, to see what int8 would do to each of its linear layers.
+
+One decoder layer is loaded at a time; between layers only the text's hidden states are kept. What is measured of each
+linear layer is the range of its inputs and the error that int8 makes in its outputs.
+
+Shapes: T tokens of the text, H hidden.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from tqdm import tqdm
+
+from engine.loading.weights import Weights
+from engine.model_runner import KVCachePool
+from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
+from engine.models.layers import Builder
+from kernels.linear_int8 import Input, StaticInput, quantize_weight
+from kernels.linear_int8 import torch as linear_int8
+from kernels.paged_attention import AttentionBatch
+from kernels.table import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from engine.loading.weights import TensorSource
+    from engine.models.config import ModelConfig
+
+_TOKENS_AT_ONCE = 2048
+_ROWS_MEASURED = 256  # of the inputs of one layer, evenly chosen
+_BLOCK_SIZE = 16
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(.*)")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One linear layer as the model computes it.
+
+    Attributes:
+        layers: the checkpoint's layers in it: those stacked because they read the same input, and for routed experts
+            those of all experts of a decoder layer, so that an expert that the text never chose has a range too.
+        cost: multiplications a token.
+        grid: over the range of its inputs.
+        static_error, dynamic_error: of the outputs, the mean over tokens of |error|^2 / |output|^2.
+    """
+
+    layers: tuple[str, ...]
+    cost: float
+    grid: StaticInput
+    static_error: float
+    dynamic_error: float
+
+
+@dataclass
+class _Watched:
+    """One packed weight, and the inputs that it got."""
+
+    layers: tuple[str, ...]
+    weight_OI: torch.Tensor
+    inputs: list[torch.Tensor] = field(default_factory=list)
+
+
+def calibrate(
+    tensors: TensorSource, config: ModelConfig, prompts: list[list[int]], dtype: torch.dtype, *, progress: bool
+) -> list[Measurement]:
+    """Measure every linear layer that can be int8.
+
+    Args:
+        tensors: the model's.
+        config: its shape.
+        prompts: token ids, each prompt a sequence of its own.
+        dtype: to compute in.
+        progress: show a bar.
+
+    Raises:
+        ModelError: tensors are missing or do not fit the config.
+    """
+    device = torch.device("cpu")
+    kernels = resolve("auto", device, dtype, None if config.mla else config.head_dim)
+    weights = _WatchedWeights(tensors, config, device, dtype)
+    build = Builder(config, weights, replace(kernels, linear=weights.watch(kernels.linear)))
+    embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    table = make_rotary_table(config, weights, max(map(len, prompts)))
+    pools, batches, states = [], [], []
+    shapes = attention_class(config).cache_shapes(config)
+    for group in _groups(prompts):
+        attention, num_blocks = _attention_batch(group, device)
+        pools.append(KVCachePool(shapes, 1, num_blocks, _BLOCK_SIZE, dtype, device))
+        positions_T = torch.cat([torch.arange(len(prompt)) for prompt in group])
+        cos_TD, sin_TD = table.at(positions_T)
+        blocks = [table[p // _BLOCK_SIZE] for prompt, table in zip(group, attention.block_tables, strict=True)
+                  for p in range(len(prompt))]  # fmt: skip
+        token_ids_T = torch.tensor([token for prompt in group for token in prompt])
+        plan = attention_class(config).plan(config, kernels, attention)
+        batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(blocks), positions_T % _BLOCK_SIZE, plan))
+        residual_TH = embedding_VH.index_select(0, token_ids_T)
+        states.append((torch.zeros_like(residual_TH), residual_TH))
+    measurements = []
+    with torch.inference_mode():
+        for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
+            layer = DecoderLayer(build, number)
+            weights.check()
+            for i, (batch, pool) in enumerate(zip(batches, pools, strict=True)):
+                x_TH, residual_TH = states[i]
+                states[i] = layer.forward(x_TH, residual_TH, batch, pool.layers[0]), residual_TH
+            measurements += _measure(weights.watched, sum(map(len, prompts)))
+            weights.watched.clear()
+    return measurements
+
+
+class _WatchedWeights(Weights):
+    """Hands out weights as numbers, and knows which of them each packed linear layer is made of.
+
+    Layers are packed in the order in which their weights were taken, so names wait in a queue for their rows.
+    """
+
+    def __init__(self, source: TensorSource, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(source, device, dtype, fp8_block=config.weight_block_size, progress=False, int8=config.int8)
+        self.watched: list[_Watched] = []
+        self._taken: deque[tuple[str, int]] = deque()
+
+    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+        self._taken.append((layer, shape[0]))
+        return self.take(f"{layer}.weight", shape)
+
+    def watch(
+        self, linear: Callable[[torch.Tensor, torch.Tensor | None], Callable[[torch.Tensor], torch.Tensor]]
+    ) -> Callable[[torch.Tensor, torch.Tensor | None], Callable[[torch.Tensor], torch.Tensor]]:
+        """`linear` of a kernel table, with a note of each input."""
+
+        def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+            names, rows = [], 0
+            while self._taken and rows < len(weight_OI):
+                name, size = self._taken.popleft()
+                names.append(name)
+                rows += size
+            product = linear(weight_OI, bias_O)
+            if not names:  # a layer that is never int8
+                return product
+            assert rows == len(weight_OI), f"{names} are not the rows of this weight"
+            watched = _Watched(tuple(names), weight_OI)
+            self.watched.append(watched)
+
+            def apply(x_TI: torch.Tensor) -> torch.Tensor:
+                watched.inputs.append(x_TI)
+                return product(x_TI)
+
+            return apply
+
+        return pack
+
+    def check(self) -> None:
+        """Raise for tensors that were missing or misshapen so far."""
+        left, self._left = self._left, set()
+        self.finish()
+        self._left = left
+
+
+def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are computed together."""
+    groups: list[list[list[int]]] = [[]]
+    for prompt in prompts:
+        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _TOKENS_AT_ONCE:
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
+
+
+def _attention_batch(prompts: list[list[int]], device: torch.device) -> tuple[AttentionBatch, int]:
+    """All of these prompts at once, each with blocks of its own; and how many blocks that takes."""
+    lens, tables, first = [len(prompt) for prompt in prompts], [], 0
+    for length in lens:
+        num_blocks = -(-length // _BLOCK_SIZE)
+        tables.append(list(range(first, first + num_blocks)))
+        first += num_blocks
+    return AttentionBatch(lens, lens, tables, _BLOCK_SIZE, device), first
+
+
+def _measure(watched: list[_Watched], num_tokens: int) -> list[Measurement]:
+    """The measurements of one decoder layer."""
+    sites: dict[tuple[str, ...], list[_Watched]] = {}
+    for item in watched:
+        matches = [_EXPERT.fullmatch(layer) for layer in item.layers]
+        key = item.layers if None in matches else tuple(f"{match[1]} {match[2]}" for match in matches if match)
+        sites.setdefault(key, []).append(item)
+    return [_measure_site(items, num_tokens) for items in sites.values()]
+
+
+def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
+    used = [item for item in items if item.inputs]
+    ranges = [x.aminmax() for item in used for x in item.inputs if x.numel()]
+    low = min((float(found.min) for found in ranges), default=-1.0)
+    high = max((float(found.max) for found in ranges), default=1.0)
+    grid = StaticInput.over(low, high)
+    errors = {grid: [], Input.DYNAMIC: []}  # type: dict[StaticInput | Input, list[torch.Tensor]]
+    cost = 0.0
+    for item in used:
+        x_TI = torch.cat(item.inputs)
+        cost += len(x_TI) / num_tokens * item.weight_OI.numel()
+        rows = torch.linspace(0, len(x_TI) - 1, min(len(x_TI), max(1, _ROWS_MEASURED // len(used)))).long()
+        x_TI = x_TI[rows].float()
+        y_TO = x_TI @ item.weight_OI.float().T
+        for input_, found in errors.items():
+            made_TO = linear_int8.pack(quantize_weight(item.weight_OI, input_), None)(x_TI)
+            norm_T = y_TO.square().sum(1).clamp(min=1e-20)
+            found.append(((made_TO - y_TO).square().sum(1) / norm_T).clamp(max=1.0))
+    static, dynamic = (float(torch.cat(found).mean()) if found else 0.0 for found in errors.values())
+    layers = tuple(layer for item in items for layer in item.layers)
+    return Measurement(layers, cost, grid, static, dynamic)

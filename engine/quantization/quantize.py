@@ -1,0 +1,57 @@
+"""From a model to an int8 checkpoint: calibrate, choose, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine import device as devices
+from engine.errors import ConfigError, ModelError
+from engine.loading.open import open_tensors
+from engine.quantization.calibrate import calibrate
+from engine.quantization.choose import choose
+from engine.quantization.write import write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from engine.loading.resolve import ModelSource
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        num_bytes: of all tensors.
+        shares: as Recipe.shares.
+    """
+
+    num_bytes: int
+    shares: dict[str, float]
+
+
+def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool) -> Report:
+    """Write an int8 checkpoint into an empty folder.
+
+    Args:
+        source: the model.
+        folder: gets config.json, weights, and the tokenizer's files where the source has such.
+        scheme: one of choose.SCHEMES.
+        prompts: token ids to calibrate on.
+        progress: show bars.
+
+    Raises:
+        ConfigError, ModelError: the text or the model are at fault.
+    """
+    config = source.read_config()
+    if config.int8 is not None:
+        raise ModelError(f"{source.path} is an int8 checkpoint already")
+    prompts = [prompt[: config.max_position_embeddings] for prompt in prompts]
+    if not prompts:
+        raise ConfigError("the calibration text has no tokens")
+    devices.set_threads(None)
+    tensors = open_tensors(source, config)
+    dtype = devices.resolve_dtype("auto", config.dtype, devices.resolve_device("cpu"))
+    recipe = choose(scheme, calibrate(tensors, config, prompts, dtype, progress=progress))
+    return Report(write(folder, source, tensors, config, recipe, progress=progress), recipe.shares)

@@ -1,0 +1,136 @@
+"""Writing an int8 checkpoint in the format of compressed-tensors, one tensor at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from engine.errors import ModelError
+from engine.loading.shards import ShardWriter
+from engine.loading.weights import dequantize_fp8
+from engine.models.config import read_json
+from engine.models.int8_scheme import INPUT_KINDS, Int8Scheme
+from engine.quantization.choose import kind_of
+from kernels.linear_int8 import StaticInput, quantize_weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from engine.loading.resolve import ModelSource
+    from engine.loading.weights import TensorSource
+    from engine.models.config import ModelConfig
+    from engine.quantization.choose import Recipe
+
+_BESIDE = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
+           "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
+_NEVER = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*")
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)")
+
+
+def write(
+    folder: Path, source: ModelSource, tensors: TensorSource, config: ModelConfig, recipe: Recipe, *, progress: bool
+) -> int:
+    """Write config.json, the weights, and whatever files of the source's folder belong to its tokenizer.
+
+    Returns:
+        The bytes of all tensors.
+
+    Raises:
+        ModelError: the source is a GGUF file of an architecture whose config.json is not known here.
+    """
+    raw = _raw_config(source, config)
+    raw["quantization_config"] = to_scheme(recipe).to_config()
+    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+    if not source.is_gguf:
+        for path in sorted({path for pattern in _BESIDE for path in source.path.glob(pattern) if path.is_file()}):
+            shutil.copy(path, folder / path.name)
+    shards, size = ShardWriter(folder), 0
+    names = sorted(name for name in tensors.names() if not name.endswith("_scale_inv"))
+    for name in tqdm(names, "writing int8", unit="tensor", file=sys.stderr, disable=not progress):
+        for made, tensor in _stored(name, tensors, config, recipe, is_gguf=source.is_gguf):
+            shards.add(made, tensor)
+            size += tensor.nbytes
+    shards.finish()
+    return size
+
+
+def to_scheme(recipe: Recipe) -> Int8Scheme:
+    """The recipe's layers by kind of input; experts of one decoder layer are one expression."""
+    targets = {kind: _targets(recipe, kind) for kind in INPUT_KINDS}
+    groups = tuple((kind, found) for kind, found in targets.items() if found)
+    return Int8Scheme(groups, (*_NEVER, *_targets(recipe, "kept")))
+
+
+def _targets(recipe: Recipe, kind: str) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for layer, input_ in recipe.inputs.items():
+        if kind_of(input_) == kind:
+            match = _EXPERT.fullmatch(layer)
+            found[layer if match is None else rf"re:{re.escape(match[1])}\.\d+\.{match[2]}$"] = None
+    return tuple(found)
+
+
+def _stored(
+    name: str, tensors: TensorSource, config: ModelConfig, recipe: Recipe, *, is_gguf: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """What one tensor of the source becomes."""
+    tensor = tensors.read(name)
+    layer = name.removesuffix(".weight")
+    if tensor.dtype == torch.float8_e4m3fn:
+        factors = tensors.read(f"{name}_scale_inv")
+        tensor = dequantize_fp8(tensor, factors, config.weight_block_size).bfloat16()
+    if name == layer or (input_ := recipe.inputs.get(layer)) is None:
+        # GGUF files hold as fp32 what they do not quantise, and what they do is read as fp32
+        is_fp32 = name.endswith("e_score_correction_bias") or not is_gguf
+        yield name, tensor if is_fp32 or tensor.dtype != torch.float32 else tensor.bfloat16()
+        return
+    weight = quantize_weight(tensor, input_)
+    yield name, weight.values_OI
+    yield f"{layer}.weight_scale", weight.scale_O[:, None]
+    if isinstance(input_, StaticInput):
+        yield f"{layer}.input_scale", torch.tensor([input_.scale])
+        yield f"{layer}.input_zero_point", torch.tensor([input_.zero_point - 128], dtype=torch.int8)  # for s8
+
+
+def _raw_config(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
+    if not source.is_gguf:
+        return {key: value for key, value in read_json(source.path / "config.json").items()
+                if key != "quantization_config"}  # fmt: skip
+    if config.mla is not None or config.rope_scaling:
+        raise ModelError(
+            f"{source.path} is a GGUF file whose config.json cannot be told from it; quantize writes from Hugging Face "
+            "folders and from Llama's GGUF files without RoPE scaling (--quantization int8 serves any)"
+        )
+    return {
+        "architectures": [config.architecture],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "torch_dtype": "bfloat16",
+        "rope_theta": config.rope_theta,
+        "eos_token_id": list(config.eos_token_ids),
+        **{
+            name: getattr(config, name)
+            for name in itertools.chain(_LLAMA_SHAPE, ("tie_word_embeddings", "attention_bias", "mlp_bias"))
+        },
+    }
+
+
+_LLAMA_SHAPE: Iterable[str] = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rms_norm_eps",
+    "max_position_embeddings",
+)

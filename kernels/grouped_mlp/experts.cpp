@@ -1,0 +1,214 @@
+// The routed experts, all of a layer in one call. Contract: kernels/grouped_mlp/__init__.py.
+//
+//     gather    each pair of token and expert becomes a row, sorted by expert (uint8 weights: made uint8, once a token)
+//     gate, up  a panel of each at a time, so that silu(gate) * up follows at once
+//     down      weighted by the router
+//     combine   each token's K rows summed, in fp32
+//
+// Work is shared out by panels of experts that have rows; an expert without rows costs nothing, and each panel is read
+// once for every 32 rows of its expert.
+#include "../native/gemm.h"
+#include "../silu_mul/silu.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace {
+
+using namespace native;
+
+// An expert's weights; null if it is of another kind. Interleaved in gate_up: a panel of gate, a panel of up.
+template <typename A>
+struct Expert {
+    const typename Operands<A>::Weight* gate_up;  // [2 * round_up(F, 16), H]
+    const typename Operands<A>::Weight* down;     // [H, F]
+    // uint8 only, with memory for whole panels:
+    const float *gate_up_scales, *down_scales;
+    const int32_t *gate_up_totals, *down_totals;
+    Grid in, inner;  // of x and of silu(gate) * up; scale 0: each row its own
+};
+
+struct Sizes {
+    int64_t num_tokens, top_k, num_experts, hidden, inter;
+};
+
+inline v16 number(const float* sums, const float*, const int32_t*, const Grid&) { return load(sums); }
+inline v16 number(const int32_t* sums, const float* scales, const int32_t* totals, const Grid& grid) {
+    i16x sum, total;
+    std::memcpy(&sum, sums, sizeof sum);
+    std::memcpy(&total, totals, sizeof total);
+    return __builtin_convertvector(sum - total * grid.zero, v16) * grid.scale * load(scales);
+}
+
+// Rows sorted by expert, each expert's beginning at a multiple of 16.
+struct Rows {
+    std::vector<int64_t> first, count;  // of each expert
+    std::vector<int64_t> of_pair;       // [T * K]: the row, or -1 for an expert of another kind
+    std::vector<int64_t> token;         // of each row, -1 for those that only fill up
+    std::vector<float> weight;          // the router's
+    int64_t total;
+};
+
+template <typename A>
+void sort_rows(Rows& rows, const Sizes& sizes, const Expert<A>* experts, const int64_t* ids, const float* weights) {
+    const int64_t num_pairs = sizes.num_tokens * sizes.top_k;
+    rows.count.assign(sizes.num_experts, 0);
+    rows.first.resize(sizes.num_experts);
+    for (int64_t p = 0; p < num_pairs; ++p)
+        if (experts[ids[p]].gate_up) ++rows.count[ids[p]];
+    rows.total = 0;
+    for (int64_t e = 0; e < sizes.num_experts; ++e) {
+        rows.first[e] = rows.total;
+        rows.total += round_up(rows.count[e], 16);
+    }
+    rows.of_pair.resize(num_pairs);
+    rows.token.assign(rows.total, -1);
+    rows.weight.assign(rows.total, 0);
+    std::vector<int64_t> next = rows.first;
+    for (int64_t p = 0; p < num_pairs; ++p) {
+        const bool mine = experts[ids[p]].gate_up != nullptr;
+        const int64_t row = mine ? next[ids[p]]++ : -1;
+        rows.of_pair[p] = row;
+        if (mine) rows.token[row] = p / sizes.top_k, rows.weight[row] = weights[p];
+    }
+}
+
+// One panel's share of an expert, or a pair of panels' of its down projection.
+struct Item {
+    int32_t expert, panel;
+};
+
+template <typename T, typename A>
+void experts(const T* x, const int64_t* ids, const float* weights, const Expert<A>* experts, const Sizes& sizes, bool add, T* y) {
+    constexpr bool IS_INT8 = sizeof(A) == 1;
+    static thread_local Rows rows;
+    static thread_local std::vector<A> in_buffer, inner_buffer;
+    static thread_local std::vector<float> float_buffer, out_buffer;
+    static thread_local std::vector<Grid> grid_buffer;
+    static thread_local std::vector<Item> up_items, down_items;
+    sort_rows(rows, sizes, experts, ids, weights);
+    const int64_t H = sizes.hidden, F = sizes.inter, in_K = padded<A>(H), inner_K = padded<A>(F), total = rows.total;
+    const int64_t inter_panels = (F + PANEL - 1) / PANEL, hidden_panels = (H + PANEL - 1) / PANEL;
+    const int64_t inner_stride = inter_panels * PANEL, out_stride = hidden_panels * PANEL;
+    in_buffer.resize(total * in_K);
+    inner_buffer.resize(total * inner_K);
+    if (IS_INT8) float_buffer.resize(total * inner_stride);
+    out_buffer.resize(total * out_stride);
+    grid_buffer.resize(2 * total);
+    up_items.clear();
+    down_items.clear();
+    for (int32_t e = 0; e < sizes.num_experts; ++e) {
+        if (!rows.count[e]) continue;
+        for (int32_t panel = 0; panel < inter_panels; ++panel) up_items.push_back({e, panel});
+        for (int32_t panel = 0; panel < hidden_panels; panel += 2) down_items.push_back({e, panel});
+    }
+    A *const in = in_buffer.data(), *const inner = inner_buffer.data();
+    float *const activated = float_buffer.data(), *const out = out_buffer.data();
+    Grid *const in_grids = grid_buffer.data(), *const inner_grids = in_grids + total;
+    const Rows& r = rows;
+    const std::vector<Item>&ups = up_items, &downs = down_items;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < total; ++row) {
+            if (r.token[row] < 0) continue;
+            const T* from = x + r.token[row] * H;
+            if constexpr (IS_INT8) {
+                const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
+                in_grids[row] = quantize_row(from, H, in_K, in + row * in_K, experts[e].in);
+            } else {
+                std::memcpy(in + row * in_K, from, H * sizeof(A));
+                std::memset(in + row * in_K + H, 0, (in_K - H) * sizeof(A));
+                std::memset(inner + row * inner_K + F, 0, (inner_K - F) * sizeof(A));
+            }
+        }
+        MatrixUnit unit;
+        alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
+#pragma omp for schedule(dynamic, 2)
+        for (size_t i = 0; i < ups.size(); ++i) {
+            const Item item = ups[i];
+            const Expert<A>& expert = experts[item.expert];
+            const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
+            const int64_t at = item.panel * PANEL, scale_at = 2 * at;
+            for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
+                const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
+                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums);
+                for (int64_t m = 0; m < M; ++m) {
+                    const Grid grid = in_grids[first + m];
+                    const v16 g = number(sums + m * BLOCK, expert.gate_up_scales + scale_at, expert.gate_up_totals + scale_at, grid);
+                    const v16 u = number(sums + m * BLOCK + PANEL, expert.gate_up_scales + scale_at + PANEL, expert.gate_up_totals + scale_at + PANEL, grid);
+                    const v16 value = silu(g) * u;
+                    if constexpr (IS_INT8)
+                        store(activated + (first + m) * inner_stride + at, value);
+                    else if (F - at >= PANEL)
+                        store(inner + (first + m) * inner_K + at, value);
+                    else
+                        for (int64_t n = 0; n < F - at; ++n) store1(inner + (first + m) * inner_K + at + n, value[n]);
+                }
+            }
+        }
+        if constexpr (IS_INT8) {
+#pragma omp for schedule(static)
+            for (int64_t row = 0; row < total; ++row) {
+                if (r.token[row] < 0) continue;
+                const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
+                inner_grids[row] = quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
+            }
+        }
+#pragma omp for schedule(dynamic, 2)
+        for (size_t i = 0; i < downs.size(); ++i) {
+            const Item item = downs[i];
+            const Expert<A>& expert = experts[item.expert];
+            const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
+            const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
+            const int64_t at = item.panel * PANEL;
+            for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
+                const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
+                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums);
+                for (int64_t m = 0; m < M; ++m)
+                    for (int64_t half = 0; half < 1 + has_right; ++half) {
+                        const int64_t column = at + half * PANEL;
+                        const v16 value = number(sums + m * BLOCK + half * PANEL, expert.down_scales + column, expert.down_totals + column, inner_grids[first + m]);
+                        store(out + (first + m) * out_stride + column, value * r.weight[first + m]);
+                    }
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t token = 0; token < sizes.num_tokens; ++token) {
+            const int64_t* of = r.of_pair.data() + token * sizes.top_k;
+            T* to = y + token * H;
+            for (int64_t h = 0; h < H; h += LANES) {
+                v16 sum{};
+                for (int64_t k = 0; k < sizes.top_k; ++k)
+                    if (of[k] >= 0) sum += load(out + of[k] * out_stride + h);
+                if (H - h >= LANES) {
+                    if (add) sum += load(to + h);
+                    store(to + h, sum);
+                } else {
+                    for (int64_t n = 0; n < H - h; ++n) store1(to + h + n, sum[n] + (add ? load1(to + h + n) : 0));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define DEFINE(KIND, A)                                                                                                            \
+    extern "C" int experts_pack_##KIND(const native::Operands<A>::Weight* gate_up, const native::Operands<A>::Weight* down,        \
+                                       int64_t hidden, int64_t inter, native::Operands<A>::Weight* packed_gate_up,                  \
+                                       native::Operands<A>::Weight* packed_down) {                                                  \
+        native::pack<A>(gate_up, inter, hidden, packed_gate_up, 0, 2);                                                              \
+        native::pack<A>(gate_up + inter * hidden, inter, hidden, packed_gate_up, 1, 2);                                             \
+        native::pack<A>(down, hidden, inter, packed_down, 0, 1);                                                                    \
+        return 0;                                                                                                                   \
+    }                                                                                                                               \
+    extern "C" int experts_##KIND(const native::bf16* x, const int64_t* ids, const float* weights, const void* table,               \
+                                  int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t hidden, int64_t inter,             \
+                                  int64_t add, native::bf16* y) {                                                                   \
+        experts(x, ids, weights, static_cast<const Expert<A>*>(table), Sizes{num_tokens, top_k, num_experts, hidden, inter}, add, y); \
+        return 0;                                                                                                                   \
+    }
+
+DEFINE(bf16, native::bf16)
+DEFINE(int8, uint8_t)

@@ -1,0 +1,266 @@
+// Products of a few rows with a packed weight, in bf16 or in u8 x s8: what linear layers and experts are made of.
+//
+// A weight [N, K] lies in panels of 16 of its rows (columns of the product), as AMX, vdpbf16ps and vpdpbusd want them:
+// [N / 16][K / W][16][W], W values in 32 bits: 2 in bf16, 4 in int8. K is padded with zeros to tiles of 16 W, N to
+// panels. The rows A are padded likewise, in memory of the kernel's own. The order in which a value's products are added
+// depends on K alone, so a row's result is the same whichever rows are computed beside it.
+#pragma once
+
+#include "common.h"
+
+#include <immintrin.h>
+
+namespace native {
+
+template <typename A> struct Operands;
+template <> struct Operands<bf16> {
+    typedef bf16 Weight;
+    typedef float Sum;
+};
+template <> struct Operands<uint8_t> {
+    typedef int8_t Weight;
+    typedef int32_t Sum;
+};
+
+constexpr int64_t PANEL = 16;       // columns
+constexpr int64_t BLOCK = 32;       // rows and columns computed at a time
+template <typename A> constexpr int64_t W = 4 / sizeof(A);
+template <typename A> constexpr int64_t TILE_K = 16 * W<A>;
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+template <typename A> int64_t padded(int64_t K) { return round_up(K, TILE_K<A>); }
+
+// Values of a packed weight [N, K].
+template <typename A> int64_t packed_size(int64_t N, int64_t K) { return round_up(N, PANEL) * padded<A>(K); }
+
+// weight [N, K], its rows `stride` apart, to panels; `first` says which panel the first row goes to and `step` how many
+// panels lie between two of this weight's (so that two weights can be interleaved).
+template <typename A>
+void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, typename Operands<A>::Weight* out, int64_t first, int64_t step) {
+    const int64_t size = padded<A>(K) * PANEL;
+#pragma omp parallel for
+    for (int64_t panel = 0; panel < (N + PANEL - 1) / PANEL; ++panel) {
+        typename Operands<A>::Weight* to = out + (first + panel * step) * size;
+        for (int64_t k = 0; k < padded<A>(K); ++k)
+            for (int64_t n = 0; n < PANEL; ++n) {
+                const int64_t row = panel * PANEL + n;
+                to[(k / W<A> * PANEL + n) * W<A> + k % W<A>] = row < N && k < K ? weight[row * K + k] : typename Operands<A>::Weight{};
+            }
+    }
+}
+
+#if defined(__AMX_BF16__)
+
+// While one lives, its thread's tiles are of 16 rows of 64 bytes.
+struct MatrixUnit {
+    struct alignas(64) Config {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {};
+        uint8_t rows[16] = {};
+    };
+    MatrixUnit() {
+        Config config;
+        for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+        _tile_loadconfig(&config);
+    }
+    ~MatrixUnit() { _tile_release(); }
+    MatrixUnit(const MatrixUnit&) = delete;
+};
+
+#define NATIVE_TILE_PRODUCT(c, a, b)              \
+    if constexpr (sizeof(A) == 1)                 \
+        _tile_dpbusd(c, a, b);                    \
+    else                                          \
+        _tile_dpbf16ps(c, a, b)
+
+// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows.
+template <typename A>
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+    const int64_t stride = lda * sizeof(A);
+    _tile_zero(0);
+    _tile_zero(1);
+    if (M > 16) {
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < K; k += TILE_K<A>) {
+            _tile_loadd(6, b0 + k * PANEL, 64);
+            _tile_loadd(7, b1 + k * PANEL, 64);
+            _tile_loadd(4, a + k, stride);
+            _tile_loadd(5, a + 16 * lda + k, stride);
+            NATIVE_TILE_PRODUCT(0, 4, 6);
+            NATIVE_TILE_PRODUCT(1, 4, 7);
+            NATIVE_TILE_PRODUCT(2, 5, 6);
+            NATIVE_TILE_PRODUCT(3, 5, 7);
+        }
+        _tile_stored(2, sums + 16 * BLOCK, BLOCK * 4);
+        _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * 4);
+    } else {
+        for (int64_t k = 0; k < K; k += TILE_K<A>) {
+            _tile_loadd(6, b0 + k * PANEL, 64);
+            _tile_loadd(7, b1 + k * PANEL, 64);
+            _tile_loadd(4, a + k, stride);
+            NATIVE_TILE_PRODUCT(0, 4, 6);
+            NATIVE_TILE_PRODUCT(1, 4, 7);
+        }
+    }
+    _tile_stored(0, sums, BLOCK * 4);
+    _tile_stored(1, sums + 16, BLOCK * 4);
+}
+
+#elif defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+
+struct MatrixUnit {
+    MatrixUnit() {}
+};
+
+inline __m512 add_products(__m512 sum, __m512i a, __m512i b, const bf16*) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+inline __m512i add_products(__m512i sum, __m512i a, __m512i b, const uint8_t*) { return _mm512_dpbusd_epi32(sum, a, b); }
+inline __m512 zero(const bf16*) { return _mm512_setzero_ps(); }
+inline __m512i zero(const uint8_t*) { return _mm512_setzero_si512(); }
+
+template <int M, typename A>
+inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+    decltype(zero(a)) left[M], right[M];
+    for (int m = 0; m < M; ++m) left[m] = right[m] = zero(a);
+    for (int64_t k = 0; k < K; k += W<A>) {
+        const __m512i p = _mm512_loadu_si512(b0 + k * PANEL), q = _mm512_loadu_si512(b1 + k * PANEL);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            int32_t group;
+            std::memcpy(&group, a + m * lda + k, sizeof group);
+            const __m512i x = _mm512_set1_epi32(group);
+            left[m] = add_products(left[m], x, p, a);
+            right[m] = add_products(right[m], x, q, a);
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        std::memcpy(sums + m * BLOCK, &left[m], 64);
+        std::memcpy(sums + m * BLOCK + PANEL, &right[m], 64);
+    }
+}
+
+template <typename A>
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+    int64_t m = 0;
+    for (; m + 8 <= M; m += 8) multiply_rows<8>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+    if (M - m >= 4) multiply_rows<4>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK), m += 4;
+    if (M - m >= 2) multiply_rows<2>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK), m += 2;
+    if (M - m >= 1) multiply_rows<1>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+}
+
+#else
+
+struct MatrixUnit {
+    MatrixUnit() {}
+};
+
+// M rows and one panel, bf16 widened to fp32: the low and the high half of each 32 bits are two values of a column.
+template <int M>
+inline void multiply_rows(const bf16* a, int64_t lda, const bf16* b, int64_t K, float* sums) {
+    v16 sum[M] = {};
+    for (int64_t k = 0; k < K; k += 2) {
+        u16x pairs;
+        std::memcpy(&pairs, b + k * PANEL, sizeof pairs);
+        const v16 even = (v16)(pairs << 16), odd = (v16)(pairs & 0xffff0000u);
+        for (int m = 0; m < M; ++m) sum[m] += even * load1(a + m * lda + k) + odd * load1(a + m * lda + k + 1);
+    }
+    for (int m = 0; m < M; ++m) store(sums + m * BLOCK, sum[m]);
+}
+
+// M rows and one panel in 16-bit products, which are exact (vpmaddubsw, which takes bytes, would saturate). Each column
+// has two of a register's sums, added at the end.
+template <int M>
+inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_t K, int32_t* sums) {
+    __m256i sum[M][4];
+    for (int m = 0; m < M; ++m)
+        for (int i = 0; i < 4; ++i) sum[m][i] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < K; k += 4) {
+        __m256i columns[4];
+        for (int i = 0; i < 4; ++i) columns[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + k * PANEL + 16 * i)));
+        for (int m = 0; m < M; ++m) {
+            int32_t group;
+            std::memcpy(&group, a + m * lda + k, sizeof group);
+            const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(group)));
+            for (int i = 0; i < 4; ++i) sum[m][i] = _mm256_add_epi32(sum[m][i], _mm256_madd_epi16(x, columns[i]));
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int i = 0; i < 4; ++i) {
+            const __m256i pairs = _mm256_hadd_epi32(sum[m][i], sum[m][i]);
+            _mm_storeu_si128((__m128i*)(sums + m * BLOCK + 4 * i), _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+        }
+}
+
+template <typename A>
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+    for (int half = 0; half < 2; ++half) {
+        const typename Operands<A>::Weight* b = half ? b1 : b0;
+        typename Operands<A>::Sum* to = sums + half * PANEL;
+        int64_t m = 0;
+        for (; m + 2 <= M; m += 2) multiply_rows<2>(a + m * lda, lda, b, K, to + m * BLOCK);
+        if (m < M) multiply_rows<1>(a + m * lda, lda, b, K, to + m * BLOCK);
+    }
+}
+
+#endif
+
+// How a row was made uint8: x is about scale * (x_q - zero).
+struct Grid {
+    float scale;
+    int32_t zero;
+};
+
+// A row to uint8, padded to K, on its own range widened to hold 0 (or on `given`, if its scale is not 0). A row that
+// has a NaN gets a NaN scale.
+template <typename T>
+inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid given) {
+    const int64_t whole = size / LANES * LANES;
+    Grid grid = given;
+    if (given.scale == 0) {
+        v16 low{}, high{}, sum{};
+        float rest_low = 0, rest_high = 0, rest = 0;
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const v16 v = load(x + i);
+            low = v < low ? v : low;
+            high = v > high ? v : high;
+            sum += v * 0.0f;
+        }
+        for (int64_t i = whole; i < size; ++i) {
+            const float v = load1(x + i);
+            rest_low = v < rest_low ? v : rest_low;
+            rest_high = v > rest_high ? v : rest_high;
+            rest += v * 0.0f;
+        }
+        for (int i = 0; i < LANES; ++i) {
+            rest_low = low[i] < rest_low ? low[i] : rest_low;
+            rest_high = high[i] > rest_high ? high[i] : rest_high;
+            rest += sum[i];
+        }
+        const float scale = (rest_high - rest_low) / 255.0f;
+        grid.scale = (scale > 1e-30f ? scale : 1e-30f) + rest;
+        grid.zero = rest == 0 ? int32_t(__builtin_rintf(-rest_low * (1.0f / grid.scale))) : 0;
+    }
+    const float inverse = 1.0f / grid.scale;
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers, halves to even
+    for (int64_t i = 0; i < whole; i += LANES) {
+        v16 v = load(x + i) * inverse;
+        v = v < -1e6f ? splat(-1e6f) : v;
+        v = v > 1e6f ? splat(1e6f) : v;
+        i16x q = __builtin_convertvector((v + magic) - magic, i16x) + grid.zero;
+        q = q < 0 ? (q & 0) : q;
+        q = q > 255 ? (q & 0) + 255 : q;
+        typedef uint8_t b16 __attribute__((vector_size(16)));
+        const b16 bytes = __builtin_convertvector(q, b16);
+        std::memcpy(out + i, &bytes, sizeof bytes);
+    }
+    for (int64_t i = whole; i < size; ++i) {
+        float v = load1(x + i) * inverse;
+        v = v < -1e6f ? -1e6f : v > 1e6f ? 1e6f : v;
+        const int32_t q = v == v ? int32_t(__builtin_rintf(v)) + grid.zero : 0;
+        out[i] = uint8_t(q < 0 ? 0 : q > 255 ? 255 : q);
+    }
+    std::memset(out + size, 0, K - size);
+    return grid;
+}
+
+}  // namespace native

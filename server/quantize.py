@@ -1,0 +1,111 @@
+"""Make an int8 checkpoint of a model, in the compressed-tensors format that this server and vLLM read.
+
+Weights of linear layers become int8, with one scale for each output channel. Their inputs become 8-bit too: by a grid
+known from calibration (w8a8-static), by each token's own range (w8a8-dynamic), or not at all (w8). Layers that a
+scheme would hurt, as measured on the calibration text, get a finer one. Embeddings, lm_head, routers, norms and MLA's
+kv_b_proj stay as they are. A model is run layer by layer, so memory for one layer is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from engine.errors import ConfigError, ModelError
+from engine.loading.resolve import resolve_model
+from engine.quantization.calibration_text import builtin_text, read_texts
+from server.tokenizer import Tokenizer
+
+_SCHEMES = {
+    "w8a8-static": "fastest where activations are tame; needs text like what will be served",
+    "w8a8-dynamic": "close to the original, nearly as fast",
+    "w8": "weights only: half the memory, quality unchanged, arithmetic as before",
+}
+_CONTEXT = 512  # tokens of one calibration sequence
+
+_EPILOG = """schemes:
+{schemes}
+
+examples:
+  deepseek-serve quantize --model /models/deepseek-llm-7b-chat --out /models/7b-int8
+  deepseek-serve quantize --model HuggingFaceTB/SmolLM2-360M-Instruct --out smol-int8 \\
+      --scheme w8a8-static --calibration chats.jsonl
+  deepseek-serve --model smol-int8
+  python -m benchmarks.quality --model BEFORE int8=AFTER      # what it cost: perplexity, KL, agreement"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        sys.stdout.write(_quantize(args) + "\n")
+    except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
+        sys.stderr.write(f"deepseek-serve quantize: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    schemes = "\n".join(f"  {name:14} {text}" for name, text in _SCHEMES.items())
+    parser = argparse.ArgumentParser(
+        prog="deepseek-serve quantize",
+        description=__doc__,
+        epilog=_EPILOG.format(schemes=schemes),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", metavar="NAME|FOLDER|HUB_ID", help="as for serving; default: the built-in model")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
+    parser.add_argument("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help='plain text, or .jsonl with "text" or "prompt" in each line; default: help topics that come with Python',
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=4096, metavar="N", help="of it to calibrate on (default: %(default)s)"
+    )
+    return parser
+
+
+def _quantize(args: argparse.Namespace) -> str:
+    from engine.quantization import quantize  # imports torch
+
+    if args.out.exists() or args.out.is_symlink():
+        raise ConfigError(f"--out {args.out} exists already; name a new folder")
+    if args.tokens < 2:
+        raise ConfigError(f"--tokens is {args.tokens}; it must be at least 2")
+    source = resolve_model(args.model)
+    tokenizer = Tokenizer.load(source)
+    prompts = _prompts(tokenizer, args.calibration, args.tokens)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
+        unfinished = Path(folder) / "model"
+        unfinished.mkdir()
+        report = quantize.quantize(source, unfinished, args.scheme, prompts, progress=sys.stderr.isatty())
+        if source.is_gguf:
+            tokenizer.save(unfinished)
+        unfinished.rename(args.out)
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in report.shares.items() if share)
+    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': report.num_bytes, 'shares': report.shares})}\n")
+    return (
+        f"{args.out}: {report.num_bytes / 1e6:.0f} MB in {args.scheme}; of the linear layers' arithmetic: {shares}; "
+        f"deepseek-serve --model {args.out}"
+    )
+
+
+def _prompts(tokenizer: Tokenizer, file: Path | None, num_tokens: int) -> list[list[int]]:
+    texts = read_texts(file) if file is not None else [builtin_text(held_out=False)]
+    prompts: list[list[int]] = []
+    for text in texts:
+        ids = tokenizer.encode(text)[:num_tokens]
+        prompts += [ids[first : first + _CONTEXT] for first in range(0, len(ids), _CONTEXT)]
+        num_tokens -= len(ids)
+        if num_tokens <= 0:
+            break
+    return [prompt for prompt in prompts if prompt]

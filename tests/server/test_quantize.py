@@ -1,0 +1,103 @@
+"""deepseek-serve quantize: what it writes is served, all at once or not at all, and what it cannot do it names."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.quantization import quantize as quantization
+from server import LLM, SamplingParams, quantize
+
+
+def run(model, out, *arguments):
+    return quantize.main(["--model", str(model), "--out", str(out), "--tokens", "300", *arguments])
+
+
+@pytest.mark.parametrize("scheme", ["w8a8-static", "w8a8-dynamic", "w8"])
+def test_what_is_written_is_served(tmp_path, tiny_llama, capsys, scheme):
+    assert run(tiny_llama, tmp_path / "int8", "--scheme", scheme) == 0
+    assert f"deepseek-serve --model {tmp_path}/int8" in capsys.readouterr().out
+    assert (
+        load_file(tmp_path / "int8" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].dtype is torch.int8
+    )
+    llm = LLM(str(tmp_path / "int8"), dtype="float32", threads=1)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    assert len(llm.generate(["abc"], params)[0].token_ids) == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int8"]
+
+
+@pytest.mark.smollm2
+def test_the_built_in_gguf_becomes_a_hugging_face_folder(tmp_path, smollm2):
+    assert run(smollm2, tmp_path / "int8") == 0
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 30
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    llm = LLM(str(tmp_path / "int8"), num_kv_blocks=64)
+    params = SamplingParams(temperature=0.0, max_tokens=1)
+    assert llm.generate(["The capital of France is"], params)[0].text == " Paris"
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path, tiny_llama, capsys):
+    (tmp_path / "there").mkdir()
+    assert run(tiny_llama, tmp_path / "there") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, tiny_llama, capsys, monkeypatch):
+    def fails(folder, *_, **__):
+        (folder / "half").write_text("")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(quantization, "write", fails)
+    assert run(tiny_llama, tmp_path / "int8") == 2
+    assert "no space left" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", None, "cannot be read"),
+        ("a.txt", " \n", "has no text"),
+        ("a.jsonl", '{"text": "x"}\n{"other": 1}\n', 'line 2: expected an object with "text" or "prompt"'),
+        ("a.jsonl", "not json", "line 1: expected an object"),
+    ],
+)
+def test_calibration_files_at_fault_are_named(tmp_path, tiny_llama, capsys, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert run(tiny_llama, tmp_path / "int8", "--calibration", str(tmp_path / name)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "int8").exists()
+
+
+def test_calibration_files_decide_the_grids(tmp_path, tiny_llama):
+    for name, content in (("a.txt", "aaaa bbbb " * 20), ("b.jsonl", '{"text": "zzzz"}\n\n{"prompt": "yyyy xx"}\n')):
+        (tmp_path / name).write_text(content)
+        assert (
+            run(tiny_llama, tmp_path / name[0], "--scheme", "w8a8-static", "--calibration", str(tmp_path / name)) == 0
+        )
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    scales = [name for name in a if name.endswith("input_scale") and name in b]
+    assert scales
+    assert any(a[name] != b[name] for name in scales)
+
+
+def test_an_int8_checkpoint_is_not_quantised_again(tmp_path, tiny_llama, capsys):
+    run(tiny_llama, tmp_path / "int8", "--scheme", "w8")
+    assert run(tmp_path / "int8", tmp_path / "again") == 2
+    assert "int8 checkpoint already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--tokens", "1"], "at least 2"), (["--scheme", "w4"], "invalid choice")]
+)
+def test_flags_at_fault_are_named(tmp_path, tiny_llama, capsys, arguments, message):
+    try:
+        status = run(tiny_llama, tmp_path / "int8", *arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,24 @@
+"""The port that is served."""
+
+import asyncio
+import socket
+
+from server.config import ServerConfig
+from server.serve import _listen
+
+
+async def test_small_writes_are_not_held_back() -> None:
+    """Nagle's algorithm would keep the end of each answer, and a token now and then, until the client's delayed ACK."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = writer.get_extra_info("socket")
+        accepted.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = _listen(ServerConfig(port=0))
+    async with await asyncio.start_server(accept, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        assert await asyncio.wait_for(accepted, 10)
+        writer.close()
+        await writer.wait_closed()
