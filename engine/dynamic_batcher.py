@@ -14,8 +14,9 @@ A sequence starts only when blocks for all of its tokens are free, and one more 
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
 cache); but after MAX_PASSED others have started before it in this way, nobody else does.
 
-Under fair shares, a tenant with few places in the batch goes first, in the place of one with many if need be; and as
-nobody's turn comes before the step under way has ended, steps are kept short.
+Under fair shares, a tenant with few places in the batch goes first, in the place of one with many if need be, and while
+it has a prompt to compute, steps are its own: others' streams wait, within bounds (engine.policies.BURST). As nobody's
+turn comes before the step under way has ended, all other steps are kept short.
 
 When a running sequence needs a block and none is free, the newest running one is preempted: its blocks go, its tokens
 stay, and it waits for its turn to be computed anew, at its old place.

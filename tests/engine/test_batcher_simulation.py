@@ -19,8 +19,8 @@ class Simulation:
 
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
-        is_flood = rng.random() < 0.15  # one tenant has the whole batch when the others come
-        self.num_of_one = 12 if is_flood else rng.choice([0, 0, 12])  # requests of that tenant that come first
+        is_flood = rng.random() < 0.25  # one tenant has the whole batch when the others come
+        self.num_of_one = 20 if is_flood else rng.choice([0, 0, 12])  # requests of that tenant that come first
         max_batch_size = rng.randint(5, 8) if is_flood else rng.randint(1, 8)
         few = [1, rng.randint(2, 24), rng.randint(2, 24)]
         max_passed, look_ahead = rng.choice([(32, 8), (1, 8), (2, 1), (5, 2)])

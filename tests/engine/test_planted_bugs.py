@@ -588,7 +588,7 @@ def test_a_planted_bug_is_found(name, monkeypatch):
         "a_preempted_sequence_loses_its_place",
         "an_announcement_is_never_withdrawn",
         "fair_shares_refund_nothing",
-        "urgent_steps_compute_all_that_run",
+        "nobody_is_underserved",
         "a_deadline_for_the_start_is_ignored",
     ],
 )

@@ -326,13 +326,14 @@ class WatchedBatcher:
             assert item.samples == (item.start + item.num_tokens == len(record.contexts))
         chunks = items[plan.num_decodes :]
         assert all(item.samples for item in chunks[:-1]), "two prompts are cut in one step"
-        if chunks and not chunks[-1].samples:
-            self.events["chunked"] += 1
-            assert plan.num_tokens >= min(self.budget, len(decoding) + 16), "prompts hardly advance"
-            assert plan.num_tokens == self._most_tokens(plan.num_decodes), "a prompt is cut without need"
-            self.events["paced"] += plan.num_tokens < self.budget
         prompts = scheduled[len(decoding) :]
         assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
+        is_cut = bool(chunks) and not chunks[-1].samples
+        if is_cut or len(prompts) < len(begun):
+            assert plan.num_tokens >= min(self.budget, len(decoding) + 16), "prompts hardly advance"
+            assert plan.num_tokens == self._most_tokens(plan.num_decodes), "a prompt is cut without need"
+        self.events["chunked"] += is_cut
+        self.events["paced"] += is_cut and plan.num_tokens < self.budget
         self.fair.check_lead(plan, self.budget)
         self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
 
