@@ -14,7 +14,7 @@ import time
 
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.protocol import GenerateRequest, SamplingParams
+from engine.protocol import GenerateRequest, SamplingParams, Terms
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int)
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     for i in range(batch):
         prompt = [numbers.randrange(engine.info.vocab_size) for _ in range(input_len)]
-        engine.add(GenerateRequest(f"bench-{seed}-{i}", prompt, params, 1, time.monotonic()))
+        engine.add(GenerateRequest(f"bench-{seed}-{i}", prompt, params, 1, Terms(time.monotonic())))
     steps, decode_steps, num_tokens = [], [], 0
     start = time.perf_counter()
     while engine.has_work:

@@ -14,7 +14,7 @@ import time
 from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepResult
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
-from engine.protocol import SamplingParams
+from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
 
 
@@ -57,8 +57,7 @@ def _sequence(number: int, max_tokens: int) -> Sequence:
         sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
         seed=0,
         stop_token_ids=frozenset(),
-        arrival_time=0.0,
-        tenant=str(number % 7).encode(),
+        terms=Terms(0.0, tenant=str(number % 7).encode()),
     )
 
 

@@ -28,7 +28,7 @@ from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
-from engine.protocol import SamplingParams
+from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
 
 
@@ -161,7 +161,7 @@ def fit(model: str | None) -> StepCost:
         for _ in range(num_seqs):
             prompt = [rng.randrange(engine.info.vocab_size) for _ in range(min(length, engine.info.max_seq_len - 12))]
             params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
-            engine.add(GenerateRequest(f"{rng.random()}", prompt, params, 1, time.monotonic()))
+            engine.add(GenerateRequest(f"{rng.random()}", prompt, params, 1, Terms(time.monotonic())))
         while engine.has_work:
             started = time.perf_counter()
             engine.step()
@@ -194,10 +194,7 @@ def _sequence(name: str, arrival: Arrival) -> Sequence:
         sampling=SamplingParams(max_tokens=arrival.output, ignore_eos=True),
         seed=0,
         stop_token_ids=frozenset(),
-        arrival_time=arrival.time,
-        priority=arrival.priority,
-        tenant=arrival.key.encode(),
-        weight=arrival.weight,
+        terms=Terms(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight),
     )
 
 

@@ -14,8 +14,9 @@ A sequence starts only when blocks for all of its tokens are free, and one more 
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
 cache); but after MAX_PASSED others have started before it in this way, nobody else does.
 
-Under fair shares, a tenant with few places in the batch goes first, in the place of one with many if need be; and as
-nobody's turn comes before the step under way has ended, steps are kept short.
+Under fair shares, a tenant with few places in the batch goes first, in the place of one with many if need be, and while
+it has a prompt to compute, steps are its own: others' streams wait, within bounds (engine.policies.BURST). As nobody's
+turn comes before the step under way has ended, all other steps are kept short.
 
 When a running sequence needs a block and none is free, the newest running one is preempted: its blocks go, its tokens
 stay, and it waits for its turn to be computed anew, at its old place.
@@ -159,7 +160,7 @@ class DynamicBatcher:
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq
         self._waiting.push(seq)
-        for deadline in (seq.deadline, seq.start_deadline):
+        for deadline in (seq.terms.deadline, seq.terms.start_deadline):
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, seq.place[1], seq))
 
@@ -175,7 +176,7 @@ class DynamicBatcher:
         outputs = []
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, _, seq = heapq.heappop(self._deadlines)
-            is_due = deadline == seq.deadline or seq.first_step_time is None
+            is_due = deadline == seq.terms.deadline or seq.first_step_time is None
             if is_due and seq.status is not SequenceStatus.FINISHED:
                 self._finish(seq, "timeout")
                 outputs.append(SequenceOutput(seq.request_id, seq.index, [], "timeout"))
@@ -248,6 +249,7 @@ class DynamicBatcher:
         self.kv_cache.check([])
 
     def _advance(self, seq: Sequence, sampled: SampledToken) -> SequenceOutput:
+        assert seq.first_step_time is not None
         is_first = seq.num_output_tokens == 0
         reason: FinishReason | None = None
         token_ids = []
@@ -272,7 +274,7 @@ class DynamicBatcher:
             stop_token_id=token_ids[0] if reason == "stop" else None,
             logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
             prompt_logprobs=seq.prompt_logprobs if is_first and seq.sampling.prompt_logprobs is not None else None,
-            queue_time=seq.first_step_time - seq.arrival_time if is_first and seq.first_step_time is not None else None,
+            queue_time=seq.first_step_time - seq.terms.arrival_time if is_first else None,
             num_cached_tokens=seq.num_cached_tokens if is_first else 0,
         )
 
@@ -327,22 +329,30 @@ class DynamicBatcher:
     def _urgent(self) -> list[Sequence]:
         """The running sequences of underserved tenants that have a prompt to compute."""
         tenants = {
-            seq.tenant
+            seq.terms.tenant
             for seq in self._running
             if seq.num_uncomputed_tokens > 1 and self._policy.is_underserved(seq, self.max_batch_size)
         }
-        return [seq for seq in self._running if seq.tenant in tenants] if tenants else []
+        return [seq for seq in self._running if seq.terms.tenant in tenants] if tenants else []
 
     def _start_underserved(self, now: float) -> None:
-        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be."""
+        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be.
+
+        Those that it passes are stepped over, unless they could not have had that place.
+        """
         passed: list[Sequence] = []
         while len(self._waiting) and len(passed) < LOOK_AHEAD:
             seq = self._waiting.pop()
             if self._policy.is_underserved(seq, self.max_batch_size) and self._start(seq, now, in_turn=not passed):
                 if len(self._running) > self.max_batch_size:
                     self._preempt(self._policy.gives_way(self._running))
+                else:
+                    for other in passed:
+                        other.num_passed += 1
             else:
                 passed.append(seq)
+            if any(other.num_passed >= MAX_PASSED for other in passed):
+                break
         for seq in passed:
             self._waiting.push(seq)
 

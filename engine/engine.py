@@ -19,7 +19,7 @@ from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import KVCachePool, ModelRunner
 from engine.models.decoder import Decoder
-from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput
+from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput, Terms
 from engine.sampler import uniform
 from engine.sequence import Sequence
 from kernels.table import KernelUnavailableError
@@ -141,12 +141,7 @@ class Engine:
                     sampling=params,
                     seed=_mix(seed, index),
                     stop_token_ids=stop_token_ids,
-                    arrival_time=request.arrival_time,
-                    priority=request.priority,
-                    tenant=request.tenant,
-                    weight=request.weight,
-                    deadline=request.deadline,
-                    start_deadline=request.start_deadline,
+                    terms=request.terms,
                 )
             )
 
@@ -172,7 +167,7 @@ class Engine:
     def _warm_up(self) -> None:
         """Compute a token or two, so that libraries build their kernels before the first request."""
         params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
-        self.add(GenerateRequest("warm-up", [0], params, 1, time.monotonic()))
+        self.add(GenerateRequest("warm-up", [0], params, 1, Terms(time.monotonic())))
         while self.has_work:
             self.step()
         self._num_requests = 0

@@ -1,4 +1,4 @@
-"""Which waiting sequence starts next, chosen by --policy: an order is one function; fair shares also keep account.
+"""Who goes next, chosen by --policy: an order of those that wait is one function; fair shares also keep account.
 
 A place is fixed when a sequence arrives, smallest first, so that waiting costs nothing; the number of its arrival
 breaks ties and is added by the batcher.
@@ -31,16 +31,19 @@ def fcfs(_: Sequence, __: int, arrival: int) -> float:
 
 def priority(seq: Sequence, _: int, __: int) -> float:
     """The request's `priority`, smallest first (as in vLLM); equals in order of arrival. Large numbers may starve."""
-    return seq.priority
+    return seq.terms.priority
 
 
 class Policy:
     """An order of arrival, start and end; this one treats all tenants alike."""
 
-    paces_steps = False  # whether steps should stay short, as nobody's turn comes before the step under way has ended
-
     def __init__(self, order: Order) -> None:
         self._order = order
+
+    @property
+    def paces_steps(self) -> bool:
+        """Whether steps should stay short, as nobody's turn comes before the step under way has ended."""
+        return False
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:
         """Where a sequence that arrives stands among the waiting, smallest first."""
@@ -50,7 +53,7 @@ class Policy:
         """A sequence has got a place in the batch; in turn, if none that stands before it still waits."""
 
     def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
-        """So many tokens of these sequences are being computed."""
+        """So many tokens of these sequences are being computed; the batcher says so while it paces steps."""
 
     def stopped(self, seq: Sequence) -> None:
         """One has lost its place again, to wait or because it ended."""
@@ -87,53 +90,58 @@ class FairShare(Policy):
         self._floor = 0.0  # what the last key that ran had been served
 
     @property
-    def paces_steps(self) -> bool:  # type: ignore[override]
+    def paces_steps(self) -> bool:
         """Once there are several keys."""
         return len(self._ends) > 1
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:  # noqa: ARG002
         """A sequence is charged for its prompt and for all that it may generate."""
-        place = max(self._now, self._ends.get(seq.tenant, 0.0))
-        self._ends[seq.tenant] = place + (num_to_compute + seq.sampling.max_tokens) / seq.weight
+        key = seq.terms.tenant
+        place = max(self._now, self._ends.get(key, 0.0))
+        self._ends[key] = place + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
         return place
 
     def started(self, seq: Sequence, *, in_turn: bool) -> None:
         """Move the clock on, which is where the last one in turn stood."""
-        if seq.tenant not in self._running:
-            self._served[seq.tenant] = max(self._served.get(seq.tenant, 0.0), self._least_served())
-        self._running[seq.tenant] += 1
-        self._weights[seq.tenant] = seq.weight
-        place = seq.place[0]
+        key, place = seq.terms.tenant, seq.place[0]
+        if key not in self._running:
+            self._served[key] = max(self._served.get(key, 0.0), self._least_served())
+        self._running[key] += 1
+        self._weights[key] = seq.terms.weight
         if in_turn and place > self._now:
             self._now = place
-            if len(self._ends) > 1024:  # keys come and go: those that are behind the clock are as good as new
-                self._ends = {key: end for key, end in self._ends.items() if end > place}
-                least = self._least_served()
-                kept = {key for key, tokens in self._served.items() if tokens > least or key in self._running}
-                self._served = {key: self._served[key] for key in kept}
+            if len(self._ends) > 1024:  # keys come and go
+                self._forget()
+
+    def _forget(self) -> None:
+        """Drop what no key would miss: it comes back as one that is new."""
+        least = self._least_served()
+        self._ends = {key: end for key, end in self._ends.items() if end > self._now}
+        self._served = {k: tokens for k, tokens in self._served.items() if tokens > least or k in self._running}
 
     def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         for seq, num_tokens in shares:
-            self._served[seq.tenant] += num_tokens / seq.weight
+            self._served[seq.terms.tenant] += num_tokens / seq.terms.weight
 
     def stopped(self, seq: Sequence) -> None:
-        self._running[seq.tenant] -= 1
-        if not self._running[seq.tenant]:
-            del self._running[seq.tenant], self._weights[seq.tenant]
-            self._floor = self._served[seq.tenant]
+        key = seq.terms.tenant
+        self._running[key] -= 1
+        if not self._running[key]:
+            del self._running[key], self._weights[key]
+            self._floor = self._served[key]
 
     def ended(self, seq: Sequence) -> None:
         """Give a key back what its sequence did not generate."""
-        if seq.tenant in self._ends:
-            self._ends[seq.tenant] -= (seq.sampling.max_tokens - seq.num_output_tokens) / seq.weight
+        if seq.terms.tenant in self._ends:
+            self._ends[seq.terms.tenant] -= (seq.sampling.max_tokens - seq.num_output_tokens) / seq.terms.weight
 
     def is_underserved(self, seq: Sequence, max_batch_size: int) -> bool:
-        others = sum(weight for key, weight in self._weights.items() if key != seq.tenant)
-        if not others or self._served.get(seq.tenant, 0.0) > self._least_served() + BURST:
+        key, weight = seq.terms.tenant, seq.terms.weight
+        others = sum(self._weights[other] for other in self._weights if other != key)
+        if not others or self._served.get(key, 0.0) > self._least_served() + BURST:
             return False
-        share = max_batch_size * seq.weight / (others + seq.weight)
-        num_places = self._running[seq.tenant] + (not seq.block_table)
-        return num_places <= share / 2
+        num_places = self._running[key] + (not seq.block_table)  # with the one that a waiting sequence asks for
+        return num_places <= max_batch_size * weight / (others + weight) / 2
 
     def _least_served(self) -> float:
         return min((self._served[key] for key in self._running), default=self._floor)
@@ -141,7 +149,7 @@ class FairShare(Policy):
     def gives_way(self, running: list[Sequence]) -> Sequence:
         """The newest of the key that has most for its weight; it loses little: the prefix cache keeps what it had."""
         busiest = max(self._running, key=lambda key: self._running[key] / self._weights[key])
-        return next(seq for seq in reversed(running) if seq.tenant == busiest)
+        return next(seq for seq in reversed(running) if seq.terms.tenant == busiest)
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {

@@ -82,26 +82,37 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
-class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
-    """Start `n` sequences on one prompt.
+class Terms(msgspec.Struct, frozen=True, array_like=True):
+    """What a request is scheduled by; times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
 
     Attributes:
-        request_id: unique among live requests; the server draws it.
-        prompt_token_ids: at least one; ids below the model's vocab_size.
-        arrival_time: seconds of CLOCK_MONOTONIC, which all processes of a machine share.
-        priority, tenant, weight, deadline, start_deadline: see engine.sequence.
+        priority: for the policy of that name, smallest first.
+        tenant: whose it is (a hash of the API key): who shares by fair shares, and whose prefixes may be reused.
+        weight: of the tenant's share.
+        deadline: when it ends unfinished; None is never. start_deadline: the same while it has not started.
     """
 
-    request_id: str
-    prompt_token_ids: list[int]
-    sampling: SamplingParams
-    n: int
     arrival_time: float
     priority: int = 0
     tenant: bytes = b""
     weight: float = 1.0
     deadline: float | None = None
     start_deadline: float | None = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
+    """Start `n` sequences on one prompt.
+
+    Attributes:
+        request_id: unique among live requests; the server draws it.
+        prompt_token_ids: at least one; ids below the model's vocab_size.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    n: int
+    terms: Terms
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from engine.protocol import FinishReason, SamplingParams, TokenLogprobs
+from engine.protocol import FinishReason, SamplingParams, Terms, TokenLogprobs
 
 
 class SequenceStatus(enum.Enum):
@@ -39,10 +39,6 @@ class Sequence:
         stop_token_ids: tokens that end the sequence; empty with ignore_eos and none of its own.
         block_hashes: of its full blocks, as far as KVCacheManager has computed them.
         num_cached_tokens: tokens that came from the prefix cache when it first started.
-        priority: for the policy of that name, smallest first.
-        tenant: whose it is (a hash of the API key): who shares by fair shares, and whose prefixes may be reused.
-        weight: of the tenant's share.
-        deadline: when it ends unfinished; None is never. start_deadline: the same while it has not started.
         place: where it stands among the waiting, smallest first: (what the policy says, arrival number).
         num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
@@ -55,17 +51,12 @@ class Sequence:
     sampling: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]
-    arrival_time: float
+    terms: Terms
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
-    priority: int = 0
-    tenant: bytes = b""
-    weight: float = 1.0
-    deadline: float | None = None
-    start_deadline: float | None = None
     place: tuple[float, int] = (0, 0)
     num_passed: int = 0
     first_step_time: float | None = None

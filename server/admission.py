@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import OverloadedError
@@ -19,18 +18,6 @@ if TYPE_CHECKING:
 
 _REMEMBERED = 64  # starts that the drain rate is taken from
 _LONGEST = 60.0  # seconds that anyone is told to wait
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a request is scheduled by; times on time.monotonic's clock. See engine.sequence for their meaning."""
-
-    arrival_time: float
-    priority: int = 0
-    tenant: bytes = b""
-    weight: float = 1.0
-    deadline: float | None = None
-    start_deadline: float | None = None
 
 
 class Admission:

@@ -5,20 +5,19 @@ Owns text: detokenising, stop strings, and how far what is known may be given ou
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
-from engine.protocol import FinishReason, GenerateRequest, SamplingParams, SequenceOutput, TokenLogprobs
+from engine.protocol import FinishReason, GenerateRequest, SamplingParams, SequenceOutput, Terms, TokenLogprobs
 from server.metrics import RequestTimer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from server.admission import Terms, Ticket
+    from server.admission import Ticket
     from server.detokenizer import Detokenizer
     from server.engine_client import EngineClient, OutputStream
     from server.metrics import Metrics
@@ -152,7 +151,7 @@ class Generation:
         """
         numbers = {f"{uuid.uuid4().hex}": i for i in range(len(self.prompts))}
         requests = [
-            GenerateRequest(request_id, self.prompts[i], self.sampling, self.n, **dataclasses.asdict(self._terms))
+            GenerateRequest(request_id, self.prompts[i], self.sampling, self.n, self._terms)
             for request_id, i in numbers.items()
         ]
         timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import resolve_model
-from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
 from server.generation import ChoiceText
 from server.tokenizer import Tokenizer
 
@@ -77,7 +77,7 @@ class LLM:
         for prompt, params in zip(prompts, sampling_params, strict=True):
             token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             self.engine.info.check(token_ids, params)
-            request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, time.monotonic())
+            request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, Terms(time.monotonic()))
             requests.append(request)
             completions[request.request_id] = Completion(token_ids, "", [], None, [])
             texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)

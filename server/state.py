@@ -11,7 +11,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from engine.errors import RequestError, UnknownModelError
-from server.admission import Admission, Terms
+from engine.protocol import Terms
+from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.metrics import Metrics

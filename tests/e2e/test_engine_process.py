@@ -22,6 +22,7 @@ from engine.protocol import (
     SamplingParams,
     Shutdown,
     StepOutput,
+    Terms,
     ToEngine,
     decode_from_engine,
     encode,
@@ -79,7 +80,7 @@ def parent(tiny_llama: Path, tmp_path: Path) -> Iterator[Parent]:
 
 
 def endless() -> GenerateRequest:
-    return GenerateRequest("r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, time.monotonic())
+    return GenerateRequest("r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, Terms(time.monotonic()))
 
 
 def test_told_to_stop_it_ends_orderly_in_the_middle_of_work(parent: Parent) -> None:

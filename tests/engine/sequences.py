@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.protocol import SamplingParams
+from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
 
 
@@ -17,6 +17,7 @@ def make_sequence(
     seed: int = 0,
     index: int = 0,
     stop_token_ids: tuple[int, ...] = (),
+    terms: Terms | None = None,
     **sampling: Any,
 ) -> Sequence:
     """A waiting sequence; its prompt is zeros unless given."""
@@ -29,5 +30,5 @@ def make_sequence(
         sampling=SamplingParams(**sampling),
         seed=seed,
         stop_token_ids=frozenset(stop_token_ids),
-        arrival_time=0.0,
+        terms=terms or Terms(0.0),
     )

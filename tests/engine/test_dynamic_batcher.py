@@ -178,19 +178,6 @@ def test_abort_ends_all_of_a_request_or_one_sequence(index):
     batcher.check_idle()
 
 
-@pytest.mark.parametrize("steps", [0, 1, 3], ids=["waiting", "prefilling", "decoding"])
-def test_abort_works_in_every_state(steps):
-    batcher = make_batcher(batch=2, tokens=5)
-    seq = make_sequence("s", 8)
-    add(batcher, seq)
-    for _ in range(steps):
-        step(batcher)
-    assert (seq.num_computed_tokens, seq.num_output_tokens) == {0: (0, 0), 1: (5, 0), 3: (9, 2)}[steps]
-    batcher.abort("s")
-    assert not batcher.has_work
-    batcher.check_idle()
-
-
 def test_aborting_what_is_unknown_changes_nothing():
     batcher = make_batcher()
     add(batcher, make_sequence("s", 2))

@@ -5,7 +5,7 @@ import torch
 
 from engine.engine import Engine
 from engine.errors import ConfigError, RequestError
-from engine.protocol import AbortRequest, GenerateRequest, SamplingParams
+from engine.protocol import AbortRequest, GenerateRequest, SamplingParams, Terms
 from tests import tiny
 from tests.engine.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
@@ -56,12 +56,6 @@ def test_a_batch_of_other_sampling_leaves_greedy_tokens_alone(engine, alone):
     params = [greedy_params(24) if i % 2 else others[i % 3] for i in range(len(PROMPTS))]
     mixed = generate(engine, PROMPTS, params)
     assert tokens(mixed)[1::2] == tokens(alone["greedy"])[1::2]
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 64, 512])
-def test_prefilling_in_chunks_gives_the_same_tokens(tiny_llama, alone, chunk):
-    chunked = load(tiny_llama, max_batch_size=1, max_batched_tokens=chunk)
-    assert tokens(generate(chunked, PROMPTS, greedy_params(24))) == tokens(alone["greedy"])
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 128])
@@ -262,7 +256,7 @@ def test_a_sequence_may_fill_the_context_to_its_end(engine):
 )
 def test_a_request_that_can_never_be_computed_is_refused(engine, prompt, params, message, param, code):
     with pytest.raises(RequestError, match=message) as caught:
-        engine.add(GenerateRequest("refused", prompt, SamplingParams(**params), 1, 0.0))
+        engine.add(GenerateRequest("refused", prompt, SamplingParams(**params), 1, Terms(0.0)))
     assert (caught.value.param, caught.value.code) == (param, code)
     assert stats_are_idle(engine)
 

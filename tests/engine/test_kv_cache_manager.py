@@ -5,6 +5,7 @@ import random
 import pytest
 
 from engine.kv_cache_manager import KVCacheManager
+from engine.protocol import Terms
 from tests.engine.sequences import make_sequence
 
 
@@ -223,13 +224,12 @@ def test_the_last_block_is_not_awaited_as_it_is_not_taken():
 
 def test_tenants_do_not_find_each_other_s_blocks():
     manager = KVCacheManager(20, 4)
-    seqs = {tenant: make_sequence(prompt=list(range(9))) for tenant in (b"", b"a", b"b")}
-    for tenant, seq in seqs.items():
-        seq.tenant = tenant
+    tenants = (b"", b"a", b"b")
+    seqs = {tenant: make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=tenant)) for tenant in tenants}
+    for seq in seqs.values():
         assert manager.find_prefix(seq) == []
         assert not manager.awaits(seq, [])
         assert try_start(manager, seq, 0) == 0
         compute(manager, seq)
-    again = make_sequence(prompt=list(range(9)))
-    again.tenant = b"a"
+    again = make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=b"a"))
     assert manager.find_prefix(again) == seqs[b"a"].block_table[:2]

@@ -4,9 +4,10 @@ import pytest
 
 from engine import dynamic_batcher
 from engine.chunk_budget import ChunkBudget
-from engine.dynamic_batcher import LOOK_AHEAD, DynamicBatcher
+from engine.dynamic_batcher import LOOK_AHEAD, MAX_PASSED, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
+from engine.protocol import Terms
 from engine.sequence import SequenceStatus
 from engine.waiting_queue import WaitingQueue
 from tests.engine.sequences import make_sequence
@@ -24,11 +25,8 @@ def order(policy, *seqs):
     return started
 
 
-def of(name, num_tokens=4, **fields):
-    seq = make_sequence(name, num_tokens, max_tokens=fields.pop("max_tokens", 16))
-    for field, value in fields.items():
-        setattr(seq, field, value)
-    return seq
+def of(name, num_tokens=4, *, max_tokens=16, **terms):
+    return make_sequence(name, num_tokens, max_tokens=max_tokens, terms=Terms(0.0, **terms))
 
 
 def test_length_takes_the_shortest_and_fcfs_the_first():
@@ -124,8 +122,9 @@ def test_the_prompt_of_n_sequences_is_computed_once(n):
 
 
 def test_the_queue_forgets_what_ended_while_it_waited():
-    queue, seqs = WaitingQueue(), [of(str(i), place=(i % 7, i)) for i in range(100)]
-    for seq in seqs:
+    queue, seqs = WaitingQueue(), [of(str(i)) for i in range(100)]
+    for i, seq in enumerate(seqs):
+        seq.place = (i % 7, i)
         queue.push(seq)
     for seq in seqs[:90]:
         seq.status = SequenceStatus.FINISHED
@@ -192,3 +191,15 @@ def test_many_keys_that_come_and_go_are_forgotten():
             step(batcher)
     assert max(len(batcher._policy._ends), len(batcher._policy._served)) < 1100
     batcher.check_idle()
+
+
+def test_the_underserved_do_not_starve_what_does_not_fit():
+    batcher = DynamicBatcher(KVCacheManager(10, 4, prefix_caching=False), 8, 64, policy="fair")
+    add(batcher, of("y", tenant=b"y", max_tokens=4), of("z", tenant=b"z", max_tokens=6))
+    step(batcher)
+    add(batcher, large := of("large", 36, tenant=b"x", max_tokens=2))
+    for i in range(2 * MAX_PASSED):  # all the while, one of the others has a place and the other is underserved
+        add(batcher, of(f"y{i}", tenant=b"y", max_tokens=4), of(f"z{i}", tenant=b"z", max_tokens=4))
+        step(batcher)
+        step(batcher)
+    assert (large.num_passed, large.finish_reason) == (MAX_PASSED, "length")

@@ -11,7 +11,7 @@ import pytest
 
 from engine.dynamic_batcher import SampledToken, StepResult
 from engine.errors import EngineUnavailableError
-from engine.protocol import GenerateRequest, SamplingParams
+from engine.protocol import GenerateRequest, SamplingParams, Terms
 from tests.server.conftest import CHAT, COMPLETIONS, parse_events
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ async def test_logits_that_are_no_numbers_end_the_request_with_a_server_error(
 
 
 async def test_an_output_stream_tells_the_engine_to_abort_what_is_still_live(api: Api) -> None:
-    request = GenerateRequest("r", [65], SamplingParams(max_tokens=400, ignore_eos=True), 2, 0.0)
+    request = GenerateRequest("r", [65], SamplingParams(max_tokens=400, ignore_eos=True), 2, Terms(0.0))
     with api.client.submit([request]) as stream:
         first = await anext(stream)
         assert first.request_id == "r"
