@@ -52,6 +52,7 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "target_itl",
             "block_size",
             "kv_cache_memory",
+            "kv_cache_dtype",
             "num_kv_blocks",
             "prefix_caching",
             "seed",
