@@ -52,6 +52,7 @@ class KernelTable:
     linear: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
     head_linear: Callable[[Tensor], Callable[..., None]]
     linear_int8: Callable[[QuantizedWeight, Tensor | None], Callable[[Tensor], Tensor]]
+    logits: Callable[[Tensor | QuantizedWeight], Callable[[Tensor], Tensor]]  # a linear layer whose y is fp32
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -100,6 +101,7 @@ def _reference(_: torch.dtype) -> KernelTable:
         linear=linear.reference.pack,
         head_linear=head_linear.reference.pack,
         linear_int8=linear_int8.reference.pack,
+        logits=_widened(linear.reference.pack, linear_int8.reference.pack),
         rms_norm=rms_norm.reference.rms_norm,
         add_rms_norm=rms_norm.reference.add_rms_norm,
         rotary=rotary.reference.rotary,
@@ -123,6 +125,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
         linear=linear.torch.pack,
         head_linear=head_linear.torch.pack,
         linear_int8=linear_int8.torch.pack,
+        logits=_widened(linear.torch.pack, linear_int8.torch.pack),
         rms_norm=rms_norm.torch.rms_norm,
         add_rms_norm=rms_norm.torch.add_rms_norm,
         rotary=rotary.torch.rotary,
@@ -140,6 +143,22 @@ def _torch(dtype: torch.dtype) -> KernelTable:
     )
 
 
+def _widened(pack: Callable[..., Any], pack_int8: Callable[..., Any]) -> Callable[..., Callable[[Tensor], Tensor]]:
+    def pack_logits(weight: Tensor | QuantizedWeight) -> Callable[[Tensor], Tensor]:
+        apply = (pack_int8 if isinstance(weight, QuantizedWeight) else pack)(weight, None)
+        return lambda x_RH: apply(x_RH).float()
+
+    return pack_logits
+
+
+def _native_logits(dtype: torch.dtype) -> Callable[..., Callable[[Tensor], Tensor]]:
+    """The sums as they are: rounded to bf16, the likeliest tokens' logits would often be equal."""
+    is_bf16 = dtype is torch.bfloat16
+    return _widened(
+        linear.cpu.bind(torch.float32) if is_bf16 else linear.torch.pack, linear_int8.cpu.bind(dtype, torch.float32)
+    )
+
+
 def _native(dtype: torch.dtype) -> KernelTable:
     norm, store = RMSNorm(dtype), CPUStore(dtype)
     return replace(
@@ -148,6 +167,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         linear=linear.cpu.bind() if dtype is torch.bfloat16 else linear.torch.pack,
         head_linear=head_linear.cpu.bind(dtype),
         linear_int8=linear_int8.cpu.bind(dtype),
+        logits=_native_logits(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
         rotary=rotary.cpu.bind(dtype),
@@ -158,7 +178,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         latent_attention=CPULatentAttention(dtype),
         causal_attention=causal_attention.cpu.bind(dtype),
         pack_experts=grouped_mlp.cpu.bind(dtype),
-        draw=draw.cpu.bind(dtype),
+        draw=draw.cpu.bind(torch.float32),
     )
 
 

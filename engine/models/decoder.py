@@ -90,9 +90,10 @@ class Decoder:
         self._norm = build.norm("model.norm")
         if config.tie_word_embeddings:
             weights.ignore("lm_head.weight")
-            self._head = kernels.pack_linear(weights.as_linear("lm_head", self._embedding_VH), None)
+            head = weights.as_linear("lm_head", self._embedding_VH)
         else:
-            self._head = build.linear("lm_head", in_size=config.hidden_size, out_sizes=[config.vocab_size], bias=False)
+            head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
+        self._head = kernels.logits(head)
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
@@ -118,15 +119,15 @@ class Decoder:
         return attention_class(self.config).plan(self.config, self.kernels, batch)
 
     def forward(self, batch: ModelBatch, caches: list[tuple[Cache, ...]]) -> torch.Tensor:
-        """The step's final hidden states [T, H], before the last norm; fills each layer's cache."""
-        residual_TH = self._embedding_VH.index_select(0, batch.token_ids_T)
-        x_TH = torch.zeros_like(residual_TH)
+        """The step's final hidden states [T, H] in fp32, before the last norm; fills each layer's cache."""
+        x_TH = self._embedding_VH.index_select(0, batch.token_ids_T)
+        residual_TH = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
         for layer, cache in zip(self._layers, caches, strict=True):
             x_TH = layer.forward(x_TH, residual_TH, batch, cache)
         return residual_TH + x_TH
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] of chosen rows."""
+        """Logits [R, V] of chosen rows, fp32."""
         normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
         return self._head(normed)
 

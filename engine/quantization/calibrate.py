@@ -101,8 +101,8 @@ def calibrate(
         token_ids_T = torch.tensor([token for prompt in group for token in prompt])
         plan = attention_class(config).plan(config, kernels, attention)
         batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(blocks), positions_T % _BLOCK_SIZE, plan))
-        residual_TH = embedding_VH.index_select(0, token_ids_T)
-        states.append((torch.zeros_like(residual_TH), residual_TH))
+        x_TH = embedding_VH.index_select(0, token_ids_T)
+        states.append((x_TH, torch.zeros(x_TH.shape)))
     measurements = []
     with torch.inference_mode():
         for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):

@@ -30,7 +30,8 @@ Whole whole_rows(const bf16* x, int64_t stride, int64_t num_rows, int64_t size) 
     return {to, K};
 }
 
-void finish(const float* sums, const float* bias, int64_t M, int64_t count, bf16* y, int64_t stride) {
+template <typename Y>
+void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y, int64_t stride) {
     const v16 added = bias ? load(bias) : v16{};
     for (int64_t m = 0; m < M; ++m) {
         const v16 value = load(sums + m * BLOCK) + added;
@@ -39,6 +40,29 @@ void finish(const float* sums, const float* bias, int64_t M, int64_t count, bf16
         else
             for (int64_t n = 0; n < count; ++n) store1(y + m * stride + n, value[n]);
     }
+}
+
+template <typename Y>
+int linear(const bf16* x, int64_t stride, int64_t num_rows, const bf16* weight, const float* bias, int64_t in_size, int64_t out_size, Y* y) {
+    const int64_t K = padded<bf16>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
+    const Whole a = whole_rows(x, stride, num_rows, in_size);
+    parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+        const Tiles tiles;
+        alignas(64) float sums[BLOCK * BLOCK];
+        for (int64_t pair = begin; pair < end; ++pair) {
+            const bf16* left = weight + 2 * pair * panel;
+            const bf16* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
+            const int64_t first = pair * BLOCK, count = out_size - first;
+            for (int64_t row = 0; row < num_rows; row += BLOCK) {
+                const int64_t M = std::min(BLOCK, num_rows - row);
+                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums);
+                Y* out = y + row * out_size + first;
+                finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
+                if (count > PANEL) finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL, out_size);
+            }
+        }
+    });
+    return 0;
 }
 
 }  // namespace
@@ -52,25 +76,10 @@ int linear_pack(const native::bf16* weight, int64_t N, int64_t K, native::bf16* 
 }
 
 // bias: null, or fp32 with memory for whole panels.
-int linear(const native::bf16* x, int64_t stride, int64_t num_rows, const native::bf16* weight, const float* bias, int64_t in_size, int64_t out_size, native::bf16* y) {
-    const int64_t K = padded<bf16>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
-    const Whole a = whole_rows(x, stride, num_rows, in_size);
-    parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-        const Tiles tiles;
-        alignas(64) float sums[BLOCK * BLOCK];
-        for (int64_t pair = begin; pair < end; ++pair) {
-            const bf16* left = weight + 2 * pair * panel;
-            const bf16* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const int64_t first = pair * BLOCK, count = out_size - first;
-            for (int64_t row = 0; row < num_rows; row += BLOCK) {
-                const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums);
-                bf16* out = y + row * out_size + first;
-                finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
-                if (count > PANEL) finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL, out_size);
-            }
-        }
-    });
-    return 0;
+int linear_bf16(const native::bf16* x, int64_t stride, int64_t num_rows, const native::bf16* weight, const float* bias, int64_t in_size, int64_t out_size, native::bf16* y) {
+    return linear(x, stride, num_rows, weight, bias, in_size, out_size, y);
+}
+int linear_f32(const native::bf16* x, int64_t stride, int64_t num_rows, const native::bf16* weight, const float* bias, int64_t in_size, int64_t out_size, float* y) {
+    return linear(x, stride, num_rows, weight, bias, in_size, out_size, y);
 }
 }

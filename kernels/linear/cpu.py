@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from kernels.native import INT, POINTER, plain_function
+from kernels.native import INT, POINTER, function, plain_function
 
 _PANEL, _TILE = 16, 32  # rows and columns that a packed weight is made of (kernels/native/gemm.h)
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
-def bind() -> Callable[[torch.Tensor, torch.Tensor | None], Apply]:
-    """`pack`."""
-    call = plain_function("linear", POINTER, INT, INT, POINTER, POINTER, INT, INT, POINTER)
+def bind(out_dtype: torch.dtype = torch.bfloat16) -> Callable[[torch.Tensor, torch.Tensor | None], Apply]:
+    """`pack` for one dtype of y: bf16, or fp32, which the sums are in."""
+    call = function("linear", out_dtype, POINTER, INT, INT, POINTER, POINTER, INT, INT, POINTER)
     pack_weight = plain_function("linear_pack", POINTER, INT, INT, POINTER)
 
     def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Apply:
@@ -29,7 +29,7 @@ def bind() -> Callable[[torch.Tensor, torch.Tensor | None], Apply]:
         def apply(x_TI: torch.Tensor, _held: object = held) -> torch.Tensor:
             if x_TI.stride(1) != 1:
                 x_TI = x_TI.contiguous()
-            y_TO = torch.empty(len(x_TI), out_size, dtype=torch.bfloat16)
+            y_TO = torch.empty(len(x_TI), out_size, dtype=out_dtype)
             call(x_TI.data_ptr(), x_TI.stride(0), len(x_TI), weight, added, in_size, out_size, y_TO.data_ptr())
             return y_TO
 

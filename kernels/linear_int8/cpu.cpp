@@ -10,7 +10,6 @@ namespace {
 
 using namespace native;
 
-template <typename T>
 struct Layer {
     const int8_t* weight;   // packed [N, K]
     const float* scales;    // [N], with memory for whole panels, as the next two
@@ -21,8 +20,8 @@ struct Layer {
 };
 
 // The sums of M rows and one panel to numbers, `count` of its columns.
-template <typename T>
-void finish(const Layer<T>& layer, const int32_t* sums, const Grid* grids, int64_t M, int64_t first, int64_t count, T* y) {
+template <typename Y>
+void finish(const Layer& layer, const int32_t* sums, const Grid* grids, int64_t M, int64_t first, int64_t count, Y* y) {
     const v16 scales = load(layer.scales + first), bias = layer.bias ? load(layer.bias + first) : v16{};
     i16x totals;
     std::memcpy(&totals, layer.totals + first, sizeof totals);
@@ -30,7 +29,7 @@ void finish(const Layer<T>& layer, const int32_t* sums, const Grid* grids, int64
         i16x sum;
         std::memcpy(&sum, sums + m * BLOCK, sizeof sum);
         const v16 value = __builtin_convertvector(sum - totals * grids[m].zero, v16) * grids[m].scale * scales + bias;
-        T* to = y + m * layer.out_size + first;
+        Y* to = y + m * layer.out_size + first;
         if (count == PANEL) {
             store(to, value);
         } else {
@@ -39,8 +38,8 @@ void finish(const Layer<T>& layer, const int32_t* sums, const Grid* grids, int64
     }
 }
 
-template <typename T>
-int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer<T>& layer, T* y) {
+template <typename T, typename Y>
+int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
     const int64_t K = padded<uint8_t>(layer.in_size), panel = K * PANEL;
     const int64_t num_panels = (layer.out_size + PANEL - 1) / PANEL;
     static thread_local Scratch<uint8_t> rows;
@@ -60,7 +59,7 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer<T>& la
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
                 multiply(quantized + row * K, K, M, left, right, K, sums);
-                T* out = y + row * layer.out_size;
+                Y* out = y + row * layer.out_size;
                 finish(layer, sums, used + row, M, first, std::min(PANEL, count), out);
                 if (count > PANEL) finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
             }
@@ -79,13 +78,14 @@ int linear_int8_pack(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
     return 0;
 }
 
-#define DEFINE(NAME, T)                                                                                                      \
+#define DEFINE(NAME, T, Y)                                                                                                   \
     int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales, const int32_t* totals, \
-             const float* bias, int64_t in_size, int64_t out_size, float scale, int64_t zero, T* y) {                         \
-        const Layer<T> layer{weight, scales, totals, bias, in_size, out_size, {scale, int32_t(zero)}};                        \
+             const float* bias, int64_t in_size, int64_t out_size, float scale, int64_t zero, Y* y) {                         \
+        const Layer layer{weight, scales, totals, bias, in_size, out_size, {scale, int32_t(zero)}};                           \
         return linear_int8(x, stride, num_rows, layer, y);                                                                    \
     }
 
-DEFINE(linear_int8_bf16, native::bf16)
-DEFINE(linear_int8_f32, float)
+DEFINE(linear_int8_bf16, native::bf16, native::bf16)
+DEFINE(linear_int8_f32, float, float)
+DEFINE(linear_int8_bf16_to_f32, native::bf16, float)
 }

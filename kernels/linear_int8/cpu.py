@@ -15,14 +15,19 @@ _PANEL, _TILE = 16, 64  # rows and columns that a packed weight is made of (kern
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
 
-def bind(dtype: torch.dtype) -> Callable[[QuantizedWeight, torch.Tensor | None], Apply]:
-    """`pack` for one dtype of x."""
-    call = function("linear_int8", dtype, POINTER, INT, INT, *[POINTER] * 4, INT, INT, FLOAT, INT, POINTER)
+def bind(
+    dtype: torch.dtype, out_dtype: torch.dtype | None = None
+) -> Callable[[QuantizedWeight, torch.Tensor | None], Apply]:
+    """`pack` for one dtype of x and of y, which may be fp32 whatever x is."""
+    out_dtype = out_dtype or dtype
+    name = "linear_int8" if out_dtype is dtype else "linear_int8_bf16_to"
+    call = function(name, out_dtype, POINTER, INT, INT, *[POINTER] * 4, INT, INT, FLOAT, INT, POINTER)
     pack_weight = plain_function("linear_int8_pack", POINTER, INT, INT, POINTER)
 
     def pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
         if weight.input is Input.FLOAT:
-            return pack_torch(weight, bias_O)
+            product = pack_torch(weight, bias_O)
+            return lambda x_TI: product(x_TI).to(out_dtype)
         values_OI = weight.values_OI.contiguous()
         out_size, in_size = values_OI.shape
         packed = torch.empty(out_size + -out_size % _PANEL, in_size + -in_size % _TILE, dtype=torch.int8)
@@ -36,7 +41,7 @@ def bind(dtype: torch.dtype) -> Callable[[QuantizedWeight, torch.Tensor | None],
         def apply(x_TI: torch.Tensor, _held: object = held) -> torch.Tensor:
             if x_TI.stride(1) != 1:
                 x_TI = x_TI.contiguous()
-            y_TO = torch.empty(len(x_TI), out_size, dtype=dtype)
+            y_TO = torch.empty(len(x_TI), out_size, dtype=out_dtype)
             x, y = x_TI.data_ptr(), y_TO.data_ptr()
             call(x, x_TI.stride(0), len(x_TI), *pointers, in_size, out_size, grid.scale, grid.zero_point, y)
             return y_TO

@@ -6,7 +6,7 @@ import torch
 def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
     x_f32 = x_TH.float()
     normed = x_f32 * torch.rsqrt(x_f32.square().mean(-1, keepdim=True) + eps)
-    return (normed.to(x_TH.dtype) * weight_H).to(x_TH.dtype)
+    return (normed * weight_H).to(weight_H.dtype)
 
 
 def add_rms_norm(x_TH: torch.Tensor, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Int8 checkpoints: what is written, what is read back, and that the model computed from it is the one meant."""
 
+import inspect
 import json
 import re
 import shutil
@@ -169,7 +170,8 @@ def test_int8_at_load_of_an_int8_checkpoint_adds_the_head_only(tmp_path, tiny_ll
     kinds = []
     for options in ({}, {"quantization": "int8"}):
         model = load(folder, num_kv_blocks=16, **options)._runner._model
-        layers = (model._head, model._layers[0]._mlp._down)
+        head = inspect.getclosurevars(model._head).nonlocals["apply"]
+        layers = (head, model._layers[0]._mlp._down)
         kinds.append(tuple(layer.__module__.rpartition(".")[0] for layer in layers))
     assert kinds == [("kernels.linear", "kernels.linear_int8"), ("kernels.linear_int8", "kernels.linear_int8")]
 

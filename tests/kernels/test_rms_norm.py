@@ -24,7 +24,7 @@ def test_rms_norm_matches_reference(version, dtype, shape):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_add_rms_norm_matches_reference_and_adds_to_the_residual_in_place(version, dtype, shape):
     x, weight = randn(*shape, dtype=dtype), randn(shape[1], dtype=dtype, seed=1)
-    residual = randn(*shape, dtype=dtype, seed=2)
+    residual = randn(*shape, dtype=torch.float32, seed=2)
     total, expected_residual, x_before = residual + x, residual.clone(), x.clone()
     expected = rms_norm.reference.add_rms_norm(x, expected_residual, weight, EPS)
 
@@ -32,6 +32,15 @@ def test_add_rms_norm_matches_reference_and_adds_to_the_residual_in_place(versio
     assert torch.equal(residual, total)
     assert torch.equal(expected_residual, total)
     assert torch.equal(x, x_before)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_rows_of_the_residual_are_normed_as_they_are(version):
+    residual, weight = randn(3, 63, dtype=torch.float32), randn(63, dtype=torch.bfloat16, seed=1)
+    y, before = VERSIONS[version](torch.bfloat16).rms_norm(residual, weight, EPS), residual.clone()
+    assert y.dtype is torch.bfloat16
+    assert_close(y, rms_norm.reference.rms_norm(residual, weight, EPS))
+    assert torch.equal(residual, before)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
