@@ -38,6 +38,11 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
+def leave_cores_to_kernels() -> None:
+    """Let torch compute in the calling thread only: its threads, waiting for work, would take cores from the kernels'."""
+    torch.set_num_threads(1)
+
+
 def default_kv_cache_bytes(device: torch.device) -> int:
     """What the KV cache may take when no flag says so: a part of what is free now, with the weights loaded."""
     return int(available_bytes(device) * (0.85 if device.type == "cuda" else 0.25))

@@ -66,6 +66,8 @@ class Engine:
         max_seq_len = _max_seq_len(config, model_config)
         model = _load_model(source, model_config, config, device, dtype, max_seq_len, progress=progress)
         scales = _cache_scales(config, model)
+        if model.kernels.name == "native":
+            devices.leave_cores_to_kernels()
         keep_freed_memory()
         loaded = time.monotonic()
 

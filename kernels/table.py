@@ -50,6 +50,7 @@ class KernelTable:
 
     name: str
     linear: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]
+    linear_f32: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]]  # weight and y fp32, x of either dtype
     head_linear: Callable[[Tensor], Callable[..., None]]
     linear_int8: Callable[[QuantizedWeight, Tensor | None], Callable[[Tensor], Tensor]]
     logits: Callable[[Tensor | QuantizedWeight], Callable[[Tensor], Tensor]]  # a linear layer whose y is fp32
@@ -78,8 +79,7 @@ class KernelTable:
 def resolve(choice: str, device: torch.device, dtype: torch.dtype) -> KernelTable:
     """Pick kernels: `auto`, or `reference`, `torch`, `native` or `flash-attn` by name.
 
-    `native` is this project's C++ (linear layers in float32 are torch's), `flash-attn` torch's operators with
-    flash-attn's attention.
+    `native` is this project's C++, `flash-attn` torch's operators with flash-attn's attention.
 
     Raises:
         KernelUnavailableError: the named choice cannot run here; auto falls back to torch with a warning instead.
@@ -99,6 +99,7 @@ def _reference(_: torch.dtype) -> KernelTable:
     return KernelTable(
         name="reference",
         linear=linear.reference.pack,
+        linear_f32=linear.reference.pack_f32,
         head_linear=head_linear.reference.pack,
         linear_int8=linear_int8.reference.pack,
         logits=_widened(linear.reference.pack, linear_int8.reference.pack),
@@ -123,6 +124,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
     return KernelTable(
         name="torch",
         linear=linear.torch.pack,
+        linear_f32=linear.torch.pack_f32,
         head_linear=head_linear.torch.pack,
         linear_int8=linear_int8.torch.pack,
         logits=_widened(linear.torch.pack, linear_int8.torch.pack),
@@ -153,10 +155,7 @@ def _widened(pack: Callable[..., Any], pack_int8: Callable[..., Any]) -> Callabl
 
 def _native_logits(dtype: torch.dtype) -> Callable[..., Callable[[Tensor], Tensor]]:
     """The sums as they are: rounded to bf16, the likeliest tokens' logits would often be equal."""
-    is_bf16 = dtype is torch.bfloat16
-    return _widened(
-        linear.cpu.bind(torch.float32) if is_bf16 else linear.torch.pack, linear_int8.cpu.bind(dtype, torch.float32)
-    )
+    return _widened(linear.cpu.bind(dtype, out_dtype=torch.float32), linear_int8.cpu.bind(dtype, torch.float32))
 
 
 def _native(dtype: torch.dtype) -> KernelTable:
@@ -164,7 +163,8 @@ def _native(dtype: torch.dtype) -> KernelTable:
     return replace(
         _torch(dtype),
         name="native",
-        linear=linear.cpu.bind() if dtype is torch.bfloat16 else linear.torch.pack,
+        linear=linear.cpu.bind(dtype),
+        linear_f32=linear.cpu.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32),
         head_linear=head_linear.cpu.bind(dtype),
         linear_int8=linear_int8.cpu.bind(dtype),
         logits=_native_logits(dtype),

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from engine.models.layers import Builder
@@ -31,7 +30,7 @@ class Router:
         assert config is not None
         self._config = config
         shape = (config.n_routed_experts, build.config.hidden_size)
-        self._weight_EH = build.weights.take(f"{prefix}.weight", shape, torch.float32)
+        self._linear = build.kernels.linear_f32(build.weights.take(f"{prefix}.weight", shape, torch.float32), None)
         self._bias_E: torch.Tensor | None = None
         if config.topk_method == "noaux_tc":
             name = f"{prefix}.e_score_correction_bias"
@@ -39,7 +38,7 @@ class Router:
 
     def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] -> expert ids [T, K] int64, weights [T, K] fp32."""
-        logits_TE = F.linear(x_TH.float(), self._weight_EH)
+        logits_TE = self._linear(x_TH)
         scores_TE = logits_TE.sigmoid() if self._config.scoring_func == "sigmoid" else logits_TE.softmax(-1)
         choice_TE = scores_TE if self._bias_E is None else scores_TE + self._bias_E
         if self._config.topk_method != "greedy":

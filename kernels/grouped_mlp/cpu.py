@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from kernels.grouped_mlp.torch import Linear, Weight, pack_with
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
-from kernels.native import INT, POINTER, function, plain_function
+from kernels.native import INT, POINTER, function, memory, plain_function
 
 Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 _PANEL = 16  # columns that a packed weight is made of (kernels/native/gemm.h)
@@ -57,8 +57,8 @@ class _Kind:
         )
         hidden, inter = down_HF.shape
         fields = {
-            "gate_up": torch.empty(2 * _up(inter, _PANEL) * _up(hidden, self._tile), dtype=self._dtype),
-            "down": torch.empty(_up(hidden, _PANEL) * _up(inter, self._tile), dtype=self._dtype),
+            "gate_up": memory.empty(2 * _up(inter, _PANEL) * _up(hidden, self._tile), dtype=self._dtype),
+            "down": memory.empty(_up(hidden, _PANEL) * _up(inter, self._tile), dtype=self._dtype),
         }
         packed = [tensor.data_ptr() for tensor in fields.values()]
         self._pack(gate_up_2FH.data_ptr(), down_HF.data_ptr(), hidden, inter, *packed)

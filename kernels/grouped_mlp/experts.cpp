@@ -126,7 +126,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const int64_t at = item.panel * PANEL, scale_at = 2 * at;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums);
+                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done == 0);
                 for (int64_t m = 0; m < M; ++m) {
                     const Grid grid = in_grids[first + m];
                     const v16 g = number(sums + m * BLOCK, expert.gate_up_scales + scale_at, expert.gate_up_totals + scale_at, grid);
@@ -161,7 +161,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const int64_t at = item.panel * PANEL;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums);
+                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums, done == 0);
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t half = 0; half < 1 + has_right; ++half) {
                         const int64_t column = at + half * PANEL;

@@ -1,30 +1,34 @@
-// A linear layer in bf16. Contract: kernels/linear/__init__.py.
+// A linear layer in bf16 or fp32. Contract: kernels/linear/__init__.py.
 //
 // Each task computes all rows for its share of the weight's panels, so that the weight is read once (with up to 32 rows)
 // and stays in cache beyond.
 #include "../native/gemm.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace {
 
 using namespace native;
 
 // Rows whose number and length are whole tiles; `x` itself where it is so already.
+template <typename A>
 struct Whole {
-    const bf16* rows;
+    const A* rows;
     int64_t stride;
 };
 
-Whole whole_rows(const bf16* x, int64_t stride, int64_t num_rows, int64_t size) {
-    const int64_t K = padded<bf16>(size);
-    if (num_rows % 16 == 0 && K == size) return {x, stride};
-    static thread_local Scratch<bf16> copy;
-    bf16* const to = copy.room(round_up(num_rows, 16) * K);
+template <typename X, typename A>
+Whole<A> whole_rows(const X* x, int64_t stride, int64_t num_rows, int64_t size) {
+    const int64_t K = padded<A>(size);
+    if constexpr (std::is_same_v<X, A>)
+        if (num_rows % 16 == 0 && K == size) return {x, stride};
+    static thread_local Scratch<A> copy;
+    A* const to = copy.room(round_up(num_rows, 16) * K);
     parallel_spans(num_rows, 32, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            std::memcpy(to + row * K, x + row * stride, size * sizeof(bf16));
-            std::memset(to + row * K + size, 0, (K - size) * sizeof(bf16));
+            for (int64_t k = 0; k < size; k += LANES) store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
+            std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
         }
     });
     return {to, K};
@@ -42,20 +46,20 @@ void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y
     }
 }
 
-template <typename Y>
-int linear(const bf16* x, int64_t stride, int64_t num_rows, const bf16* weight, const float* bias, int64_t in_size, int64_t out_size, Y* y) {
-    const int64_t K = padded<bf16>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
-    const Whole a = whole_rows(x, stride, num_rows, in_size);
+template <typename A, typename X, typename Y>
+int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size, int64_t out_size, Y* y) {
+    const int64_t K = padded<A>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
+    const Whole<A> a = whole_rows<X, A>(x, stride, num_rows, in_size);
     parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
         const Tiles tiles;
         alignas(64) float sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
-            const bf16* left = weight + 2 * pair * panel;
-            const bf16* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
+            const A* left = weight + 2 * pair * panel;
+            const A* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
             const int64_t first = pair * BLOCK, count = out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums);
+                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums, row == 0);
                 Y* out = y + row * out_size + first;
                 finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
                 if (count > PANEL) finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL, out_size);
@@ -67,19 +71,24 @@ int linear(const bf16* x, int64_t stride, int64_t num_rows, const bf16* weight, 
 
 }  // namespace
 
-extern "C" {
+// bias: null, or fp32 with memory for whole panels.
+#define DEFINE(NAME, X, A, Y)                                                                                                   \
+    extern "C" int NAME(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,       \
+                        int64_t out_size, Y* y) {                                                                                \
+        return linear<A>(x, stride, num_rows, weight, bias, in_size, out_size, y);                                               \
+    }
 
-// weight [N, K] to `out`, which has memory for round_up(N, 16) * round_up(K, 32) values.
-int linear_pack(const native::bf16* weight, int64_t N, int64_t K, native::bf16* out) {
-    native::pack<native::bf16>(weight, N, K, out, 0, 1);
+DEFINE(linear_bf16, bf16, bf16, bf16)
+DEFINE(linear_bf16_to_f32, bf16, bf16, float)
+DEFINE(linear_f32, float, float, float)
+DEFINE(linear_f32_of_bf16, bf16, float, float)
+
+// weight [N, K] to `out`, which has memory for whole panels and tiles.
+extern "C" int linear_pack_bf16(const bf16* weight, int64_t N, int64_t K, bf16* out) {
+    pack<bf16>(weight, N, K, out, 0, 1);
     return 0;
 }
-
-// bias: null, or fp32 with memory for whole panels.
-int linear_bf16(const native::bf16* x, int64_t stride, int64_t num_rows, const native::bf16* weight, const float* bias, int64_t in_size, int64_t out_size, native::bf16* y) {
-    return linear(x, stride, num_rows, weight, bias, in_size, out_size, y);
-}
-int linear_f32(const native::bf16* x, int64_t stride, int64_t num_rows, const native::bf16* weight, const float* bias, int64_t in_size, int64_t out_size, float* y) {
-    return linear(x, stride, num_rows, weight, bias, in_size, out_size, y);
-}
+extern "C" int linear_pack_f32(const float* weight, int64_t N, int64_t K, float* out) {
+    pack<float>(weight, N, K, out, 0, 1);
+    return 0;
 }

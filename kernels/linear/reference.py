@@ -11,3 +11,8 @@ def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torc
         return (y if bias_O is None else y + bias_O.float()).to(x_TI.dtype)
 
     return apply
+
+
+def pack_f32(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    product = pack(weight_OI, bias_O)
+    return lambda x_TI: product(x_TI.float())

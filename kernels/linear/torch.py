@@ -11,3 +11,8 @@ def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torc
         return F.linear(x_TI, weight_OI, bias_O)
 
     return apply
+
+
+def pack_f32(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    product = pack(weight_OI, bias_O)
+    return lambda x_TI: product(x_TI.float())

@@ -58,7 +58,7 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(quantized + row * K, K, M, left, right, K, sums);
+                multiply(quantized + row * K, K, M, left, right, K, sums, row == 0);
                 Y* out = y + row * layer.out_size;
                 finish(layer, sums, used + row, M, first, std::min(PANEL, count), out);
                 if (count > PANEL) finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);

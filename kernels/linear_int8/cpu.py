@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from kernels.linear_int8.torch import pack as pack_torch
 from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput
-from kernels.native import FLOAT, INT, POINTER, function, plain_function
+from kernels.native import FLOAT, INT, POINTER, function, memory, plain_function
 
 _PANEL, _TILE = 16, 64  # rows and columns that a packed weight is made of (kernels/native/gemm.h)
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -30,7 +30,7 @@ def bind(
             return lambda x_TI: product(x_TI).to(out_dtype)
         values_OI = weight.values_OI.contiguous()
         out_size, in_size = values_OI.shape
-        packed = torch.empty(out_size + -out_size % _PANEL, in_size + -in_size % _TILE, dtype=torch.int8)
+        packed = memory.empty(out_size + -out_size % _PANEL, in_size + -in_size % _TILE, dtype=torch.int8)
         pack_weight(values_OI.data_ptr(), out_size, in_size, packed.data_ptr())
         scale_O, totals_O = _whole(weight.scale_O), _whole(values_OI.sum(1, dtype=torch.int32))
         bias = None if bias_O is None else _whole(bias_O.float())

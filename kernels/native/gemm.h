@@ -1,7 +1,7 @@
-// Products of a few rows with a packed weight, in bf16 or in u8 x s8: what linear layers and experts are made of.
+// Products of a few rows with a packed weight, in bf16, u8 x s8 or fp32: what linear layers and experts are made of.
 //
 // A weight [N, K] lies in panels of 16 of its rows (columns of the product), as AMX, vdpbf16ps and vpdpbusd want them:
-// [N / 16][K / GROUP][16][GROUP], GROUP values in 32 bits: 2 in bf16, 4 in int8. K is padded with zeros to tiles of 16 groups, N to
+// [N / 16][K / GROUP][16][GROUP], GROUP values in 32 bits: 2 in bf16, 4 in int8, 1 in fp32. K is padded with zeros to tiles of 16 groups, N to
 // panels. The rows A are padded likewise, in memory of the kernel's own. The order in which a value's products are added
 // depends on K alone, so a row's result is the same whichever rows are computed beside it.
 #pragma once
@@ -17,6 +17,10 @@ namespace native {
 template <typename A> struct Operands;
 template <> struct Operands<bf16> {
     typedef bf16 Weight;
+    typedef float Sum;
+};
+template <> struct Operands<float> {
+    typedef float Weight;
     typedef float Sum;
 };
 template <> struct Operands<uint8_t> {
@@ -49,6 +53,36 @@ void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, type
     });
 }
 
+// M rows and one panel of fp32, or both panels where the registers hold their sums.
+template <int M>
+inline void multiply_rows(const float* a, int64_t lda, const float* b0, const float* b1, int64_t K, float* sums) {
+    v16 left[M] = {}, right[M] = {};
+    for (int64_t k = 0; k < K; ++k) {
+        const v16 p = load(b0 + k * PANEL), q = load(b1 + k * PANEL);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            left[m] += p * a[m * lda + k];
+            right[m] += q * a[m * lda + k];
+        }
+    }
+    for (int m = 0; m < M; ++m) {
+        store(sums + m * BLOCK, left[m]);
+        store(sums + m * BLOCK + PANEL, right[m]);
+    }
+}
+
+inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, const float* b1, int64_t K, float* sums, bool) {
+#if defined(__AVX512F__)
+    constexpr int MOST = 8;  // rows whose sums fit the registers
+#else
+    constexpr int MOST = 2;
+#endif
+    int64_t m = 0;
+    for (; m + MOST <= M; m += MOST) multiply_rows<MOST>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+    for (; m + 2 <= M; m += 2) multiply_rows<2>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+    if (m < M) multiply_rows<1>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+}
+
 #if defined(__AMX_BF16__)
 
 #define NATIVE_TILE_PRODUCT(c, a, b)              \
@@ -57,38 +91,40 @@ void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, type
     else                                          \
         _tile_dpbf16ps(c, a, b)
 
-// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles.
+// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles. `fresh`
+// says that the panels come from memory, where the processor's own prefetching is too late for tiles.
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool fresh) {
     const int64_t stride = lda * sizeof(A);
     _tile_zero(0);
     _tile_zero(1);
     if (M > 16) {
         _tile_zero(2);
         _tile_zero(3);
-        for (int64_t k = 0; k < K; k += TILE_K<A>) {
-            _tile_loadd(6, b0 + k * PANEL, 64);
-            _tile_loadd(7, b1 + k * PANEL, 64);
-            _tile_loadd(4, a + k, stride);
+    }
+    for (int64_t k = 0; k < K; k += TILE_K<A>) {
+        if (fresh)
+            for (int64_t line = 0; line < 1024; line += 64) {
+                _mm_prefetch((const char*)(b0 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
+                _mm_prefetch((const char*)(b1 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
+            }
+        _tile_loadd(6, b0 + k * PANEL, 64);
+        _tile_loadd(7, b1 + k * PANEL, 64);
+        _tile_loadd(4, a + k, stride);
+        NATIVE_TILE_PRODUCT(0, 4, 6);
+        NATIVE_TILE_PRODUCT(1, 4, 7);
+        if (M > 16) {
             _tile_loadd(5, a + 16 * lda + k, stride);
-            NATIVE_TILE_PRODUCT(0, 4, 6);
-            NATIVE_TILE_PRODUCT(1, 4, 7);
             NATIVE_TILE_PRODUCT(2, 5, 6);
             NATIVE_TILE_PRODUCT(3, 5, 7);
-        }
-        _tile_stored(2, sums + 16 * BLOCK, BLOCK * 4);
-        _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * 4);
-    } else {
-        for (int64_t k = 0; k < K; k += TILE_K<A>) {
-            _tile_loadd(6, b0 + k * PANEL, 64);
-            _tile_loadd(7, b1 + k * PANEL, 64);
-            _tile_loadd(4, a + k, stride);
-            NATIVE_TILE_PRODUCT(0, 4, 6);
-            NATIVE_TILE_PRODUCT(1, 4, 7);
         }
     }
     _tile_stored(0, sums, BLOCK * 4);
     _tile_stored(1, sums + 16, BLOCK * 4);
+    if (M > 16) {
+        _tile_stored(2, sums + 16 * BLOCK, BLOCK * 4);
+        _tile_stored(3, sums + 16 * BLOCK + 16, BLOCK * 4);
+    }
 }
 
 #elif defined(__AVX512BF16__) && defined(__AVX512VNNI__)
@@ -120,7 +156,7 @@ inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::W
 }
 
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool) {
     int64_t m = 0;
     for (; m + 8 <= M; m += 8) multiply_rows<8>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
     if (M - m >= 4) multiply_rows<4>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK), m += 4;
@@ -168,7 +204,7 @@ inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_
 }
 
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool) {
     constexpr int MOST = sizeof(A) == 1 ? 2 : 4;  // rows whose sums fit the registers
     for (int half = 0; half < 2; ++half) {
         const typename Operands<A>::Weight* b = half ? b1 : b0;

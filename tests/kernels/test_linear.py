@@ -6,8 +6,12 @@ from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 SHAPES = [(1, 64, 96), (3, 17, 5), (33, 63, 65), (130, 96, 1), (2, 1, 7)]
 CASES = [("torch", dtype) for dtype in DTYPES]
-CASES += [(isa, torch.bfloat16) for isa in natives(lambda _: None)]
-VERSIONS = {"torch": lambda _: linear.torch.pack, **natives(lambda _: linear.cpu.bind())}
+CASES += [(isa, dtype) for isa in natives(lambda _: None) for dtype in DTYPES]
+VERSIONS = {"torch": lambda _: linear.torch.pack, **natives(linear.cpu.bind)}
+WIDE = {
+    "torch": lambda _: linear.torch.pack_f32,
+    **natives(lambda dtype: linear.cpu.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32)),
+}
 
 
 def case_id(case: tuple) -> str:
@@ -45,3 +49,23 @@ def test_reference_is_the_matrix_product(dtype):
     y = linear.reference.pack(weight.to(dtype), bias.to(dtype))(x.to(dtype))
     assert y.tolist() == [[11.5, 16.0]]
     assert y.dtype is dtype
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", WIDE)
+def test_a_weight_in_fp32_is_computed_with_in_fp32(version, dtype, shape):
+    num_tokens, num_in, num_out = shape
+    x, weight = randn(num_tokens, num_in, dtype=dtype, seed=1), randn(num_out, num_in, dtype=torch.float32, seed=2)
+    bias = randn(num_out, dtype=torch.float32, seed=3)
+    y = WIDE[version](dtype)(weight.clone(), bias)(x)
+    assert y.dtype is torch.float32
+    assert_close(y, linear.reference.pack_f32(weight, bias)(x))
+
+
+@pytest.mark.parametrize("version", natives(lambda _: None))
+def test_sums_can_be_had_unrounded(version):
+    """Of bf16 weights, as logits are wanted."""
+    wide = natives(lambda dtype: linear.cpu.bind(dtype, out_dtype=torch.float32))[version](torch.bfloat16)
+    x, weight = randn(9, 70, dtype=torch.bfloat16, seed=1), randn(33, 70, dtype=torch.bfloat16, seed=2)
+    assert_close(wide(weight, None)(x), linear.reference.pack_f32(weight, None)(x))
