@@ -39,7 +39,7 @@ def set_threads(threads: int | None) -> int:
 
 
 def leave_cores_to_kernels() -> None:
-    """Let torch compute in the calling thread only: its threads, waiting for work, would take cores from the kernels'."""
+    """Let torch compute in the calling thread only: its own, when they wait for work, keep the kernels' from a core."""
     torch.set_num_threads(1)
 
 

@@ -82,12 +82,6 @@ def test_a_cpu_with_the_library_takes_native_kernels(choice):
     assert all(op.__module__.endswith(".cpu") for op in ops)
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "cpu"), (torch.float32, "torch")])
-@pytest.mark.usefixtures("native_is_built")
-def test_native_packs_bf16_linears(dtype, name):
-    assert table.resolve("native", CPU, dtype).linear.__module__ == f"kernels.linear.{name}"
-
-
 @pytest.mark.usefixtures("native_is_not_built")
 def test_auto_on_a_cpu_without_the_library_falls_back_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
