@@ -6,30 +6,8 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 
 namespace native {
-
-// Memory for a kernel's own use, kept from call to call: it grows, and begins at a cache line.
-template <typename T>
-class Scratch {
-   public:
-    ~Scratch() { std::free(memory); }
-
-    // Room for so many values, which are not initialised.
-    T* room(int64_t count) {
-        if (count > size) {
-            std::free(memory);
-            size = count + count / 4;
-            memory = static_cast<T*>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64));
-        }
-        return memory;
-    }
-
-   private:
-    T* memory = nullptr;
-    int64_t size = 0;
-};
 
 // How many threads there are, the caller's included.
 int num_threads();

@@ -6,21 +6,32 @@
 
 namespace native {
 
-// Memory of a thread that is kept between calls, 64 bytes aligned.
-inline char* scratch(size_t bytes) {
-    struct Buffer {
-        char* data = nullptr;
-        size_t size = 0;
-        ~Buffer() { std::free(data); }
-    };
-    static thread_local Buffer buffer;
-    if (bytes > buffer.size) {
-        std::free(buffer.data);
-        buffer.size = (bytes + 4095) / 4096 * 4096;
-        buffer.data = static_cast<char*>(std::aligned_alloc(4096, buffer.size));
-        if (!buffer.data) std::abort();
+// Memory for a kernel's own use, kept from call to call: it grows, and begins at a cache line.
+template <typename T>
+class Scratch {
+   public:
+    ~Scratch() { std::free(memory); }
+
+    // Room for so many values, which are not initialised.
+    T* room(int64_t count) {
+        if (count > size) {
+            std::free(memory);
+            size = count + count / 4;
+            memory = static_cast<T*>(std::aligned_alloc(64, (size * sizeof(T) + 63) / 64 * 64));
+            if (!memory) std::abort();
+        }
+        return memory;
     }
-    return buffer.data;
+
+   private:
+    T* memory = nullptr;
+    int64_t size = 0;
+};
+
+// Memory of a thread for the task at hand.
+inline char* scratch(size_t bytes) {
+    static thread_local Scratch<char> memory;
+    return memory.room(int64_t(bytes));
 }
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

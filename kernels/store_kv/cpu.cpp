@@ -32,18 +32,18 @@ void rotate_and_store(const T* qkv, int64_t row_stride, const float* cos, const 
                       const int64_t* blocks, const int64_t* offsets, T* q, int64_t num_rows, int64_t num_heads, int64_t num_kv_heads, int64_t block_size,
                       int64_t dim) {
     parallel_spans(num_rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-        const T* x = qkv + row * row_stride;
-        const float *c = cos + row * dim, *s = sin + row * dim;
-        for (int64_t head = 0; head < num_heads; ++head, x += dim) rotate(x, c, s, q + (row * num_heads + head) * dim, dim);
-        T* key = reinterpret_cast<T*>(scratch(dim * sizeof(T)));
-        for (int64_t head = 0; head < num_kv_heads; ++head, x += dim) {
-            const int64_t slot = (blocks[row] * num_kv_heads + head) * block_size + offsets[row];
-            rotate(x, c, s, key, dim);
-            write(key, dim, k_cache + slot * dim, k_scales + slot);
-            write(x + num_kv_heads * dim, dim, v_cache + slot * dim, v_scales + slot);
+        for (int64_t row = begin; row < end; ++row) {
+            const T* x = qkv + row * row_stride;
+            const float *c = cos + row * dim, *s = sin + row * dim;
+            for (int64_t head = 0; head < num_heads; ++head, x += dim) rotate(x, c, s, q + (row * num_heads + head) * dim, dim);
+            T* key = reinterpret_cast<T*>(scratch(dim * sizeof(T)));
+            for (int64_t head = 0; head < num_kv_heads; ++head, x += dim) {
+                const int64_t slot = (blocks[row] * num_kv_heads + head) * block_size + offsets[row];
+                rotate(x, c, s, key, dim);
+                write(key, dim, k_cache + slot * dim, k_scales + slot);
+                write(x + num_kv_heads * dim, dim, v_cache + slot * dim, v_scales + slot);
+            }
         }
-    }
     });
 }
 
@@ -52,23 +52,23 @@ template <typename T, typename C>
 void store_latents(const T* x, int64_t row_stride, const T* weight, float eps, const float* cos, const float* sin, C* cache, float* scales,
                    const int64_t* blocks, const int64_t* offsets, int64_t num_rows, int64_t block_size, int64_t latent_dim, int64_t rotary_dim) {
     parallel_spans(num_rows, 8, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-        const T* from = x + row * row_stride;
-        const int64_t slot = blocks[row] * block_size + offsets[row];
-        C* to = cache + slot * (latent_dim + rotary_dim);
-        T* latent = reinterpret_cast<T*>(scratch((latent_dim + rotary_dim) * sizeof(T)));
-        v16 squares{};
-        for (int64_t i = 0; i < latent_dim; i += LANES) {
-            const v16 value = load_from(from, i, latent_dim);
-            squares += value * value;
+        for (int64_t row = begin; row < end; ++row) {
+            const T* from = x + row * row_stride;
+            const int64_t slot = blocks[row] * block_size + offsets[row];
+            C* to = cache + slot * (latent_dim + rotary_dim);
+            T* latent = reinterpret_cast<T*>(scratch((latent_dim + rotary_dim) * sizeof(T)));
+            v16 squares{};
+            for (int64_t i = 0; i < latent_dim; i += LANES) {
+                const v16 value = load_from(from, i, latent_dim);
+                squares += value * value;
+            }
+            const float scale = 1.0f / std::sqrt(sum(squares) / float(latent_dim) + eps);
+            for (int64_t i = 0; i < latent_dim; i += LANES)
+                store_to(latent, i, latent_dim, load_from(from, i, latent_dim) * scale * load_from(weight, i, latent_dim));
+            rotate(from + latent_dim, cos + row * rotary_dim, sin + row * rotary_dim, latent + latent_dim, rotary_dim);
+            write(latent, latent_dim, to, scales + 2 * slot);
+            write(latent + latent_dim, rotary_dim, to + latent_dim, scales + 2 * slot + 1);
         }
-        const float scale = 1.0f / std::sqrt(sum(squares) / float(latent_dim) + eps);
-        for (int64_t i = 0; i < latent_dim; i += LANES)
-            store_to(latent, i, latent_dim, load_from(from, i, latent_dim) * scale * load_from(weight, i, latent_dim));
-        rotate(from + latent_dim, cos + row * rotary_dim, sin + row * rotary_dim, latent + latent_dim, rotary_dim);
-        write(latent, latent_dim, to, scales + 2 * slot);
-        write(latent + latent_dim, rotary_dim, to + latent_dim, scales + 2 * slot + 1);
-    }
     });
 }
 
