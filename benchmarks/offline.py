@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="as deepseek-serve --model")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--kernels", default="auto")
+    parser.add_argument("--quantization", default="none", help="as deepseek-serve --quantization")
     parser.add_argument("--batch", type=int, default=32, help="sequences, and max_batch_size (default: %(default)s)")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
@@ -31,7 +32,13 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    config = EngineConfig(model=args.model, dtype=args.dtype, kernels=args.kernels, max_batch_size=args.batch)
+    config = EngineConfig(
+        model=args.model,
+        dtype=args.dtype,
+        kernels=args.kernels,
+        quantization=args.quantization,
+        max_batch_size=args.batch,
+    )
     engine = Engine.load(config)
     runs = [_run(engine, args.batch, args.input_len, args.output_len, seed) for seed in range(args.repeats)]
     best = sorted(runs, key=lambda run: run["output_tokens_per_second"])[len(runs) // 2]

@@ -12,6 +12,8 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
+
 namespace native {
 
 template <typename A> struct Operands;
@@ -35,21 +37,23 @@ template <typename A> constexpr int64_t TILE_K = 16 * GROUP<A>;
 
 template <typename A> int64_t padded(int64_t K) { return round_up(K, TILE_K<A>); }
 
-// Values of a packed weight [N, K].
-template <typename A> int64_t packed_size(int64_t N, int64_t K) { return round_up(N, PANEL) * padded<A>(K); }
-
-// weight [N, K], its rows `stride` apart, to panels; `first` says which panel the first row goes to and `step` how many
-// panels lie between two of this weight's (so that two weights can be interleaved).
+// weight [N, K] to panels; `first` says which panel the first row goes to and `step` how many panels lie between two of
+// this weight's (so that two weights can be interleaved).
 template <typename A>
 void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, typename Operands<A>::Weight* out, int64_t first, int64_t step) {
-    const int64_t size = padded<A>(K) * PANEL;
-    parallel((N + PANEL - 1) / PANEL, [&](int64_t panel) {
-        typename Operands<A>::Weight* to = out + (first + panel * step) * size;
-        for (int64_t k = 0; k < padded<A>(K); ++k)
-            for (int64_t n = 0; n < PANEL; ++n) {
-                const int64_t row = panel * PANEL + n;
-                to[(k / GROUP<A> * PANEL + n) * GROUP<A> + k % GROUP<A>] = row < N && k < K ? weight[row * K + k] : typename Operands<A>::Weight{};
+    typedef typename Operands<A>::Weight B;
+    const int64_t size = padded<A>(K) * PANEL, whole = K / GROUP<A>;
+    parallel_spans((N + PANEL - 1) / PANEL, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t panel = begin; panel < end; ++panel) {
+            B* const to = out + (first + panel * step) * size;
+            std::memset(to, 0, size * sizeof(B));
+            const int64_t count = std::min(PANEL, N - panel * PANEL);
+            for (int64_t n = 0; n < count; ++n) {
+                const B* from = weight + (panel * PANEL + n) * K;
+                for (int64_t g = 0; g < whole; ++g) std::memcpy(to + (g * PANEL + n) * GROUP<A>, from + g * GROUP<A>, 4);
+                std::memcpy(to + (whole * PANEL + n) * GROUP<A>, from + whole * GROUP<A>, (K - whole * GROUP<A>) * sizeof(B));
             }
+        }
     });
 }
 

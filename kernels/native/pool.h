@@ -23,7 +23,7 @@ void parallel(int64_t count, const Task& task) {
 // task(first, last) for spans that together are 0 to size: a few for each thread, none shorter than `least`.
 template <typename Task>
 void parallel_spans(int64_t size, int64_t least, const Task& task) {
-    int64_t count = 4 * num_threads();
+    int64_t count = 8 * num_threads();
     if (count * least > size) count = size / least > 0 ? size / least : 1;
     parallel(count, [&](int64_t i) { task(size * i / count, size * (i + 1) / count); });
 }
