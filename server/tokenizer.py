@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from engine.errors import ModelError, RequestError
 from engine.loading.gguf_file import GGUFFile
-from engine.models.config import read_json
+from engine.models.config_keys import read_json
 from server.chat_template import ChatTemplate
 from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, is_byte_level
 

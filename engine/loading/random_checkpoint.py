@@ -15,7 +15,7 @@ from engine.device import DTYPES
 from engine.errors import ConfigError
 from engine.loading.shards import ShardWriter
 from engine.loading.weights import Weights, quantize_fp8
-from engine.models.config import ModelConfig
+from engine.models import hf_config
 from engine.models.decoder import Decoder
 from kernels.table import resolve
 
@@ -148,7 +148,7 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
         quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
         config = {**config, "quantization_config": {**quantization, "weight_block_size": list(_FP8_BLOCK)}}
     config = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
-    model_config = ModelConfig.from_hf(config, {})
+    model_config = hf_config.parse(config, {})
     weights = _RandomWeights(dtype, seed, progress=progress)
     Decoder(model_config, weights, resolve("torch", weights.device, dtype), max_seq_len=1)
     folder.mkdir(parents=True, exist_ok=True)

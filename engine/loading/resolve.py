@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import ModelError
 from engine.loading import default_model
 from engine.loading.gguf_file import GGUFFile
-from engine.models.config import ModelConfig
+from engine.models import gguf_config, hf_config
+
+if TYPE_CHECKING:
+    from engine.models.config import ModelConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = [
@@ -43,8 +47,8 @@ class ModelSource:
         """The model's shape."""
         if self.is_gguf:
             file = GGUFFile(self.path)
-            return ModelConfig.from_gguf(file.metadata, frozenset(file.tensors))
-        return ModelConfig.from_folder(self.path)
+            return gguf_config.parse(file.metadata, frozenset(file.tensors))
+        return hf_config.read_folder(self.path)
 
 
 def resolve_model(model: str | None) -> ModelSource:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from engine.errors import ModelError
 from engine.memory import Trimmer, drop_pages
-from engine.models.config import read_json
+from engine.models.config_keys import read_json
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 
 if TYPE_CHECKING:

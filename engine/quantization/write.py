@@ -15,7 +15,7 @@ from tqdm import tqdm
 from engine.errors import ModelError
 from engine.loading.shards import ShardWriter
 from engine.loading.weights import dequantize_fp8
-from engine.models.config import read_json
+from engine.models.config_keys import read_json
 from engine.models.int8_scheme import INPUT_KINDS, Int8Scheme
 from engine.quantization.choose import kind_of
 from kernels.linear_int8 import StaticInput, quantize_weight

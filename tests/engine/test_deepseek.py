@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError
-from engine.models import mla
-from engine.models.config import ModelConfig
+from engine.models import hf_config, mla
 from tests import tiny_deepseek
 from tests.engine.running import (
     assert_parity,
@@ -163,7 +162,7 @@ def test_mtp_layers_are_left_out_of_the_main_model_in_silence(checkpoint, tmp_pa
 
 def test_v4_is_refused_with_what_is_supported():
     with pytest.raises(ModelError, match=r"DeepseekV4ForCausalLM is not supported yet; supported: .*DeepseekV32"):
-        ModelConfig.from_hf({"architectures": ["DeepseekV4ForCausalLM"]}, {})
+        hf_config.parse({"architectures": ["DeepseekV4ForCausalLM"]}, {})
 
 
 def test_norm_topk_prob_of_a_softmax_router_renormalises_instead_of_scaling(checkpoint, tmp_path):

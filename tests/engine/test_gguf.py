@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from engine.errors import ModelError
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.resolve import resolve_model
+from engine.models import hf_config
 from engine.models.config import ModelConfig
 from tests import tiny
 from tests.engine.gguf_writer import write_gguf
@@ -101,7 +102,7 @@ def test_llama3_rope_scaling_as_ready_made_factors(make_llama, tmp_path):
 def test_the_config_is_the_folder_s(tiny_llama, model_gguf):
     source = resolve_model(str(model_gguf))
     assert (source.name, source.is_gguf) == ("tiny", True)
-    ours, theirs = source.read_config(), ModelConfig.from_folder(tiny_llama)
+    ours, theirs = source.read_config(), hf_config.read_folder(tiny_llama)
     assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)
     for name in ModelConfig.__dataclass_fields__.keys() - {"rms_norm_eps", "dtype"}:
         assert getattr(ours, name) == getattr(theirs, name), name

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from engine.errors import ModelError
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.resolve import resolve_model
+from engine.models import hf_config
 from engine.models.config import ModelConfig
 from tests import tiny_deepseek
 from tests.engine.gguf_writer import write_gguf
@@ -77,7 +78,7 @@ def test_keys_and_values_of_kv_b_may_be_stored_in_different_kinds(checkpoint, tm
 def test_the_config_is_the_folder_s(checkpoint, tmp_path, variant, split_kv_b):
     folder = checkpoint(variant)
     write_gguf(folder, tmp_path / "model.gguf", split_kv_b=split_kv_b)
-    ours, theirs = resolve_model(str(tmp_path / "model.gguf")).read_config(), ModelConfig.from_folder(folder)
+    ours, theirs = resolve_model(str(tmp_path / "model.gguf")).read_config(), hf_config.read_folder(folder)
     assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)
     assert ours.rope_scaling.get("rope_type") == theirs.rope_scaling.get("rope_type")
     said_otherwise = {"rms_norm_eps", "rope_scaling", "architecture", "head_dim", "num_nextn_predict_layers", "dtype"}

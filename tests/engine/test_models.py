@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import ModelError
-from engine.models.config import ModelConfig
+from engine.models import hf_config
 from engine.models.rope import inverse_frequencies
 from tests import tiny
 from tests.engine.running import (
@@ -139,7 +139,7 @@ def test_an_old_config_means_what_the_new_one_says(make_llama, tmp_path, rope, o
 
 def test_the_config_reads_all_that_the_decoder_needs(make_llama):
     folder = make_llama(head_dim=32, num_key_value_heads=1, attention_bias=True)
-    config = ModelConfig.from_folder(folder)
+    config = hf_config.read_folder(folder)
     assert (config.architecture, config.vocab_size, config.hidden_size) == ("LlamaForCausalLM", 258, 64)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 1, 32)
     assert (config.max_position_embeddings, config.eos_token_ids, config.dtype) == (512, (257,), "float32")
@@ -166,7 +166,7 @@ def test_end_tokens_come_from_both_config_files(in_config, in_generation, expect
         "num_attention_heads": 4,
         "eos_token_id": in_config,
     }
-    config = ModelConfig.from_hf(raw, {"eos_token_id": in_generation})
+    config = hf_config.parse(raw, {"eos_token_id": in_generation})
     assert config.eos_token_ids == expected
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
 

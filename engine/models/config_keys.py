@@ -1,0 +1,86 @@
+"""Reading settings by name, each checked: what checkpoints say is not to be trusted. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_REQUIRED: Any = object()
+LARGEST = (1 << 24) - 1  # no size of a model is near it; one beyond is damage, and would only exhaust the memory
+
+
+class Keys:
+    """A checkpoint's settings by name, each checked for its type, so that what is wrong is named."""
+
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
+        self.values, self._where, self._prefix = values, where, prefix
+
+    def get(self, name: str, default: Any = _REQUIRED) -> Any:
+        """A value as it is; null means the default."""
+        value = self.values.get(self._prefix + name)
+        if value is not None:
+            return value
+        if default is _REQUIRED:
+            raise ModelError(f"{self._where} lacks '{self._prefix}{name}'")
+        return default
+
+    def integer(self, name: str, default: Any = _REQUIRED, *, at_least: int = 1) -> int:
+        """A whole number."""
+        value = self.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= LARGEST:
+            self.refuse(name, value, f"a whole number from {at_least} to {LARGEST}")
+        return int(value)
+
+    def number(self, name: str, default: Any = _REQUIRED) -> float:
+        """A positive number."""
+        value = self.get(name, default)
+        if not is_positive(value):
+            self.refuse(name, value, "a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            self.refuse(name, value, "true or false")
+        return bool(value)
+
+    def choice(self, name: str, default: str, valid: tuple[str, ...]) -> str:
+        """One of a few words."""
+        value = self.get(name, default)
+        if value not in valid:
+            self.refuse(name, value, f"one of {', '.join(valid)}")
+        return str(value)
+
+    def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
+        """Raise the error that names the key and what was expected."""
+        raise ModelError(f"{self._prefix}{name} in {self._where} is {value!r}; expected {expected}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+        ModelError: the file is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return value
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
