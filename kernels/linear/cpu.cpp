@@ -5,34 +5,10 @@
 #include "../native/gemm.h"
 
 #include <algorithm>
-#include <type_traits>
 
 namespace {
 
 using namespace native;
-
-// Rows whose number and length are whole tiles; `x` itself where it is so already.
-template <typename A>
-struct Whole {
-    const A* rows;
-    int64_t stride;
-};
-
-template <typename X, typename A>
-Whole<A> whole_rows(const X* x, int64_t stride, int64_t num_rows, int64_t size) {
-    const int64_t K = padded<A>(size);
-    if constexpr (std::is_same_v<X, A>)
-        if (num_rows % 16 == 0 && K == size) return {x, stride};
-    static thread_local Scratch<A> copy;
-    A* const to = copy.room(round_up(num_rows, 16) * K);
-    parallel_spans(num_rows, 32, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            for (int64_t k = 0; k < size; k += LANES) store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
-            std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
-        }
-    });
-    return {to, K};
-}
 
 template <typename Y>
 void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y, int64_t stride) {

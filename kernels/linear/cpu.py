@@ -31,9 +31,11 @@ def bind(
     pack_weight = function("linear_pack", weight_dtype, POINTER, INT, INT, POINTER)
 
     def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Apply:
+        assert weight_OI.dtype is weight_dtype
+        weight_OI = weight_OI.contiguous()
         out_size, in_size = weight_OI.shape
         packed = memory.empty(out_size + -out_size % _PANEL, in_size + -in_size % tile, dtype=weight_dtype)
-        pack_weight(weight_OI.contiguous().data_ptr(), out_size, in_size, packed.data_ptr())
+        pack_weight(weight_OI.data_ptr(), out_size, in_size, packed.data_ptr())
         bias = None if bias_O is None else F.pad(bias_O.float(), (0, -out_size % _PANEL)).contiguous()
         held = (packed, bias)  # their memory, as long as the layer lives
         weight, added = packed.data_ptr(), 0 if bias is None else bias.data_ptr()

@@ -29,7 +29,6 @@ _FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
-    "-fopenmp",
     "-fPIC",
     "-Wno-psabi",
 ]
@@ -83,7 +82,7 @@ def _link(compiler: str, isa: str, objects: list[Path]) -> None:
     if path.exists() and path.stat().st_mtime >= max(item.stat().st_mtime for item in objects):
         return
     unfinished = path.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-fopenmp", "-shared", *map(str, objects), "-o", str(unfinished)], check=True)
+    subprocess.run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.replace(path)  # atomic, and safe for a process that has the old one loaded
 
 

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <type_traits>
 
 namespace native {
 
@@ -221,6 +222,29 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #endif
 
+// Rows whose number and length are whole tiles; `x` itself where it is so already.
+template <typename A>
+struct Whole {
+    const A* rows;
+    int64_t stride;
+};
+
+template <typename X, typename A>
+Whole<A> whole_rows(const X* x, int64_t stride, int64_t num_rows, int64_t size) {
+    const int64_t K = padded<A>(size);
+    if constexpr (std::is_same_v<X, A>)
+        if (num_rows % 16 == 0 && K == size) return {x, stride};
+    static thread_local Scratch<A> copy;
+    A* const to = copy.room(round_up(num_rows, 16) * K);
+    parallel_spans(num_rows, 32, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) {
+            for (int64_t k = 0; k < size; k += LANES) store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
+            std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
+        }
+    });
+    return {to, K};
+}
+
 // How a row was made uint8: x is about scale * (x_q - zero).
 struct Grid {
     float scale;
@@ -228,7 +252,7 @@ struct Grid {
 };
 
 // A row to uint8, padded to K, on its own range widened to hold 0 (or on `given`, if its scale is not 0). A row that
-// has a NaN gets a NaN scale.
+// is not finite gets a NaN scale.
 template <typename T>
 inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid given) {
     const int64_t whole = size / LANES * LANES;
@@ -259,8 +283,10 @@ inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid
     }
     const float inverse = 1.0f / grid.scale;
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers, halves to even
+    v16 check{};  // NaN if x is not finite: then the row's results must not be
     for (int64_t i = 0; i < whole; i += LANES) {
         v16 v = load(x + i) * inverse;
+        check += v * 0.0f;
         v = v < -1e6f ? splat(-1e6f) : v;
         v = v > 1e6f ? splat(1e6f) : v;
         i16x q = __builtin_convertvector((v + magic) - magic, i16x) + grid.zero;
@@ -272,11 +298,13 @@ inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid
     }
     for (int64_t i = whole; i < size; ++i) {
         float v = load1(x + i) * inverse;
+        check[0] += v * 0.0f;
         v = v < -1e6f ? -1e6f : v > 1e6f ? 1e6f : v;
         const int32_t q = v == v ? int32_t(__builtin_rintf(v)) + grid.zero : 0;
         out[i] = uint8_t(q < 0 ? 0 : q > 255 ? 255 : q);
     }
     std::memset(out + size, 0, K - size);
+    grid.scale += sum(check);
     return grid;
 }
 

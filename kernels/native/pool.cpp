@@ -7,10 +7,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,7 +35,10 @@ struct Watch {
 class Pool {
    public:
     explicit Pool(int num_threads) {
-        for (int i = 1; i < num_threads; ++i) workers.emplace_back([this] { work(); });
+        try {
+            for (int i = 1; i < num_threads; ++i) workers.emplace_back([this] { work(); });
+        } catch (const std::system_error&) {
+        }  // the system grants no more threads: those that there are do
     }
 
     ~Pool() {
@@ -59,7 +64,7 @@ class Pool {
         const uint32_t number = job.load(std::memory_order_relaxed) + 1;
         claims.store(uint64_t(number) << 32 | uint32_t(new_count), std::memory_order_release);
         job.store(number);
-        if (sleepers.load()) syscall(SYS_futex, &job, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+        if (sleepers.load()) syscall(SYS_futex, &job, FUTEX_WAKE_PRIVATE, int32_t(std::min<int64_t>(new_count ? new_count - 1 : INT32_MAX, INT32_MAX)), nullptr, nullptr, 0);
         return number;
     }
 
@@ -109,8 +114,9 @@ class Pool {
     alignas(64) std::atomic<int64_t> done{0};
 };
 
-int wanted = 1;
+std::atomic<int> wanted{1};
 std::unique_ptr<Pool> pool;
+std::mutex gate;  // held by who uses the pool
 
 }  // namespace
 
@@ -121,14 +127,23 @@ void run_tasks(int64_t count, void (*task)(void*, int64_t), void* context) {
         for (int64_t i = 0; i < count; ++i) task(context, i);
         return;
     }
-    if (!pool || pool->size() != wanted) pool = std::make_unique<Pool>(wanted);
+    const std::unique_lock alone(gate, std::try_to_lock);
+    if (!alone) {  // another thread of the process is at it
+        for (int64_t i = 0; i < count; ++i) task(context, i);
+        return;
+    }
+    if (!pool) {
+        pool = std::make_unique<Pool>(wanted);
+        wanted = pool->size();
+    }
     pool->run(count, task, context);
 }
 
 }  // namespace native
 
 extern "C" int set_threads(int64_t count) {
+    const std::lock_guard alone(native::gate);
+    if (native::wanted != count) native::pool.reset();
     native::wanted = count < 1 ? 1 : int(count);
-    if (native::wanted < 2) native::pool.reset();
     return 0;
 }

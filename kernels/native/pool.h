@@ -14,7 +14,8 @@ int num_threads();
 
 void run_tasks(int64_t count, void (*task)(void* context, int64_t index), void* context);
 
-// task(index) for each index below count, in any order and at the same time. Called by one thread of the process only.
+// task(index) for each index below count, in any order and at the same time. Tasks call no parallel themselves. Where two
+// threads of a process come at the same time, the second one computes its tasks alone.
 template <typename Task>
 void parallel(int64_t count, const Task& task) {
     run_tasks(count, [](void* context, int64_t index) { (*static_cast<const Task*>(context))(index); }, const_cast<Task*>(&task));
