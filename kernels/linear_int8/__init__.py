@@ -7,7 +7,7 @@
                       the sums are exact integers (int32 holds them up to in_size 66,000)
     weight only       y = scale_O * (sum over i of x w_q) + bias
 
-Where a scale and zero point come from, see `Input`. A row's result depends on no other row. A row with a NaN
+Where a scale and zero point come from, see `Input`. A row's result depends on no other row. A dynamic row with a NaN
 gives NaN, and a row of zeros gives the bias. `pack` may keep the weight in a layout of its own, so the caller drops it.
 
 Shapes: T tokens, I in_size, O out_size.
