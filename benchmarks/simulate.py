@@ -63,6 +63,10 @@ class Arrival:
     weight: float = 1.0
     prefix: tuple[str, int] | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.prompt, self.output) < 1 or self.weight <= 0 or self.time < 0:
+            raise ValueError(f"{self}: prompt and output must be at least 1, weight more than 0, time not negative")
+
 
 @dataclass
 class Outcome:
@@ -213,8 +217,18 @@ def main() -> None:
     parser.add_argument("--target-itl", type=float, help="milliseconds")
     parser.add_argument("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
     args = parser.parse_args()
+    if args.max_batched_tokens < args.max_batch_size:
+        parser.error("--max-batched-tokens must be at least --max-batch-size")
+    if min(args.requests, args.rate, args.max_batch_size, args.num_kv_blocks) <= 0:
+        parser.error("--requests, --rate, --max-batch-size and --num-kv-blocks must be more than 0")
+    try:
+        arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
+    except (OSError, ValueError, TypeError) as error:
+        parser.error(f"--trace: {error}")
+    most = args.num_kv_blocks * 16
+    if not arrivals or (long := [a for a in arrivals if a.prompt + a.output > most]):
+        parser.error(f"a request of {long[0]} can never fit {most} tokens" if arrivals else "the trace is empty")
     cost = StepCost() if args.fit is None else fit(args.fit or None)
-    arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
     sys.stderr.write(f"a step costs {dataclasses.asdict(cost)}\n")
     sys.stderr.write(
         f"{'policy':10}{'TTFT mean':>11}{'p50':>9}{'p99':>9}{'ITL p50':>9}{'p99':>9}{'tok/s':>8}{'packing':>9}\n"
@@ -249,7 +263,10 @@ def main() -> None:
 
 
 def _plot(outcomes: dict[str, Outcome], path: Path) -> None:
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.exit("--plot needs matplotlib: pip install matplotlib")
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, name, label in zip(

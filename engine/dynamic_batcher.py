@@ -156,6 +156,7 @@ class DynamicBatcher:
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         num_to_compute = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
+        seq.num_charged = num_to_compute
         seq.place = (self._policy.place(seq, num_to_compute, self._num_arrivals), self._num_arrivals)
         self._num_arrivals += 1
         self._live.setdefault(seq.request_id, {})[seq.index] = seq

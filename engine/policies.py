@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.sequence import Sequence
 
 AGING = 16  # tokens of length that one arrival outweighs
+_MANY = 1024
 BURST = 4096  # tokens (at weight 1) that a key may be ahead of another and still go first
 
 Order = Callable[["Sequence", int, int], float]  # (sequence, tokens to compute, arrival number) -> place
@@ -87,15 +88,20 @@ class FairShare(Policy):
         self._running: Counter[bytes] = Counter()  # key -> its places in the batch
         self._weights: dict[bytes, float] = {}  # of keys that have a place
         self._served: dict[bytes, float] = {}  # key -> tokens computed over its weight; the absent miss their turn
+        self._num_live = 0  # sequences that wait or run
+        self._many = _MANY  # keys at which to look for some to forget: twice as many as were left the last time
         self._floor = 0.0  # what the last key that ran had been served
 
     @property
     def paces_steps(self) -> bool:
-        """Once there are several keys."""
+        """Once several keys have come since the server was idle."""
         return len(self._ends) > 1
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:  # noqa: ARG002
         """A sequence is charged for its prompt and for all that it may generate."""
+        self._num_live += 1
+        if len(self._ends) >= self._many:  # keys come and go
+            self._forget()
         key = seq.terms.tenant
         place = max(self._now, self._ends.get(key, 0.0))
         self._ends[key] = place + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
@@ -108,16 +114,15 @@ class FairShare(Policy):
             self._served[key] = max(self._served.get(key, 0.0), self._least_served())
         self._running[key] += 1
         self._weights[key] = seq.terms.weight
-        if in_turn and place > self._now:
-            self._now = place
-            if len(self._ends) > 1024:  # keys come and go
-                self._forget()
+        if in_turn:
+            self._now = max(self._now, place)
 
     def _forget(self) -> None:
         """Drop what no key would miss: it comes back as one that is new."""
         least = self._least_served()
         self._ends = {key: end for key, end in self._ends.items() if end > self._now}
         self._served = {k: tokens for k, tokens in self._served.items() if tokens > least or k in self._running}
+        self._many = max(_MANY, 2 * len(self._ends))
 
     def served(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         for seq, num_tokens in shares:
@@ -131,9 +136,17 @@ class FairShare(Policy):
             self._floor = self._served[key]
 
     def ended(self, seq: Sequence) -> None:
-        """Give a key back what its sequence did not generate."""
+        """Give a key back what its sequence did not generate, and its prompt too if it never started."""
         if seq.terms.tenant in self._ends:
-            self._ends[seq.terms.tenant] -= (seq.sampling.max_tokens - seq.num_output_tokens) / seq.terms.weight
+            unused = seq.sampling.max_tokens - seq.num_output_tokens
+            if seq.first_step_time is None:
+                unused += seq.num_charged
+            self._ends[seq.terms.tenant] -= unused / seq.terms.weight
+        self._num_live -= 1
+        if not self._num_live:  # nobody has missed anything: all begin anew
+            self._now = self._floor = 0.0
+            self._ends.clear()
+            self._served.clear()
 
     def is_underserved(self, seq: Sequence, max_batch_size: int) -> bool:
         key, weight = seq.terms.tenant, seq.terms.weight

@@ -40,6 +40,7 @@ class Sequence:
         block_hashes: of its full blocks, as far as KVCacheManager has computed them.
         num_cached_tokens: tokens that came from the prefix cache when it first started.
         place: where it stands among the waiting, smallest first: (what the policy says, arrival number).
+        num_charged: tokens of it that were to be computed when it arrived, without those in the prefix cache.
         num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
     """
@@ -58,6 +59,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
     place: tuple[float, int] = (0, 0)
+    num_charged: int = 0
     num_passed: int = 0
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)

@@ -54,6 +54,10 @@ class Admission:
         seconds_each = (self._clock() - self._starts[0]) / len(self._starts)
         return min(max(1.0, self.num_requests * seconds_each), _LONGEST)
 
+    def forget_starts(self) -> None:
+        """The queue is empty: how fast it went says nothing from here on, as idle time is not waiting."""
+        self._starts.clear()
+
     def note_start(self) -> None:
         """A prompt has started."""
         self._starts.append(self._clock())
@@ -85,6 +89,10 @@ class Ticket:
         """Put the number of tokens right, once they are counted."""
         self._change(0, num_tokens - self._num_tokens)
 
+    def retry_after(self) -> float:
+        """See Admission."""
+        return self._admission.retry_after()
+
     def start(self) -> None:
         """One of its prompts waits no longer."""
         if self._num_requests:
@@ -100,6 +108,8 @@ class Ticket:
         self._num_tokens += num_tokens
         self._admission.num_requests += num_requests
         self._admission.num_tokens += num_tokens
+        if not self._admission.num_requests:
+            self._admission.forget_starts()
 
 
 def estimate_tokens(prompt: str | list[int]) -> int:

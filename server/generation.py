@@ -187,7 +187,8 @@ class Generation:
         """Why a sequence ran out of time: its request's, or that for waiting, which the server may set."""
         seconds = now() - self._terms.arrival_time
         if not has_started and (self._terms.deadline is None or now() < self._terms.deadline):
-            return OverloadedError(f"The server is busy: the request waited {seconds:.1f} s and was not started.", 1.0)
+            message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
+            return OverloadedError(message, self._ticket.retry_after())
         return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")
 
     def _take(self, output: SequenceOutput, choice: int, stream: OutputStream) -> Delta | None:

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from engine.errors import RequestError, UnknownModelError
-from engine.protocol import Terms
+from engine.protocol import SamplingParams, Terms
 from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
@@ -64,15 +64,27 @@ class ServerState:
             start_deadline=None if patience is None else arrival_time + patience,
         )
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, without stalling the event loop."""
-        max_seq_len = self.client.require_info().max_seq_len
-        if len(text) > max_seq_len * self.tokenizer.max_token_bytes:  # more tokens than fit, however it is split
+    def check_prompt(self, prompt: str | list[int], sampling: SamplingParams) -> None:
+        """Refuse what can never be computed here, as far as that shows before a text is tokenised.
+
+        Raises:
+            RequestError: naming the field and the limit.
+        """
+        info = self.client.require_info()
+        if isinstance(prompt, list):
+            info.check(prompt, sampling)
+            return
+        info.check([0], sampling)  # a text has a token at least, once tokenised
+        if len(prompt) > info.max_seq_len * self.tokenizer.max_token_bytes:  # more than fit, however it is split
             raise RequestError(
-                f"This server's maximum context length is {max_seq_len} tokens; {len(text)} characters have more.",
+                f"This server's maximum context length is {info.max_seq_len} tokens; {len(prompt)} characters have "
+                "more.",
                 "prompt",
                 "context_length_exceeded",
             )
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, without stalling the event loop."""
         if len(text) <= _LONG_TEXT:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)

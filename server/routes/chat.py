@@ -35,13 +35,15 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
             "This model has no chat template: start the server with --chat-template, or use /v1/completions.",
             "messages",
         )
-    with server.admission.admit(1, body.estimate_tokens()) as ticket:
-        text = template.render(
-            [message.for_template() for message in body.messages],
-            add_generation_prompt=body.add_generation_prompt,
-            **body.chat_template_kwargs,
-        )
-        try:
+    try:
+        server.check_prompt("", body.sampling(info.max_seq_len - 1))
+        with server.admission.admit(1, body.estimate_tokens()) as ticket:
+            text = template.render(
+                [message.for_template() for message in body.messages],
+                add_generation_prompt=body.add_generation_prompt,
+                **body.chat_template_kwargs,
+            )
+            server.check_prompt(text, body.sampling(info.max_seq_len - 1))
             prompt = await server.encode(text, add_special_tokens=False)  # the template writes BOS itself
             generation = Generation(
                 server.client,
@@ -54,14 +56,14 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
                 terms=terms,
                 ticket=ticket,
             )
-        except RequestError as error:
-            named = {"prompt": "messages", "max_tokens": body.output_limit_name}
-            error.param = named.get(error.param or "", error.param)
-            raise
-        reply = _Reply(server, body, generation, starts_inside=starts_inside(text))
-        if body.stream:
-            return EventStream(reply.chunks(), ticket.keep())
-        whole = await run_until_disconnect(request.receive, reply.whole())
+            reply = _Reply(server, body, generation, starts_inside=starts_inside(text))
+            if body.stream:
+                return EventStream(reply.chunks(), ticket.keep())
+            whole = await run_until_disconnect(request.receive, reply.whole())
+    except RequestError as error:
+        named = {"prompt": "messages", "max_tokens": body.output_limit_name}
+        error.param = named.get(error.param or "", error.param)
+        raise
     return Response(msgspec.json.encode(whole), media_type="application/json")
 
 

@@ -30,7 +30,9 @@ async def create_completion(request: Request, body: CompletionRequest, server: S
     """Complete one prompt or several."""
     terms = server.terms(request, body)
     server.check_model(body.model)
-    server.client.require_info()
+    sampling = body.sampling()
+    for prompt in body.prompts:
+        server.check_prompt(prompt, sampling)
     with server.admission.admit(len(body.prompts), sum(map(estimate_tokens, body.prompts))) as ticket:
         prompts = []
         for prompt in body.prompts:
@@ -41,7 +43,7 @@ async def create_completion(request: Request, body: CompletionRequest, server: S
             server.tokenizer,
             server.metrics,
             prompts,
-            body.sampling(),
+            sampling,
             n=body.n,
             skip_special_tokens=body.skip_special_tokens,
             terms=terms,

@@ -30,6 +30,8 @@ class FairBooks:
         self._now = 0.0
         self._ends: Counter[bytes] = Counter()
         self._served: Counter[bytes] = Counter()  # tokens over weight
+        self._live: set[Sequence] = set()
+        self._charges: dict[Sequence, int] = {}  # tokens of its prompt that each was charged for
         self._floor = 0.0  # what the last one that ran had been served
         self._passed: list[Record] = []  # looked at in the first phase, and left waiting
 
@@ -44,6 +46,8 @@ class FairBooks:
         """Charge its tenant; its place."""
         tenant = seq.terms.tenant
         begin = max(self._now, self._ends[tenant])
+        self._charges[seq] = num_to_compute
+        self._live.add(seq)
         self._ends[tenant] = begin + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
         return begin
 
@@ -64,7 +68,15 @@ class FairBooks:
 
     def end(self, record: Record) -> None:
         if record.tenant in self._ends:
-            self._ends[record.tenant] -= (record.seq.sampling.max_tokens - len(record.output)) / record.weight
+            unused = record.seq.sampling.max_tokens - len(record.output)
+            if record.seq.first_step_time is None:
+                unused += self._charges[record.seq]
+            self._ends[record.tenant] -= unused / record.weight
+        self._live.discard(record.seq)
+        if not self._live:  # a new busy period
+            self._now = self._floor = 0.0
+            self._ends.clear()
+            self._served.clear()
 
     def is_underserved(self, record: Record) -> bool:
         """At most half of its share of the places, and not far ahead in tokens; a place that it asks for counts."""

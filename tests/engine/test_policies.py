@@ -57,6 +57,7 @@ def test_fair_shares_count_tokens_and_weights():
 
 def test_a_key_is_given_back_what_its_sequences_did_not_generate():
     policy = POLICIES["fair"]()
+    policy.place(of("other", tenant=b"other"), 4, 0)  # somebody else is there all the time
     ended_early = of("a", max_tokens=1000, tenant=b"a")
     assert policy.place(ended_early, 4, 0) == 0
     policy.ended(ended_early)
@@ -181,6 +182,30 @@ def test_a_deadline_for_the_start_spares_what_has_started():
     step(batcher)
     assert [output.request_id for output in batcher.expire(2.0)] == ["second"]
     assert batcher.stats().num_running == 1
+
+
+def test_prompts_given_up_before_they_start_cost_their_key_nothing():
+    batcher = DynamicBatcher(KVCacheManager(4000, 4, prefix_caching=False), 8, 64, policy="fair")
+    add(batcher, *(of(f"flood {i}", 40, tenant=b"flood", max_tokens=40) for i in range(40)))
+    step(batcher)
+    add(batcher, *(of(f"a {i}", 400, tenant=b"a", max_tokens=10) for i in range(20)))
+    for i in range(20):
+        batcher.abort(f"a {i}")
+    add(batcher, last := of("last", 10, tenant=b"a", max_tokens=2))
+    steps = 0
+    while last.status is not SequenceStatus.FINISHED:
+        step(batcher)
+        steps += 1
+    assert steps < 20
+
+
+def test_keys_that_ask_once_are_forgotten():
+    batcher = DynamicBatcher(KVCacheManager(1000, 4), 4, 64, policy="fair")
+    for i in range(5000):
+        add(batcher, of(f"r{i}", tenant=str(i).encode(), max_tokens=1))
+        while batcher.has_work:
+            step(batcher)
+    assert max(len(batcher._policy._ends), len(batcher._policy._served)) <= 1024
 
 
 def test_many_keys_that_come_and_go_are_forgotten():
