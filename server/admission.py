@@ -26,26 +26,30 @@ class Admission:
     def __init__(self, max_requests: int, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.max_requests, self.max_tokens = max_requests, max_tokens
         self.num_requests = self.num_tokens = 0
+        self.num_requests_of: collections.Counter[bytes] = collections.Counter()  # tenant -> its prompts that wait
         self._clock = clock
         self._starts: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
 
-    def admit(self, num_requests: int, num_tokens: int) -> Ticket:
+    def admit(self, num_requests: int, num_tokens: int, tenant: bytes = b"") -> Ticket:
         """Let a request of so many prompts in; an empty queue takes any.
+
+        A tenant of whom nothing waits finds another quarter of the bounds: who fills the queue shuts nobody out.
 
         Raises:
             OverloadedError: it would exceed a bound.
         """
         waiting = f"{self.num_requests} prompts with about {self.num_tokens} tokens wait already"
         if self.num_requests:
-            if self.num_requests + num_requests > self.max_requests:
+            is_new = not self.num_requests_of[tenant]
+            if self.num_requests + num_requests > _bound(self.max_requests, with_reserve=is_new):
                 raise OverloadedError(
                     f"The server is busy: {waiting}, and {self.max_requests} may.", self.retry_after()
                 )
-            if self.num_tokens + num_tokens > self.max_tokens:
+            if self.num_tokens + num_tokens > _bound(self.max_tokens, with_reserve=is_new):
                 raise OverloadedError(
                     f"The server is busy: {waiting}, and {self.max_tokens} tokens may.", self.retry_after()
                 )
-        return Ticket(self, num_requests, num_tokens)
+        return Ticket(self, num_requests, num_tokens, tenant)
 
     def retry_after(self) -> float:
         """Seconds until what waits now will have started, as fast as it has been going."""
@@ -66,8 +70,8 @@ class Admission:
 class Ticket:
     """One request's share of the queue; given back prompt by prompt as they start, and the rest when it is closed."""
 
-    def __init__(self, admission: Admission, num_requests: int, num_tokens: int) -> None:
-        self._admission = admission
+    def __init__(self, admission: Admission, num_requests: int, num_tokens: int, tenant: bytes) -> None:
+        self._admission, self._tenant = admission, tenant
         self._num_requests = self._num_tokens = 0
         self._kept = False
         self._change(num_requests, num_tokens)
@@ -108,8 +112,16 @@ class Ticket:
         self._num_tokens += num_tokens
         self._admission.num_requests += num_requests
         self._admission.num_tokens += num_tokens
+        of = self._admission.num_requests_of
+        of[self._tenant] += num_requests
+        if not of[self._tenant]:
+            del of[self._tenant]
         if not self._admission.num_requests:
             self._admission.forget_starts()
+
+
+def _bound(most: int, *, with_reserve: bool) -> int:
+    return most + max(1, most // 4) if with_reserve else most
 
 
 def estimate_tokens(prompt: str | list[int]) -> int:

@@ -37,7 +37,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
         )
     try:
         server.check_prompt("", body.sampling(info.max_seq_len - 1))
-        with server.admission.admit(1, body.estimate_tokens()) as ticket:
+        with server.admission.admit(1, body.estimate_tokens(), terms.tenant) as ticket:
             text = template.render(
                 [message.for_template() for message in body.messages],
                 add_generation_prompt=body.add_generation_prompt,

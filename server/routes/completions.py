@@ -33,7 +33,7 @@ async def create_completion(request: Request, body: CompletionRequest, server: S
     sampling = body.sampling()
     for prompt in body.prompts:
         server.check_prompt(prompt, sampling)
-    with server.admission.admit(len(body.prompts), sum(map(estimate_tokens, body.prompts))) as ticket:
+    with server.admission.admit(len(body.prompts), sum(map(estimate_tokens, body.prompts)), terms.tenant) as ticket:
         prompts = []
         for prompt in body.prompts:
             prompts.append(prompt if isinstance(prompt, list) else await server.encode(prompt))

@@ -46,6 +46,37 @@ def test_requests_and_tokens_are_bounded_and_an_empty_queue_takes_any():
     assert (admission.num_requests, admission.num_tokens) == (0, 0)
 
 
+def test_a_key_of_which_nothing_waits_gets_in_beside_one_that_fills_the_queue():
+    admission = Admission(4, 1000)
+    flood = [admission.admit(1, 10, b"flood") for _ in range(4)]
+    with pytest.raises(OverloadedError):
+        admission.admit(1, 10, b"flood")
+    polite = admission.admit(1, 10, b"polite")
+    for tenant in (b"polite", b"third"):  # one of its own waits already; the reserve is used up
+        with pytest.raises(OverloadedError):
+            admission.admit(1, 10, tenant)
+    polite.start()
+    admission.admit(1, 10, b"third").close()
+    for ticket in (*flood, polite):
+        ticket.close()
+    assert not admission.num_requests_of
+
+
+def test_idle_time_is_not_taken_for_a_slow_queue():
+    time = [0.0]
+    admission = Admission(100, 10**9, clock=lambda: time[0])
+    ticket = admission.admit(4, 4)
+    for time[0] in (1.0, 2.0, 3.0, 4.0):
+        ticket.start()
+    time[0] = 1000.0
+    waiting = [admission.admit(1, 1) for _ in range(20)]
+    assert admission.retry_after() == 1.0
+    for ticket in waiting[:4]:
+        time[0] += 0.5
+        ticket.start()
+    assert admission.retry_after() < 10
+
+
 def test_what_has_started_waits_no_longer():
     admission = Admission(10, 100)
     ticket = admission.admit(3, 10)
@@ -110,6 +141,21 @@ async def test_a_full_queue_answers_429_and_when_to_come_back(
         assert 1 <= int(response.headers["retry-after"]) <= 60
         monkeypatch.undo()
     assert (await api.complete("hi", max_tokens=1))["choices"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": "hi", "max_tokens": 10**6}),
+        (COMPLETIONS, {"prompt": [1] * 5000}),
+        (COMPLETIONS, {"prompt": [10**8]}),
+        (COMPLETIONS, {"prompt": "x" * 1_000_000}),
+        (CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10**6}),
+    ],
+)
+async def test_what_can_never_fit_is_refused_as_such_while_the_queue_is_full(api: Api, path: str, body: Any) -> None:
+    with bound(api, max_requests=1).admit(1, 1):
+        check_error(await api.post(path, **body), 400)
 
 
 async def test_started_requests_make_room_and_every_exit_gives_back(api: Api) -> None:
