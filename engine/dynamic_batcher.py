@@ -337,12 +337,14 @@ class DynamicBatcher:
         return [seq for seq in self._running if seq.terms.tenant in tenants] if tenants else []
 
     def _start_underserved(self, now: float) -> None:
-        """Start sequences of tenants with few places (among LOOK_AHEAD waiting ones), in others' places if need be.
+        """Start sequences of tenants with few places, in others' places if need be.
 
-        Those that it passes are stepped over, unless they could not have had that place.
+        LOOK_AHEAD waiting ones are looked at, beside those that were sent back: they stand before all others, and are
+        no more than what ran. Those that it passes are stepped over, unless they could not have had that place.
         """
         passed: list[Sequence] = []
-        while len(self._waiting) and len(passed) < LOOK_AHEAD:
+        num_new = 0
+        while len(self._waiting) and num_new < LOOK_AHEAD:
             seq = self._waiting.pop()
             if self._policy.is_underserved(seq, self.max_batch_size) and self._start(seq, now, in_turn=not passed):
                 if len(self._running) > self.max_batch_size:
@@ -352,6 +354,7 @@ class DynamicBatcher:
                         other.num_passed += 1
             else:
                 passed.append(seq)
+                num_new += seq.first_step_time is None
             if any(other.num_passed >= MAX_PASSED for other in passed):
                 break
         for seq in passed:

@@ -99,7 +99,7 @@ class FairBooks:
         assert self.is_underserved(record), "not underserved, and starts before others"
         self._look_at(passed, tried)
         assert record not in self._passed
-        assert len(self._passed) < self.look_ahead, "more were looked at than may be"
+        assert self._num_new() < self.look_ahead, "more were looked at than may be"
 
     def check_gives_way(self, record: Record) -> None:
         assert self.is_first_phase
@@ -120,11 +120,15 @@ class FairBooks:
     def _look_at(self, waiting: list[Record], tried: list[Sequence]) -> None:
         """Whoever of them was passed was not underserved at that moment, or could not start."""
         for record in waiting:
-            if len(self._passed) == self.look_ahead or any(r.num_passed >= self.max_passed for r in self._passed):
+            if self._num_new() == self.look_ahead or any(r.num_passed >= self.max_passed for r in self._passed):
                 break
             if record not in self._passed:
                 assert record.seq in tried or not self.is_underserved(record), "underserved, and passed"
                 self._passed.append(record)
+
+    def _num_new(self) -> int:
+        """Of those looked at: who was sent back does not count."""
+        return sum(record.seq.first_step_time is None for record in self._passed)
 
     def left_out(self) -> list[Record]:
         """Those that run and are not computed in an urgent step."""
