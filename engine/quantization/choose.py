@@ -3,6 +3,7 @@
 Measured on SmolLM2-135M-Instruct, whose down_proj inputs hold massive activations (3,375 beside values under 1): with
 one static grid for each input, layer 11's down_proj loses its whole output. Errors there are a thousand times those of
 other layers, so a threshold on a layer's own error tells them apart, and no search over whole-model quality is needed.
+Where more layers pass it than may be spared, those go first that lose most for their arithmetic.
 """
 
 from __future__ import annotations
