@@ -138,7 +138,8 @@ class FairBooks:
         """Who has a step of its own gets at most BURST and one step's tokens ahead of the others that run."""
         least = min((self._served[record.tenant] for record in self.left_out()), default=math.inf)
         served = Counter(self._served)
+        step = budget / min((item.seq.terms.weight for item in plan.scheduled), default=1.0)
         for item in plan.scheduled:
             terms = item.seq.terms
             served[terms.tenant] += item.num_tokens / terms.weight
-            assert served[terms.tenant] <= least + self.burst + budget / terms.weight, "ahead by too much"
+            assert served[terms.tenant] <= least + self.burst + step, "ahead by too much"

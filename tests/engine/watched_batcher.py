@@ -341,7 +341,9 @@ class WatchedBatcher:
         """With places and tokens left, who waits (LOOK_AHEAD + 1 are looked at) does not fit or awaits a prefix."""
         look_ahead, max_passed = self.look_ahead, self.max_passed
         num_sent_back = sum(record.seq.first_step_time is not None for record in self.waiting)
-        may_look = self.num_starts + (look_ahead + 1) + (look_ahead + num_sent_back if self.fair.is_shared else 0)
+        may_look = self.num_starts + look_ahead + 1
+        if self.fair.is_shared:  # before, those that start first: in vain, it may be, and again
+            may_look += self.num_starts + look_ahead + num_sent_back
         assert len(self.tried) <= may_look, "more were looked at than may be"
         is_spent = plan.num_tokens == self._most_tokens(plan.num_decodes)
         if is_spent or self.fair.urgent or len(self.running) == self.max_batch_size:
