@@ -48,7 +48,7 @@ compare: $(STAMP) ## measure servers against each other in turn (ARGS="--target 
 simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
 
-soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (5 minutes)
+soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \
 	  tests/engine/test_batcher_state_machine.py
 
