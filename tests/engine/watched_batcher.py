@@ -1,6 +1,6 @@
 """A DynamicBatcher under watch: every call is followed by all that the batcher promises, as assertions.
 
-The watch keeps its own books (tests.engine.shadow, tests.engine.fair_books), from what crosses the line only:
+The watch keeps its own books (tests.engine.shadow, fair_books, outputs), from what crosses the line only:
 arguments, plans, outputs, the calls by which the batcher takes and gives back blocks, and the moment between a step's
 two phases. So it knows who is live and in which state, what was delivered, who passed whom, and what lies in every slot
 of every block: a step that would read anything but its sequence's own tokens fails.
@@ -10,70 +10,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from engine import dynamic_batcher, policies
+from engine import dynamic_batcher
 from engine.chunk_budget import ChunkBudget
-from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
-from engine.kv_cache_manager import KVCacheManager
+from engine.dynamic_batcher import SampledToken, StepPlan, StepResult
 from engine.policies import AGING
-from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from tests.engine.fair_books import FairBooks
+from tests.engine.outputs import check_output, prompt_logprobs
+from tests.engine.probes import Phased, WatchedCache, constants
 from tests.engine.shadow import Record, ShadowBlocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, SequenceStatus.FINISHED
-
-
-@contextmanager
-def _constants(values: dict[str, float]) -> Iterator[None]:
-    """Other values of the batcher's constants."""
-    owners = {name: policies if name == "BURST" else dynamic_batcher for name in values}
-    kept = {name: getattr(owner, name) for name, owner in owners.items()}
-    for name, owner in owners.items():
-        setattr(owner, name, values[name])
-    try:
-        yield
-    finally:
-        for name, owner in owners.items():
-            setattr(owner, name, kept[name])
-
-
-class Phased(DynamicBatcher):
-    """The batcher; it says when the underserved have started and the step is packed."""
-
-    watch: WatchedBatcher
-
-    def _urgent(self) -> list[Sequence]:
-        self.watch.fair.end_first_phase(self.watch.waiting, self.watch.tried)
-        return super()._urgent()
-
-
-class WatchedCache(KVCacheManager):
-    """The batcher's cache; it reports who starts and who is preempted, in order."""
-
-    watch: WatchedBatcher
-
-    def find_prefix(self, seq: Sequence) -> list[int]:
-        self.watch.tried.append(seq)
-        return super().find_prefix(seq)
-
-    def start(self, seq: Sequence, prefix: list[int], num_spare: int) -> bool:
-        started = super().start(seq, prefix, num_spare)
-        if started:
-            self.watch.started(self.watch.live[seq.request_id, seq.index], len(prefix))
-        else:
-            self.watch.refused(self.watch.live[seq.request_id, seq.index], prefix)
-        return started
-
-    def release(self, seq: Sequence, *, forget: bool = False) -> None:
-        if seq.status is RUNNING:
-            self.watch.preempted(self.watch.live[seq.request_id, seq.index])
-        super().release(seq, forget=forget)
 
 
 class WatchedBatcher:
@@ -103,7 +55,7 @@ class WatchedBatcher:
         self.tried: list[Sequence] = []  # in this step, in order: whose prefix was looked up, in order to start it
         self.cache = WatchedCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self.cache.watch = self
-        with _constants(self._values):
+        with constants(**self._values):
             self.batcher = Phased(self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl)
         self.batcher.watch = self
         self._target = ChunkBudget(budget, target_itl)
@@ -168,7 +120,7 @@ class WatchedBatcher:
         self.admitted, self.num_starts, self.tried = [], 0, []
         self.fair.begin_step()
         passed_before = {r: r.num_passed for r in self.live.values()}
-        with _constants(self._values):
+        with constants(**self._values):
             plan = self.batcher.schedule(self.now)
         assert not self.fair.is_first_phase, "underserved tenants were not looked for"
         self.num_steps += bool(plan.scheduled)
@@ -179,7 +131,9 @@ class WatchedBatcher:
         for item in plan.scheduled:
             self._compute(self._record(item.seq), item.start, item.num_tokens)
         tokens = [sample() for _ in sampling]
-        result = StepResult([SampledToken(token) for token in tokens], [self._reports(item) for item in plan.scheduled])
+        result = StepResult(
+            [SampledToken(token) for token in tokens], [prompt_logprobs(item) for item in plan.scheduled]
+        )
         for item in plan.scheduled:
             self._record(item.seq).num_computed += item.num_tokens
             self.fair.serve(self._record(item.seq), item.num_tokens)
@@ -188,7 +142,11 @@ class WatchedBatcher:
                 self.blocks.poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
         outputs = self.batcher.update(plan, result)
         for record, token, output in zip(sampling, tokens, outputs, strict=True):
-            self._deliver(record, token, output)
+            reason = check_output(record, token, output)
+            self.blocks.extend(record)
+            if reason is not None:
+                self._end(record, reason)
+                self.events[reason] += 1
         self.check()
         seconds = 0.002 + 0.0005 * plan.num_tokens
         self.now += seconds
@@ -408,44 +366,6 @@ class WatchedBatcher:
         written = self.blocks.write(record, start, num_tokens)
         others = [other for other in self.running if other is not record]
         assert not any(written & set(other.seq.block_table) for other in others), "wrote into another's block"
-
-    def _reports(self, item: dynamic_batcher.ScheduledSequence) -> list[TokenLogprobs]:
-        """Logprobs of prompt tokens as the model runner reports them; each says its position."""
-        if item.seq.sampling.prompt_logprobs is None:
-            return []
-        start = max(item.start, len(item.seq.prompt_logprobs))
-        stop = min(item.start + item.num_tokens, item.seq.num_prompt_tokens - 1)
-        return [TokenLogprobs(-float(position), [], []) for position in range(start, stop)]
-
-    def _deliver(self, record: Record, token: int | None, output: SequenceOutput) -> None:
-        """An output is what was sampled, once, with the end that it must have."""
-        seq, sampling = record.seq, record.seq.sampling
-        assert (output.request_id, output.index) == (seq.request_id, seq.index)
-        tokens = [] if token is None or sampling.max_tokens == 0 else [token]
-        record.output += tokens
-        self.blocks.extend(record)
-        if sampling.max_tokens == 0:
-            reason = "length"
-        elif token is None:
-            reason = "error"
-        elif token in seq.stop_token_ids and len(record.output) >= sampling.min_tokens:
-            reason = "stop"
-        else:
-            reason = "length" if len(record.output) == sampling.max_tokens else None
-        assert (output.token_ids, output.finish_reason) == (tokens, reason)
-        assert output.stop_token_id == (token if reason == "stop" else None)
-        is_first = record.num_outputs == 0
-        assert output.queue_time == (record.first_start - seq.terms.arrival_time if is_first else None)
-        assert output.num_cached_tokens == (record.num_cached_first if is_first else 0)
-        expected = [-float(position) for position in range(len(record.prompt) - 1)]
-        if is_first and sampling.prompt_logprobs is not None:
-            assert [report.logprob for report in output.prompt_logprobs] == expected
-        else:
-            assert output.prompt_logprobs is None
-        record.num_outputs += 1
-        if reason is not None:
-            self._end(record, reason)
-            self.events[reason] += 1
 
     def _end(self, record: Record, reason: str) -> None:
         assert record.ended is None, "ended twice"
