@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from engine import dynamic_batcher, policies
+from engine import dynamic_batcher
 from engine.dynamic_batcher import DynamicBatcher, ScheduledSequence
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import FairShare
@@ -23,29 +24,53 @@ from engine.protocol import SequenceOutput
 from engine.sequence import SequenceStatus
 from engine.waiting_queue import WaitingQueue
 from tests.engine import test_batcher_state_machine
+from tests.engine.probes import constants
 from tests.engine.test_batcher_simulation import Simulation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 NUM_SEEDS = 60  # that a bug has at most to be found in
 
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
 
 
+def plant(bug_name: str, owner: Any, name: str, wrong: Callable[..., Any]) -> None:
+    """Plant `wrong` in place of an attribute, which it gets as its first argument."""
+    right = getattr(owner, name)
+
+    def patched(*args: Any, **options: Any) -> Any:
+        return wrong(right, *args, **options)
+
+    PLANTED[bug_name] = lambda monkeypatch: monkeypatch.setattr(owner, name, patched)
+
+
 def bug(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Plant what is decorated in place of an attribute, which it gets as its first argument; its name names the bug."""
+    """Plant what is decorated; its name names the bug."""
 
     def register(wrong: Callable[..., Any]) -> Callable[..., Any]:
-        right = getattr(owner, name)
-
-        def patched(*args: Any, **options: Any) -> Any:
-            return wrong(right, *args, **options)
-
-        PLANTED[wrong.__name__] = lambda monkeypatch: monkeypatch.setattr(owner, name, patched)
+        plant(wrong.__name__, owner, name, wrong)
         return wrong
 
     return register
+
+
+def bug_of_constants(bug_name: str, owner: Any, name: str, **values: float) -> None:
+    """Plant other values of the batcher's constants in one method."""
+
+    def wrong(right: Callable[..., Any], *args: Any) -> Any:
+        with constants(**values):
+            return right(*args)
+
+    plant(bug_name, owner, name, wrong)
+
+
+@contextmanager
+def ignored(owner: Any, name: str) -> Iterator[None]:
+    """Calls of a method with a sequence do nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, lambda seq: None)
+        yield
 
 
 # Blocks.
@@ -199,11 +224,9 @@ def decodes_come_on_top_of_the_budget(tokens, budget, num_decodes):
 
 @bug(DynamicBatcher, "_admit")
 def the_batch_holds_one_too_many(admit, batcher, *args):
-    batcher.max_batch_size += 1
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batcher, "max_batch_size", batcher.max_batch_size + 1)
         return admit(batcher, *args)
-    finally:
-        batcher.max_batch_size -= 1
 
 
 @bug(DynamicBatcher, "_admit")
@@ -216,39 +239,14 @@ def passes_are_never_counted(admit, batcher, *args):
 
 
 @bug(DynamicBatcher, "_admit")
-def only_the_first_that_waits_is_looked_at(admit, batcher, *args):
-    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 0
-    try:
-        return admit(batcher, *args)
-    finally:
-        dynamic_batcher.LOOK_AHEAD = kept
-
-
-@bug(DynamicBatcher, "_admit")
-def all_that_wait_are_looked_at(admit, batcher, *args):
-    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 1000
-    try:
-        return admit(batcher, *args)
-    finally:
-        dynamic_batcher.LOOK_AHEAD = kept
-
-
-@bug(DynamicBatcher, "_admit")
-def what_was_stepped_over_is_passed_without_end(admit, batcher, *args):
-    kept, dynamic_batcher.MAX_PASSED = dynamic_batcher.MAX_PASSED, 1000
-    try:
-        return admit(batcher, *args)
-    finally:
-        dynamic_batcher.MAX_PASSED = kept
-
-
-@bug(DynamicBatcher, "_admit")
 def what_was_stepped_over_is_dropped(admit, batcher, *args):
-    push, batcher._waiting.push = batcher._waiting.push, lambda seq: None
-    try:
+    with ignored(batcher._waiting, "push"):
         return admit(batcher, *args)
-    finally:
-        batcher._waiting.push = push
+
+
+bug_of_constants("only_the_first_that_waits_is_looked_at", DynamicBatcher, "_admit", LOOK_AHEAD=0)
+bug_of_constants("all_that_wait_are_looked_at", DynamicBatcher, "_admit", LOOK_AHEAD=1000)
+bug_of_constants("what_was_stepped_over_is_passed_without_end", DynamicBatcher, "_admit", MAX_PASSED=1000)
 
 
 # Preemption.
@@ -433,20 +431,14 @@ def prompts_count_as_one_token(served, policy, shares):
 
 @bug(DynamicBatcher, "_preempt")
 def who_is_preempted_keeps_its_place_in_the_count(preempt, batcher, seq):
-    without_stopped(batcher, preempt, seq)
+    with ignored(batcher._policy, "stopped"):
+        preempt(batcher, seq)
 
 
 @bug(DynamicBatcher, "_finish")
 def who_ends_keeps_its_place_in_the_count(finish, batcher, seq, reason):
-    without_stopped(batcher, finish, seq, reason)
-
-
-def without_stopped(batcher, call, *args):
-    batcher._policy.stopped = lambda seq: None
-    try:
-        call(batcher, *args)
-    finally:
-        del batcher._policy.stopped
+    with ignored(batcher._policy, "stopped"):
+        finish(batcher, seq, reason)
 
 
 @bug(FairShare, "is_underserved")
@@ -464,13 +456,7 @@ def who_has_its_share_is_underserved(is_underserved, policy, seq, max_batch_size
     return is_underserved(policy, seq, 2 * max_batch_size)
 
 
-@bug(FairShare, "is_underserved")
-def the_underserved_go_first_without_end(is_underserved, policy, seq, max_batch_size):
-    kept, policies.BURST = policies.BURST, 1 << 40
-    try:
-        return is_underserved(policy, seq, max_batch_size)
-    finally:
-        policies.BURST = kept
+bug_of_constants("the_underserved_go_first_without_end", FairShare, "is_underserved", BURST=1 << 40)
 
 
 @bug(FairShare, "gives_way")
@@ -485,38 +471,13 @@ def the_oldest_of_a_tenant_gives_way(gives_way, policy, running):
 
 @bug(DynamicBatcher, "_start_underserved")
 def nobody_gives_way(start_underserved, batcher, now):
-    preempt, batcher._preempt = batcher._preempt, lambda seq: None
-    try:
+    with ignored(batcher, "_preempt"):
         start_underserved(batcher, now)
-    finally:
-        batcher._preempt = preempt
 
 
-@bug(DynamicBatcher, "_start_underserved")
-def the_underserved_are_looked_for_among_all(start_underserved, batcher, now):
-    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 1000
-    try:
-        start_underserved(batcher, now)
-    finally:
-        dynamic_batcher.LOOK_AHEAD = kept
-
-
-@bug(DynamicBatcher, "_start_underserved")
-def only_the_first_that_waits_can_be_underserved(start_underserved, batcher, now):
-    kept, dynamic_batcher.LOOK_AHEAD = dynamic_batcher.LOOK_AHEAD, 1
-    try:
-        start_underserved(batcher, now)
-    finally:
-        dynamic_batcher.LOOK_AHEAD = kept
-
-
-@bug(DynamicBatcher, "_start_underserved")
-def the_underserved_pass_others_without_end(start_underserved, batcher, now):
-    kept, dynamic_batcher.MAX_PASSED = dynamic_batcher.MAX_PASSED, 1000
-    try:
-        start_underserved(batcher, now)
-    finally:
-        dynamic_batcher.MAX_PASSED = kept
+bug_of_constants("the_underserved_are_looked_for_among_all", DynamicBatcher, "_start_underserved", LOOK_AHEAD=1000)
+bug_of_constants("only_the_first_that_waits_can_be_underserved", DynamicBatcher, "_start_underserved", LOOK_AHEAD=1)
+bug_of_constants("the_underserved_pass_others_without_end", DynamicBatcher, "_start_underserved", MAX_PASSED=1000)
 
 
 @bug(DynamicBatcher, "_urgent")
