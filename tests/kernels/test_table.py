@@ -11,6 +11,7 @@ from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+OPERATIONS = ("rms_norm", "add_rms_norm", "rotary", "silu_mul", "rotate_and_store", "store_latents")
 
 
 @pytest.fixture
@@ -29,38 +30,20 @@ def native_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: None)
 
 
-def test_reference_is_taken_for_every_operation():
-    kernels = table.resolve("reference", CPU, torch.float32)
-    assert kernels.name == "reference"
-    assert isinstance(kernels.attention, ReferenceAttention)
-    ops = (
-        kernels.linear,
-        kernels.rms_norm,
-        kernels.add_rms_norm,
-        kernels.rotary,
-        kernels.silu_mul,
-        kernels.store_kv,
-        kernels.rotate_and_store,
-        kernels.store_latents,
-    )
-    assert all(op.__module__.endswith(".reference") for op in ops)
+def versions(kernels: table.KernelTable, *names: str) -> set[str]:
+    """Which versions of these operations were taken: their modules' names."""
+    return {getattr(kernels, name).__module__.rpartition(".")[2] for name in names}
 
 
-def test_torch_is_taken_for_every_operation():
-    kernels = table.resolve("torch", CPU, torch.bfloat16)
-    assert kernels.name == "torch"
-    assert isinstance(kernels.attention, TorchAttention)
-    ops = (
-        kernels.linear,
-        kernels.rms_norm,
-        kernels.add_rms_norm,
-        kernels.rotary,
-        kernels.silu_mul,
-        kernels.store_kv,
-        kernels.rotate_and_store,
-        kernels.store_latents,
-    )
-    assert all(op.__module__.endswith(".torch") for op in ops)
+@pytest.mark.parametrize(
+    ("choice", "dtype", "attention"),
+    [("reference", torch.float32, ReferenceAttention), ("torch", torch.bfloat16, TorchAttention)],
+)
+def test_a_choice_by_name_is_taken_for_every_operation(choice, dtype, attention):
+    kernels = table.resolve(choice, CPU, dtype)
+    assert kernels.name == choice
+    assert isinstance(kernels.attention, attention)
+    assert versions(kernels, *OPERATIONS, "linear", "store_kv") == {choice}
 
 
 @pytest.mark.parametrize("choice", ["auto", "native"])
@@ -71,15 +54,7 @@ def test_a_cpu_with_the_library_takes_native_kernels(choice):
     assert isinstance(kernels.attention, CPUAttention)
     assert isinstance(kernels.latent_attention, CPULatentAttention)
     assert isinstance(kernels.selective_attention, TorchLatentAttention), "only that one computes selections"
-    ops = (
-        kernels.rms_norm,
-        kernels.add_rms_norm,
-        kernels.rotary,
-        kernels.silu_mul,
-        kernels.rotate_and_store,
-        kernels.store_latents,
-    )
-    assert all(op.__module__.endswith(".cpu") for op in ops)
+    assert versions(kernels, *OPERATIONS) == {"cpu"}
 
 
 @pytest.mark.usefixtures("native_is_not_built")
