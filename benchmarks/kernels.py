@@ -50,6 +50,27 @@ class Case:
     flops: float
 
 
+@dataclass(frozen=True)
+class _Step:
+    """How many queries each of a step's sequences has, and how many tokens they see, themselves among them."""
+
+    query_lens: list[int]
+    context_lens: list[int]
+
+    def batch(self) -> tuple[AttentionBatch, int]:
+        """A batch whose blocks lie scattered, and the number of blocks of its cache."""
+        used = [-(-context_len // _BLOCK) for context_len in self.context_lens]
+        ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(0)).tolist()
+        tables = [[ids.pop() for _ in range(count)] for count in used]
+        return AttentionBatch(self.query_lens, self.context_lens, tables, _BLOCK, _CPU), sum(used)
+
+    @property
+    def num_pairs(self) -> int:
+        """Of a query and a token that it sees."""
+        pairs = zip(self.query_lens, self.context_lens, strict=True)
+        return sum(query_len * context_len - query_len * (query_len - 1) // 2 for query_len, context_len in pairs)
+
+
 def main() -> None:
     """A table for people on stderr, one JSON line on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,21 +101,23 @@ def main() -> None:
 def _cases(dtype: torch.dtype) -> list[Case]:
     smol, llama, mla = (9, 3, 64), (32, 8, 128), (16, 512, 64)
     return [
-        _paged("attention prefill 512, SmolLM2", [512], [512], *smol, dtype),
-        _paged("attention prefill 4096, SmolLM2", [4096], [4096], *smol, dtype),
-        _paged("attention chunk 512 of 4096, SmolLM2", [512], [4096], *smol, dtype),
-        _paged("attention chunk 512 of 2048, 32/8/128", [512], [2048], *llama, dtype),
-        _paged("attention decode 1 x 160, SmolLM2", [1], [160], *smol, dtype),
-        _paged("attention decode 32 x 192, SmolLM2", [1] * 32, [192] * 32, *smol, dtype),
-        _paged("attention decode 32 x 4096, SmolLM2", [1] * 32, [4096] * 32, *smol, dtype),
-        _paged("attention decode 8 x 2048, 32/8/128", [1] * 8, [2048] * 8, *llama, dtype),
-        _paged("attention decode 32 x 4096, SmolLM2, int8", [1] * 32, [4096] * 32, *smol, dtype, int8=True),
-        _paged("attention decode 8 x 2048, 32/8/128, int8", [1] * 8, [2048] * 8, *llama, dtype, int8=True),
-        _latent("latent attention decode 1 x 160, V2-Lite", [1], [160], *mla, dtype),
-        _latent("latent attention decode 32 x 192, V2-Lite", [1] * 32, [192] * 32, *mla, dtype),
-        _latent("latent attention decode 32 x 2048, V2-Lite", [1] * 32, [2048] * 32, *mla, dtype),
-        _latent("latent attention decode 32 x 2048, V2-Lite, int8", [1] * 32, [2048] * 32, *mla, dtype, int8=True),
-        _latent("latent attention chunk 128 of 1024, V2-Lite", [128], [1024], *mla, dtype),
+        _paged("attention prefill 512, SmolLM2", _Step([512], [512]), *smol, dtype),
+        _paged("attention prefill 4096, SmolLM2", _Step([4096], [4096]), *smol, dtype),
+        _paged("attention chunk 512 of 4096, SmolLM2", _Step([512], [4096]), *smol, dtype),
+        _paged("attention chunk 512 of 2048, 32/8/128", _Step([512], [2048]), *llama, dtype),
+        _paged("attention decode 1 x 160, SmolLM2", _Step([1], [160]), *smol, dtype),
+        _paged("attention decode 32 x 192, SmolLM2", _Step([1] * 32, [192] * 32), *smol, dtype),
+        _paged("attention decode 32 x 4096, SmolLM2", _Step([1] * 32, [4096] * 32), *smol, dtype),
+        _paged("attention decode 8 x 2048, 32/8/128", _Step([1] * 8, [2048] * 8), *llama, dtype),
+        _paged("attention decode 32 x 4096, SmolLM2, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
+        _paged("attention decode 8 x 2048, 32/8/128, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
+        _latent("latent attention decode 1 x 160, V2-Lite", _Step([1], [160]), *mla, dtype),
+        _latent("latent attention decode 32 x 192, V2-Lite", _Step([1] * 32, [192] * 32), *mla, dtype),
+        _latent("latent attention decode 32 x 2048, V2-Lite", _Step([1] * 32, [2048] * 32), *mla, dtype),
+        _latent(
+            "latent attention decode 32 x 2048, V2-Lite, int8", _Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
+        ),
+        _latent("latent attention chunk 128 of 1024, V2-Lite", _Step([128], [1024]), *mla, dtype),
         _causal("causal attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
         _head_linear("head linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
         _head_linear("head linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
@@ -103,14 +126,6 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _store("rotate and store 32, SmolLM2", 32, *smol, dtype),
         _store("rotate and store 512, SmolLM2", 512, *smol, dtype),
     ]
-
-
-def _batch(query_lens: list[int], context_lens: list[int]) -> tuple[AttentionBatch, int]:
-    """A batch whose blocks lie scattered, and the number of blocks of its cache."""
-    used = [-(-context_len // _BLOCK) for context_len in context_lens]
-    ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(0)).tolist()
-    tables = [[ids.pop() for _ in range(count)] for count in used]
-    return AttentionBatch(query_lens, context_lens, tables, _BLOCK, _CPU), sum(used)
 
 
 def _caches(
@@ -141,61 +156,40 @@ def _by_turns(layers: list[Any], call: Callable[..., object]) -> Callable[[], ob
     return next_layer
 
 
-def _num_pairs(query_lens: list[int], context_lens: list[int]) -> int:
-    pairs = zip(query_lens, context_lens, strict=True)
-    return sum(query_len * context_len - query_len * (query_len - 1) // 2 for query_len, context_len in pairs)
-
-
 def _paged(
-    name: str,
-    query_lens: list[int],
-    context_lens: list[int],
-    num_heads: int,
-    num_kv_heads: int,
-    dim: int,
-    dtype: torch.dtype,
-    *,
-    int8: bool = False,
+    name: str, step: _Step, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype, *, int8: bool = False
 ) -> Case:
-    batch, num_blocks = _batch(query_lens, context_lens)
+    batch, num_blocks = step.batch()
 
     def make(kernels: KernelTable) -> Callable[[], object]:
         scales = (1, 1) if int8 else None
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
-        q_TND = torch.randn(sum(query_lens), num_heads, dim).to(dtype)
+        q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
         plan = kernels.attention.plan(batch)
         return _by_turns(layers, lambda k, v: kernels.attention.forward(q_TND, k, v, plan, dim**-0.5))
 
     row_bytes = dim + 4 if int8 else dim * dtype.itemsize
-    num_bytes = sum(context_lens) * 2 * num_kv_heads * row_bytes
-    return Case(name, make, num_bytes, 4.0 * _num_pairs(query_lens, context_lens) * num_heads * dim)
+    num_bytes = sum(step.context_lens) * 2 * num_kv_heads * row_bytes
+    return Case(name, make, num_bytes, 4.0 * step.num_pairs * num_heads * dim)
 
 
 def _latent(
-    name: str,
-    query_lens: list[int],
-    context_lens: list[int],
-    num_heads: int,
-    latent_dim: int,
-    rotary_dim: int,
-    dtype: torch.dtype,
-    *,
-    int8: bool = False,
+    name: str, step: _Step, num_heads: int, latent_dim: int, rotary_dim: int, dtype: torch.dtype, *, int8: bool = False
 ) -> Case:
-    batch, num_blocks = _batch(query_lens, context_lens)
+    batch, num_blocks = step.batch()
     width = latent_dim + rotary_dim
 
     def make(kernels: KernelTable) -> Callable[[], object]:
         layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
-        q_TNX = torch.randn(sum(query_lens), num_heads, width).to(dtype)
+        q_TNX = torch.randn(sum(step.query_lens), num_heads, width).to(dtype)
         plan, scale = kernels.latent_attention.plan(batch), width**-0.5
         return _by_turns(
             layers, lambda cache: kernels.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
         )
 
-    flops = 2.0 * _num_pairs(query_lens, context_lens) * num_heads * (width + latent_dim)
+    flops = 2.0 * step.num_pairs * num_heads * (width + latent_dim)
     row_bytes = width + 8 if int8 else width * dtype.itemsize
-    return Case(name, make, sum(context_lens) * row_bytes, flops)
+    return Case(name, make, sum(step.context_lens) * row_bytes, flops)
 
 
 def _causal(
@@ -208,7 +202,7 @@ def _causal(
         )
         return lambda: kernels.causal_attention(q_QNX, k_LNX, v_LNV, dim**-0.5)
 
-    flops = 2.0 * _num_pairs([num_queries], [context_len]) * num_heads * (dim + value_dim)
+    flops = 2.0 * _Step([num_queries], [context_len]).num_pairs * num_heads * (dim + value_dim)
     return Case(name, make, context_len * num_heads * (dim + value_dim) * dtype.itemsize, flops)
 
 
