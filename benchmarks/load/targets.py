@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-_POLL = 0.1  # seconds
+_POLL = 0.05  # seconds
 _PATIENCE = 20.0  # seconds that a server may take to end
 
 
@@ -45,33 +45,48 @@ def running(name: str, where: str, timeout: float) -> Iterator[Target]:
         _wait_ready(name, where, timeout, None, None)
         yield Target(name, where)
         return
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [word.replace("{port}", str(port)) for word in shlex.split(where)]
     with tempfile.TemporaryFile() as log:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            process = start(command, log)
         except OSError as error:
             raise TargetError(f"{name} cannot be started: {error}") from None
         try:
             _wait_ready(name, url, timeout, process, log)
             yield Target(name, url)
         finally:
-            _end(process)
+            end(process)
 
 
 def _wait_ready(
     name: str, url: str, timeout: float, process: subprocess.Popen[bytes] | None, log: IO[bytes] | None
 ) -> None:
+    try:
+        until(lambda: is_healthy(url), timeout, process)
+    except TargetError as error:
+        raise TargetError(f"{name} {error}{_tail(log)}") from None
+
+
+def start(command: Sequence[str], log: IO[bytes], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a server in a process group of its own, which `end` ends."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
+
+
+def until(condition: Callable[[], bool], timeout: float, process: subprocess.Popen[bytes] | None) -> None:
+    """Wait for what a server must be asked for.
+
+    Raises:
+        TargetError: it is not so within `timeout` seconds, or the server's process has ended.
+    """
     deadline = time.monotonic() + timeout
-    while not is_healthy(url):
-        ended = process is not None and process.poll() is not None
-        if ended or time.monotonic() > deadline:
-            why = f"has ended with status {process.returncode}" if ended and process else f"is not ready in {timeout} s"
-            raise TargetError(f"{name} {why}{_tail(log)}")
-        time.sleep(_POLL)
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise TargetError(f"has ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise TargetError(f"is not ready in {timeout} s")
+        time.sleep(_POLL)  # servers of any make answer when asked, and send no signal
 
 
 def is_healthy(url: str) -> bool:
@@ -91,7 +106,7 @@ def _tail(log: IO[bytes] | None) -> str:
     return ":\n" + "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """End a server's process group: asked first, then killed."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -102,7 +117,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load.targets import TargetError, end, free_port, is_healthy, start, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,14 +38,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
         with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [COMMAND, *self._flags],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                start_new_session=True,
-            )
+            self.process = start([str(COMMAND), *self._flags], log, environment)
         self.url = f"http://127.0.0.1:{self._port}"
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         try:
@@ -74,10 +66,7 @@ class ServerProcess:
         return child
 
     def is_healthy(self) -> bool:
-        try:
-            return self.http.get("/health").status_code == 200
-        except httpx.TransportError:
-            return False
+        return is_healthy(str(self.http.base_url))
 
     def metric(self, name: str, **labels: str) -> float:
         """One sample of /metrics."""
@@ -95,14 +84,12 @@ class ServerProcess:
         [choice] = response.json()["choices"]
         return choice  # type: ignore[no-any-return]
 
-    def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> float:
-        """Wait for a condition; the seconds that it took."""
-        started = time.monotonic()
-        while not condition():
-            assert self.process.poll() is None, f"the server has ended:\n{self.log}"
-            assert time.monotonic() - started < timeout, f"not in {timeout} s:\n{self.log}"
-            time.sleep(_POLL)
-        return time.monotonic() - started
+    def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> None:
+        """Wait for a condition."""
+        try:
+            until(condition, timeout, self.process)
+        except TargetError as error:
+            raise AssertionError(f"the server {error}:\n{self.log}") from None
 
     def stop(self, sig: int, *, group: bool = False) -> tuple[int, float]:
         """Signal the server (or its group, as ctrl-C does); its exit status and how many seconds its end took."""
@@ -114,23 +101,10 @@ class ServerProcess:
         """End what may still run: the server, then any engine that it left."""
         if self.process.poll() is None:
             self._children += psutil.Process(self.process.pid).children(recursive=True)
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(timeout=15)
+            end(self.process)
         for child in self._children:
             if not is_gone(child):
                 child.kill()
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def is_gone(process: psutil.Process) -> bool:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from benchmarks.load.targets import free_port
 from engine.errors import ConfigError
 from server.config import ServerConfig
 from server.serve import _listen
-from tests.e2e.server_process import COMMAND, ServerProcess, free_port
+from tests.e2e.server_process import COMMAND, ServerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
