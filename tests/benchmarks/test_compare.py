@@ -2,10 +2,10 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
@@ -14,6 +14,7 @@ import pytest
 from benchmarks import compare
 from benchmarks.compare import Case
 from benchmarks.load.targets import Target, TargetError, is_healthy, running
+from tests.processes import wait_gone
 
 SERVER = textwrap.dedent('''
     """/health, and completions of one token; with a child that must end with it."""
@@ -52,12 +53,8 @@ def command(tmp_path):
     return f"{sys.executable} {tmp_path}/server.py {{port}} {tmp_path}/pids"
 
 
-def pids(tmp_path):
-    return [int(word) for word in (tmp_path / "pids").read_text().split()]
-
-
-def are_gone(numbers):
-    return all(not psutil.pid_exists(n) or psutil.Process(n).status() == psutil.STATUS_ZOMBIE for n in numbers)
+def pids(tmp_path, name="pids"):
+    return [int(word) for word in (tmp_path / name).read_text().split()]
 
 
 def test_a_command_is_started_and_ended_with_its_children(command, tmp_path):
@@ -66,15 +63,15 @@ def test_a_command_is_started_and_ended_with_its_children(command, tmp_path):
         with running("same", target.url + "/v1", 30) as same:
             assert same == Target("same", target.url + "/v1")
         assert is_healthy(target.url)  # what ran already goes on
-        assert not are_gone(pids(tmp_path))
-    assert are_gone(pids(tmp_path))
+        assert not wait_gone(pids(tmp_path), 0)
+    assert wait_gone(pids(tmp_path), 10)
     assert not is_healthy(target.url)
 
 
 def test_it_is_ended_when_the_measurement_fails(command, tmp_path):
     with pytest.raises(ZeroDivisionError), running("ours", command, 30):
         raise ZeroDivisionError
-    assert are_gone(pids(tmp_path))
+    assert wait_gone(pids(tmp_path), 10)
 
 
 @pytest.mark.parametrize(
@@ -104,25 +101,26 @@ def test_targets_take_turns_and_are_measured(command, tmp_path, monkeypatch, cap
     assert all(line["completed"] == 5 and line["errors"] == {} for line in lines)
     assert all(line["output_tokens_per_second"] > 0 and line["ttft_ms"] > 0 for line in lines)
     assert "| 3 | 1 | 2 | peer |" in err
-    assert are_gone([int(word) for word in (tmp_path / "pids2").read_text().split()])
+    assert wait_gone(pids(tmp_path, "pids2"), 10)
 
 
 def test_a_signal_ends_what_was_started(command, tmp_path):
     """Sent while it waits for a second target, which says that it is up but never listens."""
-    (tmp_path / "slow.py").write_text(f"import pathlib, signal\npathlib.Path('{tmp_path}/up').touch()\nsignal.pause()")
-    slow = f"{sys.executable} {tmp_path}/slow.py"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.compare", "--target", f"a={command}", "--target", f"b={slow}"],
-        cwd=Path(__file__).parents[2],
-    )
-    while not (tmp_path / "up").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        up = f"socket.create_connection({listener.getsockname()})"
+        (tmp_path / "slow.py").write_text(f"import signal, socket\n{up}.close()\nsignal.pause()")
+        slow = f"{sys.executable} {tmp_path}/slow.py"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.compare", "--target", f"a={command}", "--target", f"b={slow}"],
+            cwd=Path(__file__).parents[2],
+        )
+        listener.accept()[0].close()
     children = psutil.Process(process.pid).children()
     assert len(children) == 2
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    assert are_gone([*(child.pid for child in children), *pids(tmp_path)])
+    assert wait_gone([*(child.pid for child in children), *pids(tmp_path)], 10)
 
 
 def test_medians_and_ratios():

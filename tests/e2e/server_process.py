@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 COMMAND = Path(sys.executable).with_name("deepseek-serve")
 _START_TIMEOUT = 60.0  # seconds
-_POLL = 0.02
 
 
 class ServerProcess:
@@ -103,23 +103,5 @@ class ServerProcess:
             self._children += psutil.Process(self.process.pid).children(recursive=True)
             end(self.process)
         for child in self._children:
-            if not is_gone(child):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended (perhaps not yet collected by whoever adopted it)."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def wait_gone(processes: list[psutil.Process], timeout: float) -> bool:
-    """Whether all of them end within this many seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if all(map(is_gone, processes)):
-            return True
-        time.sleep(_POLL)
-    return False

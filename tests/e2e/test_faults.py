@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import psutil
 import pytest
 
-from tests.e2e.server_process import ServerProcess, is_gone, wait_gone
+from tests.e2e.server_process import ServerProcess
+from tests.processes import wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Serve
 
     server.until(server.is_healthy, timeout=30)
     assert server.engine != engine
-    assert is_gone(engine)
+    assert wait_gone([engine.pid], 0)
     assert server.complete("Hello", return_token_ids=True, **GREEDY) == before
     assert server.metric("kv_cache_usage_ratio") == 0
     assert server.metric("requests_running") == 0
@@ -98,7 +98,7 @@ def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess
     ids=["SIGTERM", "SIGTERM to the group", "ctrl-C to the group"],
 )
 def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerProcess, sig: int, group: bool) -> None:
-    processes = [psutil.Process(own_server.process.pid), own_server.engine]
+    pids = [own_server.process.pid, own_server.engine.pid]
     with open_stream(own_server) as events:
         status, seconds = own_server.stop(sig, group=group)
         error, end = last_two(events)
@@ -106,7 +106,7 @@ def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerPro
     check_unavailable(error)
     assert "shutting down" in error["error"]["message"]
     assert end == "[DONE]"
-    assert wait_gone(processes, 1)
+    assert wait_gone(pids, 1)
     check_clean(own_server.log)
 
 
@@ -128,7 +128,7 @@ def test_an_idle_server_ends_at_once(own_server: ServerProcess) -> None:
     engine = own_server.engine
     status, seconds = own_server.stop(signal.SIGTERM)
     assert (status, seconds < 3) == (0, True), (status, seconds, own_server.log)
-    assert wait_gone([engine], 1)
+    assert wait_gone([engine.pid], 1)
     check_clean(own_server.log)
     with pytest.raises(httpx.ConnectError):
         own_server.http.get("/health")
@@ -143,7 +143,7 @@ def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_pat
             server.until(lambda: "Shutting down" in server.log or not server.is_healthy(), timeout=5)
             _, seconds = server.stop(sig)
         assert seconds < 5
-        assert wait_gone([engine], 1)
+        assert wait_gone([engine.pid], 1)
 
 
 def test_the_engine_ends_when_the_server_is_killed(own_server: ServerProcess) -> None:
@@ -151,6 +151,5 @@ def test_the_engine_ends_when_the_server_is_killed(own_server: ServerProcess) ->
     with open_stream(own_server), contextlib.suppress(httpx.TransportError):
         own_server.process.kill()
         own_server.process.wait(timeout=10)
-        wait_gone([engine], 5)
+        assert wait_gone([engine.pid], 5)
     assert own_server.process.returncode == -signal.SIGKILL
-    assert is_gone(engine)
