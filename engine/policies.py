@@ -67,8 +67,8 @@ class Policy:
         return False
 
     def gives_way(self, running: list[Sequence]) -> Sequence:
-        """Who leaves a full batch for an underserved tenant."""
-        raise NotImplementedError
+        """Who leaves a full batch for an underserved tenant: the newest, as where blocks run out."""
+        return running[-1]
 
 
 class FairShare(Policy):
