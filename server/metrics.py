@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from engine.protocol import EngineStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,44 +90,25 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """The engine's load at this moment (prometheus_client calls this at every scrape)."""
-        stats = self._client.stats
+        stats = self._client.stats or EngineStats(0, 0, 0, num_blocks=1)
 
-        def gauge(name: str, text: str, value: float) -> Metric:
-            family = GaugeMetricFamily(f"deepseek_serve_{name}", text, labels=["model_name"])
+        def metric(kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, value: float) -> Metric:
+            family = kind(f"deepseek_serve_{name}", text, labels=["model_name"])
             family.add_metric([self._model_name], value)
             return family
 
-        yield gauge("requests_running", "Sequences in the running batch.", stats.num_running if stats else 0)
-        yield gauge(
-            "requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting if stats else 0
-        )
-        yield gauge(
-            "kv_cache_usage_ratio",
-            "KV blocks that live sequences hold, over all.",
-            stats.kv_cache_usage_ratio if stats else 0,
-        )
-
-        def counter(name: str, text: str, value: float) -> Metric:
-            family = CounterMetricFamily(f"deepseek_serve_{name}", text, labels=["model_name"])
-            family.add_metric([self._model_name], value)
-            return family
-
-        yield counter(
-            "preemptions",
-            "Sequences sent back to wait because blocks ran out.",
-            stats.num_preemptions if stats else 0,
-        )
-        yield counter(
-            "prefix_cache_queries",
-            "Prompt tokens looked up in the prefix cache.",
-            stats.num_prompt_tokens if stats else 0,
-        )
-        yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens if stats else 0)
-        yield counter("steps", "Steps that the engine has computed.", stats.num_steps if stats else 0)
+        gauge, counter = partial(metric, GaugeMetricFamily), partial(metric, CounterMetricFamily)
+        yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
+        yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
+        yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)
+        yield counter("preemptions", "Sequences sent back to wait because blocks ran out.", stats.num_preemptions)
+        yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prompt_tokens)
+        yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens)
+        yield counter("steps", "Steps that the engine has computed.", stats.num_steps)
         yield counter(
             "packed_steps",
             "The sum over steps of how full each was, from 0 to 1; rate(packed_steps) / rate(steps) is the packing.",
-            stats.packing if stats else 0,
+            stats.packing,
         )
 
 
