@@ -147,18 +147,26 @@ def tiny_tokenizer(tiny_llama: Path) -> Tokenizer:
     return Tokenizer.load(ModelSource(tiny_llama, "tiny"))
 
 
+@contextlib.asynccontextmanager
+async def running(client: InProcessEngine) -> AsyncIterator[None]:
+    """The engine takes requests, until the `async with` statement ends."""
+    task = asyncio.create_task(client.run())
+    await asyncio.sleep(0)  # its first stretch sets `info`
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 @pytest_asyncio.fixture
 async def api(tiny_engine: Engine, tiny_tokenizer: Tokenizer, tiny_llama: Path) -> AsyncIterator[Api]:
     """A running API; when the test ends, the engine must be idle or become so."""
     client = InProcessEngine(tiny_engine)
     app = create_app(client, tiny_tokenizer, "tiny", tiny_llama)
-    running = asyncio.create_task(client.run())
-    await asyncio.sleep(0)  # its first stretch sets `info`
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with running(client), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         api = Api(app, http, client, tiny_engine, tiny_tokenizer)
         yield api
         await api.until_idle()
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from engine.errors import ConfigError
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.engine_client import InProcessEngine
-from tests.server.conftest import COMPLETIONS, check_error
+from tests.server.conftest import COMPLETIONS, check_error, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,14 +53,10 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
 @contextlib.asynccontextmanager
 async def guarded(engine: Engine, tokenizer: Tokenizer, folder: Path):
     client = InProcessEngine(engine)
-    running = asyncio.create_task(client.run())
-    await asyncio.sleep(0)
     app = create_app(client, tokenizer, "tiny", folder, keys=ApiKeys({KEY: 1.0}))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+    transport = httpx.ASGITransport(app)
+    async with running(client), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from server.chat_template import ChatTemplate
 from server.config import ServerConfig
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
-from tests.server.conftest import CHAT, COMPLETIONS, check_error, check_usage, text_of
+from tests.server.conftest import CHAT, COMPLETIONS, check_error, check_usage, running, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -205,15 +203,10 @@ async def test_a_model_without_a_chat_template_refuses_chats_and_takes_completio
     tokenizer = Tokenizer.load(ModelSource(tiny_llama, "tiny"))
     tokenizer.chat_template = None
     client = InProcessEngine(tiny_engine)
-    running = asyncio.create_task(client.run())
-    await asyncio.sleep(0)
     transport = httpx.ASGITransport(create_app(client, tokenizer, "tiny", tiny_llama))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+    async with running(client), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         check_error(await http.post(CHAT, json={"messages": HI}), 400, param="messages")
         assert (await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1})).status_code == 200
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
 
 
 async def test_template_variables_reach_the_template(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 import httpx
 
 from server.app import create_app
 from server.engine_client import InProcessEngine
-from tests.server.conftest import CHAT, COMPLETIONS, check_error
+from tests.server.conftest import CHAT, COMPLETIONS, check_error, running
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,14 +56,10 @@ async def test_before_the_engine_is_ready_requests_get_503_with_retry_after(
         assert (await http.get("/v1/models")).json()["data"][0]["id"] == "tiny"
         assert (await http.get("/metrics")).status_code == 200
 
-        running = asyncio.create_task(client.run())
-        await asyncio.sleep(0)
-        assert (await http.get("/health")).status_code == 200
-        assert (await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1})).status_code == 200
+        async with running(client):
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1})).status_code == 200
 
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
         health = await http.get("/health")
         assert (health.status_code, health.json()) == (503, {"status": "stopped"})
         check_error(await http.post(COMPLETIONS, json={"prompt": "a"}), 503)
