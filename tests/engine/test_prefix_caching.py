@@ -4,26 +4,10 @@ import pytest
 import torch
 
 from engine.protocol import AbortRequest
-from tests import tiny_deepseek
-from tests.engine.running import (
-    generate,
-    greedy_params,
-    load,
-    make_prompt,
-    record_logits,
-    relative_error,
-    request,
-)
+from tests.engine.running import generate, greedy_params, load, make_prompt, record_logits, relative_error, request
 
 BEGINNING = make_prompt(70, seed=1)
 PROMPTS = [BEGINNING + make_prompt(length, seed=length) for length in (1, 9, 30)] + [BEGINNING[:40], BEGINNING]
-
-
-@pytest.fixture(scope="module", params=["llama", "v2-lite", "v3", "v32"])
-def model(request, tmp_path_factory, tiny_llama):
-    if request.param == "llama":
-        return tiny_llama
-    return tiny_deepseek.write(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def tokens(results):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests import tiny_deepseek
 from tests.engine.running import finish, generate, greedy_params, load, make_prompt, request
 
 BEGINNING = make_prompt(48, seed=1)
@@ -14,14 +13,6 @@ PROMPTS = [
 NUM_TOKENS = 12
 BLOCK_SIZE = 4
 LEAST_POOL = -(-(max(len(prompt) for prompt in PROMPTS) + NUM_TOKENS) // BLOCK_SIZE)  # the longest fits, alone
-
-
-@pytest.fixture(scope="module", params=["llama", "v2-lite", "v3", "v32"])
-def model(request, tmp_path_factory, tiny_llama):
-    """Grouped-query attention, and latent attention with a mixture of experts: V2's, V3's, V3.2's sparse one."""
-    if request.param == "llama":
-        return tiny_llama
-    return tiny_deepseek.write(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
