@@ -46,17 +46,17 @@ class Life:
         assert [other.status for other in [*others, seq]] == [RUNNING] * 3 + [WAITING]
         return [seq, *others]
 
-    def after_the_first_chunk(self) -> list[Sequence]:
+    def _begun(self, num_chunks: int) -> list[Sequence]:
         (seq,) = self.request(20)
-        self.steps(1)
-        assert seq.num_computed_tokens == 8
+        self.steps(num_chunks)
+        assert seq.num_computed_tokens == 8 * num_chunks
         return [seq]
 
+    def after_the_first_chunk(self) -> list[Sequence]:
+        return self._begun(1)
+
     def in_the_middle_of_its_prompt(self) -> list[Sequence]:
-        (seq,) = self.request(20)
-        self.steps(2)
-        assert seq.num_computed_tokens == 16
-        return [seq]
+        return self._begun(2)
 
     def decoding(self) -> list[Sequence]:
         (seq,) = self.request(6)
