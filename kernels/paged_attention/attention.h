@@ -1,14 +1,17 @@
 // Attention over cached keys and values in tiles, with an online softmax (Milakov and Gimelshein 2018; Dao et al. 2022).
 //
 // A task is some rows (token, query head) of one sequence that read one key head, over a range of positions. It walks the
-// positions in tiles: a tile's keys and values are packed into panels once, then blocks of rows take scores = Q K^T, the
+// positions in tiles: a tile's keys and values are brought into panels once, then blocks of rows take scores = Q K^T, the
 // softmax so far, and O += P V as small matrix products (native/panels.h). Of bf16, P is rounded to bf16; sums are fp32.
+// A cache that lies in panels (layout.h) is only copied, and for a decoding sequence's few rows not even that: the
+// processor reads each of its values once, where it lies.
 //
 // A row's result depends on its sequence alone: tiles begin at multiples of TILE from the task's first position, and what
 // a row may not see weighs exactly 0.
 #pragma once
 
-#include "../native/panels.h"
+#include "layout.h"
+
 #include "../native/pool.h"
 #include "../native/scratch.h"
 
@@ -22,7 +25,8 @@ namespace native {
 constexpr int64_t TILE = 256;       // positions packed at a time
 constexpr int64_t AHEAD = 64;       // positions from the one that is packed to the one that is fetched
 constexpr int64_t ROW_BLOCK = 32;   // rows whose scores are held at a time
-constexpr int64_t FEW_ROWS = 4;     // up to so many rows of a token are computed without packing, where products are in fp32
+constexpr int64_t FEW_ROWS = 8;     // up to so many rows of a token are computed where keys and values lie
+constexpr int64_t CHUNKS_AHEAD = 8; // of 16 positions, fetched into the second cache: the first has too few buffers for lines under way
 constexpr int64_t PADDING = 32;     // values between rows in memory, lest a column's rows fall into few sets of the cache
 constexpr int64_t VALUE_PANEL = 16 * TILE + PADDING;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
@@ -66,6 +70,7 @@ struct Attention {
     const int32_t* block_tables;  // [sequences, table_stride]
     int64_t table_stride, block_size, num_heads, num_kv_heads;
     float scale;
+    bool in_panels = false;  // how keys and values lie (layout.h)
 };
 
 // 2^x for x <= 0, to 3e-6 where Precise is false.
@@ -204,40 +209,127 @@ inline void pack_values(const bf16* const* rows, int64_t padded, int64_t dim, bf
     }
 }
 
-// Products of few rows in fp32, of keys and values where they lie: packing them would cost more than it saves.
-template <typename C>
-inline void score_in_place(const float* q, int64_t q_row, const C* const* rows, int64_t count, int64_t dim, float* scores, int64_t row, int64_t M) {
-    for (int64_t j = 0; j < count; ++j) {
-        for (int64_t d = 0; d < dim; d += LANES) fetch(rows, j, d);
-        for (int64_t m = 0; m < M; ++m) {
-            v16 dot{};
-            for (int64_t d = 0; d < dim; d += LANES) dot += load_from(rows[j], d, dim) * load(q + m * q_row + d);
-            scores[m * row + j] = sum(dot);
+// A row of a panel, as operands: at `line` lie 16 W values.
+template <typename O, typename C>
+inline u16x operands(const C* line) {
+    if constexpr (std::is_same_v<C, O>) return native::dwords(line);
+    return dwords(line, 0, 16 * WIDTH<O>, 1.0f, O{});
+}
+
+// The same of the last of `count` positions: what lies behind it counts as 0 (it may be NaN).
+template <typename O, typename C>
+inline u16x last_operands(const C* line, int64_t count) {
+    const u16x x = operands<O>(line);
+    return count % WIDTH<O> ? x & 0xffffu : x;
+}
+
+// M rows' scores of a chunk of positions. `ahead`: a chunk to fetch, or null.
+template <int M, typename O, typename C>
+inline void score_chunk(const O* q, int64_t q_row, const C* chunk, const C* ahead, int64_t dim, float* scores, int64_t row) {
+    v16 even[M] = {}, odd[M] = {};
+    for (int64_t d = 0; d < dim; d += 2 * WIDTH<O>) {
+        if (ahead) {
+            __builtin_prefetch(ahead + d * CHUNK, 0, 2);
+            __builtin_prefetch(ahead + (d + WIDTH<O>) * CHUNK, 0, 2);
         }
+        const u16x first = operands<O>(chunk + d * CHUNK), second = operands<O>(chunk + (d + WIDTH<O>) * CHUNK);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+            even[m] = multiply_add(even[m], q + m * q_row + d, first);
+            odd[m] = multiply_add(odd[m], q + m * q_row + d + WIDTH<O>, second);
+        }
+    }
+    for (int m = 0; m < M; ++m) store(scores + m * row, even[m] + odd[m]);
+}
+
+// Adds to M rows of `out` the values of `count` positions, in 16 P of their dimensions from `at` on.
+template <int M, int P, typename O, typename C>
+inline void mix_chunks(const O* weights, int64_t row, const C* const* chunks, int64_t count, int64_t dim, int64_t at, float* out, int64_t out_row) {
+    v16 sum[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) sum[m][p] = load(out + m * out_row + at + p * LANES);
+    for (int64_t j = 0; j < count; j += WIDTH<O>) {
+        const int64_t line = j % CHUNK * dim + at * WIDTH<O>;
+        const C *from = chunks[j / CHUNK] + line, *ahead = chunks[j / CHUNK + CHUNKS_AHEAD];
+        const bool is_last = j + WIDTH<O> > count;
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) {
+            if (ahead) __builtin_prefetch(ahead + line + p * LANES * WIDTH<O>, 0, 2);
+            const C* own = from + p * LANES * WIDTH<O>;
+            const u16x values = is_last ? last_operands<O>(own, count) : operands<O>(own);
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) sum[m][p] = multiply_add(sum[m][p], weights + m * row + j, values);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * out_row + at + p * LANES, sum[m][p]);
+}
+
+// The chunks of a tile in the order in which they are read: keys, values, and what comes next, null where nothing does.
+template <typename C>
+struct Chunks {
+    const C* at[2 * TILE / CHUNK + CHUNKS_AHEAD];
+    int64_t num;
+
+    template <typename T>
+    Chunks(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, int64_t start, int64_t count) : num((count + CHUNK - 1) / CHUNK) {
+        const int32_t* table = attention.block_tables + task.sequence * attention.table_stride;
+        const auto of = [&](const Cache<C>& cache, int64_t head, int64_t position) {
+            const int64_t block = table[position / attention.block_size];
+            return cache.data + block * cache.block_stride + head * cache.head_stride + position % attention.block_size * cache.dim;
+        };
+        for (int64_t i = 0; i < num; ++i) {
+            at[i] = of(attention.keys, kv_head, start + i * CHUNK);
+            at[num + i] = of(attention.values, kv_head, start + i * CHUNK);
+        }
+        const int64_t next = start + TILE < task.end ? start + TILE : task.begin, head = start + TILE < task.end ? kv_head : kv_head + 1;
+        for (int64_t i = 0; i < CHUNKS_AHEAD; ++i)
+            at[2 * num + i] = (head == kv_head || another_head) && next + i * CHUNK < task.end ? of(attention.keys, head, next + i * CHUNK) : nullptr;
+    }
+
+    const C* const* keys() const { return at; }
+    const C* const* values() const { return at + num; }
+};
+
+#if defined(__AVX512F__)
+constexpr int SUMS = 16;  // that registers hold beside operands
+#else
+constexpr int SUMS = 6;
+#endif
+
+// f of M as a constant, 1 to FEW_ROWS.
+template <int N = FEW_ROWS, typename F>
+inline void with_rows(int64_t M, const F& f) {
+    if constexpr (N > 0) {
+        if (M == N) return f(std::integral_constant<int, N>{});
+        with_rows<N - 1>(M, f);
     }
 }
-template <typename C>
-inline void mix_in_place(const float* weights, int64_t row, const C* const* rows, int64_t count, int64_t dim, float* out, int64_t out_row, int64_t M) {
-    int64_t j = 0;
-    for (; j + 4 <= count; j += 4) {
-        for (int64_t d = 0; d < dim; d += LANES) {
-            v16 value[4];
-            for (int i = 0; i < 4; ++i) {
-                fetch(rows, j + i, d);
-                value[i] = load_from(rows[j + i], d, dim);
-            }
-            for (int64_t m = 0; m < M; ++m) {
-                const float* weight = weights + m * row + j;
-                v16 mixed = load(out + m * out_row + d);
-                for (int i = 0; i < 4; ++i) mixed += value[i] * weight[i];
-                store(out + m * out_row + d, mixed);
-            }
+
+// The same chunks to panels, for products of many rows: keys [positions / 16][size / W][16][W] with zeros from `dim` on,
+template <typename O, typename C>
+inline void copy_keys(const Chunks<C>& chunks, int64_t dim, int64_t size, O* panels) {
+    for (int64_t i = 0; i < chunks.num; ++i, panels += size * CHUNK) {
+        for (int64_t d = 0; d < dim; d += WIDTH<O>) {
+            const u16x x = operands<O>(chunks.keys()[i] + d * CHUNK);
+            std::memcpy(panels + d * CHUNK, &x, sizeof x);
         }
+        std::memset(panels + dim * CHUNK, 0, (size - dim) * CHUNK * sizeof(O));
     }
-    for (; j < count; ++j)
-        for (int64_t d = 0; d < dim; d += LANES)
-            for (int64_t m = 0; m < M; ++m)
-                store(out + m * out_row + d, load(out + m * out_row + d) + load_from(rows[j], d, dim) * weights[m * row + j]);
+}
+
+// values [dim / 16][TILE / W][16][W], VALUE_PANEL values apart, with zeros from `count` to `padded`.
+template <typename O, typename C>
+inline void copy_values(const Chunks<C>& chunks, int64_t count, int64_t padded, int64_t dim, O* panels) {
+    for (int64_t j = 0; j < padded; j += WIDTH<O>)
+        for (int64_t d = 0; d < dim; d += LANES) {
+            u16x x{};
+            if (j < count) {
+                const C* line = chunks.values()[j / CHUNK] + j % CHUNK * dim + d * WIDTH<O>;
+                x = j + WIDTH<O> > count ? last_operands<O>(line, count) : operands<O>(line);
+            }
+            std::memcpy(panels + d / LANES * VALUE_PANEL + j * LANES, &x, sizeof x);
+        }
 }
 
 // A row's scores of a tile -> weights 2^(score - peak), of which it sees the first `visible`; 0 from there to `padded`.
@@ -308,13 +400,14 @@ inline void read_scales(const Cache<C>& cache, const int32_t* table, int64_t blo
 
 // One task for one key head. The partial result of a row: its values' weighted sum, total weight, highest score.
 template <typename T, typename C>
-void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head, float* partials) {
+void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, float* partials) {
     typedef typename Operand<T>::type O;
     const int64_t group = attention.num_heads / attention.num_kv_heads, num_rows = task.num_tokens * group;
     const int64_t first_dim = attention.keys.first, second_at = round_up(first_dim, 16 * WIDTH<O>);  // the keys' two parts
     const int64_t key_dim = second_at + round_up(attention.keys.dim - first_dim, 16 * WIDTH<O>), value_dim = round_up(attention.values.dim, LANES);
     const int64_t held = round_up(num_rows, ROWS);
     const int64_t row = TILE + PADDING, out_row = value_dim + PADDING;
+    const bool few = attention.in_panels && task.num_tokens == 1 && num_rows <= FEW_ROWS;
     const float scale = attention.scale * 1.44269504089f;  // exponents are of 2
 
     char* memory = scratch((held * key_dim + TILE * key_dim + value_dim / 16 * VALUE_PANEL + ROW_BLOCK * row) * sizeof(O) + (held * out_row + ROW_BLOCK * row + 2 * held) * 4);
@@ -340,22 +433,6 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
     const int32_t* table = attention.block_tables + task.sequence * attention.table_stride;
     for (int64_t start = task.begin; start < task.end; start += TILE) {
         const int64_t count = std::min<int64_t>(TILE, task.end - start), padded = round_up(count, 32);
-        const int64_t located = std::min<int64_t>(TILE + AHEAD, task.end - start);
-        const C* rows[TILE + AHEAD];
-        locate(attention.keys, table, attention.block_size, kv_head, start, located, rows);
-        if constexpr (std::is_same_v<O, float> && !std::is_same_v<C, int8_t>) {
-            if (task.num_tokens == 1 && num_rows <= FEW_ROWS) {
-                score_in_place(q, key_dim, rows, count, attention.keys.dim, scores, row, num_rows);
-                for (int64_t r = 0; r < num_rows; ++r) {
-                    float shrink;
-                    weigh(scores + r * row, weights + r * row, count, padded, scale, nullptr, nullptr, peaks[r], totals[r], shrink);
-                    for (int64_t d = 0; d < value_dim; d += LANES) store(out + r * out_row + d, load(out + r * out_row + d) * shrink);
-                }
-                locate(attention.values, table, attention.block_size, kv_head, start, located, rows);
-                mix_in_place(weights, row, rows, count, attention.values.dim, out, out_row, num_rows);
-                continue;
-            }
-        }
         alignas(64) float key_scales[TILE], value_scales[TILE], factors[TILE];
         constexpr bool scaled = std::is_same_v<C, int8_t>;
         if constexpr (scaled) {
@@ -363,10 +440,36 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
                         first_dim < attention.keys.dim ? factors : nullptr);
             read_scales(attention.values, table, attention.block_size, attention.num_kv_heads, kv_head, start, count, task.end, value_scales, nullptr);
         }
-        pack_keys(rows, padded, 0, first_dim, nullptr, key_panels, 0, key_dim);
-        pack_keys(rows, padded, first_dim, attention.keys.dim, scaled ? factors : nullptr, key_panels, second_at, key_dim);
-        locate(attention.values, table, attention.block_size, kv_head, start, located, rows);
-        pack_values(rows, padded, attention.values.dim, value_panels);
+        if (attention.in_panels) {
+            const Chunks<C> chunks(attention, task, kv_head, another_head, start, count);
+            const int64_t dim = attention.keys.dim;
+            if (few) {
+                with_rows(num_rows, [&](auto rows) {
+                    constexpr int M = rows, P = std::max(1, std::min(4, SUMS / M));
+                    for (int64_t i = 0; i < chunks.num; ++i)
+                        score_chunk<M>(q, key_dim, chunks.keys()[i], chunks.keys()[i + CHUNKS_AHEAD], dim, scores + i * CHUNK, row);
+                    for (int64_t r = 0; r < M; ++r) {
+                        float shrink;
+                        weigh(scores + r * row, weights + r * row, count, padded, scale, scaled ? key_scales : nullptr, scaled ? value_scales : nullptr, peaks[r], totals[r], shrink);
+                        for (int64_t d = 0; d < value_dim; d += LANES) store(out + r * out_row + d, load(out + r * out_row + d) * shrink);
+                    }
+                    int64_t d = 0;
+                    for (; d + P * LANES <= dim; d += P * LANES) mix_chunks<M, P>(weights, row, chunks.values(), count, dim, d, out, out_row);
+                    for (; d < dim; d += LANES) mix_chunks<M, 1>(weights, row, chunks.values(), count, dim, d, out, out_row);
+                });
+                continue;
+            }
+            copy_keys(chunks, dim, key_dim, key_panels);
+            copy_values(chunks, count, padded, dim, value_panels);
+        } else {
+            const int64_t located = std::min<int64_t>(TILE + AHEAD, task.end - start);
+            const C* rows[TILE + AHEAD];
+            locate(attention.keys, table, attention.block_size, kv_head, start, located, rows);
+            pack_keys(rows, padded, 0, first_dim, nullptr, key_panels, 0, key_dim);
+            pack_keys(rows, padded, first_dim, attention.keys.dim, scaled ? factors : nullptr, key_panels, second_at, key_dim);
+            locate(attention.values, table, attention.block_size, kv_head, start, located, rows);
+            pack_values(rows, padded, attention.values.dim, value_panels);
+        }
         for (int64_t first = 0; first < num_rows; first += ROW_BLOCK) {
             const int64_t M = std::min(ROW_BLOCK, num_rows - first);
             const int64_t most = std::min(count, task.position + (first + M - 1) / group + 1 - start);  // seen by the last row
@@ -418,13 +521,14 @@ void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, co
     }
 }
 
-// All tasks, heaviest first as they come.
+// All tasks, heaviest first as they come; where there are enough of them, a task's heads follow one another.
 template <typename T, typename C>
 void run(const Attention<T, C>& attention, const Task* tasks, int64_t num_tasks, const Merge* merges, int64_t num_merges, float* partials) {
-    const int64_t heads = attention.num_kv_heads;
-    parallel(num_tasks * heads, [&](int64_t i) {
+    const int64_t heads = attention.num_kv_heads, together = num_tasks >= 8 * num_threads() ? heads : 1;
+    parallel(num_tasks * heads / together, [&](int64_t i) {
         const Tiles tiles;
-        attend(attention, tasks[i / heads], i % heads, partials);
+        const int64_t first = i * together % heads;
+        for (int64_t head = first; head < first + together; ++head) attend(attention, tasks[i * together / heads], head, head + 1 < first + together, partials);
     });
     parallel_spans(num_merges * attention.num_heads, 8, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) merge(attention, merges[i / attention.num_heads], i % attention.num_heads, partials);

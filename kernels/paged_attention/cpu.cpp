@@ -15,7 +15,7 @@ void paged_attention(const T* q, int64_t q_stride, const C* k_cache, const C* v_
         {q, q_stride, dim, dim},
         {k_cache, block_stride, head_stride, dim, dim, dim, k_scales, 1},
         {v_cache, block_stride, head_stride, dim, dim, dim, v_scales, 1},
-        out, block_tables, table_stride, block_size, num_heads, num_kv_heads, scale,
+        out, block_tables, table_stride, block_size, num_heads, num_kv_heads, scale, lies_in_panels(block_size, dim),
     };
     run(attention, tasks, num_tasks, merges, num_merges, partials);
 }

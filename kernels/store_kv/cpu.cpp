@@ -1,6 +1,7 @@
 // Writing a step's tokens into the paged cache. Contract: kernels/store_kv/__init__.py.
 #include "../native/pool.h"
 #include "../native/scratch.h"
+#include "../paged_attention/layout.h"
 #include "../rotary/rotary.h"
 
 #include <algorithm>
@@ -31,17 +32,29 @@ template <typename T, typename C>
 void rotate_and_store(const T* qkv, int64_t row_stride, const float* cos, const float* sin, C* k_cache, C* v_cache, float* k_scales, float* v_scales,
                       const int64_t* blocks, const int64_t* offsets, T* q, int64_t num_rows, int64_t num_heads, int64_t num_kv_heads, int64_t block_size,
                       int64_t dim) {
+    const bool panels = lies_in_panels(block_size, dim);
+    const auto place = [&](int64_t row, int64_t head) { return (blocks[row] * num_kv_heads + head) * block_size + offsets[row]; };
     parallel_spans(num_rows, 8, [&](int64_t begin, int64_t end) {
+        C* const made = reinterpret_cast<C*>(scratch(dim * (sizeof(T) + sizeof(C))));
+        T* const key = reinterpret_cast<T*>(made + dim);
         for (int64_t row = begin; row < end; ++row) {
             const T* x = qkv + row * row_stride;
             const float *c = cos + row * dim, *s = sin + row * dim;
             for (int64_t head = 0; head < num_heads; ++head, x += dim) rotate(x, c, s, q + (row * num_heads + head) * dim, dim);
-            T* key = reinterpret_cast<T*>(scratch(dim * sizeof(T)));
             for (int64_t head = 0; head < num_kv_heads; ++head, x += dim) {
-                const int64_t slot = (blocks[row] * num_kv_heads + head) * block_size + offsets[row];
+                const T* value = x + num_kv_heads * dim;
+                const int64_t slot = place(row, head);
                 rotate(x, c, s, key, dim);
-                write(key, dim, k_cache + slot * dim, k_scales + slot);
-                write(x + num_kv_heads * dim, dim, v_cache + slot * dim, v_scales + slot);
+                if (!panels) {
+                    write(key, dim, k_cache + slot * dim, k_scales + slot);
+                    write(value, dim, v_cache + slot * dim, v_scales + slot);
+                    continue;
+                }
+                const int64_t own = slot % CHUNK, chunk = (slot - own) * dim;
+                write(key, dim, made, k_scales + slot);
+                scatter_key<PAIR<T>>(made, dim, own, k_cache + chunk);
+                write(value, dim, made, v_scales + slot);
+                scatter_value<PAIR<T>>(made, dim, own, v_cache + chunk);
             }
         }
     });

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import native
-from kernels.kv_cache import Int8Cache, quantize
+from kernels.kv_cache import Cache, Int8Cache, quantize, values_of
 from kernels.native.build import ISAS
 
 if TYPE_CHECKING:
@@ -48,3 +48,40 @@ def int8_cache(cache: torch.Tensor, sizes: list[int]) -> Int8Cache:
     """A cache as int8; slots of NaN get scales of NaN, and values that are not 0."""
     values, scales = quantize(cache.nan_to_num(1), sizes)
     return Int8Cache(values, scales.masked_fill(cache.isnan().any(-1, keepdim=True), float("nan")))
+
+
+class Layout:
+    """How a native library lays keys and values in a cache [B, K, S, D] (paged_attention/layout.h), and back."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._width = 4 // native.operand_dtype(dtype).itemsize
+
+    def keys(self, cache: Cache, *, to_rows: bool = False) -> Cache:
+        """Rows to panels, or panels to rows."""
+
+        def convert(x: torch.Tensor) -> torch.Tensor:
+            columns = x.shape[3] // self._width
+            sizes = (columns, 16) if to_rows else (16, columns)
+            chunks = x.view(*x.shape[:2], x.shape[2] // 16, *sizes, self._width)
+            return chunks.transpose(3, 4).reshape(x.shape).contiguous()
+
+        return _convert(cache, convert)
+
+    def values(self, cache: Cache, *, to_rows: bool = False) -> Cache:
+        """Rows to panels, or panels to rows."""
+
+        def convert(x: torch.Tensor) -> torch.Tensor:
+            columns = x.shape[3] // 16
+            sizes = (columns, 16, self._width) if to_rows else (self._width, columns, 16)
+            order = (5, 3, 4) if to_rows else (4, 5, 3)
+            rows = x.view(*x.shape[:2], x.shape[2] // self._width, *sizes)
+            return rows.permute(0, 1, 2, *order).reshape(x.shape).contiguous()
+
+        return _convert(cache, convert)
+
+
+def _convert(cache: Cache, convert: Callable[[torch.Tensor], torch.Tensor]) -> Cache:
+    values = values_of(cache)
+    if values.shape[2] % 16 or values.shape[3] % 16:
+        return cache
+    return cache._replace(values=convert(values)) if isinstance(cache, Int8Cache) else convert(values)

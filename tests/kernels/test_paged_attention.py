@@ -10,15 +10,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.kv_cache import Int8Cache
+from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention import AttentionBatch, PagedAttention
-from kernels.paged_attention.cpu import CPUAttention
+from kernels.paged_attention.cpu import CPUAttention, Plan
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, int8_cache, natives, randn
+from tests.kernels.compare import DTYPES, Layout, assert_close, dtype_id, int8_cache, natives, randn
 
-BACKENDS = {"torch": TorchAttention, "flash": lambda dtype: FlashAttention(), **natives(CPUAttention)}
+
+class NativeAttention:
+    """CPUAttention, given caches in rows as its reference is."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._kernel, self._layout = CPUAttention(dtype), Layout(dtype)
+        self.plan = self._kernel.plan
+
+    def forward(self, q: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Plan, scale: float) -> torch.Tensor:
+        return self._kernel.forward(q, self._layout.keys(k_cache), self._layout.values(v_cache), plan, scale)
+
+
+BACKENDS = {"torch": TorchAttention, "flash": lambda dtype: FlashAttention(), **natives(NativeAttention)}
 SHAPES = [  # query heads a key head, head_dim, block_size
     *((3, 64, block_size) for block_size in (1, 3, 7, 16, 64)),
     *((1, 16, 16), (1, 24, 16), (8, 37, 16), (8, 64, 16), (4, 128, 16), (1, 192, 16), (2, 256, 16)),
@@ -192,7 +204,7 @@ def test_reference_matches_torch_sequence_by_sequence(lens):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("isa", natives(CPUAttention))
+@pytest.mark.parametrize("isa", natives(NativeAttention))
 def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(isa, dtype, threads):
     query_lens, context_lens = (1, 1, 40, 130), (2600, 70, 40, 400)
     together = make_case(query_lens, context_lens, group=3, dtype=dtype)

@@ -2,11 +2,28 @@ import pytest
 import torch
 
 from kernels import store_kv
-from kernels.kv_cache import Int8Cache, quantize, take
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from kernels.kv_cache import Int8Cache, quantize, take, values_of
+from tests.kernels.compare import DTYPES, Layout, assert_close, dtype_id, natives, randn
 from tests.kernels.test_rotary import tables
 
-VERSIONS = {"torch": lambda dtype: store_kv.torch, **natives(store_kv.cpu.CPUStore)}
+
+class NativeStore:
+    """CPUStore, its caches in rows as its reference's are."""
+
+    def __init__(self, dtype):
+        self._kernel, self._layout = store_kv.cpu.CPUStore(dtype), Layout(dtype)
+        self.store_latents = self._kernel.store_latents
+
+    def rotate_and_store(self, qkv, cos, sin, k_cache, v_cache, blocks, offsets):
+        sides = ((k_cache, self._layout.keys), (v_cache, self._layout.values))
+        laid = [convert(cache) for cache, convert in sides]
+        q = self._kernel.rotate_and_store(qkv, cos, sin, *laid, blocks, offsets)
+        for inside, (cache, convert) in zip(laid, sides, strict=True):
+            values_of(cache).copy_(values_of(convert(inside, to_rows=True)))
+        return q
+
+
+VERSIONS = {"torch": lambda dtype: store_kv.torch, **natives(NativeStore)}
 
 
 def slots(num_tokens: int, num_blocks: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,15 +114,16 @@ def assert_int8_close(actual, expected, blocks, offsets):
     assert_only_written(actual.values, torch.full_like(actual.values, 99), blocks, offsets)
 
 
+@pytest.mark.parametrize("block_size", [7, 32])
 @pytest.mark.parametrize("head_dim", [24, 64])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_rotate_and_store_to_int8_matches_reference(version, dtype, head_dim):
-    blocks, offsets = slots(20, 6, 7)
+def test_rotate_and_store_to_int8_matches_reference(version, dtype, head_dim, block_size):
+    blocks, offsets = slots(20, 6, block_size)
     qkv = randn(20, 4 + 2 * 2, head_dim, dtype=dtype) * 3
     qkv[3] = 0
     turned = tables(torch.arange(20) * 37 % 501, head_dim)
-    expected, actual = ([empty_int8(6, 2, 7, head_dim, 1) for _ in range(2)] for _ in range(2))
+    expected, actual = ([empty_int8(6, 2, block_size, head_dim, 1) for _ in range(2)] for _ in range(2))
     expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, blocks, offsets)
     assert_close(VERSIONS[version](dtype).rotate_and_store(qkv, *turned, *actual, blocks, offsets), expected_q)
     for mine, reference in zip(actual, expected, strict=True):
