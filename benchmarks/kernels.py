@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import device as devices
-from engine.model_runner import KVCachePool
+from engine.kv_cache_pool import KVCachePool
 from kernels import native
 from kernels.kv_cache import Int8Cache
 from kernels.paged_attention import AttentionBatch

@@ -13,11 +13,12 @@ from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.errors import ConfigError, ModelError
 from engine.kv_cache_manager import KVCacheManager
+from engine.kv_cache_pool import KVCachePool
 from engine.loading.open import open_tensors
 from engine.loading.resolve import ModelSource, resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
-from engine.model_runner import KVCachePool, ModelRunner
+from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput, Terms
 from engine.sampler import uniform
@@ -41,11 +42,18 @@ class Engine:
     """A loaded model with its batcher and cache; see the module's drawing."""
 
     def __init__(
-        self, info: EngineInfo, batcher: DynamicBatcher, runner: ModelRunner, eos_token_ids: frozenset[int], seed: int
+        self,
+        info: EngineInfo,
+        batcher: DynamicBatcher,
+        model: Decoder,
+        kv_pool: KVCachePool,
+        eos_token_ids: frozenset[int],
+        seed: int,
     ) -> None:
         self.info = info
         self.batcher = batcher
-        self._runner = runner
+        self._kv_pool = kv_pool
+        self._runner = ModelRunner(model, kv_pool)
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
@@ -95,9 +103,7 @@ class Engine:
             logger.warning(
                 "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", max_seq_len, info.max_seq_len
             )
-        engine = cls(
-            info, batcher, ModelRunner(model, kv_pool, device), frozenset(model_config.eos_token_ids), config.seed
-        )
+        engine = cls(info, batcher, model, kv_pool, frozenset(model_config.eos_token_ids), config.seed)
         engine._warm_up()
         logger.info(
             "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
@@ -161,6 +167,10 @@ class Engine:
             outputs += self.batcher.update(plan, result)
             self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
+
+    def prepare(self) -> bool:
+        """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
+        return self._kv_pool.prepare(self.batcher.kv_cache.num_ever_taken)
 
     def stats(self) -> EngineStats:
         """The load at this moment."""

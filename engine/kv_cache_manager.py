@@ -29,6 +29,7 @@ class KVCacheManager:
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.num_ever_taken = 0  # the first so many blocks; the others were never held
         self._prefix_caching = prefix_caching
         self._blank = list(reversed(range(num_blocks)))  # a stack: the block freed last is still in the CPU's caches
         self._unheld: OrderedDict[int, None] = OrderedDict()  # cached blocks without a holder, oldest first
@@ -166,6 +167,7 @@ class KVCacheManager:
             block, _ = self._unheld.popitem(last=False)
             self._forget(block)
         self._num_holders[block] = 1
+        self.num_ever_taken = max(self.num_ever_taken, block + 1)
         return block
 
     def _forget(self, block: int) -> None:

@@ -4,82 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from engine.dynamic_batcher import StepPlan, StepResult
 from engine.models.decoder import ModelBatch
 from engine.sampler import sample, top_logprobs
-from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
     from engine.dynamic_batcher import ScheduledSequence
+    from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
     from engine.protocol import TokenLogprobs
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 
 
-class KVCachePool:
-    """The cache's memory: for each layer and thing cached, a tensor [num_blocks, heads, block_size, values].
-
-    With `scales` it holds int8, and as many scales for each row of values (kernels.kv_cache).
-    """
-
-    def __init__(
-        self,
-        shapes: tuple[tuple[int, int], ...],
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        scales: tuple[int, ...] | None = None,
-    ) -> None:
-        self.block_size = block_size
-
-        def numbers(heads: int, values: int, dtype: torch.dtype) -> torch.Tensor:
-            return _zeros((num_blocks, heads, block_size, values), dtype, device)
-
-        def entry(heads: int, values: int, num_scales: int) -> Cache:
-            if scales is None:
-                return numbers(heads, values, dtype)
-            return Int8Cache(numbers(heads, values, torch.int8), numbers(heads, num_scales, torch.float32))
-
-        counts = scales or (0,) * len(shapes)
-        self.layers: list[tuple[Cache, ...]] = [
-            tuple(entry(*shape, count) for shape, count in zip(shapes, counts, strict=True)) for _ in range(num_layers)
-        ]
-
-    def clear(self, block_ids: list[int]) -> None:
-        """Zero blocks that may hold NaN of sequences before: a masked slot weighs nothing, but 0 * NaN is NaN."""
-        for layer in self.layers:
-            for cache in layer:
-                for part in cache if isinstance(cache, Int8Cache) else (cache,):
-                    part[block_ids] = 0
-
-    @staticmethod
-    def bytes_per_block(
-        shapes: tuple[tuple[int, int], ...],
-        num_layers: int,
-        block_size: int,
-        dtype: torch.dtype,
-        scales: tuple[int, ...] | None = None,
-    ) -> int:
-        """What one block costs over all layers."""
-        if scales is None:
-            row_bytes = [values * dtype.itemsize for _, values in shapes]
-        else:
-            row_bytes = [values + 4 * count for (_, values), count in zip(shapes, scales, strict=True)]
-        return sum(shape[0] * size for shape, size in zip(shapes, row_bytes, strict=True)) * num_layers * block_size
-
-
 class ModelRunner:
     """Runs steps. Cost of a step: O(its tokens) in the layers, plus attention over the contexts of its sequences."""
 
-    def __init__(self, model: Decoder, kv_pool: KVCachePool, device: torch.device) -> None:
-        self._model, self._kv_pool, self._device = model, kv_pool, device
+    def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
+        self._model, self._kv_pool, self._device = model, kv_pool, kv_pool.device
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -154,11 +99,3 @@ class ModelRunner:
             following = seq.token_ids[first + 1 : last + 1]
             reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
         return reports
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros; on a CPU in pages that come when first written, so that a large pool costs no start-up."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = torch.Size(shape).numel() * dtype.itemsize
-    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -62,6 +62,8 @@ def main() -> int:
 def _take_messages(engine: Engine, socket: zmq.Socket[bytes]) -> bool:
     """Act on all messages that wait; with no work, wait for one. False when the server says stop."""
     if not engine.has_work:
+        while not socket.poll(0) and engine.prepare():
+            pass
         socket.poll()
     while socket.poll(0):
         match decode_to_engine(socket.recv()):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 from tqdm import tqdm
 
+from engine.kv_cache_pool import KVCachePool
 from engine.loading.weights import Weights
-from engine.model_runner import KVCachePool
 from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
 from engine.models.layers import Builder
 from kernels import grouped_mlp

@@ -8,8 +8,8 @@
         cache[block, 0, offset] = rms_norm(x[:C]) * weight and rotary(x[C:]), for latent attention; Y = C + R
 
 T tokens, K key heads, D values a head, B blocks of S slots. A block keeps each head's slots together, so that a gather
-by (block, head) lands in the order that batched products want; within those S x D values the native kernels have an order
-of their own (paged_attention/layout.h). blocks and offsets are int64, each pair at most once.
+by (block, head) lands in the order that batched products want; within those S x D values the native kernels have an
+order of their own (paged_attention/layout.h). blocks and offsets are int64, each pair at most once.
 """
 
 from kernels.store_kv import cpu, reference, torch
