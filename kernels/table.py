@@ -19,6 +19,7 @@ from kernels import (
     lightning_indexer,
     linear,
     linear_int8,
+    mlp,
     native,
     rms_norm,
     rotary,
@@ -66,6 +67,7 @@ class KernelTable:
     selective_attention: LatentAttention  # of latents, where `select` narrows what queries see
     causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
+    pack_mlp: Callable[..., Callable[[Tensor], Tensor]]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
     draw: Callable[[Tensor, list[float], list[float]], list[int]]
 
@@ -115,6 +117,7 @@ def _reference(_: torch.dtype) -> KernelTable:
         selective_attention=latent_attention.reference.ReferenceLatentAttention(),
         causal_attention=causal_attention.reference.attend,
         select=lightning_indexer.reference.select,
+        pack_mlp=mlp.torch.pack,
         pack_experts=grouped_mlp.reference.pack,
         draw=draw.reference.draw,
     )
@@ -140,6 +143,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
         selective_attention=latent_attention.torch.TorchLatentAttention(dtype),
         causal_attention=causal_attention.torch.attend,
         select=lightning_indexer.torch.select,
+        pack_mlp=mlp.torch.pack,
         pack_experts=grouped_mlp.torch.pack,
         draw=draw.torch.draw,
     )
@@ -177,6 +181,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         attention=CPUAttention(dtype),
         latent_attention=CPULatentAttention(dtype),
         causal_attention=causal_attention.cpu.bind(dtype),
+        pack_mlp=mlp.cpu.bind(dtype),
         pack_experts=grouped_mlp.cpu.bind(dtype),
         draw=draw.cpu.bind(torch.float32),
     )

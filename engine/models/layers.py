@@ -63,12 +63,12 @@ class MLP:
 
     def __init__(self, build: Builder, prefix: str, inter: int) -> None:
         hidden, bias = build.config.hidden_size, build.config.mlp_bias
-        self._gate_up = build.linear(
+        gate_up = build.stacked(
             f"{prefix}.gate_proj", f"{prefix}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=bias
         )
-        self._down = build.linear(f"{prefix}.down_proj", in_size=inter, out_sizes=[hidden], bias=bias)
-        self._silu_mul = build.kernels.silu_mul
+        down = build.stacked(f"{prefix}.down_proj", in_size=inter, out_sizes=[hidden], bias=bias)
+        self._apply = build.kernels.pack_mlp(build.kernels.pack_linear, build.kernels.silu_mul, gate_up, down)
 
     def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]."""
-        return self._down(self._silu_mul(self._gate_up(x_TH)))
+        return self._apply(x_TH)

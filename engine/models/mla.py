@@ -167,7 +167,7 @@ class MultiHeadLatentAttention:
         if self._q_up is not None:
             q_TQ = kernels.rms_norm(q_TQ, self._q_norm, _NORM_EPS)
         q = q_TQ if self._q_up is None else self._q_up(q_TQ)
-        q_nope_TND, q_rope_TNR = q.view(len(x_TH), self._num_heads, -1).split(
+        q_nope_TND, q_rope_TNR = q.view(x_TH.shape[0], self._num_heads, -1).split(
             [mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2
         )
         kernels.store_latents(
@@ -190,7 +190,7 @@ class MultiHeadLatentAttention:
         if not plan.expanded:
             o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, cache[0], plan.absorbed, selection)
         else:
-            o_TNV = x_TH.new_empty(len(x_TH), self._num_heads, mla.v_head_dim)
+            o_TNV = x_TH.new_empty(x_TH.shape[0], self._num_heads, mla.v_head_dim)
             if (rows := plan.absorbed_rows) is not None:
                 o_TNV[rows] = self._attend_absorbed(q_nope_TND[rows], q_rope_TNR[rows], cache[0], plan.absorbed, None)
             for chunk in plan.expanded:
@@ -199,7 +199,7 @@ class MultiHeadLatentAttention:
                 latents_BX = take(cache[0], chunk.block_ids, x_TH.dtype, first=mla.kv_lora_rank)
                 latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
                 o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
-        return self._out(o_TNV.reshape(len(x_TH), -1))
+        return self._out(o_TNV.reshape(x_TH.shape[0], -1))
 
     def _attend_absorbed(
         self, q_nope_TND: torch.Tensor, q_rope_TNR: torch.Tensor, cache: Cache, plan: Any, selection: Any

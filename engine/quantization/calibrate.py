@@ -21,7 +21,7 @@ from engine.kv_cache_pool import KVCachePool
 from engine.loading.weights import Weights
 from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
 from engine.models.layers import Builder
-from kernels import grouped_mlp
+from kernels import grouped_mlp, mlp
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch as linear_int8
 from kernels.paged_attention import AttentionBatch
@@ -85,7 +85,9 @@ def calibrate(
     device = torch.device("cpu")
     kernels = resolve("auto", device, dtype)
     weights = _WatchedWeights(tensors, config, device, dtype)
-    watching = replace(kernels, linear=weights.watch(kernels.linear), pack_experts=grouped_mlp.torch.pack)
+    watching = replace(
+        kernels, linear=weights.watch(kernels.linear), pack_mlp=mlp.torch.pack, pack_experts=grouped_mlp.torch.pack
+    )
     build = Builder(config, weights, watching)  # experts made of linear layers, so that each is watched
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     table = make_rotary_table(config, weights, max(map(len, prompts)))

@@ -95,12 +95,21 @@ def bind(dtype: torch.dtype) -> Callable[..., Apply]:
         experts = itertools.chain([first], experts)
         if any(_is_weight_only(weight) for weight in first):
             return composed(linear, silu_mul, experts)
-        return _pack(experts)
+        return pack_native(experts)
 
     return pack
 
 
-def _pack(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
+def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
+    """Whether `pack_native` computes an expert as its weights say, in the dtype of x."""
+    kinds = {isinstance(weight, QuantizedWeight) for weight in (gate_up, down)}
+    return (
+        dtype is torch.bfloat16 and len(kinds) == 1 and not any(_is_weight_only(weight) for weight in (gate_up, down))
+    )
+
+
+def pack_native(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
+    """All in native code, x in bf16; of an expert of two kinds, both weights become numbers."""
     bf16, int8 = _Kind("bf16"), _Kind("int8")
     hidden = inter = num_experts = 0
     for gate_up, down in experts:
@@ -144,7 +153,7 @@ def _up(size: int, multiple: int) -> int:
 
 def _whole(x_O: torch.Tensor) -> torch.Tensor:
     """With memory for whole panels."""
-    return F.pad(x_O, (0, -len(x_O) % _PANEL)).contiguous()
+    return F.pad(x_O, (0, -x_O.shape[0] % _PANEL)).contiguous()
 
 
 def _interleaved(x_2F: torch.Tensor) -> torch.Tensor:

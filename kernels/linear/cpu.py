@@ -43,8 +43,8 @@ def bind(
         def apply(x_TI: torch.Tensor, _held: object = held) -> torch.Tensor:
             if x_TI.stride(1) != 1:
                 x_TI = x_TI.contiguous()
-            y_TO = torch.empty(len(x_TI), out_size, dtype=out_dtype)
-            call(x_TI.data_ptr(), x_TI.stride(0), len(x_TI), weight, added, in_size, out_size, y_TO.data_ptr())
+            y_TO = torch.empty(x_TI.shape[0], out_size, dtype=out_dtype)
+            call(x_TI.data_ptr(), x_TI.stride(0), x_TI.shape[0], weight, added, in_size, out_size, y_TO.data_ptr())
             return y_TO
 
         return apply

@@ -48,9 +48,9 @@ def bind(
         def apply(x_TI: torch.Tensor, _held: object = held) -> torch.Tensor:
             if x_TI.stride(1) != 1:
                 x_TI = x_TI.contiguous()
-            y_TO = torch.empty(len(x_TI), out_size, dtype=out_dtype)
+            y_TO = torch.empty(x_TI.shape[0], out_size, dtype=out_dtype)
             x, y = x_TI.data_ptr(), y_TO.data_ptr()
-            run(x, x_TI.stride(0), len(x_TI), *pointers, in_size, out_size, *extra, y)
+            run(x, x_TI.stride(0), x_TI.shape[0], *pointers, in_size, out_size, *extra, y)
             return y_TO
 
         return apply

@@ -17,7 +17,7 @@ class RMSNorm:
         y = torch.empty(x_TH.shape, dtype=self._dtype)
         is_residual = x_TH.dtype is not self._dtype
         x, residual = (None, x_TH.data_ptr()) if is_residual else (x_TH.data_ptr(), None)
-        self._call(x, residual, weight_H.data_ptr(), y.data_ptr(), len(x_TH), x_TH.shape[1], eps)
+        self._call(x, residual, weight_H.data_ptr(), y.data_ptr(), *x_TH.shape, eps)
         return y
 
     def add_rms_norm(
@@ -27,5 +27,5 @@ class RMSNorm:
         assert residual_TH.is_contiguous()
         y = torch.empty_like(x_TH)
         residual, weight = residual_TH.data_ptr(), weight_H.data_ptr()
-        self._call(x_TH.data_ptr(), residual, weight, y.data_ptr(), len(x_TH), x_TH.shape[1], eps)
+        self._call(x_TH.data_ptr(), residual, weight, y.data_ptr(), *x_TH.shape, eps)
         return y

@@ -13,7 +13,7 @@ def bind(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
 
     def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         gate_up = gate_up.contiguous()
-        num_rows, size = len(gate_up), gate_up.shape[1] // 2
+        num_rows, size = gate_up.shape[0], gate_up.shape[1] // 2
         y = gate_up.new_empty(num_rows, size)
         call(gate_up.data_ptr(), y.data_ptr(), num_rows, size)
         return y

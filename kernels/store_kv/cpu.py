@@ -79,8 +79,8 @@ class CPUStore:
             address(scales_of(cache)),
             blocks_T.data_ptr(),
             offsets_T.data_ptr(),
-            len(x_TY),
+            x_TY.shape[0],
             values_of(cache).shape[2],
-            len(weight_C),
-            x_TY.shape[1] - len(weight_C),
+            weight_C.shape[0],
+            x_TY.shape[1] - weight_C.shape[0],
         )

@@ -171,7 +171,7 @@ def test_int8_at_load_of_an_int8_checkpoint_adds_the_head_only(tmp_path, tiny_ll
     for options in ({}, {"quantization": "int8"}):
         model = load(folder, num_kv_blocks=16, **options)._runner._model
         head = inspect.getclosurevars(model._head).nonlocals["apply"]
-        layers = (head, model._layers[0]._mlp._down)
+        layers = (head, model._layers[0]._attention._out)
         kinds.append(tuple(layer.__module__.rpartition(".")[0] for layer in layers))
     assert kinds == [("kernels.linear", "kernels.linear_int8"), ("kernels.linear_int8", "kernels.linear_int8")]
 
