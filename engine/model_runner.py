@@ -8,11 +8,12 @@ import torch
 
 from engine.dynamic_batcher import StepPlan, StepResult
 from engine.models.decoder import ModelBatch
+from engine.recorded_decoder import RecordedDecoder
 from engine.sampler import sample, top_logprobs
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
-    from engine.dynamic_batcher import ScheduledSequence
+    from engine.dynamic_batcher import SampledToken, ScheduledSequence
     from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
     from engine.protocol import TokenLogprobs
@@ -25,6 +26,7 @@ class ModelRunner:
 
     def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
         self._model, self._kv_pool, self._device = model, kv_pool, kv_pool.device
+        self._decoder = RecordedDecoder(model, kv_pool.layers)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
@@ -32,6 +34,8 @@ class ModelRunner:
         if self._model.attention.reads_unwritten_slots:
             self._kv_pool.clear(self._entered_blocks(plan))
         batch = self._prepare(plan)
+        if plan.num_decodes == len(plan.scheduled):
+            return StepResult(self._sample(plan, self._decoder.logits(batch)), [[] for _ in plan.scheduled])
         hidden_TH = self._model.forward(batch, self._kv_pool.layers)
         last_rows, prompt_logprobs, first = [], [], 0
         for item in plan.scheduled:
@@ -43,8 +47,11 @@ class ModelRunner:
             return StepResult([], prompt_logprobs)
         rows = torch.tensor(last_rows, device=self._device)
         logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
+        return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
+
+    def _sample(self, plan: StepPlan, logits_RV: torch.Tensor) -> list[SampledToken]:
         sampling = [item.seq for item in plan.scheduled if item.samples]
-        return StepResult(sample(logits_RV, sampling, self._model.kernels.draw), prompt_logprobs)
+        return sample(logits_RV, sampling, self._model.kernels.draw)
 
     def _entered_blocks(self, plan: StepPlan) -> list[int]:
         """Blocks whose first slot this step writes."""

@@ -57,7 +57,7 @@ class KernelTable:
     logits: Callable[[Tensor | QuantizedWeight], Callable[[Tensor], Tensor]]  # a linear layer whose y is fp32
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    rotary: Callable[[Tensor, Tensor, Tensor], Tensor]
+    rotary: Callable[..., Tensor]
     silu_mul: Callable[[Tensor], Tensor]
     store_kv: Callable[[Tensor, Tensor, Tensor, Tensor], None]
     rotate_and_store: Callable[[Tensor, Tensor, Tensor, Cache, Cache, Tensor, Tensor], Tensor]
@@ -67,7 +67,7 @@ class KernelTable:
     selective_attention: LatentAttention  # of latents, where `select` narrows what queries see
     causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
-    pack_mlp: Callable[..., Callable[[Tensor], Tensor]]
+    pack_mlp: Callable[..., Callable[..., Tensor]]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
     draw: Callable[[Tensor, list[float], list[float]], list[int]]
 

@@ -118,18 +118,38 @@ class Decoder:
         """What the attention of all layers shares in a step."""
         return attention_class(self.config).plan(self.config, self.kernels, batch)
 
+    def embed(
+        self, token_ids_T: torch.Tensor, x_TH: torch.Tensor | None = None, residual_TH: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the first layer starts from, in new tensors or those given: embeddings, and a residual stream of 0."""
+        if x_TH is None or residual_TH is None:
+            x_TH = self._embedding_VH.index_select(0, token_ids_T)
+            return x_TH, torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
+        torch.index_select(self._embedding_VH, 0, token_ids_T, out=x_TH)
+        return x_TH, residual_TH.zero_()
+
     def forward(self, batch: ModelBatch, caches: list[tuple[Cache, ...]]) -> torch.Tensor:
         """The step's final hidden states [T, H] in fp32, before the last norm; fills each layer's cache."""
-        x_TH = self._embedding_VH.index_select(0, batch.token_ids_T)
-        residual_TH = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
+        x_TH, residual_TH = self.embed(batch.token_ids_T)
+        return residual_TH + self._run_layers(x_TH, residual_TH, batch, caches)
+
+    def _run_layers(
+        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, caches: list[tuple[Cache, ...]]
+    ) -> torch.Tensor:
         for layer, cache in zip(self._layers, caches, strict=True):
             x_TH = layer.forward(x_TH, residual_TH, batch, cache)
-        return residual_TH + x_TH
+        return x_TH
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """Logits [R, V] of chosen rows, fp32."""
-        normed = self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps)
-        return self._head(normed)
+        return self._head(self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps))
+
+    def decode(
+        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, caches: list[tuple[Cache, ...]]
+    ) -> torch.Tensor:
+        """`forward` and `logits` of all rows in one, from what `embed` returned, which it uses up."""
+        x_TH = self._run_layers(x_TH, residual_TH, batch, caches)
+        return self._head(self.kernels.add_rms_norm(x_TH, residual_TH, self._norm, self.config.rms_norm_eps))
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:

@@ -69,6 +69,6 @@ class MLP:
         down = build.stacked(f"{prefix}.down_proj", in_size=inter, out_sizes=[hidden], bias=bias)
         self._apply = build.kernels.pack_mlp(build.kernels.pack_linear, build.kernels.silu_mul, gate_up, down)
 
-    def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]."""
-        return self._apply(x_TH)
+    def forward(self, x_TH: torch.Tensor, onto_TH: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, hidden] -> [T, hidden]; with `onto_TH`, added to it in place."""
+        return self._apply(x_TH, onto_TH)

@@ -72,6 +72,10 @@ class MLAPlan:
     absorbed_rows: torch.Tensor | None
     expanded: list[ExpandedChunk]
 
+    def become(self, other: MLAPlan) -> None:
+        """Hold what another plan holds; both of steps where all sequences decode."""
+        self.absorbed.become(other.absorbed)
+
 
 class MultiHeadLatentAttention:
     """MLA over a cache of latents; with an indexer (V3.2), over the positions that it selects."""
@@ -185,14 +189,18 @@ class MultiHeadLatentAttention:
             assert not isinstance(cache[1], Int8Cache)
             selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
 
-        q_rope_TNR = kernels.rotary(q_rope_TNR, batch.cos_TD, batch.sin_TD)
         plan: MLAPlan = batch.attention_plan
+        turn = batch.cos_TD, batch.sin_TD
         if not plan.expanded:
-            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, cache[0], plan.absorbed, selection)
+            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, turn, cache[0], plan.absorbed, selection)
         else:
             o_TNV = x_TH.new_empty(x_TH.shape[0], self._num_heads, mla.v_head_dim)
             if (rows := plan.absorbed_rows) is not None:
-                o_TNV[rows] = self._attend_absorbed(q_nope_TND[rows], q_rope_TNR[rows], cache[0], plan.absorbed, None)
+                own = batch.cos_TD[rows], batch.sin_TD[rows]
+                o_TNV[rows] = self._attend_absorbed(
+                    q_nope_TND[rows], q_rope_TNR[rows], own, cache[0], plan.absorbed, None
+                )
+            q_rope_TNR = kernels.rotary(q_rope_TNR, *turn)
             for chunk in plan.expanded:
                 rows_of = slice(chunk.first, chunk.last)
                 q_QNX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2)
@@ -202,14 +210,20 @@ class MultiHeadLatentAttention:
         return self._out(o_TNV.reshape(x_TH.shape[0], -1))
 
     def _attend_absorbed(
-        self, q_nope_TND: torch.Tensor, q_rope_TNR: torch.Tensor, cache: Cache, plan: Any, selection: Any
+        self,
+        q_nope_TND: torch.Tensor,
+        q_rope_TNR: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        cache: Cache,
+        plan: Any,
+        selection: Any,
     ) -> torch.Tensor:
-        """[T, N, V]."""
+        """[T, N, V]; q_rope is not yet turned by `turn`, its cosines and sines."""
         mla, kernels = self._mla, self._kernels
         num_tokens, num_heads, _ = q_nope_TND.shape
         q_TNX = q_nope_TND.new_empty(num_tokens, num_heads, mla.kv_lora_rank + mla.qk_rope_head_dim)
         self._absorb_keys(q_nope_TND, q_TNX[..., : mla.kv_lora_rank])
-        q_TNX[..., mla.kv_lora_rank :] = q_rope_TNR
+        kernels.rotary(q_rope_TNR, *turn, q_TNX[..., mla.kv_lora_rank :])
         kernel = kernels.latent_attention if self._indexer is None else kernels.selective_attention
         o_TNC = kernel.forward(q_TNX, cache, plan, self._scale, mla.kv_lora_rank, selection)
         o_TNV = q_nope_TND.new_empty(num_tokens, num_heads, mla.v_head_dim)

@@ -49,4 +49,4 @@ class MixtureOfExperts:
         """[T, H] -> [T, H]."""
         ids_TK, weights_TK = self._router.forward(x_TH)
         y_TH = self._experts(x_TH, ids_TK, weights_TK)
-        return y_TH if self._shared is None else y_TH + self._shared.forward(x_TH)
+        return y_TH if self._shared is None else self._shared.forward(x_TH, y_TH)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from kernels.grouped_mlp.torch import Linear, Weight, pack_with
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
-from kernels.native import INT, POINTER, function, memory, plain_function
+from kernels.native import INT, POINTER, address, function, memory, plain_function
 
-Apply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Apply = Callable[..., torch.Tensor]
 _PANEL = 16  # columns that a packed weight is made of (kernels/native/gemm.h)
 
 
@@ -109,7 +109,10 @@ def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
 
 
 def pack_native(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
-    """All in native code, x in bf16; of an expert of two kinds, both weights become numbers."""
+    """All in native code, x in bf16; of an expert of two kinds, both weights become numbers.
+
+    apply(x, ids, weights, onto) adds to what `onto` holds; without ids, all of x goes through the first expert.
+    """
     bf16, int8 = _Kind("bf16"), _Kind("int8")
     hidden = inter = num_experts = 0
     for gate_up, down in experts:
@@ -123,13 +126,23 @@ def pack_native(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
             int8.skip()
     kinds = [(kind, kind.table()) for kind in (bf16, int8) if kind]
 
-    def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-        x_TH, ids_TK, weights_TK = x_TH.contiguous(), ids_TK.contiguous(), weights_TK.contiguous()
-        y_TH = torch.empty_like(x_TH)
-        sizes = (*ids_TK.shape, num_experts, hidden, inter)
-        for number, (kind, table) in enumerate(kinds):
-            pointers = (x_TH.data_ptr(), ids_TK.data_ptr(), weights_TK.data_ptr(), ctypes.addressof(table))
-            kind.run(*pointers, *sizes, number, y_TH.data_ptr())  # the second kind adds to what the first brought
+    def apply(
+        x_TH: torch.Tensor,
+        ids_TK: torch.Tensor | None = None,
+        weights_TK: torch.Tensor | None = None,
+        onto_TH: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x_TH = x_TH.contiguous()
+        y_TH = torch.empty_like(x_TH) if onto_TH is None else onto_TH
+        top_k = 1
+        if ids_TK is not None and weights_TK is not None:
+            ids_TK, weights_TK, top_k = ids_TK.contiguous(), weights_TK.contiguous(), ids_TK.shape[1]
+        pointers = (x_TH.data_ptr(), address(ids_TK), address(weights_TK))
+        adds = onto_TH is not None
+        for kind, table in kinds:
+            sizes = (x_TH.shape[0], top_k, num_experts, hidden, inter)
+            kind.run(*pointers, ctypes.addressof(table), *sizes, adds, y_TH.data_ptr())
+            adds = True  # the second kind adds to what the first brought
         return y_TH
 
     return apply

@@ -49,13 +49,15 @@ struct Rows {
     int64_t total;
 };
 
+// Without ids, every token goes to expert 0, and without weights as it is.
 template <typename A>
 void sort_rows(Rows& rows, const Sizes& sizes, const Expert<A>* experts, const int64_t* ids, const float* weights) {
     const int64_t num_pairs = sizes.num_tokens * sizes.top_k;
     rows.count.assign(sizes.num_experts, 0);
     rows.first.resize(sizes.num_experts);
+    const auto expert_of = [&](int64_t p) { return ids ? ids[p] : 0; };
     for (int64_t p = 0; p < num_pairs; ++p)
-        if (experts[ids[p]].gate_up) ++rows.count[ids[p]];
+        if (experts[expert_of(p)].gate_up) ++rows.count[expert_of(p)];
     rows.total = 0;
     for (int64_t e = 0; e < sizes.num_experts; ++e) {
         rows.first[e] = rows.total;
@@ -66,10 +68,9 @@ void sort_rows(Rows& rows, const Sizes& sizes, const Expert<A>* experts, const i
     rows.weight.assign(rows.total, 0);
     std::vector<int64_t> next = rows.first;
     for (int64_t p = 0; p < num_pairs; ++p) {
-        const bool mine = experts[ids[p]].gate_up != nullptr;
-        const int64_t row = mine ? next[ids[p]]++ : -1;
+        const int64_t expert = expert_of(p), row = experts[expert].gate_up ? next[expert]++ : -1;
         rows.of_pair[p] = row;
-        if (mine) rows.token[row] = p / sizes.top_k, rows.weight[row] = weights[p];
+        if (row >= 0) rows.token[row] = p / sizes.top_k, rows.weight[row] = weights ? weights[p] : 1;
     }
 }
 

@@ -19,9 +19,7 @@ class CPULatentAttention:
     reads_unwritten_slots = False
 
     def __init__(self, dtype: torch.dtype) -> None:
-        batch = (POINTER, INT, POINTER, INT, POINTER, INT, POINTER)
-        sizes = (INT, INT, INT, INT, FLOAT)
-        arguments = (POINTER, POINTER, POINTER, POINTER, *batch, *sizes)
+        arguments = (*[POINTER] * 5, INT, INT, INT, INT, FLOAT)
         self._call, self._call_int8 = (
             function(name, dtype, *arguments) for name in ("latent_attention", "latent_attention_int8")
         )
@@ -36,15 +34,13 @@ class CPULatentAttention:
         num_tokens, num_heads, dim = q_TNX.shape
         q_TNX = q_TNX.contiguous()
         out = torch.empty(num_tokens, num_heads, value_dim, dtype=q_TNX.dtype)
-        partials = plan.partials(num_heads, value_dim)
         call = self._call_int8 if isinstance(cache, Int8Cache) else self._call
         call(
             q_TNX.data_ptr(),
             values_of(cache).data_ptr(),
             address(scales_of(cache)),
             out.data_ptr(),
-            *plan.lists,
-            address(partials),
+            plan.address,
             num_heads,
             values_of(cache).shape[2],
             dim,

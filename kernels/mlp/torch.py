@@ -11,6 +11,7 @@ from kernels.linear_int8 import QuantizedWeight
 Weight = torch.Tensor | QuantizedWeight
 Linear = Callable[[torch.Tensor], torch.Tensor]
 Layer = tuple[Weight, torch.Tensor | None]
+Apply = Callable[..., torch.Tensor]
 
 
 def pack(
@@ -18,6 +19,11 @@ def pack(
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     gate_up: Layer,
     down: Layer,
-) -> Linear:
+) -> Apply:
     first, second = linear(*gate_up), linear(*down)
-    return lambda x_TH: second(silu_mul(first(x_TH)))
+
+    def apply(x_TH: torch.Tensor, onto_TH: torch.Tensor | None = None) -> torch.Tensor:
+        y_TH = second(silu_mul(first(x_TH)))
+        return y_TH if onto_TH is None else onto_TH.add_(y_TH)
+
+    return apply

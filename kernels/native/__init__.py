@@ -6,10 +6,13 @@ pointers; they know nothing of torch, and have threads of their own (pool.h).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import platform
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch  # before any library of ours: see the docstring
 
@@ -70,7 +73,29 @@ def plain_function(name: str, *arguments: type) -> Callable[..., int]:
     assert native is not None, "callers ask obstacle() first"
     bound = getattr(native, name)
     bound.argtypes, bound.restype = arguments, ctypes.c_int
-    return bound  # type: ignore[no-any-return]
+
+    def call(*values: Any) -> int:
+        if _note is not None:
+            _note((bound, arguments, values))
+        return bound(*values)  # type: ignore[no-any-return]
+
+    return call
+
+
+Note = tuple[Any, tuple[type, ...], tuple[Any, ...]]  # a function, its argument types, the arguments
+_note: Callable[[Note], None] | None = None
+
+
+@contextlib.contextmanager
+def noting(note: Callable[[Note], None]) -> Iterator[None]:
+    """While it lasts, each call of a function by this thread is noted as well (kernels.native.recording)."""
+    global _note
+    owner = threading.get_ident()
+    _note = lambda call: note(call) if threading.get_ident() == owner else None  # noqa: E731
+    try:
+        yield
+    finally:
+        _note = None
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

@@ -7,7 +7,7 @@ its result does not depend on what else is in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ctypes
 
 import torch
 
@@ -20,30 +20,51 @@ _SPAN = 1024  # positions of a decoding sequence, in a task; a multiple of the k
 _PACKING = 8  # what a position costs beside its products, in tokens
 
 
-@dataclass(frozen=True, slots=True)
+class _Lists(ctypes.Structure):
+    """plan.h's Plan."""
+
+    _fields_ = (
+        ("block_tables", ctypes.c_void_p),
+        ("table_stride", ctypes.c_int64),
+        ("tasks", ctypes.c_void_p),
+        ("num_tasks", ctypes.c_int64),
+        ("merges", ctypes.c_void_p),
+        ("num_merges", ctypes.c_int64),
+        ("num_partials", ctypes.c_int64),
+    )
+
+
 class Plan:
-    """What all layers of a step share, as attention.h wants it.
+    """What all layers of a step share, where native functions find it: at `address`."""
 
-    Attributes:
-        block_tables: [sequences, most blocks], int32, the ends unused.
-        tasks: [tasks, 7], int32: sequence, first token of the packed batch, tokens, position of the first, positions
-            from and to, number of the partial result or -1; heaviest first.
-        merges: [merges, 3], int32: token, first partial result, partial results.
-        lists: addresses and sizes of these three, as the native functions take them.
-        num_partials: of all tasks.
-    """
+    def __init__(
+        self, block_tables: torch.Tensor, tasks: torch.Tensor, merges: torch.Tensor, num_partials: int
+    ) -> None:
+        """All int32.
 
-    block_tables: torch.Tensor
-    tasks: torch.Tensor
-    merges: torch.Tensor
-    lists: tuple[int, ...]
-    num_partials: int
+        Args:
+            block_tables: [sequences, most blocks], the ends unused.
+            tasks: [tasks, 7]: sequence, first token of the packed batch, tokens, position of the first, positions from
+                and to, number of the partial result or -1; heaviest first.
+            merges: [merges, 3]: token, first partial result, partial results.
+            num_partials: of all tasks.
+        """
+        self._held = (block_tables, tasks, merges)
+        self._lists = _Lists(
+            block_tables.data_ptr(),
+            block_tables.shape[1],
+            tasks.data_ptr(),
+            tasks.shape[0],
+            merges.data_ptr(),
+            merges.shape[0],
+            num_partials,
+        )
+        self.address = ctypes.addressof(self._lists)
 
-    def partials(self, num_heads: int, value_dim: int) -> torch.Tensor | None:
-        """Memory for a layer's partial results, in rows of 16 values: sums; total weight and highest score."""
-        if not self.num_partials:
-            return None
-        return torch.empty(self.num_partials, num_heads, -(-value_dim // 16) * 16 + 16)
+    def become(self, other: Plan) -> None:
+        """Hold what another plan holds, at the same address."""
+        self._held = other._held
+        ctypes.pointer(self._lists)[0] = other._lists
 
 
 def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:
@@ -70,8 +91,7 @@ def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:
         first += query_len
     tasks.sort(key=lambda task: -(task[2] + _PACKING) * (task[5] - task[4]))
     tables_SB, tasks_N7, merges_M3 = (torch.tensor(rows, dtype=torch.int32) for rows in (tables, tasks, merges))
-    lists = (tables_SB.data_ptr(), width, tasks_N7.data_ptr(), len(tasks), merges_M3.data_ptr(), len(merges))
-    return Plan(tables_SB, tasks_N7, merges_M3, lists, num_partials)
+    return Plan(tables_SB, tasks_N7, merges_M3, num_partials)
 
 
 class CPUAttention:
@@ -80,9 +100,7 @@ class CPUAttention:
     reads_unwritten_slots = False
 
     def __init__(self, dtype: torch.dtype) -> None:
-        batch = (POINTER, INT, POINTER, INT, POINTER, INT, POINTER)
-        sizes = (INT, INT, INT, INT, FLOAT)
-        arguments = (POINTER, INT, *[POINTER] * 5, *batch, *sizes)
+        arguments = (POINTER, INT, *[POINTER] * 6, INT, INT, INT, INT, FLOAT)
         self._call, self._call_int8 = (
             function(name, dtype, *arguments) for name in ("paged_attention", "paged_attention_int8")
         )
@@ -95,7 +113,6 @@ class CPUAttention:
         if q_TND.stride()[1:] != (dim, 1):
             q_TND = q_TND.contiguous()
         out = torch.empty(num_tokens, num_heads, dim, dtype=q_TND.dtype)
-        partials = plan.partials(num_heads, dim)
         _, num_kv_heads, block_size, _ = values_of(k_cache).shape
         call = self._call_int8 if isinstance(k_cache, Int8Cache) else self._call
         call(
@@ -106,8 +123,7 @@ class CPUAttention:
             address(scales_of(k_cache)),
             address(scales_of(v_cache)),
             out.data_ptr(),
-            *plan.lists,
-            address(partials),
+            plan.address,
             num_heads,
             num_kv_heads,
             block_size,

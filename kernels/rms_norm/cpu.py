@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.native import FLOAT, INT, POINTER, function
+from kernels.native import FLOAT, INT, POINTER, address, function
 
 
 class RMSNorm:
@@ -10,22 +10,36 @@ class RMSNorm:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._call = function("rms_norm", dtype, POINTER, POINTER, POINTER, POINTER, INT, INT, FLOAT)
+        self._call = function("rms_norm", dtype, POINTER, INT, POINTER, POINTER, POINTER, INT, INT, FLOAT)
 
     def rms_norm(self, x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-        x_TH = x_TH.contiguous()
         y = torch.empty(x_TH.shape, dtype=self._dtype)
-        is_residual = x_TH.dtype is not self._dtype
-        x, residual = (None, x_TH.data_ptr()) if is_residual else (x_TH.data_ptr(), None)
-        self._call(x, residual, weight_H.data_ptr(), y.data_ptr(), *x_TH.shape, eps)
+        if x_TH.dtype is self._dtype:
+            x, residual = _with_rows(x_TH), None
+        else:
+            x, residual = None, x_TH.contiguous()
+        self._run(x, residual, weight_H, y, eps)
         return y
 
     def add_rms_norm(
         self, x_TH: torch.Tensor, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float
     ) -> torch.Tensor:
-        x_TH = x_TH.contiguous()
         assert residual_TH.is_contiguous()
         y = torch.empty_like(x_TH)
-        residual, weight = residual_TH.data_ptr(), weight_H.data_ptr()
-        self._call(x_TH.data_ptr(), residual, weight, y.data_ptr(), *x_TH.shape, eps)
+        self._run(_with_rows(x_TH), residual_TH, weight_H, y, eps)
         return y
+
+    def _run(
+        self,
+        x: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        weight: torch.Tensor,
+        y: torch.Tensor,
+        eps: float,
+    ) -> None:
+        stride = 0 if x is None else x.stride(0)
+        self._call(address(x), stride, address(residual), weight.data_ptr(), y.data_ptr(), *y.shape, eps)
+
+
+def _with_rows(x_TH: torch.Tensor) -> torch.Tensor:
+    return x_TH if x_TH.stride(1) == 1 else x_TH.contiguous()

@@ -1,6 +1,6 @@
 """Rotary position embedding (Su et al. 2021), half-split as in Llama: dimension i turns with dimension i + D/2.
 
-    rotary(x_TND, cos_TD, sin_TD) -> y_TND
+    rotary(x_TND, cos_TD, sin_TD) -> y_TND              or into y_TND, where that is given too
         y[..., :D/2] = x[..., :D/2] * cos - x[..., D/2:] * sin
         y[..., D/2:] = x[..., D/2:] * cos + x[..., :D/2] * sin
 

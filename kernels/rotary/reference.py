@@ -3,8 +3,11 @@
 import torch
 
 
-def rotary(x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor) -> torch.Tensor:
+def rotary(
+    x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, y_TND: torch.Tensor | None = None
+) -> torch.Tensor:
     half = x_TND.shape[-1] // 2
     cos, sin = cos_TD[:, None, half:], sin_TD[:, None, half:]
     low, high = x_TND[..., :half].float(), x_TND[..., half:].float()
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_TND.dtype)
+    turned = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_TND.dtype)
+    return turned if y_TND is None else y_TND.copy_(turned)

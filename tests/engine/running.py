@@ -87,15 +87,20 @@ def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:
 
 def record_logits(engine: Engine) -> list[torch.Tensor]:
     """The list to which all logits that the model computes from now on are added, [rows, vocab] a call."""
-    model, recorded = engine._runner._model, []
-    compute = model.logits
+    runner, recorded = engine._runner, []
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        computed = compute(hidden)
-        recorded.append(computed.clone())  # the sampler changes them in place
-        return computed
+    def watch(owner: Any) -> None:
+        compute = owner.logits
 
-    model.logits = logits
+        def logits(*arguments: Any) -> torch.Tensor:
+            computed = compute(*arguments)
+            recorded.append(computed.clone())  # the sampler changes them in place
+            return computed
+
+        owner.logits = logits
+
+    watch(runner._model)  # of prompts, and
+    watch(runner._decoder)  # of steps where all sequences decode
     return recorded
 
 
