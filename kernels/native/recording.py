@@ -29,11 +29,12 @@ _WORDS, _NUMBERS = 20, 2  # of a call's arguments at most (recording.cpp)
 _ARENA = 1 << 30  # bytes; only what is written takes memory
 _MAP_NORESERVE = 0x4000  # Linux on x86-64, as the native libraries are
 _ALIGNMENT = 64
-_LOOKS = {  # operations that compute nothing
-    *("aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::reshape", "aten::as_strided", "aten::alias"),
-    *("aten::select.int", "aten::slice.Tensor", "aten::split.Tensor", "aten::split_with_sizes", "aten::unsqueeze"),
-    *("aten::transpose.int", "aten::detach", "aten::expand", "aten::unbind.int"),
+_LOOKS = {  # operations that compute nothing,
+    *("aten::view", "aten::_unsafe_view", "aten::_reshape_alias", "aten::as_strided", "aten::alias", "aten::detach"),
+    *("aten::select.int", "aten::slice.Tensor", "aten::split.Tensor", "aten::split_with_sizes", "aten::unbind.int"),
+    *("aten::transpose.int", "aten::unsqueeze", "aten::expand"),
 }
+_LOOKS_OR_COPIES = {"aten::reshape", "aten::contiguous", "aten::to.dtype", "aten::flatten.using_ints"}  # and that may
 
 
 class UnrecordableError(RuntimeError):
@@ -104,9 +105,12 @@ class _Watch(TorchDispatchMode):
                 return self._empty(*args[1], dtype=kwargs.get("dtype") or args[0].dtype)
             case "aten::empty_like":
                 return self._empty(*args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-        if name not in _LOOKS:
+        if name not in _LOOKS | _LOOKS_OR_COPIES:
             raise UnrecordableError(f"{name} is no native function")
-        return operation(*args, **kwargs)
+        result = operation(*args, **kwargs)
+        if name in _LOOKS_OR_COPIES and result.data_ptr() != args[0].data_ptr():
+            raise UnrecordableError(f"{name} is a copy here")
+        return result
 
 
 class Recording:

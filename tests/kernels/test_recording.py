@@ -25,7 +25,7 @@ def make_layers():
     def run(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         for first, second in zip(up, down, strict=True):
             x = norm.add_rms_norm(x, residual, weight, 1e-5)
-            x = second(activate(first(x.view(-1, HIDDEN))))
+            x = second(activate(first(x.reshape(-1, HIDDEN).contiguous().to(DTYPE))))
         return x
 
     return run
@@ -73,10 +73,18 @@ def test_recordings_of_one_recorder_share_memory_and_do_not_spoil_each_other(lay
         lambda x: torch.cat([x, x])[: len(x)],
         lambda x: x.float().to(x.dtype),
         lambda x: x.index_select(0, torch.tensor([0])),
+        lambda x: x.t().reshape(-1).view(x.shape),
+        lambda x: x.add_(1),
     ],
-    ids=["sum", "clone", "contiguous", "cat", "to", "index_select"],
+    ids=["sum", "clone", "contiguous", "cat", "to", "index_select", "reshape", "in place"],
 )
-def test_what_torch_computes_is_found_out(layers, spoil):
+@pytest.mark.parametrize("inference", [False, True], ids=["plain", "inference mode"])
+def test_what_torch_computes_is_found_out(layers, spoil, inference):
+    with torch.inference_mode(inference):
+        check_is_found_out(layers, spoil)
+
+
+def check_is_found_out(layers, spoil):
     x, residual = inputs(5, seed=1)
     recorder = Recorder()
     with pytest.raises(UnrecordableError, match="aten::"):
