@@ -1,0 +1,77 @@
+"""Recorded steps give the tokens that the model itself gives, whoever comes and goes between them."""
+
+import logging
+
+import pytest
+
+from engine.protocol import AbortRequest
+from kernels import native
+from tests import tiny_deepseek
+from tests.engine.running import greedy_params, load, make_prompt, request
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
+
+CASES = [
+    *(("llama", {"dtype": dtype}) for dtype in ("float32", "bfloat16")),
+    ("llama", {"dtype": "bfloat16", "quantization": "int8"}),
+    ("llama", {"dtype": "bfloat16", "kv_cache_dtype": "int8"}),
+    *((model, {"dtype": "bfloat16"}) for model in ("v2-lite", "v2", "v3")),
+    ("v2", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
+    ("v3", {"dtype": "bfloat16", "num_kv_blocks": 14}),  # sequences are preempted
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama, tmp_path_factory):
+    """Of a tiny model by name."""
+    folders = {"llama": tiny_llama}
+
+    def find(name):
+        if name not in folders:
+            folders[name] = tiny_deepseek.write(tmp_path_factory.mktemp(name), name)
+        return folders[name]
+
+    return find
+
+
+def run(engine, **sampling):
+    """Tokens of sequences of many lengths that come by and by, one of which is aborted: the batch grows and shrinks."""
+    requests = [
+        request(make_prompt(3 + 11 * i % 60, seed=i), greedy_params(5 + 7 * i % 30, **sampling)) for i in range(9)
+    ]
+    doomed = requests[4].request_id
+    tokens = {item.request_id: [] for item in requests}
+    arriving, step = list(requests), 0
+    while arriving or engine.has_work:
+        if step % 3 == 0 and arriving:
+            engine.add(arriving.pop(0))
+        if step == 15:
+            engine.abort(AbortRequest(doomed))
+        for output in engine.step().outputs:
+            tokens[output.request_id] += output.token_ids
+        step += 1
+    engine.batcher.check_idle()
+    return list(tokens.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "-".join(map(str, case.values()))
+)
+def test_recorded_steps_bring_the_same_tokens(folder, model, options):
+    recorded, plain = (load(folder(model), max_batch_size=8, **options) for _ in range(2))
+    plain._runner._decoder._recorder = None
+    plain._runner._decoder._recordings.clear()
+    for sampling in ({}, {"temperature": 1.0, "seed": 3}, {}):
+        assert run(recorded, **sampling) == run(plain, **sampling)
+    assert recorded._runner._decoder._recorder is not None
+    assert len(recorded._runner._decoder._recordings) >= 4, "nothing was recorded"
+    assert not plain._runner._decoder._recordings
+    assert (recorded.batcher.num_preemptions > 0) == ("num_kv_blocks" in options)
+
+
+def test_a_model_that_computes_with_torch_is_not_recorded(folder, caplog):
+    with caplog.at_level(logging.DEBUG, logger="engine.recorded_decoder"):
+        engine = load(folder("v32"), dtype="bfloat16", max_batch_size=8)
+        run(engine)
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["steps are not recorded"]
+    assert not engine._runner._decoder._recordings
