@@ -23,6 +23,7 @@ from engine.kv_cache_pool import KVCachePool
 from kernels import native
 from kernels.kv_cache import Int8Cache
 from kernels.paged_attention import AttentionBatch
+from kernels.routing import RoutingRule
 from kernels.table import KernelTable, resolve
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _CPU = torch.device("cpu")
 _BLOCK = 16
+_V3_RULE = RoutingRule(8, is_sigmoid=True, n_group=8, topk_group=4, best_of_group=2, renormalises=True, scale=2.5)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _head_linear("head linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
         _head_linear("head linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
         _head_linear("head linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
+        _route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
+        _route("routing 32, V3", 32, 256, _V3_RULE),
+        _route("routing 512, V3", 512, 256, _V3_RULE),
         _store("rotate and store 1, SmolLM2", 1, *smol, dtype),
         _store("rotate and store 32, SmolLM2", 32, *smol, dtype),
         _store("rotate and store 512, SmolLM2", 512, *smol, dtype),
@@ -217,6 +222,12 @@ def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_ou
         return _by_turns([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
 
     return Case(name, make, num_bytes, 2.0 * num_tokens * num_heads * num_in * num_out)
+
+
+def _route(name: str, num_tokens: int, num_experts: int, rule: RoutingRule) -> Case:
+    logits_TE = torch.randn(num_tokens, num_experts)
+    num_bytes = 4.0 * num_tokens * num_experts
+    return Case(name, lambda kernels: lambda: kernels.route(logits_TE, None, rule), num_bytes, 0.0)
 
 
 def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype) -> Case:

@@ -23,6 +23,7 @@ from kernels import (
     native,
     rms_norm,
     rotary,
+    routing,
     silu_mul,
     store_kv,
 )
@@ -35,6 +36,7 @@ from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
 from kernels.rms_norm.cpu import RMSNorm
+from kernels.routing import RoutingRule
 from kernels.store_kv.cpu import CPUStore
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class KernelTable:
     selective_attention: LatentAttention  # of latents, where `select` narrows what queries see
     causal_attention: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     select: Callable[[Tensor, Tensor, Tensor, Any, int], Any]
+    route: Callable[[Tensor, Tensor | None, RoutingRule], tuple[Tensor, Tensor]]
     pack_mlp: Callable[..., Callable[..., Tensor]]
     pack_experts: Callable[..., Callable[[Tensor, Tensor, Tensor], Tensor]]
     draw: Callable[[Tensor, list[float], list[float]], list[int]]
@@ -117,6 +120,7 @@ def _reference(_: torch.dtype) -> KernelTable:
         selective_attention=latent_attention.reference.ReferenceLatentAttention(),
         causal_attention=causal_attention.reference.attend,
         select=lightning_indexer.reference.select,
+        route=routing.reference.route,
         pack_mlp=mlp.torch.pack,
         pack_experts=grouped_mlp.reference.pack,
         draw=draw.reference.draw,
@@ -143,6 +147,7 @@ def _torch(dtype: torch.dtype) -> KernelTable:
         selective_attention=latent_attention.torch.TorchLatentAttention(dtype),
         causal_attention=causal_attention.torch.attend,
         select=lightning_indexer.torch.select,
+        route=routing.torch.route,
         pack_mlp=mlp.torch.pack,
         pack_experts=grouped_mlp.torch.pack,
         draw=draw.torch.draw,
@@ -181,6 +186,7 @@ def _native(dtype: torch.dtype) -> KernelTable:
         attention=CPUAttention(dtype),
         latent_attention=CPULatentAttention(dtype),
         causal_attention=causal_attention.cpu.bind(dtype),
+        route=routing.cpu.bind(),
         pack_mlp=mlp.cpu.bind(dtype),
         pack_experts=grouped_mlp.cpu.bind(dtype),
         draw=draw.cpu.bind(torch.float32),

@@ -17,7 +17,7 @@ CASES = [
     ("llama", {"dtype": "bfloat16", "kv_cache_dtype": "int8"}),
     *((model, {"dtype": "bfloat16"}) for model in ("v2-lite", "v2", "v3")),
     ("v2", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
-    ("v3", {"dtype": "bfloat16", "num_kv_blocks": 14}),  # sequences are preempted
+    ("v3", {"dtype": "bfloat16", "num_kv_blocks": 8}),  # sequences are preempted
 ]
 
 
@@ -64,7 +64,7 @@ def test_recorded_steps_bring_the_same_tokens(folder, model, options):
     for sampling in ({}, {"temperature": 1.0, "seed": 3}, {}):
         assert run(recorded, **sampling) == run(plain, **sampling)
     assert recorded._runner._decoder._recorder is not None
-    assert len(recorded._runner._decoder._recordings) >= 4, "nothing was recorded"
+    assert len(recorded._runner._decoder._recordings) >= 3, "nothing was recorded"
     assert not plain._runner._decoder._recordings
     assert (recorded.batcher.num_preemptions > 0) == ("num_kv_blocks" in options)
 

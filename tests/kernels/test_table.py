@@ -11,7 +11,7 @@ from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch import TorchAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-OPERATIONS = ("rms_norm", "add_rms_norm", "rotary", "silu_mul", "rotate_and_store", "store_latents")
+OPERATIONS = ("rms_norm", "add_rms_norm", "rotary", "silu_mul", "rotate_and_store", "store_latents", "route")
 
 
 @pytest.fixture
