@@ -18,7 +18,8 @@ def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRul
 
 
 def _only_best_groups(choice_TE: torch.Tensor, rule: RoutingRule) -> torch.Tensor:
-    choice_TGX = choice_TE.unflatten(1, (rule.n_group, -1))
+    num_tokens, num_experts = choice_TE.shape
+    choice_TGX = choice_TE.view(num_tokens, rule.n_group, num_experts // rule.n_group)
     group_choice_TG = choice_TGX.topk(rule.best_of_group, dim=-1).values.sum(-1)
     eligible_TG = torch.zeros_like(group_choice_TG, dtype=torch.bool)
     eligible_TG.scatter_(1, group_choice_TG.topk(rule.topk_group, dim=-1, sorted=False).indices, True)
