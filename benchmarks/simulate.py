@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.chunk_budget import fit_costs
-from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher, SampledToken, StepPlan, StepResult
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
 from engine.protocol import SamplingParams, Terms
@@ -113,11 +113,14 @@ def simulate(
     num_blocks: int = 8192,
     block_size: int = 16,
     target_itl: float | None = None,
+    prefill_share: float = PREFILL_SHARE,
 ) -> Outcome:
     """Run a trace to its end. Costs one scheduling decision a step, whatever the model would cost."""
     cost = cost or StepCost()
     cache = KVCacheManager(num_blocks, block_size)
-    batcher = DynamicBatcher(cache, max_batch_size, max_batched_tokens, policy=policy, target_itl=target_itl)
+    batcher = DynamicBatcher(
+        cache, max_batch_size, max_batched_tokens, policy=policy, target_itl=target_itl, prefill_share=prefill_share
+    )
     outcome, now, due = Outcome(), 0.0, 0
     last_token: dict[str, float] = {}
     while due < len(arrivals) or batcher.has_work:
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--max-batched-tokens", type=int, default=512)
     parser.add_argument("--num-kv-blocks", type=int, default=8192)
     parser.add_argument("--target-itl", type=float, help="milliseconds")
+    parser.add_argument("--prefill-share", type=float, default=PREFILL_SHARE)
     parser.add_argument("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
     args = parser.parse_args()
     if args.max_batched_tokens < args.max_batch_size:
@@ -243,6 +247,7 @@ def main() -> None:
             max_batched_tokens=args.max_batched_tokens,
             num_blocks=args.num_kv_blocks,
             target_itl=None if args.target_itl is None else args.target_itl / 1000,
+            prefill_share=args.prefill_share,
         )
         line = {
             "policy": policy,

@@ -1,4 +1,4 @@
-"""How many tokens a step may have so that running streams get their next token in time (--target-itl)."""
+"""How many tokens a step may have, so that running streams get their next token in time while prompts are computed."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ import collections
 
 import numpy as np
 
-_REMEMBERED = 32  # steps that the costs are taken from
+_REMEMBERED = 16  # steps of each kind that the costs are taken from
 _LEAST = 16  # prompt tokens that every step may take, so that prompts advance whatever the target is
 _MARGIN = 0.9  # of the target that is planned for
 
 
 class ChunkBudget:
-    """Learns from computed steps what they cost. Without a target, the budget is the limit.
+    """Learns from computed steps what they cost: `base + per_decode * decodes + per_token * prompt tokens`.
 
-    A step is taken to last `base + per_decode * decodes + per_token * prompt tokens`.
+    Steps with prompts and steps without are remembered apart, lest many of one kind make it forget the other.
     """
 
-    def __init__(self, limit: int, target: float | None, least_share: float = 0.0) -> None:
+    def __init__(self, limit: int, target: float = 0.0, share: float = 0.0) -> None:
         """Start with nothing learnt.
 
         Args:
-            limit: tokens of a step, whatever the target.
-            target: seconds of a step; None is none.
-            least_share: of the decodes' time, that prompts are given even if the target is then missed.
+            limit: tokens of a step at most; all that counts where nothing decodes.
+            target: seconds that a step beside decodes should last.
+            share: of the decodes' time that each prompt is given even if the target is then missed.
         """
-        self._limit, self._target, self._least_share = limit, target, least_share
-        self._steps: collections.deque[tuple[int, int, int]] = collections.deque(maxlen=_REMEMBERED)
-        self._seconds: collections.deque[float] = collections.deque(maxlen=_REMEMBERED)
+        self._limit, self._target, self._share = limit, target, share
+        self._steps = [collections.deque[tuple[int, int, int, float]](maxlen=_REMEMBERED) for _ in range(2)]
 
-    def tokens(self, num_decodes: int) -> int:
+    def tokens(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Tokens of the next step at most, its decodes included."""
-        if self._target is None or num_decodes == 0:
+        if num_decodes == 0:
             return self._limit
-        if not any(num_prompt_tokens for _, _, num_prompt_tokens in self._steps):
+        without, with_prompts = self._steps
+        if not with_prompts:
             return min(self._limit, num_decodes + _LEAST)
-        base, per_decode, per_token = fit_costs(np.array(self._steps, dtype=float), np.array(self._seconds))
+        steps = np.array([*without, *with_prompts])
+        base, per_decode, per_token = fit_costs(steps[:, :3], steps[:, 3])
         decodes = base + per_decode * num_decodes
-        room = max(self._target * _MARGIN - decodes, self._least_share * decodes) / max(per_token, 1e-9)
-        return min(self._limit, num_decodes + max(_LEAST, int(room)))
+        room = max(self._target * _MARGIN - decodes, self._share * num_prompts * decodes) / max(per_token, 1e-9)
+        return int(min(self._limit, num_decodes + max(_LEAST, room)))
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in how long a step took."""
-        self._steps.append((1, num_decodes, num_prompt_tokens))
-        self._seconds.append(seconds)
+        self._steps[num_prompt_tokens > 0].append((1, num_decodes, num_prompt_tokens, seconds))
 
 
 def fit_costs(steps: np.ndarray, seconds: np.ndarray) -> list[float]:

@@ -89,6 +89,12 @@ class EngineConfig:
         "milliseconds between the tokens of running streams to aim at: prompts are cut into smaller chunks beside them",
         metavar="MS",
     )
+    prefill_share: float = option(
+        0.8,
+        "without --target-itl: time that a step gives to each prompt at most, as a multiple of what its running "
+        "streams take, so 0.8 lets the time between tokens grow to 1.8 times beside one prompt",
+        metavar="X",
+    )
     block_size: int = option(16, "tokens in one block of the KV cache", at_least=1)
     kv_cache_memory: float | None = option(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85%% on a GPU", metavar="GiB"
@@ -117,6 +123,8 @@ class EngineConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at most {most}")
         if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"--target-itl is {self.target_itl}; it must be more than 0 (milliseconds)")
+        if not self.prefill_share > 0:
+            raise ConfigError(f"--prefill-share is {self.prefill_share}; it must be more than 0")
         if self.kv_cache_memory is not None and self.num_kv_blocks is not None:
             raise ConfigError("--kv-cache-memory and --num-kv-blocks both size the KV cache; give one of them")
         if self.max_batched_tokens is not None and self.max_batched_tokens < self.max_batch_size:

@@ -3,12 +3,13 @@
 Owns every Sequence from `add` to its end and, through KVCacheManager, their blocks. Holds no tensors, no text and no
 clock (callers pass the time in).
 
-A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens (fewer
-where a target for the inter-token latency is set: engine.chunk_budget), and the free blocks. Decoding sequences come
-first, one token each, so running streams never stall behind a prompt. What is left of the budget goes to prompts: first
-those already begun, then waiting ones in the order of the policy (engine.policies; shortest first by default); a prompt
-larger than what is left is cut, and the rest follows in later steps. What the prefix cache holds of a prompt is not
-computed again, and does not count as length.
+A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
+free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. Beside them,
+prompts get no more tokens than keep the step short (engine.chunk_budget): as short as the target for the inter-token
+latency or, where none is set, for each prompt a share of the decodes' own time. Prompts already begun come first, then
+waiting ones in the order of the policy (engine.policies; shortest first by default); a prompt larger than what is left
+is cut, and the rest follows in later steps. What the prefix cache holds of a prompt is not computed again, and does not
+count as length.
 
 A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. One that does
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
 MAX_PASSED = 32  # sequences that may start before one out of turn
+PREFILL_SHARE = 0.8  # of the decodes' time, for prompts beside them
 PACE = 0.04  # seconds that a step should last at most where tenants share
 
 
@@ -106,6 +108,7 @@ class DynamicBatcher:
         *,
         policy: str = "length",
         target_itl: float | None = None,
+        prefill_share: float = PREFILL_SHARE,
     ) -> None:
         """Start empty.
 
@@ -114,7 +117,9 @@ class DynamicBatcher:
             max_batch_size: sequences that run at once.
             max_batched_tokens: tokens of a step; at least max_batch_size.
             policy: a name in engine.policies.POLICIES.
-            target_itl: seconds that a step with decoding sequences should last at most; None is no target.
+            target_itl: seconds that a step with decoding sequences should last at most.
+            prefill_share: without a target, time that a step gives to each prompt at most, as a multiple of what its
+                decodes take; so one prompt hardly disturbs the streams, and many do not queue up.
         """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
@@ -124,8 +129,9 @@ class DynamicBatcher:
         self.num_prompt_tokens = self.num_cached_tokens = 0  # of all sequences that have started
         self.num_steps, self.packing = 0, 0.0
         self._policy = POLICIES[policy]()
-        self._chunk_budget = ChunkBudget(max_batched_tokens, target_itl)
-        self._pace = ChunkBudget(max_batched_tokens, PACE, least_share=0.5)
+        share = {"share": prefill_share} if target_itl is None else {"target": target_itl}
+        self._chunk_budget = ChunkBudget(max_batched_tokens, **share)
+        self._pace = ChunkBudget(max_batched_tokens, target=PACE, share=0.5)
         self._num_arrivals = 0
         self._waiting = WaitingQueue()
         self._running: list[Sequence] = []  # oldest first
@@ -208,10 +214,12 @@ class DynamicBatcher:
             if seq.status is running
         ]
         num_decodes = len(scheduled)
-        can_start = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and not urgent
-        budget = self._prompt_budget(num_decodes, paced=not urgent) if prompts or can_start else 0
+        prompts = [seq for seq in prompts if seq.status is running]
+        can_start = 0 if urgent else min(len(self._waiting), self.max_batch_size - len(self._running))
+        num_prompts = len(prompts) + can_start
+        budget = self._prompt_budget(num_decodes, num_prompts, paced=not urgent) if num_prompts else 0
         for seq in prompts:
-            if seq.status is running and budget > 0:
+            if budget > 0:
                 scheduled.append(_chunk(seq, budget))
                 budget -= scheduled[-1].num_tokens
         if can_start:
@@ -320,9 +328,9 @@ class DynamicBatcher:
         self._running.append(seq)
         return True
 
-    def _prompt_budget(self, num_decodes: int, *, paced: bool) -> int:
+    def _prompt_budget(self, num_decodes: int, num_prompts: int, *, paced: bool) -> int:
         """Prompt tokens of a step at most."""
-        num_tokens = self._chunk_budget.tokens(num_decodes)
+        num_tokens = self._chunk_budget.tokens(num_decodes, num_prompts)
         if paced and self._policy.paces_steps:
             num_tokens = min(num_tokens, self._pace.tokens(num_decodes))
         return num_tokens - num_decodes

@@ -90,6 +90,7 @@ class Engine:
             budget,
             policy=config.policy,
             target_itl=None if config.target_itl is None else config.target_itl / 1000,
+            prefill_share=config.prefill_share,
         )
         info = EngineInfo(
             max_seq_len=min(max_seq_len, num_blocks * config.block_size),
@@ -180,8 +181,9 @@ class Engine:
         """Compute a token or two, so that libraries build their kernels before the first request."""
         params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
         self.add(GenerateRequest("warm-up", [0], params, 1, Terms(time.monotonic())))
-        while self.has_work:
-            self.step()
+        while self.has_work:  # unlike in `step`, nobody learns from how long these take
+            plan = self.batcher.schedule(time.monotonic())
+            self.batcher.update(plan, self._runner.run(plan))
         self._num_requests = 0
         self.batcher.check_idle()
 

@@ -50,6 +50,7 @@ _GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
             "max_batched_tokens",
             "policy",
             "target_itl",
+            "prefill_share",
             "block_size",
             "kv_cache_memory",
             "kv_cache_dtype",

@@ -1,6 +1,7 @@
 """What the simulator says of the policies: on a simulated clock, so these are facts, not timings."""
 
 import json
+import math
 import random
 import statistics
 
@@ -72,13 +73,30 @@ def test_a_shared_prefix_is_computed_once():
 
 def test_a_target_keeps_steps_short_where_they_would_be_long():
     trace = simulate.heavy_tailed(500, rate=6)
-    free, bound = (simulate.simulate(trace, "length", target_itl=target) for target in (None, 0.06))
+    free = simulate.simulate(trace, "length", prefill_share=math.inf)
+    bound = simulate.simulate(trace, "length", target_itl=0.06)
     assert np.percentile(free.itl, 99) > 0.12
     assert np.percentile(bound.itl, 99) < 0.07
 
 
+def test_shares_keep_steps_short_at_the_same_throughput():
+    trace = simulate.heavy_tailed(500, rate=4)
+    free, shared = (simulate.simulate(trace, "length", prefill_share=share) for share in (math.inf, 0.8))
+    assert np.percentile(shared.itl, 99) < 0.5 * np.percentile(free.itl, 99)
+    assert shared.throughput == pytest.approx(free.throughput, rel=0.01)
+
+
+def test_one_long_prompt_makes_a_streams_tokens_at_most_twice_as_slow():
+    """The prompt is computed beside one stream that began before it and ends after it."""
+    stream, prompt = Arrival(0.0, 16, 2000), Arrival(1.0, 4000, 1)
+    outcome = simulate.simulate([stream, prompt], "length")
+    assert max(outcome.itl) < 2 * np.median(outcome.itl)
+    alone = max(simulate.simulate([prompt], "length").ttft)
+    assert max(outcome.ttft) < 2.5 * alone
+
+
 def test_few_blocks_preempt_and_lose_nothing(trace):
-    outcome = simulate.simulate(trace[:200], "length", num_blocks=300)
+    outcome = simulate.simulate(trace[:200], "length", num_blocks=300, prefill_share=math.inf)
     assert outcome.preemptions > 0
     assert outcome.tokens == sum(arrival.output for arrival in trace[:200])
 

@@ -31,6 +31,7 @@ class Simulation:
             budget=max_batch_size + rng.choice([40] if is_flood else [0, 1, 7, 40]),
             policy="fair" if is_flood else rng.choice(list(POLICIES)),
             target_itl=rng.choice([None, None, 0.01]),
+            prefill_share=rng.choice([0.8, 2.0, 1e9]),
             prefix_caching=rng.random() < 0.7,
             max_passed=max_passed,
             look_ahead=look_ahead,

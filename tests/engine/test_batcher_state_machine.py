@@ -33,10 +33,22 @@ class BatcherMachine(RuleBasedStateMachine):
         more_tokens=st.sampled_from([0, 1, 7, 40]),
         policy=st.sampled_from(sorted(POLICIES)),
         target_itl=st.sampled_from([None, 0.01]),
+        prefill_share=st.sampled_from([0.8, 1e9]),
         prefix_caching=st.booleans(),
         constants=st.sampled_from([(32, 8), (1, 8), (2, 1)]),
     )
-    def start(self, num_blocks, block_size, max_batch_size, more_tokens, policy, target_itl, prefix_caching, constants):
+    def start(
+        self,
+        num_blocks,
+        block_size,
+        max_batch_size,
+        more_tokens,
+        policy,
+        target_itl,
+        prefill_share,
+        prefix_caching,
+        constants,
+    ):
         self.watched = WatchedBatcher(
             num_blocks,
             block_size,
@@ -44,6 +56,7 @@ class BatcherMachine(RuleBasedStateMachine):
             max_batch_size + more_tokens,
             policy=policy,
             target_itl=target_itl,
+            prefill_share=prefill_share,
             prefix_caching=prefix_caching,
             max_passed=constants[0],
             look_ahead=constants[1],

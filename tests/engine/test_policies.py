@@ -139,27 +139,52 @@ def test_the_queue_forgets_what_ended_while_it_waited():
     assert len(queue) == 0
 
 
-def test_without_a_target_or_without_decodes_the_budget_is_the_limit():
-    assert ChunkBudget(512, None).tokens(30) == 512
-    assert ChunkBudget(512, 0.05).tokens(0) == 512
+def learn(budget, seconds, num_decodes=8, num_prompts=1, steps=100):
+    """Compute full steps, and every fifth without prompts; prompt tokens that the next one may have."""
+    for i in range(steps):
+        chunk = 0 if i % 5 == 0 else budget.tokens(num_decodes, num_prompts) - num_decodes
+        budget.observe(num_decodes, chunk, seconds(chunk))
+    return budget.tokens(num_decodes, num_prompts) - num_decodes
+
+
+def test_where_nothing_decodes_the_budget_is_the_limit():
+    assert ChunkBudget(512, 0.05).tokens(0) == ChunkBudget(512, share=0.1).tokens(0) == 512
 
 
 @pytest.mark.parametrize("target", [0.02, 0.05, 0.2])
 def test_chunks_settle_where_steps_last_as_long_as_the_target(target):
-    budget = ChunkBudget(512, target)
-    for i in range(100):
-        tokens = budget.tokens(8)
-        chunk = 0 if i % 5 == 0 else tokens - 8
-        seconds = 0.010 + 0.0004 * chunk
-        budget.observe(8, chunk, seconds)
-    assert 0.7 * target <= 0.010 + 0.0004 * (budget.tokens(8) - 8) <= target or budget.tokens(8) == 8 + 16
+    chunk = learn(ChunkBudget(512, target), lambda chunk: 0.010 + 0.0004 * chunk)
+    assert 0.7 * target <= 0.010 + 0.0004 * chunk <= target or chunk == 16
 
 
 def test_prompts_advance_however_small_the_target_is():
-    budget = ChunkBudget(512, 1e-6)
-    for _ in range(20):
-        assert budget.tokens(8) >= 8 + 16
-        budget.observe(8, 16, 0.5)
+    assert learn(ChunkBudget(512, 1e-6), lambda _: 0.5) == 16
+
+
+@pytest.mark.parametrize(("share", "num_prompts"), [(0.8, 1), (0.8, 4), (2, 1)])
+def test_chunks_settle_where_prompts_take_their_share_of_the_decodes_time(share, num_prompts):
+    budget = ChunkBudget(512, share=share)
+    assert learn(budget, lambda chunk: 0.02 + 0.0002 * chunk, num_prompts=num_prompts) == pytest.approx(
+        100 * share * num_prompts, 0.05
+    )
+
+
+def test_the_share_holds_from_the_first_chunk_on_where_prompts_have_been_computed_alone():
+    budget = ChunkBudget(512, share=0.8)
+    budget.observe(0, 512, 0.002 + 512 * 0.0002)
+    for _ in range(100):
+        budget.observe(1, 0, 0.01)
+    assert budget.tokens(1) - 1 == pytest.approx(40, abs=8)
+    for _ in range(100):  # and streams that were computed long ago are not forgotten
+        budget.observe(0, 512, 0.002 + 512 * 0.0002)
+    assert budget.tokens(1) - 1 == pytest.approx(40, abs=8)
+
+
+def test_dearer_tokens_make_smaller_chunks():
+    """As where a long prompt's later chunks attend to all the earlier ones."""
+    budget = ChunkBudget(512, share=0.8)
+    assert learn(budget, lambda chunk: 0.02 + 0.0002 * chunk) == pytest.approx(80, 0.05)
+    assert learn(budget, lambda chunk: 0.02 + 0.0008 * chunk) == pytest.approx(20, 0.1)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])

@@ -40,6 +40,7 @@ class WatchedBatcher:
         *,
         policy: str = "length",
         target_itl: float | None = None,
+        prefill_share: float = 0.8,
         prefix_caching: bool = True,
         max_passed: int = dynamic_batcher.MAX_PASSED,
         look_ahead: int = dynamic_batcher.LOOK_AHEAD,
@@ -56,10 +57,12 @@ class WatchedBatcher:
         self.cache = WatchedCache(num_blocks, block_size, prefix_caching=prefix_caching)
         self.cache.watch = self
         with constants(**self._values):
-            self.batcher = Phased(self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl)
+            self.batcher = Phased(
+                self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl, prefill_share=prefill_share
+            )
         self.batcher.watch = self
-        self._target = ChunkBudget(budget, target_itl)
-        self._pace = ChunkBudget(budget, pace, least_share=0.5)
+        self._target = ChunkBudget(budget, target_itl or 0.0, 0.0 if target_itl else prefill_share)
+        self._pace = ChunkBudget(budget, pace, share=0.5)
         self.now = 0.0
         self.records: list[Record] = []  # in order of arrival
         self.live: dict[tuple[str, int], Record] = {}
@@ -266,7 +269,8 @@ class WatchedBatcher:
         items, scheduled = plan.scheduled, [self._record(item.seq) for item in plan.scheduled]
         assert bool(items) == bool(self.live), "work waits and nothing advances"
         assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
-        assert plan.num_tokens <= self._most_tokens(plan.num_decodes) <= self.budget
+        most = self._most_tokens(plan)
+        assert plan.num_tokens <= most <= self.budget
         left_out = self.fair.left_out()
         begun = [record for record in self.running if record not in self.admitted and record not in left_out]
         decoding = [record for record in begun if record.num_uncomputed == 1]
@@ -289,7 +293,7 @@ class WatchedBatcher:
         is_cut = bool(chunks) and not chunks[-1].samples
         if is_cut or len(prompts) < len(begun):
             assert plan.num_tokens >= min(self.budget, len(decoding) + 16), "prompts hardly advance"
-            assert plan.num_tokens == self._most_tokens(plan.num_decodes), "a prompt is cut without need"
+            assert plan.num_tokens == most, "a prompt is cut without need"
         self.events["chunked"] += is_cut
         self.events["paced"] += is_cut and plan.num_tokens < self.budget
         self.fair.check_lead(plan, self.budget)
@@ -303,7 +307,7 @@ class WatchedBatcher:
         if self.fair.is_shared:  # before, those that start first: in vain, it may be, and again
             may_look += self.num_starts + look_ahead + num_sent_back
         assert len(self.tried) <= may_look, "more were looked at than may be"
-        is_spent = plan.num_tokens == self._most_tokens(plan.num_decodes)
+        is_spent = plan.num_tokens == self._most_tokens(plan)
         if is_spent or self.fair.urgent or len(self.running) == self.max_batch_size:
             return
         for record in self.waiting[: look_ahead + 1]:
@@ -313,9 +317,15 @@ class WatchedBatcher:
             if record.num_passed >= max_passed:
                 break
 
-    def _most_tokens(self, num_decodes: int) -> int:
-        """What a step may have: less than the limit with a target, and at the pace of those who share."""
-        num_tokens = self._target.tokens(num_decodes)
+    def _most_tokens(self, plan: StepPlan) -> int:
+        """What a step may have: less than the limit beside decodes, and at the pace of those who share."""
+        num_decodes, num_started = plan.num_decodes, len(self.admitted)
+        others = self.fair.left_out()
+        num_prompts = sum(r.num_uncomputed > 1 for r in self.running if r not in self.admitted and r not in others)
+        if not self.fair.urgent:
+            num_places = self.max_batch_size - len(self.running) + num_started
+            num_prompts += min(len(self.waiting) + num_started, num_places)
+        num_tokens = self._target.tokens(num_decodes, num_prompts)
         is_paced = self.fair.is_shared and not self.fair.urgent
         return min(num_tokens, self._pace.tokens(num_decodes)) if is_paced else num_tokens
 
