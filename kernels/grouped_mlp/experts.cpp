@@ -124,10 +124,12 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const Item item = ups[i];
             const Expert<A>& expert = experts[item.expert];
             const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
+            const Item after = ups[i + 1 < end ? i + 1 : i];
+            const typename Operands<A>::Weight* next = experts[after.expert].gate_up + 2 * after.panel * in_K * PANEL;
             const int64_t at = item.panel * PANEL, scale_at = 2 * at;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done == 0);
+                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done ? nullptr : next);
                 for (int64_t m = 0; m < M; ++m) {
                     const Grid grid = in_grids[first + m];
                     const v16 g = number(sums + m * BLOCK, expert.gate_up_scales + scale_at, expert.gate_up_totals + scale_at, grid);
@@ -159,10 +161,12 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const Expert<A>& expert = experts[item.expert];
             const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
             const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
+            const Item after = downs[i + 1 < end ? i + 1 : i];
+            const typename Operands<A>::Weight* next = experts[after.expert].down + std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
             const int64_t at = item.panel * PANEL;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums, done == 0);
+                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums, done ? nullptr : next);
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t half = 0; half < 1 + has_right; ++half) {
                         const int64_t column = at + half * PANEL;

@@ -32,10 +32,11 @@ int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const 
         for (int64_t pair = begin; pair < end; ++pair) {
             const A* left = weight + 2 * pair * panel;
             const A* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
+            const A* next = 2 * pair + 3 < num_panels ? left + 2 * panel : left;
             const int64_t first = pair * BLOCK, count = out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums, row == 0);
+                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums, row ? nullptr : next);
                 Y* out = y + row * out_size + first;
                 finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
                 if (count > PANEL) finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL, out_size);

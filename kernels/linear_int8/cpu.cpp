@@ -55,10 +55,11 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
         for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;
             const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
+            const int8_t* next = 2 * pair + 3 < num_panels ? left + 2 * panel : left;
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(quantized + row * K, K, M, left, right, K, sums, row == 0);
+                multiply(quantized + row * K, K, M, left, right, K, sums, row ? nullptr : next);
                 Y* out = y + row * layer.out_size;
                 finish(layer, sums, used + row, M, first, std::min(PANEL, count), out);
                 if (count > PANEL) finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
@@ -88,7 +89,7 @@ int weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
             }
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, numbers, panels > 1 ? numbers + panel : numbers, K, sums, false);
+                multiply(a.rows + row * a.stride, a.stride, M, numbers, panels > 1 ? numbers + panel : numbers, K, sums, nullptr);
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t p = 0; p < panels; ++p) {
                         const int64_t at = first + p * PANEL;

@@ -138,7 +138,36 @@ inline float max(v16 x) {
     return g > h ? g : h;
 }
 
-inline v16 max(v16 a, v16 b) { return a > b ? a : b; }
+// a where it is the larger (smaller), else b, also where one of them is NaN.
+inline v16 max(v16 a, v16 b) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+inline v16 min(v16 a, v16 b) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+// zero + x, x within +-2^22 rounded to whole numbers (halves to even), brought within 0 and 255.
+inline void store_uint8(uint8_t* p, v16 x, int32_t zero) {
+#if defined(__AVX512F__)
+    const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)x), _mm512_set1_epi32(zero));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
+#else
+    typedef uint8_t bytes __attribute__((vector_size(16)));
+    i16x q = __builtin_convertvector((x + 12582912.0f) - 12582912.0f, i16x) + zero;  // 1.5 * 2^23
+    q = q < 0 ? (q & 0) : q;
+    q = q > 255 ? (q & 0) + 255 : q;
+    const bytes out = __builtin_convertvector(q, bytes);
+    std::memcpy(p, &out, sizeof out);
+#endif
+}
 
 // e^x to about 2 units in the last place of fp32 for x <= 0 (Cephes' expf); below -87 it is 0.
 inline v16 exp(v16 x) {
@@ -157,6 +186,32 @@ inline v16 exp(v16 x) {
     const i16x exponent = (__builtin_convertvector(n, i16x) + 127) << 23;
     p = p * (v16)exponent;
     return too_small ? v16{} : p;
+}
+
+// 2^x for x <= 0, to 3e-6 where Precise is false.
+template <bool Precise>
+inline v16 exp2(v16 x) {
+#if defined(__AVX512F__)
+    x = (v16)_mm512_max_ps((__m512)splat(-126.0f), (__m512)x);  // results below the normal numbers are slow; NaN stays
+    const v16 r = (v16)_mm512_reduce_ps((__m512)x, 9);          // x - floor(x)
+    v16 p;
+    if constexpr (Precise) {
+        p = r * 2.1702255e-4f + 1.2439688e-3f;
+        p = p * r + 9.6788406e-3f;
+        p = p * r + 5.5483341e-2f;
+        p = p * r + 2.4022983e-1f;
+        p = p * r + 6.9314700e-1f;
+        p = p * r + 1.0f;
+    } else {
+        p = r * 1.3534168e-2f + 5.2011460e-2f;
+        p = p * r + 2.4144275e-1f;
+        p = p * r + 6.9300383e-1f;
+        p = p * r + 1.0f;
+    }
+    return (v16)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+    return exp(x * 0.69314718056f);
+#endif
 }
 
 }  // namespace native

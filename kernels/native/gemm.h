@@ -76,7 +76,7 @@ inline void multiply_rows(const float* a, int64_t lda, const float* b0, const fl
     }
 }
 
-inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, const float* b1, int64_t K, float* sums, bool) {
+inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, const float* b1, int64_t K, float* sums, const float*) {
 #if defined(__AVX512F__)
     constexpr int MOST = 8;  // rows whose sums fit the registers
 #else
@@ -88,6 +88,9 @@ inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, co
     if (m < M) multiply_rows<1>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
 }
 
+// multiply: sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles.
+// `next` is null unless the panels come from memory: then two panels that will be wanted soon.
+
 #if defined(__AMX_BF16__)
 
 #define NATIVE_TILE_PRODUCT(c, a, b)              \
@@ -96,10 +99,9 @@ inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, co
     else                                          \
         _tile_dpbf16ps(c, a, b)
 
-// sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles. `fresh`
-// says that the panels come from memory, where the processor's own prefetching is too late for tiles.
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool fresh) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
+                     typename Operands<A>::Sum* sums, const typename Operands<A>::Weight* next) {
     const int64_t stride = lda * sizeof(A);
     _tile_zero(0);
     _tile_zero(1);
@@ -108,7 +110,7 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
         _tile_zero(3);
     }
     for (int64_t k = 0; k < K; k += TILE_K<A>) {
-        if (fresh)
+        if (next)  // the processor's own prefetching is too late for tiles
             for (int64_t line = 0; line < 1024; line += 64) {
                 _mm_prefetch((const char*)(b0 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
                 _mm_prefetch((const char*)(b1 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
@@ -139,11 +141,18 @@ inline __m512i add_products(__m512i sum, __m512i a, __m512i b, const uint8_t*) {
 inline __m512 zero(const bf16*) { return _mm512_setzero_ps(); }
 inline __m512i zero(const uint8_t*) { return _mm512_setzero_si512(); }
 
+// In each step `step` bytes from `ahead` on are fetched into the second cache.
 template <int M, typename A>
-inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums) {
+inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
+                          typename Operands<A>::Sum* sums, const char* ahead, int64_t step) {
     decltype(zero(a)) left[M], right[M];
     for (int m = 0; m < M; ++m) left[m] = right[m] = zero(a);
     for (int64_t k = 0; k < K; k += GROUP<A>) {
+        if (step) {
+            _mm_prefetch(ahead, _MM_HINT_T1);
+            if (step > 64) _mm_prefetch(ahead + 64, _MM_HINT_T1);
+            ahead += step;
+        }
         const __m512i p = _mm512_loadu_si512(b0 + k * PANEL), q = _mm512_loadu_si512(b1 + k * PANEL);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
@@ -160,13 +169,20 @@ inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::W
     }
 }
 
+// While some rows are multiplied, their share of the next panels is fetched, so that memory is read all the time.
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
+                     typename Operands<A>::Sum* sums, const typename Operands<A>::Weight* next) {
+    const int64_t row = next ? 2 * K * PANEL * sizeof(*next) / M : 0, steps = K / GROUP<A>;
     int64_t m = 0;
-    for (; m + 8 <= M; m += 8) multiply_rows<8>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
-    if (M - m >= 4) multiply_rows<4>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK), m += 4;
-    if (M - m >= 2) multiply_rows<2>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK), m += 2;
-    if (M - m >= 1) multiply_rows<1>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
+    const auto rows = [&](auto count) {
+        multiply_rows<count>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK, (const char*)next + m * row, (count * row + steps - 1) / steps);
+        m += count;
+    };
+    while (M - m >= 8) rows(std::integral_constant<int, 8>());
+    if (M - m >= 4) rows(std::integral_constant<int, 4>());
+    if (M - m >= 2) rows(std::integral_constant<int, 2>());
+    if (M - m >= 1) rows(std::integral_constant<int, 1>());
 }
 
 #else
@@ -209,7 +225,8 @@ inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_
 }
 
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums, bool) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
+                     const typename Operands<A>::Weight*) {
     constexpr int MOST = sizeof(A) == 1 ? 2 : 4;  // rows whose sums fit the registers
     for (int half = 0; half < 2; ++half) {
         const typename Operands<A>::Weight* b = half ? b1 : b0;
@@ -262,8 +279,8 @@ inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid
         float rest_low = 0, rest_high = 0, rest = 0;
         for (int64_t i = 0; i < whole; i += LANES) {
             const v16 v = load(x + i);
-            low = v < low ? v : low;
-            high = v > high ? v : high;
+            low = min(v, low);
+            high = max(v, high);
             sum += v * 0.0f;
         }
         for (int64_t i = whole; i < size; ++i) {
@@ -282,19 +299,11 @@ inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid
         grid.zero = rest == 0 ? int32_t(__builtin_rintf(-rest_low * (1.0f / grid.scale))) : 0;
     }
     const float inverse = 1.0f / grid.scale;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers, halves to even
     v16 check{};  // NaN if x is not finite: then the row's results must not be
     for (int64_t i = 0; i < whole; i += LANES) {
-        v16 v = load(x + i) * inverse;
+        const v16 v = load(x + i) * inverse;
         check += v * 0.0f;
-        v = v < -1e6f ? splat(-1e6f) : v;
-        v = v > 1e6f ? splat(1e6f) : v;
-        i16x q = __builtin_convertvector((v + magic) - magic, i16x) + grid.zero;
-        q = q < 0 ? (q & 0) : q;
-        q = q > 255 ? (q & 0) + 255 : q;
-        typedef uint8_t b16 __attribute__((vector_size(16)));
-        const b16 bytes = __builtin_convertvector(q, b16);
-        std::memcpy(out + i, &bytes, sizeof bytes);
+        store_uint8(out + i, min(max(v, splat(-1e6f)), splat(1e6f)), grid.zero);
     }
     for (int64_t i = whole; i < size; ++i) {
         float v = load1(x + i) * inverse;

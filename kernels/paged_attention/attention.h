@@ -73,32 +73,6 @@ struct Attention {
     bool in_panels = false;  // how keys and values lie (layout.h)
 };
 
-// 2^x for x <= 0, to 3e-6 where Precise is false.
-template <bool Precise>
-inline v16 exp2(v16 x) {
-#if defined(__AVX512F__)
-    x = (v16)_mm512_max_ps((__m512)splat(-126.0f), (__m512)x);  // results below the normal numbers are slow; NaN stays
-    const v16 r = (v16)_mm512_reduce_ps((__m512)x, 9);          // x - floor(x)
-    v16 p;
-    if constexpr (Precise) {
-        p = r * 2.1702255e-4f + 1.2439688e-3f;
-        p = p * r + 9.6788406e-3f;
-        p = p * r + 5.5483341e-2f;
-        p = p * r + 2.4022983e-1f;
-        p = p * r + 6.9314700e-1f;
-        p = p * r + 1.0f;
-    } else {
-        p = r * 1.3534168e-2f + 5.2011460e-2f;
-        p = p * r + 2.4144275e-1f;
-        p = p * r + 6.9300383e-1f;
-        p = p * r + 1.0f;
-    }
-    return (v16)_mm512_scalef_ps((__m512)p, (__m512)x);
-#else
-    return exp(x * 0.69314718056f);
-#endif
-}
-
 // 16 dwords of a row that holds `dim` values, from value `at` on: 16 floats or 32 bf16; 0 behind the row's end.
 template <typename C, typename O>
 inline u16x dwords(const C* row, int64_t at, int64_t dim, float factor, O) {
