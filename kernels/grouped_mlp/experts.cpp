@@ -5,6 +5,8 @@
 //     down      weighted by the router
 //     combine   each token's K rows summed, in fp32
 //
+// Without a router, tokens are rows: bf16 is read where it lies, and results go straight to where they belong.
+//
 // Work is shared out by panels of experts that have rows; an expert without rows costs nothing, and each panel is read
 // once for every 32 rows of its expert.
 #include "../native/gemm.h"
@@ -98,25 +100,30 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
         for (int32_t panel = 0; panel < inter_panels; ++panel) up_items.push_back({e, panel});
         for (int32_t panel = 0; panel < hidden_panels; panel += 2) down_items.push_back({e, panel});
     }
-    A *const in = in_rows.room(total * in_K), *const inner = inner_rows.room(total * inner_K);
-    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out = out_rows.room(total * out_stride);
+    const bool is_routed = ids, is_whole = !IS_INT8 && !is_routed && in_K == H && total == sizes.num_tokens;
+    A *const gathered = is_whole ? nullptr : in_rows.room(total * in_K), *const inner = inner_rows.room(total * inner_K);
+    const A* const in = is_whole ? reinterpret_cast<const A*>(x) : gathered;
+    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out = is_routed ? out_rows.room(total * out_stride) : nullptr;
     Grid *const in_grids = grids.room(2 * total), *const inner_grids = in_grids + total;
     const Rows& r = rows;
     const std::vector<Item>&ups = up_items, &downs = down_items;
-    parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            if (r.token[row] < 0) continue;
-            const T* from = x + r.token[row] * H;
-            if constexpr (IS_INT8) {
-                const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
-                in_grids[row] = quantize_row(from, H, in_K, in + row * in_K, experts[e].in);
-            } else {
-                std::memcpy(in + row * in_K, from, H * sizeof(A));
-                std::memset(in + row * in_K + H, 0, (in_K - H) * sizeof(A));
-                std::memset(inner + row * inner_K + F, 0, (inner_K - F) * sizeof(A));
+    if (!is_whole || inner_K > F)
+        parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row) {
+                if (r.token[row] < 0) continue;
+                const T* from = x + r.token[row] * H;
+                if constexpr (IS_INT8) {
+                    const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
+                    in_grids[row] = quantize_row(from, H, in_K, gathered + row * in_K, experts[e].in);
+                } else {
+                    if (!is_whole) {
+                        std::memcpy(gathered + row * in_K, from, H * sizeof(A));
+                        std::memset(gathered + row * in_K + H, 0, (in_K - H) * sizeof(A));
+                    }
+                    std::memset(inner + row * inner_K + F, 0, (inner_K - F) * sizeof(A));
+                }
             }
-        }
-    });
+        });
     parallel_spans(ups.size(), 2, [&](int64_t begin, int64_t end) {
         const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
@@ -171,11 +178,17 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                     for (int64_t half = 0; half < 1 + has_right; ++half) {
                         const int64_t column = at + half * PANEL;
                         const v16 value = number(sums + m * BLOCK + half * PANEL, expert.down_scales + column, expert.down_totals + column, inner_grids[first + m]);
-                        store(out + (first + m) * out_stride + column, value * r.weight[first + m]);
+                        if (is_routed) {
+                            store(out + (first + m) * out_stride + column, value * r.weight[first + m]);
+                        } else {
+                            T* to = y + (first + m) * H;
+                            store_to(to, column, H, add ? value + load_from(to, column, H) : value);
+                        }
                     }
             }
         }
     });
+    if (!is_routed) return;
     parallel_spans(sizes.num_tokens, 4, [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {
             const int64_t* of = r.of_pair.data() + token * sizes.top_k;
