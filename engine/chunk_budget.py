@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import collections
+import math
 
 import numpy as np
 
 _REMEMBERED = 16  # steps of each kind that the costs are taken from
-_LEAST = 16  # prompt tokens that every step may take, so that prompts advance whatever the target is
+_LEAST = 4  # prompt tokens that every step may take, so that prompts advance whatever the target is
 _MARGIN = 0.9  # of the target that is planned for
 
 
@@ -23,14 +24,14 @@ class ChunkBudget:
         Args:
             limit: tokens of a step at most; all that counts where nothing decodes.
             target: seconds that a step beside decodes should last.
-            share: of the decodes' time that each prompt is given even if the target is then missed.
+            share: of the decodes' time that each prompt is given even if the target is then missed; inf is no bound.
         """
         self._limit, self._target, self._share = limit, target, share
         self._steps = [collections.deque[tuple[int, int, int, float]](maxlen=_REMEMBERED) for _ in range(2)]
 
     def tokens(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Tokens of the next step at most, its decodes included."""
-        if num_decodes == 0:
+        if num_decodes == 0 or self._share == math.inf:
             return self._limit
         without, with_prompts = self._steps
         if not with_prompts:

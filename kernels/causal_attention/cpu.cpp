@@ -16,7 +16,7 @@ void causal_attention(const T* q, int64_t q_token, int64_t q_head, const T* k, i
                       int64_t v_head, T* out, int64_t num_queries, int64_t context_len, int64_t num_heads, int64_t dim, int64_t value_dim, float scale) {
     const int32_t table = 0;
     const Attention<T> attention{
-        {q, q_token, q_head, dim}, {k, 0, k_head, k_slot, dim, dim}, {v, 0, v_head, v_slot, value_dim, value_dim}, out, &table, 0, context_len, num_heads, num_heads, scale,
+        {q, q_token, q_head, dim}, {k, 0, k_head, k_slot, dim, dim}, {v, 0, v_head, v_slot, value_dim, value_dim}, out, &table, 0, context_len, num_heads, num_heads, scale, context_len,
     };
     std::vector<Task> tasks;
     for (int64_t last = num_queries; last > 0; last -= TOKENS) {  // those that see the most come first

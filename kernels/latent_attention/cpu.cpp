@@ -14,7 +14,7 @@ int latent_attention(const T* q, const C* cache, const float* scales, T* out, co
         {q, num_heads * dim, dim, dim},
         {cache, block_size * dim, 0, dim, dim, scales ? value_dim : dim, scales, 2},
         {cache, block_size * dim, 0, dim, value_dim, value_dim, scales, 2},
-        out, plan->block_tables, plan->table_stride, block_size, num_heads, 1, scale,
+        out, plan->block_tables, plan->table_stride, block_size, num_heads, 1, scale, plan->span,
     };
     run(attention, *plan);
     return 0;

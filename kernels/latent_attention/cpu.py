@@ -9,7 +9,7 @@ from kernels.native import FLOAT, INT, POINTER, address, function
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.cpu import Plan, make_plan
 
-_SPAN = 512  # positions of a decoding sequence, in a task; there is one key head only
+_SPAN = 512  # positions in a task, where there are few tokens; there is one key head only
 _TOKENS = 8  # of a chunk, in a task: each brings as many rows as there are heads
 
 

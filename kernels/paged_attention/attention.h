@@ -6,8 +6,9 @@
 // A cache that lies in panels (layout.h) is only copied, and for a decoding sequence's few rows not even that: the
 // processor reads each of its values once, where it lies.
 //
-// A row's result depends on its sequence alone: tiles begin at multiples of TILE from the task's first position, and what
-// a row may not see weighs exactly 0.
+// A row's result depends on its sequence alone: tiles begin at multiples of TILE, what a row may not see weighs exactly 0,
+// and results are made for spans of positions, then put together in their order, be it by the task that computed them or
+// from tasks for one span each.
 #pragma once
 
 #include "layout.h"
@@ -54,12 +55,12 @@ struct Task {
     int32_t first_token, num_tokens;
     int32_t position;    // of the first token
     int32_t begin, end;  // positions to attend to; a token sees none behind its own
-    int32_t partial;     // where an incomplete result goes; -1: the result is complete
+    int32_t partial;     // where an incomplete result of the first token goes, others after it; -1: results are complete
 };
 
 // A token's row of partial results, to be made one.
 struct Merge {
-    int32_t token, first_partial, num_partials;
+    int32_t token, first_partial, num_partials, step;  // from one to the next
 };
 
 template <typename T, typename C = T>
@@ -70,6 +71,7 @@ struct Attention {
     const int32_t* block_tables;  // [sequences, table_stride]
     int64_t table_stride, block_size, num_heads, num_kv_heads;
     float scale;
+    int64_t span;
     bool in_panels = false;  // how keys and values lie (layout.h)
 };
 
@@ -372,6 +374,20 @@ inline void read_scales(const Cache<C>& cache, const int32_t* table, int64_t blo
     for (int64_t j = count; j < TILE; ++j) scales[j] = 0;
 }
 
+// A row's values before they are divided by their total weight, relative to the highest score (which is an exponent of 2).
+struct Result {
+    float* values;
+    float total = 0, peak = NOTHING;
+
+    __attribute__((noinline)) void add(const float* others, float other_total, float other_peak, int64_t dim) {  // in one way, to the bit
+        if (other_peak == NOTHING) return;
+        const float top = std::max(peak, other_peak), own = std::exp2(peak - top), other = std::exp2(other_peak - top);
+        for (int64_t d = 0; d < dim; d += LANES) store(values + d, load(values + d) * own + load(others + d) * other);
+        total = total * own + other_total * other;
+        peak = top;
+    }
+};
+
 // One task for one key head. The partial result of a row: its values' weighted sum, total weight, highest score.
 template <typename T, typename C>
 void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, float* partials) {
@@ -384,15 +400,18 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
     const bool few = attention.in_panels && task.num_tokens == 1 && num_rows <= FEW_ROWS;
     const float scale = attention.scale * 1.44269504089f;  // exponents are of 2
 
-    char* memory = scratch((held * key_dim + TILE * key_dim + value_dim / 16 * VALUE_PANEL + ROW_BLOCK * row) * sizeof(O) + (held * out_row + ROW_BLOCK * row + 2 * held) * 4);
+    char* memory = scratch((held * key_dim + TILE * key_dim + value_dim / 16 * VALUE_PANEL + ROW_BLOCK * row) * sizeof(O) + (2 * held * out_row + ROW_BLOCK * row + 2 * held) * 4 + held * sizeof(Result));
     O* q = reinterpret_cast<O*>(memory);
     O* key_panels = q + held * key_dim;
     O* value_panels = key_panels + TILE * key_dim;
     O* weights = value_panels + value_dim / 16 * VALUE_PANEL;
     float* out = reinterpret_cast<float*>(weights + ROW_BLOCK * row);
-    float* scores = out + held * out_row;
+    float* sums = out + held * out_row;  // of the spans before
+    float* scores = sums + held * out_row;
     float* peaks = scores + ROW_BLOCK * row;
     float* totals = peaks + held;
+    Result* results = reinterpret_cast<Result*>(totals + held);
+    const bool in_spans = task.begin / attention.span < (task.end - 1) / attention.span;
 
     std::memset(q, 0, held * key_dim * sizeof(O));
     for (int64_t r = 0; r < num_rows; ++r) {
@@ -401,11 +420,22 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
         copy(from, first_dim, attention.q.dim, q + r * key_dim + second_at);
         peaks[r] = NOTHING;
         totals[r] = 0;
+        results[r] = {sums + r * out_row};
     }
     std::memset(out, 0, held * out_row * sizeof(float));
+    if (in_spans) std::memset(sums, 0, held * out_row * sizeof(float));
+    const auto end_span = [&] {
+        for (int64_t r = 0; r < num_rows; ++r) {
+            results[r].add(out + r * out_row, totals[r], peaks[r], value_dim);
+            peaks[r] = NOTHING;
+            totals[r] = 0;
+        }
+        std::memset(out, 0, held * out_row * sizeof(float));
+    };
 
     const int32_t* table = attention.block_tables + task.sequence * attention.table_stride;
     for (int64_t start = task.begin; start < task.end; start += TILE) {
+        if (start > task.begin && start % attention.span == 0) end_span();
         const int64_t count = std::min<int64_t>(TILE, task.end - start), padded = round_up(count, 32);
         alignas(64) float key_scales[TILE], value_scales[TILE], factors[TILE];
         constexpr bool scaled = std::is_same_v<C, int8_t>;
@@ -465,13 +495,15 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
         }
     }
 
+    if (in_spans) end_span();
     for (int64_t r = 0; r < num_rows; ++r) {
         const int64_t head = kv_head * group + r % group;
         if (task.partial < 0) {
             T* to = attention.out + ((task.first_token + r / group) * attention.num_heads + head) * attention.values.dim;
-            for (int64_t d = 0; d < value_dim; d += LANES) store_to(to, d, attention.values.dim, load(out + r * out_row + d) / totals[r]);
+            const float *values = in_spans ? results[r].values : out + r * out_row, total = in_spans ? results[r].total : totals[r];
+            for (int64_t d = 0; d < value_dim; d += LANES) store_to(to, d, attention.values.dim, load(values + d) / total);
         } else {
-            float* to = partials + (task.partial * attention.num_heads + head) * (value_dim + LANES);
+            float* to = partials + ((task.partial + r / group) * attention.num_heads + head) * (value_dim + LANES);
             std::memcpy(to, out + r * out_row, value_dim * sizeof(float));
             to[value_dim] = totals[r];
             to[value_dim + 1] = peaks[r];
@@ -479,20 +511,18 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
     }
 }
 
-// The sum of a head's partial results, each brought to the highest of their peaks.
+// The sum of a head's partial results.
 template <typename T, typename C>
 void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, const float* partials) {
-    const int64_t value_dim = round_up(attention.values.dim, LANES), stride = attention.num_heads * (value_dim + LANES);
-    const float* first = partials + part.first_partial * stride + head * (value_dim + LANES);
-    float peak = NOTHING, total = 0;
-    for (int64_t p = 0; p < part.num_partials; ++p) peak = std::max(first[p * stride + value_dim + 1], peak);
-    for (int64_t p = 0; p < part.num_partials; ++p) total += first[p * stride + value_dim] * std::exp2(first[p * stride + value_dim + 1] - peak);
-    T* to = attention.out + (part.token * attention.num_heads + head) * attention.values.dim;
-    for (int64_t d = 0; d < value_dim; d += LANES) {
-        v16 mixed{};
-        for (int64_t p = 0; p < part.num_partials; ++p) mixed += load(first + p * stride + d) * std::exp2(first[p * stride + value_dim + 1] - peak);
-        store_to(to, d, attention.values.dim, mixed / total);
+    const int64_t value_dim = round_up(attention.values.dim, LANES), size = value_dim + LANES;
+    Result result{reinterpret_cast<float*>(scratch(value_dim * sizeof(float)))};
+    std::memset(result.values, 0, value_dim * sizeof(float));
+    for (int64_t p = 0; p < part.num_partials; ++p) {
+        const float* own = partials + ((part.first_partial + p * part.step) * attention.num_heads + head) * size;
+        result.add(own, own[value_dim], own[value_dim + 1], value_dim);
     }
+    T* to = attention.out + (part.token * attention.num_heads + head) * attention.values.dim;
+    for (int64_t d = 0; d < value_dim; d += LANES) store_to(to, d, attention.values.dim, load(result.values + d) / result.total);
 }
 
 // All tasks, heaviest first as they come; where there are enough of them, a task's heads follow one another.

@@ -14,7 +14,7 @@ int paged_attention(const T* q, int64_t q_stride, const C* k_cache, const C* v_c
         {q, q_stride, dim, dim},
         {k_cache, block_stride, head_stride, dim, dim, dim, k_scales, 1},
         {v_cache, block_stride, head_stride, dim, dim, dim, v_scales, 1},
-        out, plan->block_tables, plan->table_stride, block_size, num_heads, num_kv_heads, scale, lies_in_panels(block_size, dim),
+        out, plan->block_tables, plan->table_stride, block_size, num_heads, num_kv_heads, scale, plan->span, lies_in_panels(block_size, dim),
     };
     run(attention, *plan);
     return 0;

@@ -16,7 +16,7 @@ from kernels.native import FLOAT, INT, POINTER, address, function
 from kernels.paged_attention.batch import AttentionBatch
 
 _TOKENS = 64  # of a chunk, in a task
-_SPAN = 1024  # positions of a decoding sequence, in a task; a multiple of the kernel's tile
+_SPAN = 1024  # positions in a task, where there are few tokens; a multiple of the kernel's tile
 _PACKING = 8  # what a position costs beside its products, in tokens
 
 
@@ -31,6 +31,7 @@ class _Lists(ctypes.Structure):
         ("merges", ctypes.c_void_p),
         ("num_merges", ctypes.c_int64),
         ("num_partials", ctypes.c_int64),
+        ("span", ctypes.c_int64),
     )
 
 
@@ -38,7 +39,7 @@ class Plan:
     """What all layers of a step share, where native functions find it: at `address`."""
 
     def __init__(
-        self, block_tables: torch.Tensor, tasks: torch.Tensor, merges: torch.Tensor, num_partials: int
+        self, block_tables: torch.Tensor, tasks: torch.Tensor, merges: torch.Tensor, num_partials: int, span: int
     ) -> None:
         """All int32.
 
@@ -46,8 +47,9 @@ class Plan:
             block_tables: [sequences, most blocks], the ends unused.
             tasks: [tasks, 7]: sequence, first token of the packed batch, tokens, position of the first, positions from
                 and to, number of the partial result or -1; heaviest first.
-            merges: [merges, 3]: token, first partial result, partial results.
+            merges: [merges, 4]: token, first partial result, partial results, step from one to the next.
             num_partials: of all tasks.
+            span: positions that are summed up by themselves, so that it does not matter which task sums them up.
         """
         self._held = (block_tables, tasks, merges)
         self._lists = _Lists(
@@ -58,6 +60,7 @@ class Plan:
             merges.data_ptr(),
             merges.shape[0],
             num_partials,
+            span,
         )
         self.address = ctypes.addressof(self._lists)
 
@@ -68,30 +71,29 @@ class Plan:
 
 
 def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:
-    """Cut a step into tasks: chunks into groups of `tokens`, decoding sequences into spans of `span` positions."""
+    """Cut a step into tasks: chunks into groups of `tokens`, and what is no more than a group into spans of `span`."""
     used = [-(-context_len // batch.block_size) for context_len in batch.context_lens]
     width = max(used)
     tables = [table[:n] + [0] * (width - n) for table, n in zip(batch.block_tables, used, strict=True)]
     tasks: list[tuple[int, ...]] = []
-    merges: list[tuple[int, int, int]] = []
+    merges: list[tuple[int, ...]] = []
     num_partials = first = 0
     for seq, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
-        if query_len == 1 and context_len > span:
+        start = context_len - query_len
+        if query_len <= tokens and context_len > span:
             begins = range(0, context_len, span)
-            merges.append((first, num_partials, len(begins)))
+            merges += [(first + i, num_partials + i, len(begins), query_len) for i in range(query_len)]
             for begin in begins:
-                end = min(begin + span, context_len)
-                tasks.append((seq, first, 1, context_len - 1, begin, end, num_partials))
-                num_partials += 1
+                tasks.append((seq, first, query_len, start, begin, min(begin + span, context_len), num_partials))
+                num_partials += query_len
         else:
-            start = context_len - query_len
             for i in range(0, query_len, tokens):
                 count = min(tokens, query_len - i)
                 tasks.append((seq, first + i, count, start + i, 0, start + i + count, -1))
         first += query_len
     tasks.sort(key=lambda task: -(task[2] + _PACKING) * (task[5] - task[4]))
-    tables_SB, tasks_N7, merges_M3 = (torch.tensor(rows, dtype=torch.int32) for rows in (tables, tasks, merges))
-    return Plan(tables_SB, tasks_N7, merges_M3, num_partials)
+    tables_SB, tasks_N7, merges_M4 = (torch.tensor(rows, dtype=torch.int32) for rows in (tables, tasks, merges))
+    return Plan(tables_SB, tasks_N7, merges_M4, num_partials, span)
 
 
 class CPUAttention:

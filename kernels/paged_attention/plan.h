@@ -13,6 +13,7 @@ struct Plan {
     const Merge* merges;
     int64_t num_merges;
     int64_t num_partials;
+    int64_t span;  // positions
 };
 
 template <typename T, typename C>

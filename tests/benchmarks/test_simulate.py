@@ -92,7 +92,7 @@ def test_one_long_prompt_makes_a_streams_tokens_at_most_twice_as_slow():
     outcome = simulate.simulate([stream, prompt], "length")
     assert max(outcome.itl) < 2 * np.median(outcome.itl)
     alone = max(simulate.simulate([prompt], "length").ttft)
-    assert max(outcome.ttft) < 2.5 * alone
+    assert max(outcome.ttft) < 2.7 * alone
 
 
 def test_few_blocks_preempt_and_lose_nothing(trace):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
@@ -9,8 +11,9 @@ from tests.engine.sequences import make_sequence
 
 
 def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tokens: int = 64) -> DynamicBatcher:
-    """Without prefix caching, as most of these prompts are all zeros."""
-    return DynamicBatcher(KVCacheManager(num_blocks, block_size, prefix_caching=False), batch, tokens)
+    """Without prefix caching, as most of these prompts are all zeros, and with steps as full as they may be."""
+    cache = KVCacheManager(num_blocks, block_size, prefix_caching=False)
+    return DynamicBatcher(cache, batch, tokens, prefill_share=math.inf)
 
 
 def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:

@@ -58,7 +58,8 @@ def run(engine, **sampling):
     ("model", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "-".join(map(str, case.values()))
 )
 def test_recorded_steps_bring_the_same_tokens(folder, model, options):
-    recorded, plain = (load(folder(model), max_batch_size=8, **options) for _ in range(2))
+    steps_alike = {"max_batch_size": 8, "prefill_share": 1e9}  # whatever they last
+    recorded, plain = (load(folder(model), **steps_alike, **options) for _ in range(2))
     plain._runner._decoder._recorder = None
     plain._runner._decoder._recordings.clear()
     for sampling in ({}, {"temperature": 1.0, "seed": 3}, {}):

@@ -292,7 +292,7 @@ class WatchedBatcher:
         assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
         is_cut = bool(chunks) and not chunks[-1].samples
         if is_cut or len(prompts) < len(begun):
-            assert plan.num_tokens >= min(self.budget, len(decoding) + 16), "prompts hardly advance"
+            assert plan.num_tokens >= min(self.budget, len(decoding) + 4), "prompts hardly advance"
             assert plan.num_tokens == most, "a prompt is cut without need"
         self.events["chunked"] += is_cut
         self.events["paced"] += is_cut and plan.num_tokens < self.budget

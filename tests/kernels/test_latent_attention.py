@@ -96,11 +96,15 @@ def test_a_cache_of_int8_matches_reference(version, dtype, width):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("isa", natives(latent_attention.cpu.CPULatentAttention))
 def test_native_results_are_the_same_to_the_bit_alone_and_in_a_batch(isa, dtype):
-    batch, q, cache = make_case((1, 1, 30), (2600, 70, 300), dtype=dtype)
+    batch, q, cache = make_case((1, 1, 30, 25), (2600, 70, 300, 1034), dtype=dtype)
     out, _ = attend(isa, batch, q, cache)
-    rows = [slice(0, 1), slice(1, 2), slice(2, 32)]
+    rows = [slice(0, 1), slice(1, 2), slice(2, 32), slice(32, 57)]
     for i, own in enumerate(rows):
         assert torch.equal(out[own], attend(isa, batch.only([i]), q[own], cache)[0])
+    for start in range(0, 25, 5):  # in chunks
+        chunk = AttentionBatch([5], [1014 + start], [batch.block_tables[3]], 16, torch.device("cpu"))
+        own = slice(32 + start, 37 + start)
+        assert torch.equal(out[own], attend(isa, chunk, q[own], cache)[0])
 
 
 def test_a_long_chunk_in_slices_matches_reference(monkeypatch):

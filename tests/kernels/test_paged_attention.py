@@ -46,6 +46,7 @@ BATCHES = {
     "chunks with context": ((7, 33, 2), (50, 65, 3)),
     "odd lengths": ((1, 15, 16, 17, 63, 64, 65), (1000, 15, 16, 273, 63, 64, 1065)),
     "longer than a span of a split": ((1, 1, 1, 1, 300), (1024, 1025, 2047, 2600, 300)),
+    "short chunks of long contexts": ((3, 64, 1, 20, 8), (1030, 2100, 1500, 1025, 600)),
     "everything": ((1, 1, 1, 12, 1, 30, 3), (9, 300, 31, 12, 48, 75, 3)),
 }
 
@@ -206,7 +207,7 @@ def test_reference_matches_torch_sequence_by_sequence(lens):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("isa", natives(NativeAttention))
 def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(isa, dtype, threads):
-    query_lens, context_lens = (1, 1, 40, 130), (2600, 70, 40, 400)
+    query_lens, context_lens = (1, 1, 40, 130, 100), (2600, 70, 40, 400, 2070)
     together = make_case(query_lens, context_lens, group=3, dtype=dtype)
     kernel = BACKENDS[isa](dtype)
     out, first = together.run(kernel), 0

@@ -219,12 +219,14 @@ def say(api: Api, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the model say this text, whatever it reads, and then end."""
     script = iter([*api.tokenizer.encode(text), EOS_ID])
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
+    def head(hidden: torch.Tensor) -> torch.Tensor:
         (row,) = torch.full((len(hidden), 258), -10.0)
         row[next(script)] = 10.0
         return row[None]
 
-    monkeypatch.setattr(api.engine._runner._model, "logits", logits)
+    monkeypatch.setattr(api.engine._runner._model, "_head", head)
+    monkeypatch.setattr(api.engine._runner._decoder, "_recorder", None)  # or steps are made again as they were before
+    monkeypatch.setattr(api.engine._runner._decoder, "_recordings", {})
 
 
 @pytest.mark.parametrize("stream", [True, False])
