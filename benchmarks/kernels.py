@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     threads, dtype = devices.set_threads(args.threads), devices.DTYPES[args.dtype]
     with torch.inference_mode():
-        bandwidth, peak = _read_bandwidth(), _peak_flops(dtype)
+        bandwidth, peak = read_bandwidth(), peak_flops(dtype)
         tables = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
         sys.stderr.write(
             f"{native.isa()}, {args.dtype}, {threads} threads: {bandwidth / 1e9:.1f} GB/s read, "
@@ -243,13 +243,14 @@ def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: i
     return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
 
 
-def _read_bandwidth() -> float:
+def read_bandwidth() -> float:
     """Bytes a second of a sum over 512 MB."""
     numbers = torch.ones(64 << 20, dtype=torch.int64)
     return numbers.numel() * 8 / _fastest(numbers.sum)
 
 
-def _peak_flops(dtype: torch.dtype) -> float:
+def peak_flops(dtype: torch.dtype) -> float:
+    """Of a product of large matrices."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     return 2.0 * 2048**3 / _fastest(lambda: a @ b)
 

@@ -1,6 +1,10 @@
 """Tokens per second of the engine alone, without HTTP: random prompts, all there at once, greedy.
 
 python -m benchmarks.offline --batch 32 --input-len 128 --output-len 64
+
+Beside it what the machine could do at best (engine.models.work), for steps with prompts and for those that only decode:
+arithmetic as a share of a large product's rate (MFU; for int8, of twice that rate), and bytes as a share of the rate of
+a sum over a large tensor.
 """
 
 from __future__ import annotations
@@ -12,6 +16,9 @@ import statistics
 import sys
 import time
 
+import torch
+
+from benchmarks.kernels import peak_flops, read_bandwidth
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.protocol import GenerateRequest, SamplingParams, Terms
@@ -24,6 +31,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--kernels", default="auto")
     parser.add_argument("--quantization", default="none", help="as deepseek-serve --quantization")
+    parser.add_argument("--kv-cache-dtype", default="auto", help="as deepseek-serve --kv-cache-dtype")
     parser.add_argument("--batch", type=int, default=32, help="sequences, and max_batch_size (default: %(default)s)")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
@@ -37,15 +45,27 @@ def main() -> None:
         dtype=args.dtype,
         kernels=args.kernels,
         quantization=args.quantization,
+        kv_cache_dtype=args.kv_cache_dtype,
         max_batch_size=args.batch,
     )
     engine = Engine.load(config)
+    peak = peak_flops(getattr(torch, engine.info.dtype)) * (2 if args.quantization == "int8" else 1)
+    bandwidth = read_bandwidth()
     runs = [_run(engine, args.batch, args.input_len, args.output_len, seed) for seed in range(args.repeats)]
     best = sorted(runs, key=lambda run: run["output_tokens_per_second"])[len(runs) // 2]
-    result = {"model": args.model or "default", "dtype": engine.info.dtype, **vars(args), **best}
+    for kind in ("prompt", "decode"):
+        seconds, flops, num_bytes = (best.pop(f"{kind}_{name}") for name in ("seconds", "flops", "bytes"))
+        best[f"{kind}_mfu"], best[f"{kind}_bandwidth_use"] = flops / peak / seconds, num_bytes / bandwidth / seconds
+    machine = {"flops_per_second": peak, "read_bytes_per_second": bandwidth}
+    result = {"model": args.model or "default", "dtype": engine.info.dtype, **machine, **vars(args), **best}
     sys.stderr.write(
         f"{best['output_tokens_per_second']:.0f} output tokens/s; "
         f"median step {best['median_decode_step_ms']:.1f} ms decoding, {best['max_step_ms']:.0f} ms at most\n"
+        + "".join(
+            f"{kind} steps: {best[f'{kind}_mfu']:.0%} of {peak / 1e9:.0f} GFLOP/s, "
+            f"{best[f'{kind}_bandwidth_use']:.0%} of {bandwidth / 1e9:.0f} GB/s\n"
+            for kind in ("prompt", "decode")
+        )
     )
     sys.stdout.write(json.dumps(result) + "\n")
 
@@ -56,20 +76,24 @@ def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int)
     for i in range(batch):
         prompt = [numbers.randrange(engine.info.vocab_size) for _ in range(input_len)]
         engine.add(GenerateRequest(f"bench-{seed}-{i}", prompt, params, 1, Terms(time.monotonic())))
-    steps, decode_steps, num_tokens = [], [], 0
+    observe, plans = engine.batcher.observe, []
+    engine.batcher.observe = lambda plan, seconds: plans.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
+    num_tokens = 0
     start = time.perf_counter()
     while engine.has_work:
-        before = time.perf_counter()
-        outputs = engine.step().outputs
-        steps.append(time.perf_counter() - before)
-        num_tokens += sum(len(output.token_ids) for output in outputs)
-        if len(outputs) == batch:  # every sequence advanced, so none was prefilling
-            decode_steps.append(steps[-1])
+        num_tokens += sum(len(output.token_ids) for output in engine.step().outputs)
     seconds = time.perf_counter() - start
+    engine.batcher.observe = observe  # type: ignore[method-assign]
+    sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "flops", "bytes")}
+    for plan, step_seconds in plans:
+        kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.work(plan)
+        for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
+            sums[f"{kind}_{name}"] += value
     return {
         "output_tokens_per_second": num_tokens / seconds,
-        "median_decode_step_ms": 1e3 * statistics.median(decode_steps),
-        "max_step_ms": 1e3 * max(steps),
+        "median_decode_step_ms": 1e3 * statistics.median(s for plan, s in plans if plan.num_decodes == batch),
+        "max_step_ms": 1e3 * max(step_seconds for _, step_seconds in plans),
+        **sums,
     }
 
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     from engine.config import EngineConfig
+    from engine.dynamic_batcher import StepPlan
     from engine.models.config import ModelConfig
+    from engine.models.work import Work
     from engine.protocol import AbortRequest, EngineStats
 
 logger = logging.getLogger(__name__)
@@ -168,6 +170,10 @@ class Engine:
             outputs += self.batcher.update(plan, result)
             self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
+
+    def work(self, plan: StepPlan) -> Work:
+        """What a step must compute and read at least, to hold its time against."""
+        return self._runner.work(plan)
 
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""

@@ -34,6 +34,7 @@ class KVCachePool:
         scales: tuple[int, ...] | None = None,
     ) -> None:
         self.block_size, self.device = block_size, device
+        self.entry_size = self.bytes_per_block(shapes, 1, 1, dtype, scales)  # of a token in one layer
         self._num_blocks = num_blocks
         self._num_ready = 0  # blocks whose pages are there, but for those of
         self._pending: list[tuple[mmap.mmap, int, int]] = []  # (map, first byte, size)

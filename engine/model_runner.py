@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from engine.dynamic_batcher import SampledToken, ScheduledSequence
     from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
+    from engine.models.work import Work
     from engine.protocol import TokenLogprobs
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
@@ -48,6 +49,15 @@ class ModelRunner:
         rows = torch.tensor(last_rows, device=self._device)
         logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
         return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
+
+    def work(self, plan: StepPlan) -> Work:
+        """What a step must compute and read at least."""
+        return self._model.work(
+            [item.num_tokens for item in plan.scheduled],
+            [item.start + item.num_tokens for item in plan.scheduled],
+            sum(item.samples for item in plan.scheduled),
+            self._kv_pool.entry_size,
+        )
 
     def _sample(self, plan: StepPlan, logits_RV: torch.Tensor) -> list[SampledToken]:
         sampling = [item.seq for item in plan.scheduled if item.samples]

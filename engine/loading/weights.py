@@ -108,6 +108,11 @@ class Weights:
             return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
         return self.as_linear(layer, stored)
 
+    @property
+    def linear_size(self) -> int:
+        """Bytes of a value in most linear layers' weights."""
+        return 1 if self._int8 is not None or self._quantizes("lm_head") else self.dtype.itemsize
+
     def as_linear(self, layer: str, weight_OI: torch.Tensor) -> torch.Tensor | QuantizedWeight:
         """The same of a weight that is there already, such as an embedding that is the head too."""
         if self._quantizes(layer):

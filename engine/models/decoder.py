@@ -18,8 +18,11 @@ from engine.models.layers import MLP, Builder
 from engine.models.mla import MultiHeadLatentAttention
 from engine.models.moe import MixtureOfExperts
 from engine.models.rope import RotaryTable, inverse_frequencies
+from engine.models.work import Work, step_work
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
     from kernels.kv_cache import Cache
@@ -84,7 +87,7 @@ class Decoder:
             max_seq_len: positions to tabulate for RoPE.
         """
         build = Builder(config, weights, kernels)
-        self.config, self.kernels = config, kernels
+        self.config, self.kernels, self._weight_size = config, kernels, weights.linear_size
         self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self._layers = [DecoderLayer(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
@@ -117,6 +120,12 @@ class Decoder:
     def plan(self, batch: AttentionBatch) -> Any:
         """What the attention of all layers shares in a step."""
         return attention_class(self.config).plan(self.config, self.kernels, batch)
+
+    def work(self, query_lens: Sequence[int], context_lens: Sequence[int], num_logits: int, entry_size: float) -> Work:
+        """What a step must compute and read at least (engine.models.work)."""
+        return step_work(
+            self.config, query_lens, context_lens, num_logits, weight_size=self._weight_size, entry_size=entry_size
+        )
 
     def embed(
         self, token_ids_T: torch.Tensor, x_TH: torch.Tensor | None = None, residual_TH: torch.Tensor | None = None
