@@ -74,8 +74,8 @@ class EngineConfig:
     )
     max_batched_tokens: int | None = option(
         None,
-        "tokens computed in one step at most; longer prompts are cut into chunks, so a smaller value makes running "
-        "streams smoother and a larger one prefills faster; default: 512 on a CPU, 8192 on a GPU",
+        "tokens computed in one step at most; longer prompts are cut into chunks, so a smaller value lets "
+        "others start sooner and a larger one prefills faster; default: 512 on a CPU, 8192 on a GPU",
         at_least=1,
     )
     policy: str = option(
@@ -91,8 +91,9 @@ class EngineConfig:
     )
     prefill_share: float = option(
         0.8,
-        "without --target-itl: time that a step gives to each prompt at most, as a multiple of what its running "
-        "streams take, so 0.8 lets the time between tokens grow to 1.8 times beside one prompt",
+        "without --target-itl: time that a step gives to prompts, for each that is begun or could have a place, as a "
+        "multiple of what its running streams take, so 0.8 lets the time between tokens grow to 1.8 times beside one "
+        "prompt; 1e9 is no bound",
         metavar="X",
     )
     block_size: int = option(16, "tokens in one block of the KV cache", at_least=1)

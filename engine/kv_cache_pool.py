@@ -71,7 +71,7 @@ class KVCachePool:
         """Touch a few pages of the blocks behind the first `num_taken`; False if nothing is left to do for now."""
         if not self._pending:
             first, wanted = max(self._num_ready, num_taken), min(num_taken + self._blocks_ahead, self._num_blocks)
-            if first >= wanted:
+            if first >= wanted or not self._maps:
                 return False
             self._num_ready = min(first + self._blocks_at_once, self._num_blocks)
             for memory in self._maps:

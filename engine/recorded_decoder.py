@@ -6,6 +6,7 @@ recording), with what changes, the batch, copied to where the recorded calls loo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,10 @@ class RecordedDecoder:
 
     def __init__(self, model: Decoder, caches: list[tuple[Cache, ...]]) -> None:
         self._model, self._caches = model, caches
-        self._recorder: Recorder | None = Recorder() if model.kernels.name == "native" else None
+        self._recorder: Recorder | None = None
+        if model.kernels.name == "native":
+            with contextlib.suppress(OSError):  # no address space for what is recorded: steps are computed as they come
+                self._recorder = Recorder()
         self._recordings: dict[int, tuple[Recording, torch.Tensor, torch.Tensor, ModelBatch]] = {}
 
     def logits(self, batch: ModelBatch) -> torch.Tensor:

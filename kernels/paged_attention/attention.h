@@ -8,7 +8,7 @@
 //
 // A row's result depends on its sequence alone: tiles begin at multiples of TILE, what a row may not see weighs exactly 0,
 // and results are made for spans of positions, then put together in their order, be it by the task that computed them or
-// from tasks for one span each.
+// from tasks for one span each. To rounding, it also matters whether its token came alone, as decodes do, or in a chunk.
 #pragma once
 
 #include "layout.h"
@@ -380,7 +380,7 @@ struct Result {
     float total = 0, peak = NOTHING;
 
     __attribute__((noinline)) void add(const float* others, float other_total, float other_peak, int64_t dim) {  // in one way, to the bit
-        if (other_peak == NOTHING) return;
+        if (other_total == 0) return;  // nothing seen
         const float top = std::max(peak, other_peak), own = std::exp2(peak - top), other = std::exp2(other_peak - top);
         for (int64_t d = 0; d < dim; d += LANES) store(values + d, load(values + d) * own + load(others + d) * other);
         total = total * own + other_total * other;

@@ -1,8 +1,8 @@
 """Attention in native code on a CPU (cpu.cpp). Contract: kernels.paged_attention.
 
-The plan cuts a step into tasks, each for one thread and key head: a decoding sequence's positions into spans of 1,024,
-whose results are merged; a chunk's tokens into groups of 64. How a sequence is cut depends on its own length alone, so
-its result does not depend on what else is in the batch.
+The plan cuts a step into tasks, each for one thread and key head: positions into spans of 1,024, whose results are
+merged, where a decoding sequence or up to 64 tokens of a chunk read a long context; a longer chunk's tokens into groups
+of 64. A task for many spans sums them up one by one in the same order, so it does not matter how a sequence is cut.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kernels.paged_attention.batch import AttentionBatch
 
 _TOKENS = 64  # of a chunk, in a task
 _SPAN = 1024  # positions in a task, where there are few tokens; a multiple of the kernel's tile
+_PARTIALS = 256  # of a chunk at most: memory for tokens times spans
 _PACKING = 8  # what a position costs beside its products, in tokens
 
 
@@ -80,8 +81,8 @@ def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:
     num_partials = first = 0
     for seq, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
         start = context_len - query_len
-        if query_len <= tokens and context_len > span:
-            begins = range(0, context_len, span)
+        begins = range(0, context_len, span)
+        if len(begins) > 1 and (query_len == 1 or query_len <= min(tokens, _PARTIALS // len(begins))):
             merges += [(first + i, num_partials + i, len(begins), query_len) for i in range(query_len)]
             for begin in begins:
                 tasks.append((seq, first, query_len, start, begin, min(begin + span, context_len), num_partials))
