@@ -7,6 +7,8 @@
 
 #include "common.h"
 
+#include <type_traits>
+
 namespace native {
 
 #if defined(__AVX512BF16__)
@@ -19,6 +21,12 @@ template <typename T> struct Operand { typedef float type; };
 template <> struct Operand<bf16> { typedef Narrow type; };
 
 template <typename T> constexpr int64_t WIDTH = sizeof(float) / sizeof(T);  // W
+
+// Pieces of memory that a product fetches into the second cache on its way, unless it has few rows. AMX leaves no time for it.
+struct Ahead {
+    const char* const* pieces;
+    int64_t num_pieces, size;  // in bytes
+};
 constexpr int64_t ROWS = 16;  // A and C must have memory for a multiple of so many rows
 
 #if defined(__AMX_BF16__)
@@ -75,7 +83,8 @@ inline void tiles(const bf16* a, int64_t lda, const bf16* b, int64_t panel, floa
 }
 
 // K a multiple of 32. The caller's thread holds Tiles.
-inline void product(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add) {
+inline void product(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add,
+                    const Ahead& = {}) {
     for (int64_t m = 0; m < M; m += 32) {
         const bf16* rows = a + m * lda;
         for (int64_t n = 0; n < N; n += 32) {
@@ -129,43 +138,84 @@ inline v16 multiply_add(v16 sum, const bf16* a, u16x b) {
 }
 #endif
 
-// M rows of C by P panels, held in registers.
+// M rows of C by P panels, held in registers; `bytes` from `ahead` on are fetched.
 template <int M, int P, typename T>
-inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add) {
+inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add, const char* ahead, int64_t bytes) {
     v16 sum[M][P];
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) sum[m][p] = add ? load(c + m * ldc + p * LANES) : v16{};
-    for (int64_t k = 0; k < K; k += WIDTH<T>)
+    const int64_t step = (bytes * WIDTH<T> + K - 1) / K;
+    for (int64_t k = 0; k < K; k += WIDTH<T>) {
+        if (bytes) {
+            _mm_prefetch(ahead, _MM_HINT_T1);
+            ahead += step;
+        }
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p) sum[m][p] = multiply_add(sum[m][p], a + m * lda + k, dwords(b + p * panel + k * LANES));
+    }
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) store(c + m * ldc + p * LANES, sum[m][p]);
 }
 
-template <int M, int P, typename T>
-inline void block_row(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t N, int64_t K, bool add) {
-    int64_t n = 0;
-    for (; n + P * LANES <= N; n += P * LANES) block<M, P>(a, lda, b + n / LANES * panel, panel, c + n, ldc, K, add);
-    for (; n < N; n += LANES) block<M, 1>(a, lda, b + n / LANES * panel, panel, c + n, ldc, K, add);
-}
-
 template <typename T>
-inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add) {
+inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add, const Ahead& ahead = {}) {
 #if defined(__AVX512F__)
     constexpr int MOST = 8, PANELS = 2;  // of 32 registers: 16 sums
 #else
     constexpr int MOST = 4, PANELS = 1;  // of 16, two for a v16: 8 sums
 #endif
-    int64_t m = 0;
-    for (; M - m > MOST / 2; m += MOST) block_row<MOST, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
-    for (; M - m > 1; m += MOST / 2) block_row<MOST / 2, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
-    for (; m < M; ++m) block_row<1, PANELS>(a + m * lda, lda, b, panel, c + m * ldc, ldc, N, K, add);
+    constexpr int64_t COLUMNS = PANELS * LANES;
+    const int64_t blocks_a_piece = ahead.num_pieces ? (M / MOST) * (N / COLUMNS) / ahead.num_pieces : 0;
+    int64_t num_blocks = 0, m = 0;
+    const auto rows = [&](auto count) {
+        int64_t n = 0;
+        for (; n + COLUMNS <= N; n += COLUMNS, ++num_blocks) {
+            const int64_t piece = blocks_a_piece ? num_blocks / blocks_a_piece : ahead.num_pieces;
+            const int64_t bytes = piece < ahead.num_pieces ? ahead.size / blocks_a_piece : 0;
+            const char* from = bytes ? ahead.pieces[piece] + num_blocks % blocks_a_piece * bytes : nullptr;
+            block<count, PANELS>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, from, bytes);
+        }
+        for (; n < N; n += LANES) block<count, 1>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, nullptr, 0);
+        m += count;
+    };
+    while (M - m > MOST / 2) rows(std::integral_constant<int, MOST>());
+    while (M - m > 1) rows(std::integral_constant<int, MOST / 2>());
+    if (m < M) rows(std::integral_constant<int, 1>());
 }
 
-// The transpose of 16 rows of 16 values: four times the perfect shuffle of the rows' first half with their second.
-inline void transpose(u16x (&rows)[16]) {
+// The transpose of 16 rows of 16 values.
+#if defined(__AVX512F__)
+inline void transpose(u16x (&rows)[16]) {  // pairs, fours, then quarters of registers; instructions that overwrite no operand
+    __m512i r[16], t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32((__m512i)rows[i], (__m512i)rows[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+        rows[i] = (u16x)_mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        rows[i + 8] = (u16x)_mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+}
+#else
+inline void transpose(u16x (&rows)[16]) {  // four times the perfect shuffle of the rows' first half with their second
     for (int round = 0; round < 4; ++round) {
         u16x next[16];
 #pragma GCC unroll 8
@@ -177,5 +227,6 @@ inline void transpose(u16x (&rows)[16]) {
         for (int i = 0; i < 16; ++i) rows[i] = next[i];
     }
 }
+#endif
 
 }  // namespace native

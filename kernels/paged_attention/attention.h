@@ -124,12 +124,18 @@ template <typename O, typename C>
 inline void pack_keys(const C* const* rows, int64_t padded, int64_t from, int64_t to, const float* factors, O* panels, int64_t at, int64_t size) {
     constexpr int64_t step = 16 * WIDTH<O>;
     for (int64_t j = 0; j < padded; j += 16) {
+        const bool whole = std::is_same_v<C, O> && rows[j + 15] && (to - from) % step == 0, ahead = rows[j + AHEAD + 15];
         for (int64_t d = from; d < to; d += step) {
             u16x x[16];
+            if (ahead)
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; ++i) {
-                fetch(rows, j + i, d);
-                x[i] = rows[j + i] ? dwords(rows[j + i], d, to, factors ? factors[j + i] : 1.0f, O{}) : u16x{};
+                for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[j + AHEAD + i] + d);
+            if (whole) {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i) x[i] = native::dwords(rows[j + i] + d);
+            } else {
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i) x[i] = rows[j + i] ? dwords(rows[j + i], d, to, factors ? factors[j + i] : 1.0f, O{}) : u16x{};
             }
             transpose(x);
             std::memcpy(panels + j * size + (at + d - from) * 16, x, sizeof x);
@@ -167,19 +173,22 @@ inline void interleave(h32 even, h32 odd, bf16* low, bf16* high) {
 }
 inline void pack_values(const bf16* const* rows, int64_t padded, int64_t dim, bf16* panels) {
     for (int64_t j = 0; j < padded; j += 2) {
+        const bool both = rows[j + 1], ahead = rows[j + AHEAD + 1];
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
-            fetch(rows, j, d);
-            fetch(rows, j + 1, d);
+            if (ahead) {
+                __builtin_prefetch(rows[j + AHEAD] + d);
+                __builtin_prefetch(rows[j + AHEAD + 1] + d);
+            }
             h32 even{}, odd{};
-            if (rows[j]) std::memcpy(&even, rows[j] + d, 64);
-            if (rows[j + 1]) std::memcpy(&odd, rows[j + 1] + d, 64);
+            if (both || rows[j]) std::memcpy(&even, rows[j] + d, 64);
+            if (both) std::memcpy(&odd, rows[j + 1] + d, 64);
             interleave(even, odd, panels + d / 16 * VALUE_PANEL + j * 16, panels + (d / 16 + 1) * VALUE_PANEL + j * 16);
         }
         if (d < dim) {
             h32 even{}, odd{};
             if (rows[j]) std::memcpy(&even, rows[j] + d, (dim - d) * sizeof(bf16));
-            if (rows[j + 1]) std::memcpy(&odd, rows[j + 1] + d, (dim - d) * sizeof(bf16));
+            if (both) std::memcpy(&odd, rows[j + 1] + d, (dim - d) * sizeof(bf16));
             interleave(even, odd, panels + d / 16 * VALUE_PANEL + j * 16, dim - d > 16 ? panels + (d / 16 + 1) * VALUE_PANEL + j * 16 : nullptr);
         }
     }
@@ -388,9 +397,38 @@ struct Result {
     }
 };
 
-// One task for one key head. The partial result of a row: its values' weighted sum, total weight, highest score.
+// A task for one key head; none is null.
+struct Job {
+    const Task* task;
+    int64_t kv_head;
+};
+
+// The blocks, where they are made of whole chunks, of a tile's keys, to be fetched while another tile is computed.
+template <typename C>
+struct Blocks {
+    const char* at[TILE / CHUNK];
+    Ahead ahead{at, 0, 0};
+
+    template <typename T>
+    Blocks(const Attention<T, C>& attention, const Job& job, int64_t start) {
+        const Cache<C>& keys = attention.keys;
+        if (!job.task || attention.block_size % CHUNK || keys.slot_stride != keys.dim) return;
+        const int32_t* table = attention.block_tables + job.task->sequence * attention.table_stride;
+        for (int64_t position = start; position < std::min<int64_t>(start + TILE, job.task->end); position += CHUNK) {
+            const int64_t block = table[position / attention.block_size];
+            at[ahead.num_pieces++] = (const char*)(keys.data + block * keys.block_stride + job.kv_head * keys.head_stride + position % attention.block_size * keys.dim);
+        }
+        ahead.size = CHUNK * keys.dim * sizeof(C);
+    }
+};
+
+// One job, `next` being what this thread is likely to compute then. The partial result of a row: its values' weighted sum,
+// total weight, highest score.
 template <typename T, typename C>
-void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, float* partials) {
+void attend(const Attention<T, C>& attention, const Job& job, const Job& next, float* partials) {
+    const Task& task = *job.task;
+    const int64_t kv_head = job.kv_head;
+    const bool another_head = next.task == job.task;
     typedef typename Operand<T>::type O;
     const int64_t group = attention.num_heads / attention.num_kv_heads, num_rows = task.num_tokens * group;
     const int64_t first_dim = attention.keys.first, second_at = round_up(first_dim, 16 * WIDTH<O>);  // the keys' two parts
@@ -474,12 +512,14 @@ void attend(const Attention<T, C>& attention, const Task& task, int64_t kv_head,
             locate(attention.values, table, attention.block_size, kv_head, start, located, rows);
             pack_values(rows, padded, attention.values.dim, value_panels);
         }
+        const bool is_last = start + TILE >= task.end;
+        const Blocks<C> following(attention, is_last ? next : job, is_last && next.task ? next.task->begin : start + TILE);
         for (int64_t first = 0; first < num_rows; first += ROW_BLOCK) {
             const int64_t M = std::min(ROW_BLOCK, num_rows - first);
             const int64_t most = std::min(count, task.position + (first + M - 1) / group + 1 - start);  // seen by the last row
             if (most <= 0) continue;
             const int64_t N = round_up(most, 32);
-            product(q + first * key_dim, key_dim, key_panels, 16 * key_dim, scores, row, M, N, key_dim, false);
+            product(q + first * key_dim, key_dim, key_panels, 16 * key_dim, scores, row, M, N, key_dim, false, first == 0 ? following.ahead : Ahead{});
             for (int64_t m = 0; m < M; ++m) {
                 const int64_t r = first + m;
                 const int64_t visible = std::clamp<int64_t>(task.position + r / group + 1 - start, 0, count);
@@ -529,10 +569,11 @@ void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, co
 template <typename T, typename C>
 void run(const Attention<T, C>& attention, const Task* tasks, int64_t num_tasks, const Merge* merges, int64_t num_merges, float* partials) {
     const int64_t heads = attention.num_kv_heads, together = num_tasks >= 8 * num_threads() ? heads : 1;
+    const auto job = [&](int64_t i) { return i < num_tasks * heads ? Job{tasks + i / heads, i % heads} : Job{nullptr, 0}; };
     parallel(num_tasks * heads / together, [&](int64_t i) {
         const Tiles tiles;
-        const int64_t first = i * together % heads;
-        for (int64_t head = first; head < first + together; ++head) attend(attention, tasks[i * together / heads], head, head + 1 < first + together, partials);
+        const int64_t first = i * together, others = (num_threads() - 1) * together;
+        for (int64_t j = first; j < first + together; ++j) attend(attention, job(j), job(j + 1 < first + together ? j + 1 : j + 1 + others), partials);
     });
     parallel_spans(num_merges * attention.num_heads, 8, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) merge(attention, merges[i / attention.num_heads], i % attention.num_heads, partials);
