@@ -118,8 +118,8 @@ class DynamicBatcher:
             max_batched_tokens: tokens of a step; at least max_batch_size.
             policy: a name in engine.policies.POLICIES.
             target_itl: seconds that a step with decoding sequences should last at most.
-            prefill_share: without a target, time that a step gives to prompts, for each that is begun or could have a place,
-                as a multiple of what its decodes take: one prompt hardly disturbs the streams, and many do not queue up.
+            prefill_share: without a target, time that a step gives to prompts, for each that is begun or could have a
+                place, as a multiple of what its decodes take: one prompt hardly disturbs the streams, many do not queue.
         """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache

@@ -1,4 +1,4 @@
-"""The work of a step against what others count: a checkpoint its weights, torch the products of transformers' models."""
+"""The work of a step against what others count: a checkpoint its weights, torch the products of transformers."""
 
 import pytest
 import torch
