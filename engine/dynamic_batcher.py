@@ -119,7 +119,7 @@ class DynamicBatcher:
             policy: a name in engine.policies.POLICIES.
             target_itl: seconds that a step with decoding sequences should last at most.
             prefill_share: without a target, time that a step gives to prompts, for each that is begun or could have a
-                place, as a multiple of what its decodes take: one prompt hardly disturbs the streams, many do not queue.
+                place, as a multiple of what its decodes take: one prompt hardly disturbs the streams, many get on.
         """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
