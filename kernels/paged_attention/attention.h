@@ -8,7 +8,7 @@
 //
 // A row's result depends on its sequence alone: tiles begin at multiples of TILE, what a row may not see weighs exactly 0,
 // and results are made for spans of positions, then put together in their order, be it by the task that computed them or
-// from tasks for one span each. To rounding, it also matters whether its token came alone, as decodes do, or in a chunk.
+// from tasks for one span each.
 #pragma once
 
 #include "layout.h"
@@ -208,23 +208,24 @@ inline u16x last_operands(const C* line, int64_t count) {
     return count % WIDTH<O> ? x & 0xffffu : x;
 }
 
-// M rows' scores of a chunk of positions. `ahead`: a chunk to fetch, or null.
+// M rows' scores of two chunks of positions, products added in the order of `product`. `ahead`: chunks to fetch, or null.
 template <int M, typename O, typename C>
-inline void score_chunk(const O* q, int64_t q_row, const C* chunk, const C* ahead, int64_t dim, float* scores, int64_t row) {
-    v16 even[M] = {}, odd[M] = {};
-    for (int64_t d = 0; d < dim; d += 2 * WIDTH<O>) {
-        if (ahead) {
-            __builtin_prefetch(ahead + d * CHUNK, 0, 2);
-            __builtin_prefetch(ahead + (d + WIDTH<O>) * CHUNK, 0, 2);
-        }
-        const u16x first = operands<O>(chunk + d * CHUNK), second = operands<O>(chunk + (d + WIDTH<O>) * CHUNK);
+inline void score_chunks(const O* q, int64_t q_row, const C* const (&chunks)[2], const C* const (&ahead)[2], int64_t dim, float* scores, int64_t row) {
+    v16 left[M] = {}, right[M] = {};
+    for (int64_t d = 0; d < dim; d += WIDTH<O>) {
+        for (const C* chunk : ahead)
+            if (chunk) __builtin_prefetch(chunk + d * CHUNK, 0, 2);
+        const u16x first = operands<O>(chunks[0] + d * CHUNK), second = operands<O>(chunks[1] + d * CHUNK);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) {
-            even[m] = multiply_add(even[m], q + m * q_row + d, first);
-            odd[m] = multiply_add(odd[m], q + m * q_row + d + WIDTH<O>, second);
+            left[m] = multiply_add(left[m], q + m * q_row + d, first);
+            right[m] = multiply_add(right[m], q + m * q_row + d, second);
         }
     }
-    for (int m = 0; m < M; ++m) store(scores + m * row, even[m] + odd[m]);
+    for (int m = 0; m < M; ++m) {
+        store(scores + m * row, left[m]);
+        store(scores + m * row + CHUNK, right[m]);
+    }
 }
 
 // Adds to M rows of `out` the values of `count` positions, in 16 P of their dimensions from `at` on.
@@ -488,8 +489,11 @@ void attend(const Attention<T, C>& attention, const Job& job, const Job& next, f
             if (few) {
                 with_rows(num_rows, [&](auto rows) {
                     constexpr int M = rows, P = std::max(1, std::min(4, SUMS / M));
-                    for (int64_t i = 0; i < chunks.num; ++i)
-                        score_chunk<M>(q, key_dim, chunks.keys()[i], chunks.keys()[i + CHUNKS_AHEAD], dim, scores + i * CHUNK, row);
+                    for (int64_t i = 0; i < chunks.num; i += 2) {  // an odd one out is computed twice
+                        const int64_t second = std::min(i + 1, chunks.num - 1);
+                        score_chunks<M>(q, key_dim, {chunks.keys()[i], chunks.keys()[second]}, {chunks.keys()[i + CHUNKS_AHEAD], chunks.keys()[second + CHUNKS_AHEAD]}, dim,
+                                        scores + i * CHUNK, row);
+                    }
                     for (int64_t r = 0; r < M; ++r) {
                         float shrink;
                         weigh(scores + r * row, weights + r * row, count, padded, scale, scaled ? key_scales : nullptr, scaled ? value_scales : nullptr, peaks[r], totals[r], shrink);

@@ -214,7 +214,7 @@ def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(i
     torch.set_num_threads(threads)
     try:
         for table, query_len, context_len in zip(together.batch.block_tables, query_lens, context_lens, strict=True):
-            for start in range(0, query_len, chunk := 17):
+            for start in range(0, query_len, chunk := 13):
                 rows = slice(first + start, first + min(start + chunk, query_len))
                 seen = context_len - query_len + start + (rows.stop - rows.start)
                 batch = AttentionBatch([rows.stop - rows.start], [seen], [table], 16, torch.device("cpu"))
