@@ -92,7 +92,7 @@ class EngineConfig:
     prefill_share: float = option(
         0.8,
         "without --target-itl: time that a step gives to prompts, for each that is begun or could have a place, as a "
-        "multiple of what its running streams take, so 0.8 lets the time between tokens grow to 1.8 times beside one "
+        "multiple of what its running streams take, so 0.8 aims at 1.8 times their time between tokens beside one "
         "prompt; 1e9 is no bound",
         metavar="X",
     )

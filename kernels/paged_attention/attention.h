@@ -398,7 +398,7 @@ struct Result {
     }
 };
 
-// A task for one key head; none is null.
+// A task for one key head; with a null task, none.
 struct Job {
     const Task* task;
     int64_t kv_head;
