@@ -28,6 +28,7 @@ class ChunkBudget:
         """
         self._limit, self._target, self._share = limit, target, share
         self._steps = [collections.deque[tuple[int, int, int, float]](maxlen=_REMEMBERED) for _ in range(2)]
+        self._costs: list[float] | None = None  # as fitted to these steps
 
     def tokens(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Tokens of the next step at most, its decodes included."""
@@ -36,8 +37,10 @@ class ChunkBudget:
         without, with_prompts = self._steps
         if not with_prompts:
             return min(self._limit, num_decodes + _LEAST)
-        steps = np.array([*without, *with_prompts])
-        base, per_decode, per_token = fit_costs(steps[:, :3], steps[:, 3])
+        if self._costs is None:
+            steps = np.array([*without, *with_prompts])
+            self._costs = fit_costs(steps[:, :3], steps[:, 3])
+        base, per_decode, per_token = self._costs
         decodes = base + per_decode * num_decodes
         room = max(self._target * _MARGIN - decodes, self._share * num_prompts * decodes) / max(per_token, 1e-9)
         return int(min(self._limit, num_decodes + max(_LEAST, room)))
@@ -45,6 +48,7 @@ class ChunkBudget:
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in how long a step took."""
         self._steps[num_prompt_tokens > 0].append((1, num_decodes, num_prompt_tokens, seconds))
+        self._costs = None
 
 
 def fit_costs(steps: np.ndarray, seconds: np.ndarray) -> list[float]:

@@ -91,9 +91,8 @@ class EngineConfig:
     )
     prefill_share: float = option(
         0.8,
-        "without --target-itl: time that a step gives to prompts, for each that is begun or could have a place, as a "
-        "multiple of what its running streams take, so 0.8 aims at 1.8 times their time between tokens beside one "
-        "prompt; 1e9 is no bound",
+        "without --target-itl: time that a step gives to each prompt that it computes, as a multiple of what its "
+        "running streams take, so 0.8 aims at 1.8 times their time between tokens beside one prompt; 1e9 is no bound",
         metavar="X",
     )
     block_size: int = option(16, "tokens in one block of the KV cache", at_least=1)

@@ -6,10 +6,10 @@ clock (callers pass the time in).
 A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
 free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. Beside them,
 prompts get no more tokens than keep the step short (engine.chunk_budget): as short as the target for the inter-token
-latency or, where none is set, for each prompt a share of the decodes' own time. Prompts already begun come first, then
-waiting ones in the order of the policy (engine.policies; shortest first by default); a prompt larger than what is left
-is cut, and the rest follows in later steps. What the prefix cache holds of a prompt is not computed again, and does not
-count as length.
+latency or, where none is set, for each prompt a share of the decodes' own time. Prompts already begun come first, in
+the order in which they began, then waiting ones in the order of the policy (engine.policies; shortest first by
+default); each that starts brings its share. A prompt larger than what is left is cut, and the rest follows in later
+steps. What the prefix cache holds of a prompt is not computed again, and does not count as length.
 
 A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. One that does
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
@@ -118,8 +118,8 @@ class DynamicBatcher:
             max_batched_tokens: tokens of a step; at least max_batch_size.
             policy: a name in engine.policies.POLICIES.
             target_itl: seconds that a step with decoding sequences should last at most.
-            prefill_share: without a target, time that a step gives to prompts, for each that is begun or could have a
-                place, as a multiple of what its decodes take: one prompt hardly disturbs the streams, many get on.
+            prefill_share: without a target, time that a step gives to each prompt, as a multiple of what its decodes
+                take: one prompt hardly disturbs the streams, many get on.
         """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
@@ -215,23 +215,21 @@ class DynamicBatcher:
         ]
         num_decodes = len(scheduled)
         prompts = [seq for seq in prompts if seq.status is running]
-        can_start = 0 if urgent else min(len(self._waiting), self.max_batch_size - len(self._running))
-        num_prompts = len(prompts) + can_start
-        budget = self._prompt_budget(num_decodes, num_prompts, paced=not urgent) if num_prompts else 0
+        left = self._limit(num_decodes, len(prompts), paced=not urgent) - num_decodes if prompts else 0
         for seq in prompts:
-            if budget > 0:
-                scheduled.append(_chunk(seq, budget))
-                budget -= scheduled[-1].num_tokens
-        if can_start:
-            budget = self._admit(scheduled, budget, now)
+            if left > 0:
+                scheduled.append(_chunk(seq, left))
+                left -= scheduled[-1].num_tokens
+        if len(self._waiting) and not urgent:
+            left = self._admit(scheduled, num_decodes, len(prompts), now)
         assert scheduled or not self.has_work, "work waits and nothing can advance"
         if self._policy.paces_steps:
             self._policy.served((item.seq, item.num_tokens) for item in scheduled)
         if scheduled:
             self.num_steps += 1
-            is_short = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and budget > 0
+            is_short = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and left > 0
             num_tokens = sum(item.num_tokens for item in scheduled)
-            self.packing += num_tokens / (num_tokens + budget) if is_short else 1.0
+            self.packing += num_tokens / (num_tokens + left) if is_short else 1.0
         return StepPlan(tuple(scheduled), num_decodes)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
@@ -287,10 +285,12 @@ class DynamicBatcher:
             num_cached_tokens=seq.num_cached_tokens if is_first else 0,
         )
 
-    def _admit(self, scheduled: list[ScheduledSequence], budget: int, now: float) -> int:
-        """Start waiting sequences while there is room in the batch and the budget; what is left of the latter."""
+    def _admit(self, scheduled: list[ScheduledSequence], num_decodes: int, num_prompts: int, now: float) -> int:
+        """Start waiting sequences while there is room in the batch and the step; tokens left for one more of them."""
         stepped_over: list[Sequence] = []
-        while budget > 0 and len(self._running) < self.max_batch_size and len(stepped_over) <= LOOK_AHEAD:
+        num_tokens = sum(item.num_tokens for item in scheduled)
+        left = self._limit(num_decodes, num_prompts + 1) - num_tokens
+        while left > 0 and len(self._running) < self.max_batch_size and len(stepped_over) <= LOOK_AHEAD:
             seq = self._waiting.first()
             if seq is None:
                 break
@@ -298,8 +298,10 @@ class DynamicBatcher:
                 self._waiting.pop()
                 for other in stepped_over:
                     other.num_passed += 1
-                scheduled.append(_chunk(seq, budget))
-                budget -= scheduled[-1].num_tokens
+                scheduled.append(_chunk(seq, left))
+                num_tokens += scheduled[-1].num_tokens
+                num_prompts += 1
+                left = self._limit(num_decodes, num_prompts + 1) - num_tokens
                 if any(other.num_passed == MAX_PASSED for other in stepped_over):
                     break
             elif seq.num_passed < MAX_PASSED:
@@ -308,7 +310,7 @@ class DynamicBatcher:
                 break
         for seq in stepped_over:
             self._waiting.push(seq)
-        return budget
+        return left
 
     def _start(self, seq: Sequence, now: float, *, in_turn: bool) -> bool:
         """Run a waiting sequence, if its tokens' blocks are free and each running one can still grow."""
@@ -328,12 +330,12 @@ class DynamicBatcher:
         self._running.append(seq)
         return True
 
-    def _prompt_budget(self, num_decodes: int, num_prompts: int, *, paced: bool) -> int:
-        """Prompt tokens of a step at most."""
+    def _limit(self, num_decodes: int, num_prompts: int, *, paced: bool = True) -> int:
+        """Tokens of a step at most, if it computes so many prompts beside its decodes."""
         num_tokens = self._chunk_budget.tokens(num_decodes, num_prompts)
         if paced and self._policy.paces_steps:
             num_tokens = min(num_tokens, self._pace.tokens(num_decodes))
-        return num_tokens - num_decodes
+        return num_tokens
 
     def _urgent(self) -> list[Sequence]:
         """The running sequences of underserved tenants that have a prompt to compute."""

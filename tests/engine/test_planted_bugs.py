@@ -507,37 +507,41 @@ def urgent_steps_last_while_their_tenants_decode(urgent, batcher):
     return urgent(batcher) or [seq for seq in batcher._running if policy.is_underserved(seq, size)]
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def the_pace_is_ignored(prompt_budget, batcher, *nums, paced):
-    return prompt_budget(batcher, *nums, paced=False)
+@bug(DynamicBatcher, "_limit")
+def the_pace_is_ignored(limit, batcher, *nums, paced=True):
+    return limit(batcher, *nums, paced=False)
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def urgent_steps_are_paced(prompt_budget, batcher, *nums, paced):
-    return prompt_budget(batcher, *nums, paced=True)
+@bug(DynamicBatcher, "_limit")
+def urgent_steps_are_paced(limit, batcher, *nums, paced=True):
+    return limit(batcher, *nums, paced=True)
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def paced_steps_take_no_prompts_beside_decodes(prompt_budget, batcher, *nums, paced):
-    is_stuck = paced and batcher._policy.paces_steps and nums[0] > 0
-    return 0 if is_stuck else prompt_budget(batcher, *nums, paced=paced)
+@bug(DynamicBatcher, "_limit")
+def paced_steps_take_no_prompts_beside_decodes(limit, batcher, num_decodes, num_prompts, *, paced=True):
+    is_stuck = paced and batcher._policy.paces_steps and num_decodes > 0
+    return num_decodes if is_stuck else limit(batcher, num_decodes, num_prompts, paced=paced)
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def prompts_that_wait_do_not_count(prompt_budget, batcher, num_decodes, num_prompts, *, paced):
-    num_begun = sum(seq.num_uncomputed_tokens > 1 for seq in batcher._running)
-    return prompt_budget(batcher, num_decodes, min(num_begun, num_prompts), paced=paced)
+@bug(DynamicBatcher, "_limit")
+def all_prompts_have_one_share(limit, batcher, num_decodes, num_prompts, *, paced=True):
+    return limit(batcher, num_decodes, min(num_prompts, 1), paced=paced)
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def more_prompts_than_places_count(prompt_budget, batcher, num_decodes, num_prompts, *, paced):
-    num_waiting = len(batcher._waiting)
-    return prompt_budget(batcher, num_decodes, num_prompts + num_waiting, paced=paced)
+@bug(DynamicBatcher, "_limit")
+def prompts_that_only_wait_have_shares(limit, batcher, num_decodes, num_prompts, *, paced=True):
+    return limit(batcher, num_decodes, num_prompts + len(batcher._waiting), paced=paced)
 
 
-@bug(DynamicBatcher, "_prompt_budget")
-def prompts_take_what_they_like(prompt_budget, batcher, num_decodes, _, *, paced):
-    return batcher.max_batched_tokens - num_decodes
+@bug(DynamicBatcher, "_limit")
+def prompts_take_what_they_like(limit, batcher, num_decodes, num_prompts, *, paced=True):
+    return batcher.max_batched_tokens
+
+
+@bug(dynamic_batcher.ChunkBudget, "observe")
+def costs_are_learnt_once(observe, budget, *step):
+    if budget._costs is None:
+        observe(budget, *step)
 
 
 @bug(dynamic_batcher.ChunkBudget, "tokens")

@@ -187,6 +187,28 @@ def test_dearer_tokens_make_smaller_chunks():
     assert learn(budget, lambda chunk: 0.02 + 0.0008 * chunk) == pytest.approx(20, 0.1)
 
 
+def test_a_prompt_brings_its_own_share_when_it_starts_and_none_while_it_waits_for_anothers_prefix():
+    batcher = DynamicBatcher(KVCacheManager(400, 4), 8, 64, prefill_share=0.85)
+
+    def chunks(plan):
+        return [(item.seq.request_id, item.num_tokens) for item in plan.scheduled[plan.num_decodes :]]
+
+    def run(steps):
+        for _ in range(steps):
+            plan = batcher.schedule(0)
+            batcher.observe(plan, 0.010 + 0.001 * (plan.num_tokens - plan.num_decodes))
+            batcher.update(plan, result_of(plan))
+        return chunks(plan)
+
+    add(batcher, make_sequence("stream", 1, max_tokens=100))
+    run(2)
+    add(batcher, *(make_sequence("choices", prompt=[7] * 400, index=i) for i in range(4)))
+    assert run(4) == [("choices", 8)]  # the others await its blocks
+    add(batcher, make_sequence("other", prompt=[8] * 100))
+    assert run(1) == [("choices", 8), ("other", 9)]
+    assert run(1) == [("choices", 17)]  # who began first ends first
+
+
 @pytest.mark.parametrize("steps", [0, 1, 4])
 def test_a_deadline_ends_a_sequence_in_every_state(steps):
     batcher = make_batcher(tokens=8)

@@ -269,14 +269,12 @@ class WatchedBatcher:
         items, scheduled = plan.scheduled, [self._record(item.seq) for item in plan.scheduled]
         assert bool(items) == bool(self.live), "work waits and nothing advances"
         assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
-        most = self._most_tokens(plan)
-        assert plan.num_tokens <= most <= self.budget
+        assert plan.num_tokens <= self.budget
         left_out = self.fair.left_out()
         begun = [record for record in self.running if record not in self.admitted and record not in left_out]
         decoding = [record for record in begun if record.num_uncomputed == 1]
         begun = [record for record in begun if record not in decoding]
         assert scheduled[: plan.num_decodes] == decoding, "a decode stalled, or is not first"
-        assert set(self.admitted) <= set(scheduled), "started without being computed"
         assert not set(left_out) & set(scheduled), "computed in a step that is others'"
         for record in self.running:
             if record not in left_out:
@@ -286,16 +284,17 @@ class WatchedBatcher:
             assert item.start == record.num_computed, "computed tokens are not contiguous"
             assert item.num_tokens >= 1
             assert item.samples == (item.start + item.num_tokens == len(record.contexts))
-        chunks = items[plan.num_decodes :]
-        assert all(item.samples for item in chunks[:-1]), "two prompts are cut in one step"
-        prompts = scheduled[len(decoding) :]
-        assert prompts == (begun + self.admitted)[: len(prompts)], "begun prompts come first, oldest first"
-        is_cut = bool(chunks) and not chunks[-1].samples
-        if is_cut or len(prompts) < len(begun):
-            assert plan.num_tokens >= min(self.budget, len(decoding) + 4), "prompts hardly advance"
-            assert plan.num_tokens == most, "a prompt is cut without need"
-        self.events["chunked"] += is_cut
-        self.events["paced"] += is_cut and plan.num_tokens < self.budget
+        chunks, num_tokens = [], len(decoding)
+        for number, record in enumerate(begun + self.admitted, 1):
+            left = self._most_tokens(plan, max(number, len(begun))) - num_tokens
+            assert left > 0 or number <= len(begun), "started without being computed"
+            if left > 0:
+                chunks.append((record.seq, min(record.num_uncomputed, left)))
+                num_tokens += chunks[-1][1]
+                self.events["chunked"] += left < record.num_uncomputed
+                self.events["paced"] += left < record.num_uncomputed and num_tokens < self.budget
+        assert chunks == [(item.seq, item.num_tokens) for item in items[len(decoding) :]], "prompts are cut otherwise"
+        assert chunks or not begun, "prompts do not advance"
         self.fair.check_lead(plan, self.budget)
         self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
 
@@ -307,7 +306,9 @@ class WatchedBatcher:
         if self.fair.is_shared:  # before, those that start first: in vain, it may be, and again
             may_look += self.num_starts + look_ahead + num_sent_back
         assert len(self.tried) <= may_look, "more were looked at than may be"
-        is_spent = plan.num_tokens == self._most_tokens(plan)
+        others = self.fair.left_out()
+        num_prompts = sum(r.num_uncomputed > 1 for r in self.running if r not in self.admitted and r not in others)
+        is_spent = plan.num_tokens >= self._most_tokens(plan, num_prompts + len(self.admitted) + 1)
         if is_spent or self.fair.urgent or len(self.running) == self.max_batch_size:
             return
         for record in self.waiting[: look_ahead + 1]:
@@ -317,17 +318,11 @@ class WatchedBatcher:
             if record.num_passed >= max_passed:
                 break
 
-    def _most_tokens(self, plan: StepPlan) -> int:
-        """What a step may have: less than the limit beside decodes, and at the pace of those who share."""
-        num_decodes, num_started = plan.num_decodes, len(self.admitted)
-        others = self.fair.left_out()
-        num_prompts = sum(r.num_uncomputed > 1 for r in self.running if r not in self.admitted and r not in others)
-        if not self.fair.urgent:
-            num_places = self.max_batch_size - len(self.running) + num_started
-            num_prompts += min(len(self.waiting) + num_started, num_places)
-        num_tokens = self._target.tokens(num_decodes, num_prompts)
+    def _most_tokens(self, plan: StepPlan, num_prompts: int) -> int:
+        """What a step may have with so many prompts: less than the limit beside decodes, or where tenants share."""
+        num_tokens = self._target.tokens(plan.num_decodes, num_prompts)
         is_paced = self.fair.is_shared and not self.fair.urgent
-        return min(num_tokens, self._pace.tokens(num_decodes)) if is_paced else num_tokens
+        return min(num_tokens, self._pace.tokens(plan.num_decodes)) if is_paced else num_tokens
 
     def _awaits(self, record: Record, num_found: int) -> bool:
         """Whether a running sequence is computing the block after the num_found first ones."""
