@@ -106,15 +106,15 @@ def _request(name: str, prompt: list[int], max_tokens: int, **sampling: Any) -> 
 
 def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
     """Every call's log-probabilities [rows, vocab], as the engine computes them from now on."""
-    model, recorded = engine._runner._model, []
-    compute = model.logits
+    decoder, recorded = engine._runner._decoder, []
+    compute = decoder.logits
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        computed = compute(hidden)
+    def logits(mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
+        computed = compute(mixed_RX, residual_RH)
         recorded.append(computed.log_softmax(-1))
         return computed
 
-    model.logits = logits  # type: ignore[method-assign]
+    decoder.logits = logits  # type: ignore[method-assign]
     return recorded
 
 

@@ -27,27 +27,27 @@ class ModelRunner:
 
     def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
         self._model, self._kv_pool, self._device = model, kv_pool, kv_pool.device
-        self._decoder = RecordedDecoder(model, kv_pool.layers)
+        self._decoder = RecordedDecoder(model, kv_pool)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step: fill the cache, sample where sequences reach their last token."""
         if self._model.attention.reads_unwritten_slots:
             self._kv_pool.clear(self._entered_blocks(plan))
-        batch = self._prepare(plan)
+        mixed_TX, residual_TH = self._decoder.mix(self._prepare(plan))
         if plan.num_decodes == len(plan.scheduled):
-            return StepResult(self._sample(plan, self._decoder.logits(batch)), [[] for _ in plan.scheduled])
-        hidden_TH = self._model.forward(batch, self._kv_pool.layers)
+            logits_RV = self._decoder.logits(mixed_TX, residual_TH)
+            return StepResult(self._sample(plan, logits_RV), [[] for _ in plan.scheduled])
         last_rows, prompt_logprobs, first = [], [], 0
         for item in plan.scheduled:
-            prompt_logprobs.append(self._prompt_logprobs(item, hidden_TH[first : first + item.num_tokens]))
+            rows = slice(first, first + item.num_tokens)
+            prompt_logprobs.append(self._prompt_logprobs(item, mixed_TX[rows], residual_TH[rows]))
             first += item.num_tokens
             if item.samples:
                 last_rows.append(first - 1)
         if not last_rows:
             return StepResult([], prompt_logprobs)
-        rows = torch.tensor(last_rows, device=self._device)
-        logits_RV = self._model.logits(hidden_TH.index_select(0, rows))
+        logits_RV = self._decoder.logits(mixed_TX[last_rows], residual_TH[last_rows])
         return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
 
     def work(self, plan: StepPlan) -> Work:
@@ -101,8 +101,10 @@ class ModelRunner:
             attention_plan=self._model.plan(attention),
         )
 
-    def _prompt_logprobs(self, item: ScheduledSequence, hidden_CH: torch.Tensor) -> list[TokenLogprobs]:
-        """Logprobs of the prompt tokens that follow those of a chunk (hidden_CH: [chunk, H]), if not yet collected."""
+    def _prompt_logprobs(
+        self, item: ScheduledSequence, mixed_CX: torch.Tensor, residual_CH: torch.Tensor
+    ) -> list[TokenLogprobs]:
+        """Logprobs of the prompt tokens that follow those of a chunk (its rows of each), if not yet collected."""
         seq = item.seq
         count = seq.sampling.prompt_logprobs
         if count is None:
@@ -112,7 +114,8 @@ class ModelRunner:
         stop = min(item.start + item.num_tokens, seq.num_prompt_tokens - 1)
         for first in range(start, stop, _LOGPROB_ROWS):
             last = min(first + _LOGPROB_ROWS, stop)
-            logits = self._model.logits(hidden_CH[first - item.start : last - item.start])
+            rows = slice(first - item.start, last - item.start)
+            logits = self._decoder.logits(mixed_CX[rows], residual_CH[rows].clone())
             following = seq.token_ids[first + 1 : last + 1]
             reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
         return reports

@@ -1,7 +1,7 @@
-"""The decoder's work in steps where every sequence decodes one token: recorded once for each number of sequences.
+"""The decoder's two parts, recorded when the model is loaded, and made again for each step by one call.
 
-Such a step differs from the one before in its numbers alone, so that it is made again by one call (kernels.native.
-recording), with what changes, the batch, copied to where the recorded calls look for it.
+Steps differ in their numbers alone (kernels.native.recording): what changes, the batch, is copied to where the recorded
+calls look for it. Steps for which the recordings have no room, or that do other things, the model computes as it does.
 """
 
 from __future__ import annotations
@@ -13,47 +13,93 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.models.decoder import ModelBatch
-from kernels.native.recording import Recorder, Recording, UnrecordableError
+from kernels.native.recording import Recorder, UnrecordableError
+from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
+    from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
-    from kernels.kv_cache import Cache
 
 logger = logging.getLogger(__name__)
 
+MOST_ROWS = 512  # tokens of a recorded step at most; what lies between the calls of a larger one costs little of it
+
 
 class RecordedDecoder:
-    """Logits of decoding sequences, as the model's own `decode` computes them."""
+    """A model's `mix` and `logits`; what each returns is valid until its next call."""
 
-    def __init__(self, model: Decoder, caches: list[tuple[Cache, ...]]) -> None:
-        self._model, self._caches = model, caches
-        self._recorder: Recorder | None = None
+    def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
+        """Record them, where the model computes in native code, as filling the pool's caches."""
+        self._model, self._kv_pool = model, kv_pool
+        self._recorded: _Recorded | None = None
         if model.kernels.name == "native":
-            with contextlib.suppress(OSError):  # no address space for what is recorded: steps are computed as they come
-                self._recorder = Recorder()
-        self._recordings: dict[int, tuple[Recording, torch.Tensor, torch.Tensor, ModelBatch]] = {}
-
-    def logits(self, batch: ModelBatch) -> torch.Tensor:
-        """[T, V] in fp32 of a batch of T decoding sequences, valid until the next call; fills the caches."""
-        num_tokens = batch.token_ids_T.shape[0]
-        if (known := self._recordings.get(num_tokens)) is not None:
-            recording, x_TH, residual_TH, place = known
-            self._model.embed(batch.token_ids_T, x_TH, residual_TH)
-            for name in ("cos_TD", "sin_TD", "blocks_T", "offsets_T"):
-                getattr(place, name).copy_(getattr(batch, name))
-            place.attention_plan.become(batch.attention_plan)
-            return recording.replay()
-        x_TH, residual_TH = self._model.embed(batch.token_ids_T)
-        if self._recorder is not None:
             try:
-                recording, logits_TV = self._recorder.record(
-                    lambda: self._model.decode(x_TH, residual_TH, batch, self._caches)
-                )
+                with contextlib.suppress(OSError):  # no address space for what is recorded
+                    self._recorded = _Recorded(model, kv_pool)
             except UnrecordableError as error:
                 logger.debug("steps are not recorded: %s", error)
-                self._recorder = None
-                self._model.embed(batch.token_ids_T, x_TH, residual_TH)  # what there was before the attempt
-            else:
-                self._recordings[num_tokens] = (recording, x_TH, residual_TH, batch)
-                return logits_TV
-        return self._model.decode(x_TH, residual_TH, batch, self._caches)
+
+    def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all tokens, what the last layer's attention brings, [T, X], and the residual stream before it, [T, H]."""
+        if self._recorded is not None and self._recorded.takes(batch):
+            return self._recorded.mix(batch)
+        x_TH, residual_TH = self._model.embed(batch.token_ids_T)
+        return self._model.mix(x_TH, residual_TH, batch, self._kv_pool.layers), residual_TH
+
+    def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] in fp32 of some rows of these, copies or views."""
+        if self._recorded is not None and len(mixed_RX) <= MOST_ROWS:
+            return self._recorded.logits(mixed_RX, residual_RH)
+        return self._model.logits(mixed_RX, residual_RH)
+
+
+class _Recorded:
+    """Both recordings, and the tensors that they read."""
+
+    def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
+        self._model = model
+        any_batch = AttentionBatch([1], [1], [[0]], kv_pool.block_size, kv_pool.device)
+        positions_T = torch.zeros(MOST_ROWS, dtype=torch.int64)
+        cos_TD, sin_TD = model.rotary_table.at(positions_T)
+        self._batch = ModelBatch(
+            token_ids_T=positions_T,
+            cos_TD=cos_TD,
+            sin_TD=sin_TD,
+            blocks_T=torch.empty_like(positions_T),
+            offsets_T=torch.empty_like(positions_T),
+            attention_plan=model.plan(any_batch),
+        )
+        self._x_TH, self._residual_TH = model.embed(self._batch.token_ids_T)
+        recorder = Recorder()
+
+        def mix(num_rows: int) -> torch.Tensor:
+            x_TH, residual_TH = self._x_TH[:num_rows], self._residual_TH[:num_rows]
+            return model.mix(x_TH, residual_TH, self._batch.first(num_rows), kv_pool.layers)
+
+        self._mix = recorder.record(mix, MOST_ROWS)
+        self._mixed_RX = self._mix.result.clone()
+        self._residual_RH = self._residual_TH.clone()
+        self._logits = recorder.record(
+            lambda num_rows: model.logits(self._mixed_RX[:num_rows], self._residual_RH[:num_rows]), MOST_ROWS
+        )
+
+    def takes(self, batch: ModelBatch) -> bool:
+        """Take a batch's attention, if it is one that is recorded."""
+        return len(batch.token_ids_T) <= MOST_ROWS and self._batch.attention_plan.become(batch.attention_plan)
+
+    def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Decoder.embed` and `mix` of a batch that it takes."""
+        num_tokens = len(batch.token_ids_T)
+        place = self._batch.first(num_tokens)
+        residual_TH = self._residual_TH[:num_tokens]
+        self._model.embed(batch.token_ids_T, self._x_TH[:num_tokens], residual_TH)
+        for name in ("cos_TD", "sin_TD", "blocks_T", "offsets_T"):
+            getattr(place, name).copy_(getattr(batch, name))
+        return self._mix.replay(num_tokens), residual_TH
+
+    def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
+        """`Decoder.logits`."""
+        num_rows = len(mixed_RX)
+        self._mixed_RX[:num_rows].copy_(mixed_RX)
+        self._residual_RH[:num_rows].copy_(residual_RH)
+        return self._logits.replay(num_rows)

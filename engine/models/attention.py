@@ -55,12 +55,16 @@ class GroupedQueryAttention:
         """What all layers of a step share."""
         return kernels.attention.plan(batch)
 
-    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
-        """[T, H] -> [T, H]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
+    def mix(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
+        """[T, H] -> [T, N D]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
         q_TND = self._kernels.rotate_and_store(
             qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
         )
         o_TND = self._kernels.attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
-        return self._out(o_TND.reshape(x_TH.shape[0], -1))
+        return o_TND.reshape(x_TH.shape[0], -1)
+
+    def project(self, o_TX: torch.Tensor) -> torch.Tensor:
+        """[T, N D] -> [T, H]."""
+        return self._out(o_TX)

@@ -3,12 +3,15 @@
 What differs between its members is in the parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 on),
 the MLP of a layer is dense or a mixture of experts.
 
-Shapes: T tokens of the step, H hidden, V vocab, R rows that need logits.
+A step is computed in two parts: `mix` fills the caches for all of its tokens, up to what the last layer's attention
+brings; `logits` is the rest, for those tokens alone whose logits are wanted.
+
+Shapes: T tokens of the step, H hidden, X what attention brings of all heads, V vocab, R rows that need logits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +51,11 @@ class ModelBatch:
     offsets_T: torch.Tensor
     attention_plan: Any
 
+    def first(self, num_tokens: int) -> ModelBatch:
+        """Views of its first tokens, with the plan as it is."""
+        names = ("token_ids_T", "cos_TD", "sin_TD", "blocks_T", "offsets_T")
+        return replace(self, **{name: getattr(self, name)[:num_tokens] for name in names})
+
 
 class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -68,10 +76,20 @@ class DecoderLayer:
         self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]
     ) -> torch.Tensor:
         """Adds x_TH, what the layer before brought, to the residual stream in place; returns what this one brings."""
+        return self.finish(self.mix(x_TH, residual_TH, batch, cache), residual_TH)
+
+    def mix(
+        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]
+    ) -> torch.Tensor:
+        """`forward` up to the attention of all heads, [T, X]: all that needs more of a step than a token itself."""
         x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._input_norm, self._eps)
-        x_TH = self._attention.forward(x_TH, batch, cache)
-        x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._post_attention_norm, self._eps)
-        return self._mlp.forward(x_TH)
+        return self._attention.mix(x_TH, batch, cache)
+
+    def finish(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
+        """The rest of `forward`, for any of its rows."""
+        x_RH = self._attention.project(mixed_RX)
+        x_RH = self._kernels.add_rms_norm(x_RH, residual_RH, self._post_attention_norm, self._eps)
+        return self._mlp.forward(x_RH)
 
 
 class Decoder:
@@ -137,28 +155,21 @@ class Decoder:
         torch.index_select(self._embedding_VH, 0, token_ids_T, out=x_TH)
         return x_TH, residual_TH.zero_()
 
-    def forward(self, batch: ModelBatch, caches: list[tuple[Cache, ...]]) -> torch.Tensor:
-        """The step's final hidden states [T, H] in fp32, before the last norm; fills each layer's cache."""
-        x_TH, residual_TH = self.embed(batch.token_ids_T)
-        return residual_TH + self._run_layers(x_TH, residual_TH, batch, caches)
-
-    def _run_layers(
+    def mix(
         self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, caches: list[tuple[Cache, ...]]
     ) -> torch.Tensor:
-        for layer, cache in zip(self._layers, caches, strict=True):
+        """Fill each layer's cache, from what `embed` returned; what the last attention brings, [T, X].
+
+        The residual stream is then that before it, and x_TH used up.
+        """
+        for layer, cache in zip(self._layers[:-1], caches[:-1], strict=True):
             x_TH = layer.forward(x_TH, residual_TH, batch, cache)
-        return x_TH
+        return self._layers[-1].mix(x_TH, residual_TH, batch, caches[-1])
 
-    def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] of chosen rows, fp32."""
-        return self._head(self.kernels.rms_norm(hidden_RH, self._norm, self.config.rms_norm_eps))
-
-    def decode(
-        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, caches: list[tuple[Cache, ...]]
-    ) -> torch.Tensor:
-        """`forward` and `logits` of all rows in one, from what `embed` returned, which it uses up."""
-        x_TH = self._run_layers(x_TH, residual_TH, batch, caches)
-        return self._head(self.kernels.add_rms_norm(x_TH, residual_TH, self._norm, self.config.rms_norm_eps))
+    def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
+        """Logits [R, V] in fp32 of any rows of what `mix` brought; uses up their residual stream."""
+        x_RH = self._layers[-1].finish(mixed_RX, residual_RH)
+        return self._head(self.kernels.add_rms_norm(x_RH, residual_RH, self._norm, self.config.rms_norm_eps))
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:

@@ -72,9 +72,9 @@ class MLAPlan:
     absorbed_rows: torch.Tensor | None
     expanded: list[ExpandedChunk]
 
-    def become(self, other: MLAPlan) -> None:
-        """Hold what another plan holds; both of steps where all sequences decode."""
-        self.absorbed.become(other.absorbed)
+    def become(self, other: MLAPlan) -> bool:
+        """Hold what another plan holds, at the same address; False if one of them has expanded chunks."""
+        return not (self.expanded or other.expanded) and self.absorbed.become(other.absorbed)
 
 
 class MultiHeadLatentAttention:
@@ -163,8 +163,8 @@ class MultiHeadLatentAttention:
         plan = kernels.latent_attention.plan(batch.only(absorbed))
         return MLAPlan(plan, torch.tensor(rows, device=batch.device), expanded)
 
-    def forward(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
-        """[T, H] -> [T, H]; fills `cache`: (latents,) or (latents, index keys), each [blocks, 1, slots, values]."""
+    def mix(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
+        """[T, H] -> [T, N V]; fills `cache`: (latents,) or (latents, index keys), each [blocks, 1, slots, values]."""
         mla, kernels = self._mla, self._kernels
         down = self._down(x_TH)
         q_TQ, latent_TX = down.split([self._q_size, mla.kv_lora_rank + mla.qk_rope_head_dim], dim=1)
@@ -207,7 +207,11 @@ class MultiHeadLatentAttention:
                 latents_BX = take(cache[0], chunk.block_ids, x_TH.dtype, first=mla.kv_lora_rank)
                 latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
                 o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
-        return self._out(o_TNV.reshape(x_TH.shape[0], -1))
+        return o_TNV.reshape(x_TH.shape[0], -1)
+
+    def project(self, o_TX: torch.Tensor) -> torch.Tensor:
+        """[T, N V] -> [T, H]."""
+        return self._out(o_TX)
 
     def _attend_absorbed(
         self,

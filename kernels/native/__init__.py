@@ -75,23 +75,29 @@ def plain_function(name: str, *arguments: type) -> Callable[..., int]:
     bound.argtypes, bound.restype = arguments, ctypes.c_int
 
     def call(*values: Any) -> int:
-        if _note is not None:
-            _note((bound, arguments, values))
+        if _note is not None and _note((bound, arguments, values)):
+            return 0
         return bound(*values)  # type: ignore[no-any-return]
 
     return call
 
 
 Note = tuple[Any, tuple[type, ...], tuple[Any, ...]]  # a function, its argument types, the arguments
-_note: Callable[[Note], None] | None = None
+_note: Callable[[Note], bool] | None = None
 
 
 @contextlib.contextmanager
 def noting(note: Callable[[Note], None]) -> Iterator[None]:
-    """While it lasts, each call of a function by this thread is noted as well (kernels.native.recording)."""
+    """While it lasts, calls of functions by this thread are noted instead of made (kernels.native.recording)."""
     global _note
     owner = threading.get_ident()
-    _note = lambda call: note(call) if threading.get_ident() == owner else None  # noqa: E731
+
+    def take(call: Note) -> bool:
+        if is_own := threading.get_ident() == owner:
+            note(call)
+        return is_own
+
+    _note = take
     try:
         yield
     finally:

@@ -1,18 +1,21 @@
-"""Calls of native functions, recorded while they are made for the first time, and then made again by one call.
+"""Calls of native functions, recorded once, and then made again by one call, for as many rows as wanted.
 
-A step of decoding sequences makes the same calls as the last one of so many sequences did, with the same addresses
-where its memory is the same: between two of them Python and torch cost as much as the smaller ones themselves. So, as
-with CUDA graphs: `record(function)` runs a function whose work is all done by native functions, keeps the calls that it
-makes, and gives it memory for its tensors that no one else takes. `Recording.replay` makes the calls
-again, on whatever the tensors hold that it was given from outside.
+A step makes the same calls as the one before, only for more or fewer tokens: between two of them Python and torch cost
+as much as the smaller ones themselves. So, much as with CUDA graphs: `record(function, most_rows)` runs a function
+whose work is all done by native functions, keeps the calls that it would make instead of making them, and gives it
+memory for its tensors that no one else takes. `Recording.replay(num_rows)` makes the calls, on whatever the tensors
+hold that it was given from outside.
 
-A function that does anything else with its tensors than looking at them in another shape cannot be recorded, and is
-found out: such an operation would be missing in the replay.
+That the number of rows is free comes from recording the function for three of them, with its tensors at the same
+places: an argument that differs must grow by the same with each row. A function that does anything else with its
+tensors than looking at them in another shape cannot be recorded, and is found out: such an operation would be missing
+in the replay.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 import mmap
 import weakref
@@ -41,14 +44,15 @@ class UnrecordableError(RuntimeError):
     """The function does something that a replay would not do."""
 
 
-class _Call(ctypes.Structure):
-    """recording.cpp's Call."""
-
-    _fields_ = (
-        ("function", ctypes.c_void_p),
-        ("words", ctypes.c_int64 * _WORDS),
-        ("numbers", ctypes.c_float * _NUMBERS),
-    )
+_CALL = np.dtype(  # recording.cpp's Call
+    [
+        ("function", np.uint64),
+        ("words", np.int64, _WORDS),
+        ("words_per_row", np.int64, _WORDS),
+        ("numbers", np.float32, _NUMBERS),
+    ]
+)
+_Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 class _Arena:
@@ -59,7 +63,7 @@ class _Arena:
         self._bytes = np.frombuffer(mmap.mmap(-1, _ARENA, flags=flags), dtype=np.uint8)
         self._free = [(0, _ARENA)]  # (first byte, size), by place
 
-    def empty(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         size = max(1, math.prod(shape)) * dtype.itemsize
         size += -size % _ALIGNMENT
         index, (first, room) = next(((i, hole) for i, hole in enumerate(self._free) if hole[1] >= size), (0, (0, 0)))
@@ -80,31 +84,38 @@ class _Arena:
             else:
                 self._free.append((start, room))
 
-    def at(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """What makes a tensor of the same place and shape, which takes no memory."""
+    def place(self, tensor: torch.Tensor) -> int:
+        """Where a tensor begins."""
         first = tensor.data_ptr() - self._bytes.ctypes.data
-        shape, dtype = tensor.shape, tensor.dtype
-        assert tensor.is_contiguous()
         assert 0 <= first < _ARENA, "it lies elsewhere"
-        return lambda: torch.frombuffer(self._bytes, dtype=dtype, count=math.prod(shape), offset=first).view(shape)
+        return first
+
+    def at(self, first: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor at a place, which takes no memory."""
+        return torch.frombuffer(self._bytes, dtype=dtype, count=math.prod(shape), offset=first).view(shape)
 
 
 class _Watch(TorchDispatchMode):
-    """Sees each of torch's operations: new tensors get memory of the arena, and what computes is refused."""
+    """Sees each of torch's operations: new tensors are made by `empty`, and what computes is refused."""
 
-    def __init__(self, arena: _Arena) -> None:
+    def __init__(self, empty: _Empty) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._empty = arena.empty
+        self._empty = empty
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Called by torch: as nothing is compiled here, not to import its compiler, which would take a second."""
+        return False
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         match name := operation.name():
             case "aten::empty.memory_format":
-                return self._empty(*args[0], dtype=kwargs.get("dtype") or torch.get_default_dtype())
+                return self._empty(tuple(args[0]), kwargs.get("dtype") or torch.get_default_dtype())
             case "aten::new_empty":
-                return self._empty(*args[1], dtype=kwargs.get("dtype") or args[0].dtype)
+                return self._empty(tuple(args[1]), kwargs.get("dtype") or args[0].dtype)
             case "aten::empty_like":
-                return self._empty(*args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+                return self._empty(args[0].shape, kwargs.get("dtype") or args[0].dtype)
         if name not in _LOOKS | _LOOKS_OR_COPIES:
             raise UnrecordableError(f"{name} is no native function")
         result = operation(*args, **kwargs)
@@ -114,22 +125,25 @@ class _Watch(TorchDispatchMode):
 
 
 class Recording:
-    """The calls of a function, in order; see `record`."""
+    """The calls of a function, in order; see `Recorder.record`.
 
-    def __init__(self, calls: list[native.Note], result: Callable[[], torch.Tensor]) -> None:
-        self._calls = (_Call * len(calls))()
-        self._result = result
-        for entry, (function, types, args) in zip(self._calls, calls, strict=True):
-            entry.function = ctypes.cast(function, ctypes.c_void_p)
-            words = [arg or 0 for kind, arg in zip(types, args, strict=True) if kind is not native.FLOAT]
-            numbers = [arg for kind, arg in zip(types, args, strict=True) if kind is native.FLOAT]
-            entry.words[: len(words)], entry.numbers[: len(numbers)] = words, numbers
-        self._run = native.plain_function("run_calls", native.POINTER, native.INT)
+    Attributes:
+        result: where the function's result lies, with room for the most rows.
+    """
 
-    def replay(self) -> torch.Tensor:
-        """Make the calls again. The result is valid until the next replay of any recording."""
-        self._run(ctypes.addressof(self._calls), len(self._calls))
-        return self._result()
+    def __init__(self, calls: np.ndarray, result: torch.Tensor) -> None:
+        self.result = result
+        self._calls = calls
+        self._run = native.plain_function("run_calls", native.POINTER, native.INT, native.INT)
+
+    def __len__(self) -> int:
+        """How many calls."""
+        return len(self._calls)
+
+    def replay(self, num_rows: int) -> torch.Tensor:
+        """Make the calls for so many rows; the result, which is valid until the next time."""
+        self._run(self._calls.ctypes.data, len(self._calls), num_rows)
+        return self.result[:num_rows]
 
 
 class Recorder:
@@ -138,16 +152,60 @@ class Recorder:
     def __init__(self) -> None:
         self._arena = _Arena()
 
-    def record(self, function: Callable[[], torch.Tensor]) -> tuple[Recording, torch.Tensor]:
-        """Run a function and record it; also returns its result, valid until the next replay of any recording.
+    def record(self, function: Callable[[int], torch.Tensor], most_rows: int) -> Recording:
+        """Record `function(num_rows)`, whose result has so many rows, for any number from 1 to most_rows (4 or more).
 
-        What it reads from outside must live and stay in its place as long as the recording.
+        What it reads from outside must have room for most_rows, and stay in its place as long as the recording lives.
 
         Raises:
-            UnrecordableError: it computes with other than native functions.
+            UnrecordableError: it computes with other than native functions, or does not do the same for every row.
         """
-        calls: list[native.Note] = []
-        with native.noting(calls.append), _Watch(self._arena):
-            result = function()
-        result_at = self._arena.at(result)
-        return Recording(calls, result_at), result_at()
+        assert most_rows >= 4
+        places: list[int] = []
+
+        def make(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            tensor = self._arena.empty(shape, dtype)
+            places.append(self._arena.place(tensor))
+            return tensor
+
+        calls, result = _note(function, most_rows, make)
+        self._arena.place(result)
+        assert len(result) == most_rows
+
+        def note_again(num_rows: int) -> np.ndarray:
+            free = itertools.chain(places, itertools.repeat(0))
+            return _note(function, num_rows, lambda shape, dtype: self._arena.at(next(free), shape, dtype))[0]
+
+        others = {num_rows: note_again(num_rows) for num_rows in (most_rows - 1, 2)}
+        return Recording(_in_rows({most_rows: calls, **others}), result)
+
+
+def _note(function: Callable[[int], torch.Tensor], num_rows: int, empty: _Empty) -> tuple[np.ndarray, torch.Tensor]:
+    """The calls that a function makes for so many rows, and where its result lies."""
+    notes: list[native.Note] = []
+    with native.noting(notes.append), _Watch(empty):
+        result = function(num_rows)
+    calls = np.zeros(len(notes), _CALL)
+    for call, (called, types, args) in zip(calls, notes, strict=True):
+        words = [arg or 0 for kind, arg in zip(types, args, strict=True) if kind is not native.FLOAT]
+        numbers = [arg for kind, arg in zip(types, args, strict=True) if kind is native.FLOAT]
+        call["function"] = ctypes.cast(called, ctypes.c_void_p).value or 0
+        call["words"][: len(words)], call["numbers"][: len(numbers)] = words, numbers
+    return calls, result
+
+
+def _in_rows(noted: dict[int, np.ndarray]) -> np.ndarray:
+    """Calls for any number of rows, from those for three numbers, of which the first two are neighbours."""
+    (most, calls), (_, fewer), (_, few) = noted.items()
+    if not len(calls) == len(fewer) == len(few):
+        raise UnrecordableError("it makes other calls for fewer rows")
+    per_row = calls["words"] - fewer["words"]
+    calls["words_per_row"] = per_row
+    calls["words"] -= most * per_row
+    for num_rows, others in noted.items():
+        made = calls.copy()
+        made["words"] += num_rows * per_row
+        made["words_per_row"] = 0
+        if others is not calls and not np.array_equal(made, others):
+            raise UnrecordableError("its calls for more rows are others than those for fewer, row by row")
+    return calls

@@ -65,10 +65,11 @@ class Plan:
         )
         self.address = ctypes.addressof(self._lists)
 
-    def become(self, other: Plan) -> None:
-        """Hold what another plan holds, at the same address."""
+    def become(self, other: Plan) -> bool:
+        """Hold what another plan holds, at the same address; True, as it always can."""
         self._held = other._held
         ctypes.pointer(self._lists)[0] = other._lists
+        return True
 
 
 def make_plan(batch: AttentionBatch, tokens: int, span: int) -> Plan:

@@ -87,20 +87,15 @@ def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:
 
 def record_logits(engine: Engine) -> list[torch.Tensor]:
     """The list to which all logits that the model computes from now on are added, [rows, vocab] a call."""
-    runner, recorded = engine._runner, []
+    decoder, recorded = engine._runner._decoder, []
+    compute = decoder.logits
 
-    def watch(owner: Any) -> None:
-        compute = owner.logits
+    def logits(*arguments: Any) -> torch.Tensor:
+        computed = compute(*arguments)
+        recorded.append(computed.clone())  # the sampler changes them in place
+        return computed
 
-        def logits(*arguments: Any) -> torch.Tensor:
-            computed = compute(*arguments)
-            recorded.append(computed.clone())  # the sampler changes them in place
-            return computed
-
-        owner.logits = logits
-
-    watch(runner._model)  # of prompts, and
-    watch(runner._decoder)  # of steps where all sequences decode
+    decoder.logits = logits
     return recorded
 
 

@@ -209,15 +209,15 @@ def test_aborting_one_of_n_leaves_the_others(engine):
 
 def test_a_sequence_whose_logits_are_not_finite_ends_alone(tiny_llama):
     engine = load(tiny_llama)
-    model = engine._runner._model
-    compute = model.logits
+    decoder = engine._runner._decoder
+    compute = decoder.logits
 
-    def logits(hidden: torch.Tensor) -> torch.Tensor:
-        computed = compute(hidden)
+    def logits(*arguments: torch.Tensor) -> torch.Tensor:
+        computed = compute(*arguments)
         computed[0, 3] = float("nan")
         return computed
 
-    model.logits = logits
+    decoder.logits = logits
     first, second = generate(engine, [make_prompt(4), make_prompt(6)], greedy_params(1))
     assert (first.token_ids, first.finish_reason) == ([], "error")
     assert (len(second.token_ids), second.finish_reason) == (1, "length")

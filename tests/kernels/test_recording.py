@@ -31,37 +31,51 @@ def make_layers():
     return run
 
 
-def inputs(num_tokens: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return randn(num_tokens, HIDDEN, dtype=DTYPE, seed=seed), torch.zeros(num_tokens, HIDDEN)
+MOST = 12  # rows of a recording
 
 
-def test_a_replay_computes_anew_from_what_lies_in_the_inputs(layers):
-    x, residual = inputs(5, seed=1)
-    recording, first = Recorder().record(lambda: layers(x, residual))
-    assert torch.equal(first, layers(*inputs(5, seed=1)))
-    for seed in (2, 3):
-        x.copy_(inputs(5, seed)[0])
-        residual.zero_()
-        expected_residual = torch.zeros(5, HIDDEN)
-        expected = layers(x.clone(), expected_residual)
-        assert torch.equal(recording.replay(), expected)
-        assert torch.equal(residual, expected_residual)
+class Recorded:
+    """Those layers, recorded, with the tensors that they read."""
+
+    def __init__(self, layers, recorder):
+        self.x, self.residual = torch.empty(MOST, HIDDEN, dtype=DTYPE), torch.empty(MOST, HIDDEN)
+        self.recording = recorder.record(lambda n: layers(self.x[:n], self.residual[:n]), MOST)
+        self._layers = layers
+
+    def check(self, num_rows, seed):
+        """A replay brings what the layers bring."""
+        x, residual = randn(num_rows, HIDDEN, dtype=DTYPE, seed=seed), torch.zeros(num_rows, HIDDEN)
+        self.x[:num_rows], self.residual[:num_rows] = x, residual
+        assert torch.equal(self.recording.replay(num_rows), self._layers(x, residual))
+        assert torch.equal(self.residual[:num_rows], residual)
 
 
-def test_recordings_of_one_recorder_share_memory_and_do_not_spoil_each_other(layers):
-    recorder, recordings = Recorder(), {}
-    for num_tokens in (40, 1, 7):
-        x, residual = inputs(num_tokens, seed=num_tokens)
-        recordings[num_tokens] = (recorder.record(lambda x=x, residual=residual: layers(x, residual))[0], x, residual)
+def test_a_replay_computes_anew_from_what_lies_in_the_inputs_for_any_number_of_rows(layers):
+    recorded = Recorded(layers, Recorder())
+    for seed, num_rows in enumerate((5, MOST, 1, MOST - 1, 2, 5)):
+        recorded.check(num_rows, seed)
+
+
+def test_recording_makes_no_call(layers):
+    nothing = torch.full((MOST, HIDDEN), 7.0, dtype=DTYPE)
+    residual = torch.full((MOST, HIDDEN), 7.0)
+    Recorder().record(lambda n: layers(nothing[:n], residual[:n]), MOST)
+    assert (residual == 7).all()
+
+
+def test_recordings_of_one_recorder_share_memory_and_leave_each_others_results(layers):
+    recorder = Recorder()
+    first, second = Recorded(layers, recorder), Recorded(layers, recorder)
+    first.check(MOST, 1)
+    result = first.recording.replay(3)
+    expected = result.clone()
+    second.check(MOST, 2)
+    assert torch.equal(result, expected)
+    garbage = torch.full((1000, HIDDEN), float("nan"))  # others' memory comes and goes
+    first.check(5, 3)
+    del first, second, result, garbage
     gc.collect()
     assert len(recorder._arena._free) == 1, "memory of tensors that are gone was not given back"
-    for num_tokens in (7, 40, 1, 40):
-        recording, x, residual = recordings[num_tokens]
-        x.copy_(inputs(num_tokens, seed=9)[0])
-        residual.zero_()
-        garbage = torch.full((1000, HIDDEN), float("nan"))  # others' memory comes and goes
-        assert torch.equal(recording.replay(), layers(*inputs(num_tokens, seed=9)))
-        del garbage
 
 
 @pytest.mark.parametrize(
@@ -81,27 +95,32 @@ def test_recordings_of_one_recorder_share_memory_and_do_not_spoil_each_other(lay
 @pytest.mark.parametrize("inference", [False, True], ids=["plain", "inference mode"])
 def test_what_torch_computes_is_found_out(layers, spoil, inference):
     with torch.inference_mode(inference):
-        check_is_found_out(layers, spoil)
+        recorder = Recorder()
+        with pytest.raises(UnrecordableError, match="aten::"):
+            Recorded(lambda x, residual: layers(spoil(layers(x, residual)), residual), recorder)
+        Recorded(layers, recorder).check(5, 1)  # and spoils nothing
 
 
-def check_is_found_out(layers, spoil):
-    x, residual = inputs(5, seed=1)
-    recorder = Recorder()
-    with pytest.raises(UnrecordableError, match="aten::"):
-        recorder.record(lambda: layers(spoil(layers(x, residual)), residual))
-    x, residual = inputs(5, seed=1)
-    _, first = recorder.record(lambda: layers(x, residual))  # and spoils nothing
-    assert torch.equal(first, layers(*inputs(5, seed=1)))
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda layers, x, residual: layers(x[: len(x) // 2 * 2], residual), "row by row"),
+        (lambda layers, x, residual: x if len(x) < 3 else layers(x, residual), "other calls for fewer rows"),
+        (lambda layers, x, residual: layers(layers(x, residual) if len(x) == MOST else x, residual), "other calls"),
+    ],
+    ids=["pairs", "few", "most"],
+)
+def test_what_depends_otherwise_on_the_number_of_rows_is_found_out(layers, spoil, message):
+    with pytest.raises(UnrecordableError, match=message):
+        Recorded(lambda x, residual: spoil(layers, x, residual), Recorder())
 
 
 def test_too_large_a_tensor_is_an_error_that_names_its_size(layers):
     with pytest.raises(UnrecordableError, match="no memory for a tensor of 4294967296 bytes"):
-        Recorder().record(lambda: torch.empty(1 << 32, dtype=torch.uint8))
+        Recorder().record(lambda n: torch.empty(n << 30, dtype=torch.uint8), 4)
 
 
 def test_nothing_is_noted_outside(layers):
-    x, residual = inputs(3, seed=1)
-    recording, _ = Recorder().record(lambda: layers(x, residual))
-    count = len(recording._calls)
-    layers(*inputs(3, seed=2))
-    assert len(recording._calls) == count == 6 * 4
+    recorded = Recorded(layers, Recorder())
+    layers(torch.zeros(3, HIDDEN, dtype=DTYPE), torch.zeros(3, HIDDEN))
+    assert len(recorded.recording) == 6 * 4

@@ -225,8 +225,7 @@ def say(api: Api, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return row[None]
 
     monkeypatch.setattr(api.engine._runner._model, "_head", head)
-    monkeypatch.setattr(api.engine._runner._decoder, "_recorder", None)  # or steps are made again as they were before
-    monkeypatch.setattr(api.engine._runner._decoder, "_recordings", {})
+    monkeypatch.setattr(api.engine._runner._decoder, "_recorded", None)  # which would go on as it was made
 
 
 @pytest.mark.parametrize("stream", [True, False])
