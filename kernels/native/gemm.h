@@ -145,7 +145,8 @@ inline __m512i zero(const uint8_t*) { return _mm512_setzero_si512(); }
 template <int M, typename A>
 inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
                           typename Operands<A>::Sum* sums, const char* ahead, int64_t step) {
-    decltype(zero(a)) left[M], right[M];
+    decltype(zero(a)) left[M], right[M];  // in registers, if all loops over rows are unrolled
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) left[m] = right[m] = zero(a);
     for (int64_t k = 0; k < K; k += GROUP<A>) {
         if (step) {
@@ -163,9 +164,10 @@ inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::W
             right[m] = add_products(right[m], x, q, a);
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-        std::memcpy(sums + m * BLOCK, &left[m], 64);
-        std::memcpy(sums + m * BLOCK + PANEL, &right[m], 64);
+        _mm512_storeu_si512(sums + m * BLOCK, (__m512i)left[m]);
+        _mm512_storeu_si512(sums + m * BLOCK + PANEL, (__m512i)right[m]);
     }
 }
 
@@ -173,6 +175,7 @@ inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::W
 template <typename A>
 inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
                      typename Operands<A>::Sum* sums, const typename Operands<A>::Weight* next) {
+    if (M % 4 == 3) ++M;  // one row more costs less than a part of one row, which waits for its own sums
     const int64_t row = next ? 2 * K * PANEL * sizeof(*next) / M : 0, steps = K / GROUP<A>;
     int64_t m = 0;
     const auto rows = [&](auto count) {
@@ -228,6 +231,7 @@ template <typename A>
 inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
                      const typename Operands<A>::Weight*) {
     constexpr int MOST = sizeof(A) == 1 ? 2 : 4;  // rows whose sums fit the registers
+    if (M % MOST > 1) M = round_up(M, MOST);      // as they take less time than one after another
     for (int half = 0; half < 2; ++half) {
         const typename Operands<A>::Weight* b = half ? b1 : b0;
         typename Operands<A>::Sum* to = sums + half * PANEL;
