@@ -27,6 +27,15 @@ inline void scatter_key(const C* row, int64_t dim, int64_t slot, C* chunk) {
 template <int64_t W, typename C>
 inline void scatter_value(const C* row, int64_t dim, int64_t slot, C* chunk) {
     C* to = chunk + slot / W * W * dim + slot % W;
+#if defined(__AVX512BW__)
+    if constexpr (W == 2 && sizeof(C) == 2) {  // every other value of a register: another thread may write the rest
+        for (int64_t d = 0; d < dim; d += LANES) {
+            const __m512i own = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d)));
+            _mm512_mask_storeu_epi16(to + d * W - slot % W, 0x55555555u << slot % W, _mm512_slli_epi32(own, 16 * (slot % W)));
+        }
+        return;
+    }
+#endif
     for (int64_t d = 0; d < dim; ++d) to[d * W] = row[d];
 }
 
