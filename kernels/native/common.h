@@ -188,7 +188,7 @@ inline v16 exp(v16 x) {
     return too_small ? v16{} : p;
 }
 
-// 2^x for x <= 0, to 3e-6 where Precise is false.
+// 2^x for x <= 0 (with AVX-512 for x < 127), to 3e-6 where Precise is false.
 template <bool Precise>
 inline v16 exp2(v16 x) {
 #if defined(__AVX512F__)

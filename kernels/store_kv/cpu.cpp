@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 namespace {
 
@@ -37,6 +38,11 @@ void rotate_and_store(const T* qkv, int64_t row_stride, const float* cos, const 
     parallel_spans(num_rows, 8, [&](int64_t begin, int64_t end) {
         C* const made = reinterpret_cast<C*>(scratch(dim * (sizeof(T) + sizeof(C))));
         T* const key = reinterpret_cast<T*>(made + dim);
+        const auto as_cached = [&](const T* x, float* scale) -> const C* {
+            if constexpr (std::is_same_v<T, C>) return x;
+            write(x, dim, made, scale);
+            return made;
+        };
         for (int64_t row = begin; row < end; ++row) {
             const T* x = qkv + row * row_stride;
             const float *c = cos + row * dim, *s = sin + row * dim;
@@ -51,10 +57,8 @@ void rotate_and_store(const T* qkv, int64_t row_stride, const float* cos, const 
                     continue;
                 }
                 const int64_t own = slot % CHUNK, chunk = (slot - own) * dim;
-                write(key, dim, made, k_scales + slot);
-                scatter_key<PAIR<T>>(made, dim, own, k_cache + chunk);
-                write(value, dim, made, v_scales + slot);
-                scatter_value<PAIR<T>>(made, dim, own, v_cache + chunk);
+                scatter_key<PAIR<T>>(as_cached(key, k_scales + slot), dim, own, k_cache + chunk);
+                scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_cache + chunk);
             }
         }
     });
