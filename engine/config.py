@@ -12,10 +12,17 @@ from engine.policies import POLICIES
 
 
 def option(
-    default: Any, text: str, *, choices: tuple[str, ...] = (), metavar: str = "", at_least: float | None = None
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    metavar: str = "",
+    at_least: float | None = None,
+    infinite: bool = False,
 ) -> Any:
     """A dataclass field that can also be a command-line flag: its help, valid values and lower bound travel with it."""
-    return field(default=default, metadata={"help": text, "choices": choices, "metavar": metavar, "at_least": at_least})
+    metadata = {"help": text, "choices": choices, "metavar": metavar, "at_least": at_least, "infinite": infinite}
+    return field(default=default, metadata=metadata)
 
 
 def check_options(config: Any) -> None:
@@ -32,7 +39,7 @@ def check_options(config: Any) -> None:
             raise ConfigError(f"{flag} is {value!r}; valid are {', '.join(choices)}")
         if at_least is not None and value is not None and not value >= at_least:
             raise ConfigError(f"{flag} is {value}; it must be at least {at_least:g}")
-        if isinstance(value, float) and math.isinf(value):
+        if isinstance(value, float) and math.isinf(value) and not spec.metadata.get("infinite"):
             raise ConfigError(f"{flag} is {value}; it must be a finite number")
 
 
@@ -92,8 +99,9 @@ class EngineConfig:
     prefill_share: float = option(
         0.8,
         "without --target-itl: time that a step gives to each prompt that it computes, as a multiple of what its "
-        "running streams take, so 0.8 aims at 1.8 times their time between tokens beside one prompt; 1e9 is no bound",
+        "running streams take, so 0.8 aims at 1.8 times their time between tokens beside one prompt; inf is no bound",
         metavar="X",
+        infinite=True,
     )
     block_size: int = option(16, "tokens in one block of the KV cache", at_least=1)
     kv_cache_memory: float | None = option(

@@ -6,10 +6,10 @@ clock (callers pass the time in).
 A step is packed without padding, under three limits: `max_batch_size` sequences, `max_batched_tokens` tokens, and the
 free blocks. Decoding sequences come first, one token each, so running streams never stall behind a prompt. Beside them,
 prompts get no more tokens than keep the step short (engine.chunk_budget): as short as the target for the inter-token
-latency or, where none is set, for each prompt a share of the decodes' own time. Prompts already begun come first, in
-the order in which they began, then waiting ones in the order of the policy (engine.policies; shortest first by
-default); each that starts brings its share. A prompt larger than what is left is cut, and the rest follows in later
-steps. What the prefix cache holds of a prompt is not computed again, and does not count as length.
+latency or, where none is set, for each prompt a share of the decodes' own time. Prompts already begun come first, then
+waiting ones, both in the order of the policy (engine.policies; shortest first by default); each that starts brings its
+share. A prompt larger than what is left is cut, and the rest follows in later steps. What the prefix cache holds of a
+prompt is not computed again, and does not count as length.
 
 A sequence starts only when blocks for all of its tokens are free, and one more for each running sequence. One that does
 not fit is stepped over, and so is one whose next block a running sequence is just computing (it will find it in the
@@ -214,7 +214,7 @@ class DynamicBatcher:
             if seq.status is running
         ]
         num_decodes = len(scheduled)
-        prompts = [seq for seq in prompts if seq.status is running]
+        prompts = sorted((seq for seq in prompts if seq.status is running), key=_place)
         left = self._limit(num_decodes, len(prompts), paced=not urgent) - num_decodes if prompts else 0
         for seq in prompts:
             if left > 0:
@@ -404,6 +404,10 @@ class DynamicBatcher:
         del of_request[seq.index]
         if not of_request:
             del self._live[seq.request_id]
+
+
+def _place(seq: Sequence) -> tuple[float, int]:
+    return seq.place
 
 
 def _chunk(seq: Sequence, budget: int) -> ScheduledSequence:

@@ -115,7 +115,7 @@ class ModelRunner:
         for first in range(start, stop, _LOGPROB_ROWS):
             last = min(first + _LOGPROB_ROWS, stop)
             rows = slice(first - item.start, last - item.start)
-            logits = self._decoder.logits(mixed_CX[rows], residual_CH[rows].clone())
+            logits = self._decoder.logits(mixed_CX[rows], residual_CH[rows])
             following = seq.token_ids[first + 1 : last + 1]
             reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
         return reports

@@ -6,7 +6,6 @@ calls look for it. Steps for which the recordings have no room, or that do other
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -32,12 +31,12 @@ class RecordedDecoder:
         """Record them, where the model computes in native code, as filling the pool's caches."""
         self._model, self._kv_pool = model, kv_pool
         self._recorded: _Recorded | None = None
-        if model.kernels.name == "native":
-            try:
-                with contextlib.suppress(OSError):  # no address space for what is recorded
-                    self._recorded = _Recorded(model, kv_pool)
-            except UnrecordableError as error:
-                logger.debug("steps are not recorded: %s", error)
+        if model.kernels.name != "native":
+            return
+        try:
+            self._recorded = _Recorded(model, kv_pool, Recorder())
+        except (UnrecordableError, OSError) as error:  # OSError: no address space
+            logger.info("steps are not recorded, which makes the smaller ones slower: %s", error)
 
     def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Of all tokens, what the last layer's attention brings, [T, X], and the residual stream before it, [T, H]."""
@@ -50,13 +49,13 @@ class RecordedDecoder:
         """Logits [R, V] in fp32 of some rows of these, copies or views."""
         if self._recorded is not None and len(mixed_RX) <= MOST_ROWS:
             return self._recorded.logits(mixed_RX, residual_RH)
-        return self._model.logits(mixed_RX, residual_RH)
+        return self._model.logits(mixed_RX, residual_RH.clone())  # which is used up
 
 
 class _Recorded:
     """Both recordings, and the tensors that they read."""
 
-    def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
+    def __init__(self, model: Decoder, kv_pool: KVCachePool, recorder: Recorder) -> None:
         self._model = model
         any_batch = AttentionBatch([1], [1], [[0]], kv_pool.block_size, kv_pool.device)
         positions_T = torch.zeros(MOST_ROWS, dtype=torch.int64)
@@ -70,7 +69,6 @@ class _Recorded:
             attention_plan=model.plan(any_batch),
         )
         self._x_TH, self._residual_TH = model.embed(self._batch.token_ids_T)
-        recorder = Recorder()
 
         def mix(num_rows: int) -> torch.Tensor:
             x_TH, residual_TH = self._x_TH[:num_rows], self._residual_TH[:num_rows]

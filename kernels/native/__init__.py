@@ -75,33 +75,27 @@ def plain_function(name: str, *arguments: type) -> Callable[..., int]:
     bound.argtypes, bound.restype = arguments, ctypes.c_int
 
     def call(*values: Any) -> int:
-        if _note is not None and _note((bound, arguments, values)):
-            return 0
-        return bound(*values)  # type: ignore[no-any-return]
+        note: Callable[[Note], None] | None = getattr(_thread, "note", None)
+        if note is None:
+            return bound(*values)  # type: ignore[no-any-return]
+        note((bound, arguments, values))
+        return 0
 
     return call
 
 
 Note = tuple[Any, tuple[type, ...], tuple[Any, ...]]  # a function, its argument types, the arguments
-_note: Callable[[Note], bool] | None = None
+_thread = threading.local()  # its `note` takes the calls of a thread that are noted
 
 
 @contextlib.contextmanager
 def noting(note: Callable[[Note], None]) -> Iterator[None]:
     """While it lasts, calls of functions by this thread are noted instead of made (kernels.native.recording)."""
-    global _note
-    owner = threading.get_ident()
-
-    def take(call: Note) -> bool:
-        if is_own := threading.get_ident() == owner:
-            note(call)
-        return is_own
-
-    _note = take
+    _thread.note = note
     try:
         yield
     finally:
-        _note = None
+        _thread.note = None
 
 
 def address(tensor: torch.Tensor | None) -> int | None:

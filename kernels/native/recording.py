@@ -174,7 +174,10 @@ class Recorder:
 
         def note_again(num_rows: int) -> np.ndarray:
             free = itertools.chain(places, itertools.repeat(0))
-            return _note(function, num_rows, lambda shape, dtype: self._arena.at(next(free), shape, dtype))[0]
+            calls, again = _note(function, num_rows, lambda shape, dtype: self._arena.at(next(free), shape, dtype))
+            if (again.data_ptr(), again.shape) != (result.data_ptr(), (num_rows, *result.shape[1:])):
+                raise UnrecordableError("its result for fewer rows is not the beginning of that for more")
+            return calls
 
         others = {num_rows: note_again(num_rows) for num_rows in (most_rows - 1, 2)}
         return Recording(_in_rows({most_rows: calls, **others}), result)
@@ -189,15 +192,17 @@ def _note(function: Callable[[int], torch.Tensor], num_rows: int, empty: _Empty)
     for call, (called, types, args) in zip(calls, notes, strict=True):
         words = [arg or 0 for kind, arg in zip(types, args, strict=True) if kind is not native.FLOAT]
         numbers = [arg for kind, arg in zip(types, args, strict=True) if kind is native.FLOAT]
+        if len(words) > _WORDS or len(numbers) > _NUMBERS:
+            raise UnrecordableError(f"a call has {len(words)} words and {len(numbers)} numbers")
         call["function"] = ctypes.cast(called, ctypes.c_void_p).value or 0
         call["words"][: len(words)], call["numbers"][: len(numbers)] = words, numbers
     return calls, result
 
 
 def _in_rows(noted: dict[int, np.ndarray]) -> np.ndarray:
-    """Calls for any number of rows, from those for three numbers, of which the first two are neighbours."""
-    (most, calls), (_, fewer), (_, few) = noted.items()
-    if not len(calls) == len(fewer) == len(few):
+    """Calls for any number of rows, from those for some numbers, of which the first two are neighbours."""
+    (most, calls), (_, fewer), *_ = noted.items()
+    if any(len(others) != len(calls) for others in noted.values()):
         raise UnrecordableError("it makes other calls for fewer rows")
     per_row = calls["words"] - fewer["words"]
     calls["words_per_row"] = per_row

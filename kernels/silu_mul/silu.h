@@ -5,7 +5,7 @@
 
 namespace native {
 
-// x / (1 + e^-x); below -87, where that is almost 0, as there. NaN stays.
+// x / (1 + e^-x); below -87, -inf included, as there, where it is almost 0. NaN stays.
 inline v16 silu(v16 x) {
     x = max(splat(-87.0f), x);
 #if defined(__AVX512F__)

@@ -1,5 +1,6 @@
 """The batcher under random load, watched (tests.engine.watched_batcher): quick enough for thousands of seeds."""
 
+import math
 import os
 import random
 from collections import Counter
@@ -31,7 +32,7 @@ class Simulation:
             budget=max_batch_size + rng.choice([40] if is_flood else [0, 1, 7, 40]),
             policy="fair" if is_flood else rng.choice(list(POLICIES)),
             target_itl=rng.choice([None, None, 0.01]),
-            prefill_share=rng.choice([0.8, 2.0, 1e9]),
+            prefill_share=rng.choice([0.8, 2.0, math.inf]),
             prefix_caching=rng.random() < 0.7,
             max_passed=max_passed,
             look_ahead=look_ahead,

@@ -1,5 +1,6 @@
 """The batcher under calls in any order, watched (tests.engine.watched_batcher); what breaks it is shrunk to a few."""
 
+import math
 import os
 
 from hypothesis import HealthCheck, settings
@@ -33,7 +34,7 @@ class BatcherMachine(RuleBasedStateMachine):
         more_tokens=st.sampled_from([0, 1, 7, 40]),
         policy=st.sampled_from(sorted(POLICIES)),
         target_itl=st.sampled_from([None, 0.01]),
-        prefill_share=st.sampled_from([0.8, 1e9]),
+        prefill_share=st.sampled_from([0.8, math.inf]),
         prefix_caching=st.booleans(),
         constants=st.sampled_from([(32, 8), (1, 8), (2, 1)]),
     )

@@ -206,7 +206,27 @@ def test_a_prompt_brings_its_own_share_when_it_starts_and_none_while_it_waits_fo
     assert run(4) == [("choices", 8)]  # the others await its blocks
     add(batcher, make_sequence("other", prompt=[8] * 100))
     assert run(1) == [("choices", 8), ("other", 9)]
-    assert run(1) == [("choices", 17)]  # who began first ends first
+    assert run(1) == [("other", 17)]  # the shorter one, as the policy says
+
+
+@pytest.mark.parametrize(("policy", "first"), [("length", "short"), ("fcfs", "long"), ("priority", "short")])
+def test_prompts_that_have_begun_go_on_in_the_order_of_the_policy(policy, first):
+    batcher = DynamicBatcher(KVCacheManager(400, 4, prefix_caching=False), 8, 64, policy=policy, prefill_share=0.8)
+
+    def run():
+        plan = batcher.schedule(0)
+        batcher.observe(plan, 0.010 + 0.001 * (plan.num_tokens - plan.num_decodes))
+        batcher.update(plan, result_of(plan))
+        return [item.seq.request_id for item in plan.scheduled[plan.num_decodes :]]
+
+    add(batcher, of("stream", 1, max_tokens=100))
+    run()
+    run()
+    add(batcher, of("long", 300, priority=1))
+    assert run() == ["long"]
+    add(batcher, of("short", 60))
+    assert run() == ["long", "short"]  # which starts
+    assert {tuple(run()) for _ in range(3)} == {(first,)}
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])

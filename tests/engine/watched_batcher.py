@@ -273,7 +273,7 @@ class WatchedBatcher:
         left_out = self.fair.left_out()
         begun = [record for record in self.running if record not in self.admitted and record not in left_out]
         decoding = [record for record in begun if record.num_uncomputed == 1]
-        begun = [record for record in begun if record not in decoding]
+        begun = sorted((r for r in begun if r not in decoding), key=lambda record: record.place)
         assert scheduled[: plan.num_decodes] == decoding, "a decode stalled, or is not first"
         assert not set(left_out) & set(scheduled), "computed in a step that is others'"
         for record in self.running:

@@ -1,6 +1,7 @@
 """Recorded calls of native functions do what the functions do, on whatever lies in their inputs."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -31,6 +32,10 @@ def make_layers():
     return run
 
 
+def inputs(num_rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return randn(num_rows, HIDDEN, dtype=DTYPE, seed=seed), torch.zeros(num_rows, HIDDEN)
+
+
 MOST = 12  # rows of a recording
 
 
@@ -44,7 +49,7 @@ class Recorded:
 
     def check(self, num_rows, seed):
         """A replay brings what the layers bring."""
-        x, residual = randn(num_rows, HIDDEN, dtype=DTYPE, seed=seed), torch.zeros(num_rows, HIDDEN)
+        x, residual = inputs(num_rows, seed)
         self.x[:num_rows], self.residual[:num_rows] = x, residual
         assert torch.equal(self.recording.replay(num_rows), self._layers(x, residual))
         assert torch.equal(self.residual[:num_rows], residual)
@@ -104,11 +109,13 @@ def test_what_torch_computes_is_found_out(layers, spoil, inference):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda layers, x, residual: layers(x[: len(x) // 2 * 2], residual), "row by row"),
-        (lambda layers, x, residual: x if len(x) < 3 else layers(x, residual), "other calls for fewer rows"),
+        (lambda layers, x, residual: layers(x.as_strided(x.shape, (0, 1), len(x) // 2), residual), "row by row"),
         (lambda layers, x, residual: layers(layers(x, residual) if len(x) == MOST else x, residual), "other calls"),
+        (lambda layers, x, residual: x if len(x) < 3 else layers(x, residual), "not the beginning"),
+        (lambda layers, x, residual: layers(x[: len(x) // 2 * 2], residual), "not the beginning"),
+        (lambda layers, x, residual: x.new_empty(2 * MOST, HIDDEN)[len(x) :][: len(x)], "not the beginning"),
     ],
-    ids=["pairs", "few", "most"],
+    ids=["another place", "more calls", "another result", "fewer rows", "elsewhere"],
 )
 def test_what_depends_otherwise_on_the_number_of_rows_is_found_out(layers, spoil, message):
     with pytest.raises(UnrecordableError, match=message):
@@ -124,3 +131,26 @@ def test_nothing_is_noted_outside(layers):
     recorded = Recorded(layers, Recorder())
     layers(torch.zeros(3, HIDDEN, dtype=DTYPE), torch.zeros(3, HIDDEN))
     assert len(recorded.recording) == 6 * 4
+
+
+def test_another_threads_calls_are_made_while_one_records(layers):
+    """And what both record is each one's own."""
+    recorded, results = [], []
+    expected = layers(*inputs(3, seed=1))
+
+    def record():
+        recorded.append(Recorded(layers, Recorder()))
+
+    def compute():
+        results.extend(layers(*inputs(3, seed=1)) for _ in range(20))
+
+    threads = [threading.Thread(target=task) for task in (record, compute) * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 60
+    assert all(torch.equal(result, expected) for result in results)
+    for one in recorded:
+        assert len(one.recording) == 6 * 4
+        one.check(5, 1)
