@@ -88,11 +88,9 @@ class _Recorded:
     def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """`Decoder.embed` and `mix` of a batch that it takes."""
         num_tokens = len(batch.token_ids_T)
-        place = self._batch.first(num_tokens)
+        self._batch.first(num_tokens).become(batch)
         residual_TH = self._residual_TH[:num_tokens]
         self._model.embed(batch.token_ids_T, self._x_TH[:num_tokens], residual_TH)
-        for name in ("cos_TD", "sin_TD", "blocks_T", "offsets_T"):
-            getattr(place, name).copy_(getattr(batch, name))
         return self._mix.replay(num_tokens), residual_TH
 
     def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:

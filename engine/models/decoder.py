@@ -53,8 +53,15 @@ class ModelBatch:
 
     def first(self, num_tokens: int) -> ModelBatch:
         """Views of its first tokens, with the plan as it is."""
-        names = ("token_ids_T", "cos_TD", "sin_TD", "blocks_T", "offsets_T")
-        return replace(self, **{name: getattr(self, name)[:num_tokens] for name in names})
+        return replace(self, **{name: getattr(self, name)[:num_tokens] for name in _OF_TOKENS})
+
+    def become(self, other: ModelBatch) -> None:
+        """Hold what another batch of as many tokens holds, in the same places; but for the plan."""
+        for name in _OF_TOKENS:
+            getattr(self, name).copy_(getattr(other, name))
+
+
+_OF_TOKENS = ("token_ids_T", "cos_TD", "sin_TD", "blocks_T", "offsets_T")  # a batch's tensors
 
 
 class DecoderLayer:
