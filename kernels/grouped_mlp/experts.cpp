@@ -34,14 +34,6 @@ struct Sizes {
     int64_t num_tokens, top_k, num_experts, hidden, inter;
 };
 
-inline v16 number(const float* sums, const float*, const int32_t*, const Grid&) { return load(sums); }
-inline v16 number(const int32_t* sums, const float* scales, const int32_t* totals, const Grid& grid) {
-    i16x sum, total;
-    std::memcpy(&sum, sums, sizeof sum);
-    std::memcpy(&total, totals, sizeof total);
-    return __builtin_convertvector(sum - total * grid.zero, v16) * grid.scale * load(scales);
-}
-
 // Rows sorted by expert, each expert's beginning at a multiple of 16.
 struct Rows {
     std::vector<int64_t> first, count;  // of each expert
@@ -124,30 +116,32 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 }
             }
         });
-    parallel_spans(ups.size(), 2, [&](int64_t begin, int64_t end) {
+    parallel_pairs(ups.size(), [&](int64_t begin, int64_t end, int64_t next_span) {
         const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const Item item = ups[i];
             const Expert<A>& expert = experts[item.expert];
             const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
-            const Item after = ups[i + 1 < end ? i + 1 : i];
+            const Item after = ups[i + 1 < end ? i + 1 : next_span];
             const typename Operands<A>::Weight* next = experts[after.expert].gate_up + 2 * after.panel * in_K * PANEL;
-            const int64_t at = item.panel * PANEL, scale_at = 2 * at;
+            const int64_t at = item.panel * PANEL, left = F - at;
+            const Scaling<A> gate_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at), up_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at + PANEL);
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
                 multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done ? nullptr : next);
+                const Grid* const own = in_grids + first;
+                std::conditional_t<IS_INT8, float, A>* const to = [&] {
+                    if constexpr (IS_INT8) return activated + first * inner_stride + at;
+                    else return inner + first * inner_K + at;
+                }();
+                const int64_t to_stride = IS_INT8 ? inner_stride : inner_K;
                 for (int64_t m = 0; m < M; ++m) {
-                    const Grid grid = in_grids[first + m];
-                    const v16 g = number(sums + m * BLOCK, expert.gate_up_scales + scale_at, expert.gate_up_totals + scale_at, grid);
-                    const v16 u = number(sums + m * BLOCK + PANEL, expert.gate_up_scales + scale_at + PANEL, expert.gate_up_totals + scale_at + PANEL, grid);
-                    const v16 value = silu(g) * u;
-                    if constexpr (IS_INT8)
-                        store(activated + (first + m) * inner_stride + at, value);
-                    else if (F - at >= PANEL)
-                        store(inner + (first + m) * inner_K + at, value);
+                    const v16 value = silu(gate_scaling(sums + m * BLOCK, own + m)) * up_scaling(sums + m * BLOCK + PANEL, own + m);
+                    if (IS_INT8 || left >= PANEL)
+                        store(to + m * to_stride, value);
                     else
-                        for (int64_t n = 0; n < F - at; ++n) store1(inner + (first + m) * inner_K + at + n, value[n]);
+                        for (int64_t n = 0; n < left; ++n) store1(to + m * to_stride + n, value[n]);
                 }
             }
         }
@@ -160,7 +154,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 inner_grids[row] = quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
             }
         });
-    parallel_spans(downs.size(), 2, [&](int64_t begin, int64_t end) {
+    parallel_pairs(downs.size(), [&](int64_t begin, int64_t end, int64_t next_span) {
         const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
@@ -168,23 +162,28 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const Expert<A>& expert = experts[item.expert];
             const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
             const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
-            const Item after = downs[i + 1 < end ? i + 1 : i];
+            const Item after = downs[i + 1 < end ? i + 1 : next_span];
             const typename Operands<A>::Weight* next = experts[after.expert].down + std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
             const int64_t at = item.panel * PANEL;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
                 multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums, done ? nullptr : next);
-                for (int64_t m = 0; m < M; ++m)
-                    for (int64_t half = 0; half < 1 + has_right; ++half) {
-                        const int64_t column = at + half * PANEL;
-                        const v16 value = number(sums + m * BLOCK + half * PANEL, expert.down_scales + column, expert.down_totals + column, inner_grids[first + m]);
-                        if (is_routed) {
-                            store(out + (first + m) * out_stride + column, value * r.weight[first + m]);
-                        } else {
-                            T* to = y + (first + m) * H;
-                            store_to(to, column, H, add ? value + load_from(to, column, H) : value);
-                        }
+                for (int64_t half = 0; half < 1 + has_right; ++half) {
+                    const int64_t column = at + half * PANEL;
+                    const Scaling<A> scaling(expert.down_scales, expert.down_totals, column);
+                    const typename Operands<A>::Sum* const from = sums + half * PANEL;
+                    const Grid* const own = inner_grids + first;
+                    if (is_routed) {
+                        float* const to = out + first * out_stride + column;
+                        for (int64_t m = 0; m < M; ++m) store(to + m * out_stride, scaling(from + m * BLOCK, own + m) * r.weight[first + m]);
+                        continue;
                     }
+                    for (int64_t m = 0; m < M; ++m) {
+                        T* const to = y + (first + m) * H;
+                        const v16 value = scaling(from + m * BLOCK, own + m);
+                        store_to(to, column, H, add ? value + load_from(to, column, H) : value);
+                    }
+                }
             }
         }
     });

@@ -22,14 +22,12 @@ struct Layer {
 // The sums of M rows and one panel to numbers, `count` of its columns.
 template <typename Y>
 void finish(const Layer& layer, const int32_t* sums, const Grid* grids, int64_t M, int64_t first, int64_t count, Y* y) {
-    const v16 scales = load(layer.scales + first), bias = layer.bias ? load(layer.bias + first) : v16{};
-    i16x totals;
-    std::memcpy(&totals, layer.totals + first, sizeof totals);
+    const Scaling<uint8_t> scaling(layer.scales, layer.totals, first);
+    const v16 bias = layer.bias ? load(layer.bias + first) : v16{};
+    const int64_t stride = layer.out_size;
     for (int64_t m = 0; m < M; ++m) {
-        i16x sum;
-        std::memcpy(&sum, sums + m * BLOCK, sizeof sum);
-        const v16 value = __builtin_convertvector(sum - totals * grids[m].zero, v16) * grids[m].scale * scales + bias;
-        Y* to = y + m * layer.out_size + first;
+        const v16 value = scaling(sums + m * BLOCK, grids + m) + bias;
+        Y* to = y + m * stride + first;
         if (count == PANEL) {
             store(to, value);
         } else {
@@ -49,13 +47,13 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
     parallel_spans(num_rows, 2, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
     });
-    parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
+    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_span) {
         const Tiles tiles;
         alignas(64) int32_t sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;
             const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const int8_t* next = 2 * pair + 3 < num_panels ? left + 2 * panel : left;
+            const int8_t* next = layer.weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_span), std::max<int64_t>(num_panels - 2, 0)) * panel;
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);

@@ -243,6 +243,16 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #endif
 
+// task(first, last, next) for spans that together are 0 to num_pairs, each two panels of a weight. `next` is where the thread
+// will go on if all are equally fast, so that it can be fetched meanwhile; that is also why spans are short: threads end
+// together (18 pairs in 16 spans are 10 for one of two threads).
+template <typename Task>
+void parallel_pairs(int64_t num_pairs, const Task& task) {
+    const int64_t threads = num_threads(), count = std::min<int64_t>(num_pairs, 16 * threads);
+    const auto begin = [=](int64_t i) { return num_pairs * i / count; };
+    parallel(count, [&](int64_t i) { task(begin(i), begin(i + 1), begin(std::min(i + threads, count - 1))); });
+}
+
 // Rows whose number and length are whole tiles; `x` itself where it is so already.
 template <typename A>
 struct Whole {
@@ -272,6 +282,28 @@ struct Grid {
     int32_t zero;
 };
 
+// The sums of a panel to numbers.
+template <typename A>
+struct Scaling {
+    Scaling(const float*, const int32_t*, int64_t) {}
+    v16 operator()(const float* sums, const Grid*) const { return load(sums); }
+};
+
+template <>
+struct Scaling<uint8_t> {
+    v16 scales;
+    i16x totals;  // sums of each column's weights
+
+    Scaling(const float* all_scales, const int32_t* all_totals, int64_t column) : scales(load(all_scales + column)) {
+        std::memcpy(&totals, all_totals + column, sizeof totals);
+    }
+    v16 operator()(const int32_t* sums, const Grid* grid) const {  // of a row made uint8 on this grid
+        i16x sum;
+        std::memcpy(&sum, sums, sizeof sum);
+        return __builtin_convertvector(sum - totals * grid->zero, v16) * grid->scale * scales;
+    }
+};
+
 // A row to uint8, padded to K, on its own range widened to hold 0 (or on `given`, if its scale is not 0). A row that
 // is not finite gets a NaN scale.
 template <typename T>
@@ -279,28 +311,23 @@ inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid
     const int64_t whole = size / LANES * LANES;
     Grid grid = given;
     if (given.scale == 0) {
-        v16 low{}, high{}, sum{};
-        float rest_low = 0, rest_high = 0, rest = 0;
+        v16 low{}, high{}, check{};
         for (int64_t i = 0; i < whole; i += LANES) {
             const v16 v = load(x + i);
             low = min(v, low);
             high = max(v, high);
-            sum += v * 0.0f;
+            check += v * 0.0f;
         }
+        float lowest = -max(-low), highest = max(high), rest = sum(check);
         for (int64_t i = whole; i < size; ++i) {
             const float v = load1(x + i);
-            rest_low = v < rest_low ? v : rest_low;
-            rest_high = v > rest_high ? v : rest_high;
+            lowest = v < lowest ? v : lowest;
+            highest = v > highest ? v : highest;
             rest += v * 0.0f;
         }
-        for (int i = 0; i < LANES; ++i) {
-            rest_low = low[i] < rest_low ? low[i] : rest_low;
-            rest_high = high[i] > rest_high ? high[i] : rest_high;
-            rest += sum[i];
-        }
-        const float scale = (rest_high - rest_low) / 255.0f;
+        const float scale = (highest - lowest) / 255.0f;
         grid.scale = (scale > 1e-30f ? scale : 1e-30f) + rest;
-        grid.zero = rest == 0 ? int32_t(__builtin_rintf(-rest_low * (1.0f / grid.scale))) : 0;
+        grid.zero = rest == 0 ? int32_t(__builtin_rintf(-lowest * (1.0f / grid.scale))) : 0;
     }
     const float inverse = 1.0f / grid.scale;
     v16 check{};  // NaN if x is not finite: then the row's results must not be

@@ -8,34 +8,55 @@ namespace {
 
 using namespace native;
 
-// y = in * rsqrt(mean(in^2) + eps) * weight, where in is x, or the residual after x, if there is one, has been added to it.
-template <typename T>
-void normalize(const T* x, float* residual, const T* weight, T* y, int64_t size, float eps) {
+// y = in * rsqrt(mean(in^2) + eps) * weight, where in is x, or the residual, or the residual after x has been added to it.
+template <bool HasX, bool HasResidual, typename T>
+inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_t size, float eps) {
     constexpr int SUMS = 4;  // one would have to wait for itself
     v16 squares[SUMS] = {};
-    const auto value_at = [&](int64_t i) { return residual ? load_from(residual, i, size) : load_from(x, i, size); };
-    const auto take = [&](int64_t i, v16& sum) {
-        v16 value = value_at(i);
-        if (residual && x) {
-            value += load_from(x, i, size);
-            store_to(residual, i, size, value);
-        }
-        sum += value * value;
+    const auto take = [&](int64_t i, const auto& load_16) {
+        v16 value{};
+        if constexpr (HasX) value = load_16(x, i);
+        if constexpr (HasResidual) value += load_16(residual, i);
+        return value;
     };
+    const auto whole = [](const auto* row, int64_t i) { return load(row + i); };
+    const auto rest = [size](const auto* row, int64_t i) { return load_from(row, i, size); };
     int64_t i = 0;
     for (; i + SUMS * LANES <= size; i += SUMS * LANES)
-        for (int s = 0; s < SUMS; ++s) take(i + s * LANES, squares[s]);
-    for (; i < size; i += LANES) take(i, squares[0]);
+#pragma GCC unroll 4
+        for (int s = 0; s < SUMS; ++s) {
+            const v16 value = take(i + s * LANES, whole);
+            if constexpr (HasX && HasResidual) store(residual + i + s * LANES, value);
+            squares[s] += value * value;
+        }
+    for (; i < size; i += LANES) {
+        const v16 value = take(i, rest);
+        if constexpr (HasX && HasResidual) store_to(residual, i, size, value);
+        squares[0] += value * value;
+    }
     const float scale = 1.0f / std::sqrt(sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(size) + eps);
-    for (int64_t j = 0; j < size; j += LANES) store_to(y, j, size, value_at(j) * scale * load_from(weight, j, size));
+    const auto* const in = [&] {
+        if constexpr (HasResidual) return residual;
+        else return x;
+    }();
+    for (i = 0; i + LANES <= size; i += LANES) store(y + i, load(in + i) * scale * load(weight + i));
+    if (i < size) store_to(y, i, size, load_from(in, i, size) * scale * load_from(weight, i, size));
 }
 
 // Rows of x, or of the residual where there is one: its rows and y's lie one after another.
 template <typename T>
 int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size, float eps) {
-    parallel_spans(num_rows, 8, [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row)
-            normalize(x ? x + row * stride : nullptr, residual ? residual + row * size : nullptr, weight, y + row * size, size, eps);
+    parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+            const T* const own = x ? x + row * stride : nullptr;
+            float* const sum = residual ? residual + row * size : nullptr;
+            if (x && residual)
+                normalize<true, true>(own, sum, weight, y + row * size, size, eps);
+            else if (x)
+                normalize<true, false>(own, sum, weight, y + row * size, size, eps);
+            else
+                normalize<false, true>(own, sum, weight, y + row * size, size, eps);
+        }
     });
     return 0;
 }
