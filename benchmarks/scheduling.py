@@ -11,11 +11,12 @@ import statistics
 import sys
 import time
 
-from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepResult
+from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
 from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
+from engine.step import SampledToken, StepResult
 
 
 def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> float:

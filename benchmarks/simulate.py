@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from engine.chunk_budget import fit_costs
-from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
 from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
+from engine.step import SampledToken, StepPlan, StepResult
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,13 @@ at; nothing grows with what waits.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from engine.chunk_budget import ChunkBudget
 from engine.policies import POLICIES
-from engine.protocol import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.protocol import EngineStats, FinishReason, SequenceOutput
 from engine.sequence import Sequence, SequenceStatus
+from engine.step import SampledToken, ScheduledSequence, StepPlan, StepResult
 from engine.waiting_queue import WaitingQueue
 
 if TYPE_CHECKING:
@@ -47,54 +45,6 @@ LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
 MAX_PASSED = 32  # sequences that may start before one out of turn
 PREFILL_SHARE = 0.8  # of the decodes' time, for prompts beside them
 PACE = 0.04  # seconds that a step should last at most where tenants share
-
-
-class ScheduledSequence(msgspec.Struct, frozen=True):  # a Struct, as these are made by the hundred in each step
-    """One sequence's share of a step.
-
-    Attributes:
-        start: position of the first token to compute.
-        num_tokens: how many to compute, from there on.
-        samples: whether the step reaches the sequence's last token, so that its logits give the next one.
-    """
-
-    seq: Sequence
-    start: int
-    num_tokens: int
-    samples: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What one step computes: num_decodes decoding sequences, then prefill chunks; their blocks are allocated."""
-
-    scheduled: tuple[ScheduledSequence, ...]
-    num_decodes: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return sum(item.num_tokens for item in self.scheduled)
-
-
-class SampledToken(msgspec.Struct, frozen=True):
-    """The sampler's choice for one sequence; token_id is None when its logits were not finite."""
-
-    token_id: int | None
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step brought.
-
-    Attributes:
-        sampled: one entry for each scheduled sequence with `samples`, in the plan's order.
-        prompt_logprobs: for each scheduled sequence, in the plan's order, those of prompt tokens not collected before.
-    """
-
-    sampled: list[SampledToken]
-    prompt_logprobs: list[list[TokenLogprobs]]
 
 
 class DynamicBatcher:
@@ -218,7 +168,7 @@ class DynamicBatcher:
         left = self._limit(num_decodes, len(prompts), paced=not urgent) - num_decodes if prompts else 0
         for seq in prompts:
             if left > 0:
-                scheduled.append(_chunk(seq, left))
+                scheduled.append(ScheduledSequence.next_of(seq, left))
                 left -= scheduled[-1].num_tokens
         if len(self._waiting) and not urgent:
             left = self._admit(scheduled, num_decodes, len(prompts), now)
@@ -298,7 +248,7 @@ class DynamicBatcher:
                 self._waiting.pop()
                 for other in stepped_over:
                     other.num_passed += 1
-                scheduled.append(_chunk(seq, left))
+                scheduled.append(ScheduledSequence.next_of(seq, left))
                 num_tokens += scheduled[-1].num_tokens
                 num_prompts += 1
                 left = self._limit(num_decodes, num_prompts + 1) - num_tokens
@@ -408,8 +358,3 @@ class DynamicBatcher:
 
 def _place(seq: Sequence) -> tuple[float, int]:
     return seq.place
-
-
-def _chunk(seq: Sequence, budget: int) -> ScheduledSequence:
-    num_tokens = min(seq.num_uncomputed_tokens, budget)
-    return ScheduledSequence(seq, seq.num_computed_tokens, num_tokens, num_tokens == seq.num_uncomputed_tokens)

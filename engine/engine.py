@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     import torch
 
     from engine.config import EngineConfig
-    from engine.dynamic_batcher import StepPlan
     from engine.models.config import ModelConfig
     from engine.models.work import Work
     from engine.protocol import AbortRequest, EngineStats
+    from engine.step import StepPlan
 
 logger = logging.getLogger(__name__)
 

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.dynamic_batcher import StepPlan, StepResult
 from engine.models.decoder import ModelBatch
 from engine.recorded_decoder import RecordedDecoder
 from engine.sampler import sample, top_logprobs
+from engine.step import StepPlan, StepResult
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
-    from engine.dynamic_batcher import SampledToken, ScheduledSequence
     from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
     from engine.models.work import Work
     from engine.protocol import TokenLogprobs
+    from engine.step import SampledToken, ScheduledSequence
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 

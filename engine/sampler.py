@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.dynamic_batcher import SampledToken
 from engine.protocol import TokenLogprobs
+from engine.step import SampledToken
 from kernels.draw.torch import draw as torch_draw
 from kernels.draw.torch import inverse_cdf
 

@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.dynamic_batcher import StepPlan
     from engine.sequence import Sequence
+    from engine.step import StepPlan
     from tests.engine.shadow import Record
 
 

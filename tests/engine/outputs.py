@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from engine.protocol import TokenLogprobs
 
 if TYPE_CHECKING:
-    from engine.dynamic_batcher import ScheduledSequence
     from engine.protocol import FinishReason, SequenceOutput
+    from engine.step import ScheduledSequence
     from tests.engine.shadow import Record
 
 

@@ -2,11 +2,12 @@ import math
 
 import pytest
 
-from engine.dynamic_batcher import DynamicBatcher, SampledToken, StepPlan, StepResult
+from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
+from engine.step import SampledToken, StepPlan, StepResult
 from tests.engine.sequences import make_sequence
 
 

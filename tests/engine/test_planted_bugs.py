@@ -17,11 +17,12 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from engine import dynamic_batcher
-from engine.dynamic_batcher import DynamicBatcher, ScheduledSequence
+from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import FairShare
 from engine.protocol import SequenceOutput
 from engine.sequence import SequenceStatus
+from engine.step import ScheduledSequence
 from engine.waiting_queue import WaitingQueue
 from tests.engine import test_batcher_state_machine
 from tests.engine.probes import constants
@@ -188,17 +189,17 @@ def all_await_whatever_is_computed(_, cache, seq, prefix):
 # Steps.
 
 
-@bug(dynamic_batcher, "_chunk")
+@bug(ScheduledSequence, "next_of")
 def a_chunk_is_one_token_over_the_budget(chunk, seq, budget):
     return chunk(seq, budget + 1)
 
 
-@bug(dynamic_batcher, "_chunk")
+@bug(ScheduledSequence, "next_of")
 def a_chunk_is_one_token_short(chunk, seq, budget):
     return chunk(seq, max(1, budget - 1))
 
 
-@bug(dynamic_batcher, "_chunk")
+@bug(ScheduledSequence, "next_of")
 def a_chunk_skips_a_token(chunk, seq, budget):
     item = chunk(seq, budget)
     if item.num_tokens < 2:
@@ -206,7 +207,7 @@ def a_chunk_skips_a_token(chunk, seq, budget):
     return ScheduledSequence(seq, item.start + 1, item.num_tokens - 1, item.samples)
 
 
-@bug(dynamic_batcher, "_chunk")
+@bug(ScheduledSequence, "next_of")
 def every_chunk_samples(chunk, seq, budget):
     item = chunk(seq, budget)
     return ScheduledSequence(seq, item.start, item.num_tokens, True)

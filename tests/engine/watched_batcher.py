@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from engine import dynamic_batcher
 from engine.chunk_budget import ChunkBudget
-from engine.dynamic_batcher import SampledToken, StepPlan, StepResult
 from engine.policies import AGING
 from engine.sequence import Sequence, SequenceStatus
+from engine.step import SampledToken, StepPlan, StepResult
 from tests.engine.fair_books import FairBooks
 from tests.engine.outputs import check_output, prompt_logprobs
 from tests.engine.probes import Phased, WatchedCache, constants

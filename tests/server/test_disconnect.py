@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.dynamic_batcher import SampledToken, StepResult
 from engine.errors import EngineUnavailableError
 from engine.protocol import GenerateRequest, SamplingParams, Terms
+from engine.step import SampledToken, StepResult
 from tests.server.conftest import CHAT, COMPLETIONS, parse_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.dynamic_batcher import StepPlan
+    from engine.step import StepPlan
     from tests.server.conftest import Api
 
 LONG = {"max_tokens": 490, "ignore_eos": True, "temperature": 0}
