@@ -125,8 +125,9 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
             const Item after = ups[i + 1 < end ? i + 1 : next_span];
             const typename Operands<A>::Weight* next = experts[after.expert].gate_up + 2 * after.panel * in_K * PANEL;
-            const int64_t at = item.panel * PANEL, left = F - at;
-            const Scaling<A> gate_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at), up_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at + PANEL);
+            const int64_t at = item.panel * PANEL, num_columns = std::min(PANEL, F - at);
+            const Scaling<A> gate_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at);
+            const Scaling<A> up_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at + PANEL);
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
                 multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done ? nullptr : next);
@@ -138,10 +139,10 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 const int64_t to_stride = IS_INT8 ? inner_stride : inner_K;
                 for (int64_t m = 0; m < M; ++m) {
                     const v16 value = silu(gate_scaling(sums + m * BLOCK, own + m)) * up_scaling(sums + m * BLOCK + PANEL, own + m);
-                    if (IS_INT8 || left >= PANEL)
+                    if (IS_INT8 || num_columns == PANEL)
                         store(to + m * to_stride, value);
                     else
-                        for (int64_t n = 0; n < left; ++n) store1(to + m * to_stride + n, value[n]);
+                        for (int64_t n = 0; n < num_columns; ++n) store1(to + m * to_stride + n, value[n]);
                 }
             }
         }

@@ -243,9 +243,9 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #endif
 
-// task(first, last, next) for spans that together are 0 to num_pairs, each two panels of a weight. `next` is where the thread
-// will go on if all are equally fast, so that it can be fetched meanwhile; that is also why spans are short: threads end
-// together (18 pairs in 16 spans are 10 for one of two threads).
+// task(first, last, next) for spans that together are 0 to num_pairs, each pair two panels of a weight. Spans are short, that
+// threads end together (18 pairs in 16 spans are 10 for one of two threads). `next` is the first pair of the span that a
+// thread comes to then, if all are equally fast, to be fetched meanwhile.
 template <typename Task>
 void parallel_pairs(int64_t num_pairs, const Task& task) {
     const int64_t threads = num_threads(), count = std::min<int64_t>(num_pairs, 16 * threads);

@@ -48,14 +48,14 @@ template <typename T>
 int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size, float eps) {
     parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
-            const T* const own = x ? x + row * stride : nullptr;
-            float* const sum = residual ? residual + row * size : nullptr;
+            const T* const from = x ? x + row * stride : nullptr;
+            float* const onto = residual ? residual + row * size : nullptr;
             if (x && residual)
-                normalize<true, true>(own, sum, weight, y + row * size, size, eps);
+                normalize<true, true>(from, onto, weight, y + row * size, size, eps);
             else if (x)
-                normalize<true, false>(own, sum, weight, y + row * size, size, eps);
+                normalize<true, false>(from, onto, weight, y + row * size, size, eps);
             else
-                normalize<false, true>(own, sum, weight, y + row * size, size, eps);
+                normalize<false, true>(from, onto, weight, y + row * size, size, eps);
         }
     });
     return 0;
