@@ -25,9 +25,9 @@ class ScheduledSequence(msgspec.Struct, frozen=True):  # a Struct, as these are 
     samples: bool
 
     @classmethod
-    def next_of(cls, seq: Sequence, most: int) -> ScheduledSequence:
-        """What a sequence computes next, so many tokens at most."""
-        num_tokens = min(seq.num_uncomputed_tokens, most)
+    def next_of(cls, seq: Sequence, budget: int) -> ScheduledSequence:
+        """What a sequence computes next, within a budget of tokens."""
+        num_tokens = min(seq.num_uncomputed_tokens, budget)
         return cls(seq, seq.num_computed_tokens, num_tokens, num_tokens == seq.num_uncomputed_tokens)
 
 

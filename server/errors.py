@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = {"Retry-After": "1"}
+_WRONG_TYPE = ("string_type", "list_type", "int_type")
+_TYPE_NAME = re.compile(
+    r"(constrained-)?(str|int)|list\[.*\]"
+)  # pydantic's, in a path: which of a field's types it tried
 _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
@@ -101,9 +106,14 @@ def _response(status: int, body: dict[str, Any], headers: Any = None) -> Respons
 
 
 def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """Pydantic's first complaint, as a sentence, and the request field at fault."""
-    problem = problems[0]
-    path = [str(part) for part in problem["loc"] if part != "body"]
+    """Pydantic's first complaint, as a sentence, and the request field at fault.
+
+    Of a field that may be of several types, pydantic complains once for each: what is wrong with a value of the right
+    type says more than that it is not of another.
+    """
+    same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
+    problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
+    path = [part for part in map(str, problem["loc"]) if part != "body" and not _TYPE_NAME.fullmatch(part)]
     param = path[0] if path else None
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None

@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(schemes=schemes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", metavar="NAME|FOLDER|HUB_ID", help="as for serving; default: the built-in model")
+    parser.add_argument(
+        "--model", metavar="NAME|FOLDER|FILE.gguf|HUB_ID", help="as for serving; default: the built-in model"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
     parser.add_argument("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
     parser.add_argument(
@@ -92,7 +94,8 @@ def _quantize(args: argparse.Namespace) -> str:
             tokenizer.save(unfinished)
         unfinished.rename(args.out)
     shares = ", ".join(f"{name} {share:.1%}" for name, share in report.shares.items() if share)
-    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': report.num_bytes, 'shares': report.shares})}\n")
+    rounded = {name: round(share, 4) for name, share in report.shares.items()}
+    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': report.num_bytes, 'shares': rounded})}\n")
     return (
         f"{args.out}: {report.num_bytes / 1e6:.0f} MB in {args.scheme}; of the linear layers' arithmetic: {shares}; "
         f"deepseek-serve --model {args.out}"

@@ -50,6 +50,10 @@ class ShardWriter:
         return self._folder / f"part-{number}.safetensors"
 
     def _flush(self) -> None:
-        save_file(self._shard, self._part(len(self._written)), metadata={"format": "pt"})
+        part = self._part(len(self._written))
+        part.touch()  # as any new file may be read; save_file lets its owner alone
+        mode = part.stat().st_mode
+        save_file(self._shard, part, metadata={"format": "pt"})
+        part.chmod(mode)
         self._written.append(list(self._shard))
         self._shard, self._size = {}, 0

@@ -116,14 +116,14 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 }
             }
         });
-    parallel_pairs(ups.size(), [&](int64_t begin, int64_t end, int64_t next_span) {
+    parallel_pairs(ups.size(), [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const Item item = ups[i];
             const Expert<A>& expert = experts[item.expert];
             const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
-            const Item after = ups[i + 1 < end ? i + 1 : next_span];
+            const Item after = ups[i + 1 < end ? i + 1 : next_pair];
             const typename Operands<A>::Weight* next = experts[after.expert].gate_up + 2 * after.panel * in_K * PANEL;
             const int64_t at = item.panel * PANEL, num_columns = std::min(PANEL, F - at);
             const Scaling<A> gate_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at);
@@ -155,7 +155,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 inner_grids[row] = quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
             }
         });
-    parallel_pairs(downs.size(), [&](int64_t begin, int64_t end, int64_t next_span) {
+    parallel_pairs(downs.size(), [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
         alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
@@ -163,7 +163,7 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const Expert<A>& expert = experts[item.expert];
             const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
             const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
-            const Item after = downs[i + 1 < end ? i + 1 : next_span];
+            const Item after = downs[i + 1 < end ? i + 1 : next_pair];
             const typename Operands<A>::Weight* next = experts[after.expert].down + std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
             const int64_t at = item.panel * PANEL;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {

@@ -26,13 +26,13 @@ template <typename A, typename X, typename Y>
 int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size, int64_t out_size, Y* y) {
     const int64_t K = padded<A>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
     const Whole<A> a = whole_rows<X, A>(x, stride, num_rows, in_size);
-    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_span) {
+    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
         alignas(64) float sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
             const A* left = weight + 2 * pair * panel;
             const A* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const A* next = weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_span), std::max<int64_t>(num_panels - 2, 0)) * panel;
+            const A* next = weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
             const int64_t first = pair * BLOCK, count = out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);

@@ -47,13 +47,13 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
     parallel_spans(num_rows, 2, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
     });
-    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_span) {
+    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
         alignas(64) int32_t sums[BLOCK * BLOCK];
         for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;
             const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const int8_t* next = layer.weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_span), std::max<int64_t>(num_panels - 2, 0)) * panel;
+            const int8_t* next = layer.weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);

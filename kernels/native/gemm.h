@@ -243,9 +243,9 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #endif
 
-// task(first, last, next) for spans that together are 0 to num_pairs, each pair two panels of a weight. Spans are short, that
-// threads end together (18 pairs in 16 spans are 10 for one of two threads). `next` is the first pair of the span that a
-// thread comes to then, if all are equally fast, to be fetched meanwhile.
+// task(first, last, next) for spans that together are 0 to num_pairs; a pair is two panels that are multiplied at once. Spans
+// are short, so that threads end together: of 18 pairs in 16 spans, one of two threads would get 10, as two spans have two.
+// `next` is the pair at which the thread will go on, if all are equally fast: to be fetched while the last one is computed.
 template <typename Task>
 void parallel_pairs(int64_t num_pairs, const Task& task) {
     const int64_t threads = num_threads(), count = std::min<int64_t>(num_pairs, 16 * threads);
@@ -282,7 +282,7 @@ struct Grid {
     int32_t zero;
 };
 
-// The sums of a panel to numbers.
+// The sums of a panel to numbers: those of bf16 and fp32 are numbers already.
 template <typename A>
 struct Scaling {
     Scaling(const float*, const int32_t*, int64_t) {}

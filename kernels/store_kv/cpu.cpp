@@ -35,7 +35,8 @@ void rotate_and_store(const T* qkv, int64_t row_stride, const float* cos, const 
                       int64_t dim) {
     const bool panels = lies_in_panels(block_size, dim);
     const auto place = [&](int64_t row, int64_t head) { return (blocks[row] * num_kv_heads + head) * block_size + offsets[row]; };
-    parallel_spans(num_rows, CHUNK, [&](int64_t begin, int64_t end) {  // lest threads write to the same lines of a prompt's chunk
+    // A prompt's rows go to the same lines, CHUNK by CHUNK: a span of fewer would share them with another thread's.
+    parallel_spans(num_rows, num_rows < 2 * CHUNK ? 8 : CHUNK, [&](int64_t begin, int64_t end) {
         C* const made = reinterpret_cast<C*>(scratch(dim * (sizeof(T) + sizeof(C))));
         T* const key = reinterpret_cast<T*>(made + dim);
         const auto as_cached = [&](const T* x, float* scale) -> const C* {

@@ -81,6 +81,27 @@ async def test_what_is_not_implemented_is_refused_by_name(api: Api, path: str, n
     assert f"'{name}'" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "value", "message"),
+    [
+        (COMPLETIONS, "stop", "", "Invalid 'stop': String should have at least 1 character"),
+        (COMPLETIONS, "stop", ["a", ""], "Invalid 'stop.1': String should have at least 1 character"),
+        (COMPLETIONS, "stop", ["a"] * 17, "Invalid 'stop': List should have at most 16 items"),
+        (COMPLETIONS, "stop", 5, "Invalid 'stop': Input should be a valid string"),
+        (CHAT, "messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+         "Invalid 'messages.0.content.0.type': Input should be 'text'"),
+        (CHAT, "messages", [{"role": "user", "content": 5}],
+         "Invalid 'messages.0.content': Input should be a valid string"),
+    ],
+)  # fmt: skip
+async def test_of_a_field_of_several_types_the_one_that_was_meant_is_named(
+    api: Api, path: str, name: str, value: Any, message: str
+) -> None:
+    response = await api.post(path, **GOOD[path] | {name: value})
+    error = check_error(response, 400, type="invalid_request_error", param=name)
+    assert error["message"].startswith(message)
+
+
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
     ("name", "value"),

@@ -38,6 +38,13 @@ def test_the_built_in_gguf_becomes_a_hugging_face_folder(tmp_path, smollm2):
     assert llm.generate(["The capital of France is"], params)[0].text == " Paris"
 
 
+def test_others_may_read_what_is_written_as_they_may_any_new_file(tmp_path, tiny_llama):
+    assert run(tiny_llama, tmp_path / "int8") == 0
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "new", *(tmp_path / "int8").glob("*.safetensors"))}
+    assert len(modes) == 1
+
+
 def test_a_folder_that_exists_is_not_touched(tmp_path, tiny_llama, capsys):
     (tmp_path / "there").mkdir()
     assert run(tiny_llama, tmp_path / "there") == 2
