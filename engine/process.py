@@ -6,17 +6,18 @@ enter. Standard input is the line to the parent: it never carries anything, and 
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 import zmq
 
 from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.errors import ConfigError, ModelError
 from engine.protocol import (
     AbortRequest,
@@ -28,6 +29,9 @@ from engine.protocol import (
     decode_to_engine,
     encode,
 )
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +50,18 @@ def main() -> int:
     def send(message: FromEngine) -> None:
         socket.send(encode(message))
 
+    gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
+    from engine.engine import Engine  # imports torch
+
+    gc.freeze()
+    gc.enable()
     try:
         engine = Engine.load(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty())
     except (ConfigError, ModelError) as error:
         send(EngineFailed(str(error)))
         socket.close(linger=1000)
         return 2
+    gc.freeze()  # what is loaded stays: no step has to wait while the collector walks through it
     send(engine.info)
     while _take_messages(engine, socket):
         send(engine.step() if engine.has_work else StepOutput([], engine.stats()))
