@@ -85,15 +85,7 @@ class Engine:
         kv_pool = KVCachePool(
             model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device, scales
         )
-        budget = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
-        batcher = DynamicBatcher(
-            KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching == "on"),
-            config.max_batch_size,
-            budget,
-            policy=config.policy,
-            target_itl=None if config.target_itl is None else config.target_itl / 1000,
-            prefill_share=config.prefill_share,
-        )
+        batcher = _make_batcher(config, num_blocks, device)
         info = EngineInfo(
             max_seq_len=min(max_seq_len, num_blocks * config.block_size),
             vocab_size=model_config.vocab_size,
@@ -227,6 +219,17 @@ def _load_model(
         return Decoder(model_config, weights, kernels, max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
+def _make_batcher(config: EngineConfig, num_blocks: int, device: torch.device) -> DynamicBatcher:
+    return DynamicBatcher(
+        KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching == "on"),
+        config.max_batch_size,
+        config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type]),
+        policy=config.policy,
+        target_itl=None if config.target_itl is None else config.target_itl / 1000,
+        prefill_share=config.prefill_share,
+    )
 
 
 def _max_seq_len(config: EngineConfig, model_config: ModelConfig) -> int:
