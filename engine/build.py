@@ -1,6 +1,6 @@
-"""From a ResolvedConfig to an engine that is loaded and warm.
+"""From a ResolvedConfig to a loaded and warmed-up engine.
 
-Nothing is chosen here but the KV cache's size, which depends on the memory that the weights leave.
+One value is settled here: the number of KV blocks, which depends on the memory that is free after loading.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
         devices.leave_cores_to_kernels()
     keep_freed_memory()
     loaded = time.monotonic()
-    num_blocks = _num_kv_blocks(config)
+    num_blocks = _size_kv_cache(config)
     kv_pool = KVCachePool(
         config.kv_cache_shapes,
         config.model.num_hidden_layers,
@@ -83,11 +83,11 @@ def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
 
-def _num_kv_blocks(config: ResolvedConfig) -> int:
-    """The pool's size, once the weights are loaded: as told if that fits, else what the memory left allows."""
+def _size_kv_cache(config: ResolvedConfig) -> int:
+    """The number of KV blocks, once the weights are loaded: as set, if they fit; else as many as fit."""
     if config.num_kv_blocks is None:
-        that_fit = devices.default_kv_cache_bytes(config.device) // config.bytes_per_block
-        return max(1, min(that_fit, config.max_kv_blocks))
+        num_fitting = devices.default_kv_cache_bytes(config.device) // config.bytes_per_block
+        return max(1, min(num_fitting, config.max_kv_blocks))
     num_bytes, free = config.num_kv_blocks * config.bytes_per_block, devices.available_bytes(config.device)
     if num_bytes > free:
         raise ConfigError(

@@ -52,7 +52,7 @@ class Settings(BaseModel):
     def _explain(cls, mistake: dict[str, Any]) -> Exception:
         """One of pydantic's errors in the words of the command line."""
         kind, value, context = mistake["type"], mistake["input"], mistake.get("ctx", {})
-        if kind == "value_error":  # of a validator below, which says it in full
+        if kind == "value_error":  # raised by a validator below
             return ConfigError(str(context["error"]))
         name = mistake["loc"][0]
         if kind == "extra_forbidden":

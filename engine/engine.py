@@ -64,7 +64,7 @@ class Engine:
     def add(self, request: GenerateRequest) -> None:
         """Take in a request's `n` sequences.
 
-        Whoever sends it has checked it (EngineInfo.check); here that is an invariant.
+        The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
         """
         params = request.sampling
         token_ids = (*request.prompt_token_ids, *(params.logit_bias or ()), *params.stop_token_ids)

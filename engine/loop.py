@@ -29,7 +29,7 @@ class Transport(Protocol):
 
 
 def serve(engine: Engine, transport: Transport) -> None:
-    """Serve until Shutdown: one StepOutput a step, and one for messages that leave nothing to compute."""
+    """Serve until Shutdown. Each round sends one StepOutput, also where messages left nothing to compute."""
     while True:
         outputs: list[SequenceOutput] = []
         message = transport.receive(wait=False)
@@ -47,10 +47,10 @@ def serve(engine: Engine, transport: Transport) -> None:
 
 
 def _take(engine: Engine, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
-    """Act on a message; the outputs are errors, if the request cannot be taken in.
+    """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
 
-    The server refuses bad requests before it sends them (EngineInfo.check). Whatever still goes wrong here is this
-    request's error alone: it must not end those of others.
+    This is the engine's one error boundary. The server refuses bad requests before it sends them (EngineInfo.check);
+    whatever still goes wrong must not end the requests of others.
     """
     if isinstance(message, AbortRequest):
         engine.abort(message)
@@ -59,6 +59,6 @@ def _take(engine: Engine, message: GenerateRequest | AbortRequest) -> list[Seque
         engine.add(message)
     except Exception:
         logger.exception("request %s cannot be taken in", message.request_id)
-        engine.abort(AbortRequest(message.request_id))  # those of its sequences that were
+        engine.abort(AbortRequest(message.request_id))  # the sequences added before the failure
         return [SequenceOutput(message.request_id, index, [], "error") for index in range(message.n)]
     return []

@@ -1,6 +1,6 @@
-"""From settings, a checkpoint's config and the machine to a ResolvedConfig, in which nothing is left open.
+"""From settings, a checkpoint's config and the machine to a ResolvedConfig: every "auto" and None is settled here.
 
-Nothing is loaded or allocated here: `engine.build` makes the engine. `engine.loading.resolve` finds the model's files.
+Nothing is loaded or allocated: `engine.build` does that. `engine.loading.resolve` finds the model's files before.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ResolvedConfig:
         kv_cache_shapes: [heads, values] of what one token leaves in one layer's cache.
         kv_cache_scales: how many scales each of these has where the cache is int8, else None.
         bytes_per_block: of all layers.
-        num_kv_blocks: as told; None is as many as fit into the memory that the weights leave, up to `max_kv_blocks`.
-        max_kv_blocks: what a full batch of whole sequences takes.
+        num_kv_blocks: as set; None means as many as fit into the memory that is free after loading.
+        max_kv_blocks: the most that None can mean: a full batch of whole sequences needs no more.
     """
 
     source: ModelSource

@@ -112,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A parser of flags alone: values stay text, which `CommandLine` checks, wherever they come from."""
+    """A parser of flags only. Values stay text: `CommandLine` checks them, as it checks those of other sources."""
     parser = _Parser(
         prog="deepseek-serve",
         description=_DESCRIPTION,
@@ -161,7 +161,7 @@ def _read_file(path: str) -> dict[str, Any]:
     if unknown := settings.keys() - ServerConfig.model_fields.keys() - EngineConfig.model_fields.keys():
         names = ", ".join(sorted(unknown)).replace("_", "-")
         raise ConfigError(f"--config {path} has unknown keys: {names}; deepseek-serve --help lists what is valid")
-    words = {True: "on", False: "off"}  # which YAML makes of them unasked
+    words = {True: "on", False: "off"}  # YAML reads these words as booleans
     return {name: words[value] if isinstance(value, bool) else value for name, value in settings.items()}
 
 

@@ -36,7 +36,7 @@ def test_defaults_and_values_at_their_bounds_are_accepted(options):
     assert {name: getattr(config, name) for name in options} == options
 
 
-def test_a_setting_that_there_is_not_is_a_mistake_of_the_caller():
+def test_an_unknown_setting_is_a_type_error():
     with pytest.raises(TypeError, match="EngineConfig has no setting 'max_batch_sise'"):
         EngineConfig(max_batch_sise=1)
 

@@ -1,4 +1,4 @@
-"""From settings to a ResolvedConfig: what is left open is settled, before any weight is loaded."""
+"""From settings to a ResolvedConfig: every "auto" and None is settled before a weight is loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resolved(folder: Path, **options: Any) -> ResolvedConfig:
     return resolve(EngineConfig(**{"device": "cpu", **options}), ModelSource(folder, "tiny"))
 
 
-def test_nothing_is_left_open_but_what_the_free_memory_decides(folder: Path) -> None:
+def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
     config = resolved(folder)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     assert {name for name, value in values.items() if value is None} == {
@@ -53,7 +53,7 @@ def test_the_defaults_follow_other_settings(folder: Path) -> None:
     assert config.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # values of a byte and a scale; 3 layers, 16 slots
 
 
-def test_what_is_told_is_kept(folder: Path) -> None:
+def test_values_that_are_set_are_kept(folder: Path) -> None:
     options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7, "policy": "fair", "seed": 5, "block_size": 8}
     config = resolved(folder, **options, kernels="torch", dtype="float16", prefix_caching="off")
     assert {name: getattr(config, name) for name in options} == options

@@ -19,5 +19,9 @@ def test_the_api_process_imports_no_torch(module: str) -> None:
     assert not {"torch", "transformers"} & imported(module)
 
 
+def test_the_engine_process_can_be_started_before_the_web_stack_is_imported() -> None:
+    assert "fastapi" not in imported("server.serve")
+
+
 def test_the_command_reads_its_settings_before_anything_heavy_is_imported() -> None:
     assert not {"torch", "numpy", "fastapi", "uvicorn", "msgspec", "yaml", "zmq"} & imported("server.cli")
