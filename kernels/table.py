@@ -28,16 +28,16 @@ from kernels import (
     store_kv,
 )
 from kernels.kv_cache import Cache
-from kernels.latent_attention.cpu import CPULatentAttention
+from kernels.latent_attention.native import CPULatentAttention
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
-from kernels.paged_attention.cpu import CPUAttention
 from kernels.paged_attention.flash import FlashAttention
+from kernels.paged_attention.native import CPUAttention
 from kernels.paged_attention.reference import ReferenceAttention
-from kernels.paged_attention.torch import TorchAttention
-from kernels.rms_norm.cpu import RMSNorm
+from kernels.paged_attention.torch_ops import TorchAttention
+from kernels.rms_norm.native import RMSNorm
 from kernels.routing import RoutingRule
-from kernels.store_kv.cpu import CPUStore
+from kernels.store_kv.native import CPUStore
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
@@ -121,7 +121,7 @@ def _reference(_: torch.dtype) -> KernelTable:
         causal_attention=causal_attention.reference.attend,
         select=lightning_indexer.reference.select,
         route=routing.reference.route,
-        pack_mlp=mlp.torch.pack,
+        pack_mlp=mlp.torch_ops.pack,
         pack_experts=grouped_mlp.reference.pack,
         draw=draw.reference.draw,
     )
@@ -130,27 +130,27 @@ def _reference(_: torch.dtype) -> KernelTable:
 def _torch(dtype: torch.dtype) -> KernelTable:
     return KernelTable(
         name="torch",
-        linear=linear.torch.pack,
-        linear_f32=linear.torch.pack_f32,
-        head_linear=head_linear.torch.pack,
-        linear_int8=linear_int8.torch.pack,
-        logits=_widened(linear.torch.pack, linear_int8.torch.pack),
-        rms_norm=rms_norm.torch.rms_norm,
-        add_rms_norm=rms_norm.torch.add_rms_norm,
-        rotary=rotary.torch.rotary,
-        silu_mul=silu_mul.torch.silu_mul,
-        store_kv=store_kv.torch.store_kv,
-        rotate_and_store=store_kv.torch.rotate_and_store,
-        store_latents=store_kv.torch.store_latents,
+        linear=linear.torch_ops.pack,
+        linear_f32=linear.torch_ops.pack_f32,
+        head_linear=head_linear.torch_ops.pack,
+        linear_int8=linear_int8.torch_ops.pack,
+        logits=_widened(linear.torch_ops.pack, linear_int8.torch_ops.pack),
+        rms_norm=rms_norm.torch_ops.rms_norm,
+        add_rms_norm=rms_norm.torch_ops.add_rms_norm,
+        rotary=rotary.torch_ops.rotary,
+        silu_mul=silu_mul.torch_ops.silu_mul,
+        store_kv=store_kv.torch_ops.store_kv,
+        rotate_and_store=store_kv.torch_ops.rotate_and_store,
+        store_latents=store_kv.torch_ops.store_latents,
         attention=TorchAttention(dtype),
-        latent_attention=latent_attention.torch.TorchLatentAttention(dtype),
-        selective_attention=latent_attention.torch.TorchLatentAttention(dtype),
-        causal_attention=causal_attention.torch.attend,
-        select=lightning_indexer.torch.select,
-        route=routing.torch.route,
-        pack_mlp=mlp.torch.pack,
-        pack_experts=grouped_mlp.torch.pack,
-        draw=draw.torch.draw,
+        latent_attention=latent_attention.torch_ops.TorchLatentAttention(dtype),
+        selective_attention=latent_attention.torch_ops.TorchLatentAttention(dtype),
+        causal_attention=causal_attention.torch_ops.attend,
+        select=lightning_indexer.torch_ops.select,
+        route=routing.torch_ops.route,
+        pack_mlp=mlp.torch_ops.pack,
+        pack_experts=grouped_mlp.torch_ops.pack,
+        draw=draw.torch_ops.draw,
     )
 
 
@@ -164,7 +164,7 @@ def _widened(pack: Callable[..., Any], pack_int8: Callable[..., Any]) -> Callabl
 
 def _native_logits(dtype: torch.dtype) -> Callable[..., Callable[[Tensor], Tensor]]:
     """The sums as they are: rounded to bf16, the likeliest tokens' logits would often be equal."""
-    return _widened(linear.cpu.bind(dtype, out_dtype=torch.float32), linear_int8.cpu.bind(dtype, torch.float32))
+    return _widened(linear.native.bind(dtype, out_dtype=torch.float32), linear_int8.native.bind(dtype, torch.float32))
 
 
 def _native(dtype: torch.dtype) -> KernelTable:
@@ -172,24 +172,24 @@ def _native(dtype: torch.dtype) -> KernelTable:
     return replace(
         _torch(dtype),
         name="native",
-        linear=linear.cpu.bind(dtype),
-        linear_f32=linear.cpu.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32),
-        head_linear=head_linear.cpu.bind(dtype),
-        linear_int8=linear_int8.cpu.bind(dtype),
+        linear=linear.native.bind(dtype),
+        linear_f32=linear.native.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32),
+        head_linear=head_linear.native.bind(dtype),
+        linear_int8=linear_int8.native.bind(dtype),
         logits=_native_logits(dtype),
         rms_norm=norm.rms_norm,
         add_rms_norm=norm.add_rms_norm,
-        rotary=rotary.cpu.bind(dtype),
-        silu_mul=silu_mul.cpu.bind(dtype),
+        rotary=rotary.native.bind(dtype),
+        silu_mul=silu_mul.native.bind(dtype),
         rotate_and_store=store.rotate_and_store,
         store_latents=store.store_latents,
         attention=CPUAttention(dtype),
         latent_attention=CPULatentAttention(dtype),
-        causal_attention=causal_attention.cpu.bind(dtype),
-        route=routing.cpu.bind(),
-        pack_mlp=mlp.cpu.bind(dtype),
-        pack_experts=grouped_mlp.cpu.bind(dtype),
-        draw=draw.cpu.bind(torch.float32),
+        causal_attention=causal_attention.native.bind(dtype),
+        route=routing.native.bind(),
+        pack_mlp=mlp.native.bind(dtype),
+        pack_experts=grouped_mlp.native.bind(dtype),
+        draw=draw.native.bind(torch.float32),
     )
 
 

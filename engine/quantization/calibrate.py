@@ -23,7 +23,7 @@ from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, mak
 from engine.models.layers import Builder
 from kernels import grouped_mlp, mlp
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
-from kernels.linear_int8 import torch as linear_int8
+from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.paged_attention import AttentionBatch
 from kernels.table import resolve
 
@@ -86,7 +86,10 @@ def calibrate(
     kernels = resolve("auto", device, dtype)
     weights = _WatchedWeights(tensors, config, device, dtype)
     watching = replace(
-        kernels, linear=weights.watch(kernels.linear), pack_mlp=mlp.torch.pack, pack_experts=grouped_mlp.torch.pack
+        kernels,
+        linear=weights.watch(kernels.linear),
+        pack_mlp=mlp.torch_ops.pack,
+        pack_experts=grouped_mlp.torch_ops.pack,
     )
     build = Builder(config, weights, watching)  # experts made of linear layers, so that each is watched
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))

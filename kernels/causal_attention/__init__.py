@@ -7,6 +7,6 @@ Q queries, L positions, N heads, X values of a key, V of a value. All may be vie
 O(Q * L * N * (X + V)).
 """
 
-from kernels.causal_attention import cpu, reference, torch
+from kernels.causal_attention import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

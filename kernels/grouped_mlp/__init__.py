@@ -11,6 +11,6 @@ rows of arithmetic and the weights of the experts that some token chose; experts
 Shapes: T tokens, H hidden, F moe_intermediate_size, K num_experts_per_tok.
 """
 
-from kernels.grouped_mlp import cpu, reference, torch
+from kernels.grouped_mlp import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

@@ -7,6 +7,6 @@ T tokens, N heads (x and out may have some of the weight's, from `first` on), K 
 whose last dimension is packed; out has x's dtype. Sums are fp32.
 """
 
-from kernels.head_linear import cpu, reference, torch
+from kernels.head_linear import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

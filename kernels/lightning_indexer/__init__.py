@@ -12,6 +12,6 @@ context.
 Shapes: T tokens, H index heads, I index_head_dim, B blocks of S slots.
 """
 
-from kernels.lightning_indexer import reference, torch
+from kernels.lightning_indexer import reference, torch_ops
 
-__all__ = ["reference", "torch"]
+__all__ = ["reference", "torch_ops"]

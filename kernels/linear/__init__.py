@@ -7,6 +7,6 @@
 `pack` may keep the weight in a layout of its own, so the caller drops weight_OI afterwards.
 """
 
-from kernels.linear import cpu, reference, torch
+from kernels.linear import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

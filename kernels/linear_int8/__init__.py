@@ -13,17 +13,17 @@ gives NaN, and a row of zeros gives the bias. `pack` may keep the weight in a la
 Shapes: T tokens, I in_size, O out_size.
 """
 
-from kernels.linear_int8 import cpu, reference, torch
+from kernels.linear_int8 import native, reference, torch_ops
 from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight, stack
 
 __all__ = [
     "Input",
     "QuantizedWeight",
     "StaticInput",
-    "cpu",
+    "native",
     "quantize_rows",
     "quantize_weight",
     "reference",
     "stack",
-    "torch",
+    "torch_ops",
 ]

@@ -9,6 +9,6 @@ version in native code (kernels.grouped_mlp, whose one expert it is) does not ro
 Shapes: T tokens, H hidden, F intermediate_size.
 """
 
-from kernels.mlp import cpu, torch
+from kernels.mlp import native, torch_ops
 
-__all__ = ["cpu", "torch"]
+__all__ = ["native", "torch_ops"]

@@ -7,6 +7,6 @@ The residual stream is fp32, whatever the dtype of x: what many layers add up is
 rows of it too. All in fp32; y has the weight's dtype. T tokens, H values each.
 """
 
-from kernels.rms_norm import cpu, reference, torch
+from kernels.rms_norm import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

@@ -11,7 +11,7 @@ NaN too. A token's experts depend on no other token. Cost: O(T * E * K).
 Shapes: T tokens, E experts, G groups of X = E / G neighbours, K num_experts_per_tok.
 """
 
-from kernels.routing import cpu, reference, torch
+from kernels.routing import native, reference, torch_ops
 from kernels.routing.rule import RoutingRule
 
-__all__ = ["RoutingRule", "cpu", "reference", "torch"]
+__all__ = ["RoutingRule", "native", "reference", "torch_ops"]

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from kernels import causal_attention
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: causal_attention.torch.attend, **natives(causal_attention.cpu.bind)}
+VERSIONS = {"torch": lambda dtype: causal_attention.torch_ops.attend, **natives(causal_attention.native.bind)}
 
 
 def make(num_queries, context_len, heads, dim, value_dim, dtype):

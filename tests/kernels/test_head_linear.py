@@ -4,7 +4,7 @@ import torch
 from kernels import head_linear
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: head_linear.torch.pack, **natives(head_linear.cpu.bind)}
+VERSIONS = {"torch": lambda dtype: head_linear.torch_ops.pack, **natives(head_linear.native.bind)}
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 128, 512), (32, 3, 512, 128), (70, 2, 40, 24), (5, 1, 17, 130)], ids=str)

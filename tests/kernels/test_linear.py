@@ -7,10 +7,10 @@ from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 SHAPES = [(1, 64, 96), (3, 17, 5), (33, 63, 65), (130, 96, 1), (2, 1, 7)]
 CASES = [("torch", dtype) for dtype in DTYPES]
 CASES += [(isa, dtype) for isa in natives(lambda _: None) for dtype in DTYPES]
-VERSIONS = {"torch": lambda _: linear.torch.pack, **natives(linear.cpu.bind)}
+VERSIONS = {"torch": lambda _: linear.torch_ops.pack, **natives(linear.native.bind)}
 WIDE = {
-    "torch": lambda _: linear.torch.pack_f32,
-    **natives(lambda dtype: linear.cpu.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32)),
+    "torch": lambda _: linear.torch_ops.pack_f32,
+    **natives(lambda dtype: linear.native.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32)),
 }
 
 
@@ -66,6 +66,6 @@ def test_a_weight_in_fp32_is_computed_with_in_fp32(version, dtype, shape):
 @pytest.mark.parametrize("version", natives(lambda _: None))
 def test_sums_can_be_had_unrounded(version):
     """Of bf16 weights, as logits are wanted."""
-    wide = natives(lambda dtype: linear.cpu.bind(dtype, out_dtype=torch.float32))[version](torch.bfloat16)
+    wide = natives(lambda dtype: linear.native.bind(dtype, out_dtype=torch.float32))[version](torch.bfloat16)
     x, weight = randn(9, 70, dtype=torch.bfloat16, seed=1), randn(33, 70, dtype=torch.bfloat16, seed=2)
     assert_close(wide(weight, None)(x), linear.reference.pack_f32(weight, None)(x))

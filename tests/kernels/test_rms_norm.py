@@ -4,7 +4,7 @@ import torch
 from kernels import rms_norm
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: rms_norm.torch, **natives(rms_norm.cpu.RMSNorm)}
+VERSIONS = {"torch": lambda dtype: rms_norm.torch_ops, **natives(rms_norm.native.RMSNorm)}
 SHAPES = [(1, 64), (5, 1), (3, 63), (17, 576), (2, 1025)]
 EPS = 1e-5
 

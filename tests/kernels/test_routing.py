@@ -5,8 +5,8 @@ from kernels import routing
 from kernels.routing import RoutingRule
 from tests.kernels.compare import natives, randn
 
-NATIVE = natives(lambda _: routing.cpu.bind())
-VERSIONS = {"torch": routing.torch.route, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
+NATIVE = natives(lambda _: routing.native.bind())
+VERSIONS = {"torch": routing.torch_ops.route, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
 EXPERTS = 24
 RULES = {
     "V1": RoutingRule(6),

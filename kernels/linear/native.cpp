@@ -1,7 +1,7 @@
 // A linear layer in bf16 or fp32. Contract: kernels/linear/__init__.py.
 //
-// Each task computes all rows for its share of the weight's panels, so that the weight is read once (with up to 32 rows)
-// and stays in cache beyond.
+// Each task computes all rows for its share of the weight's panels, so that the weight is read once (with up to 32
+// rows) and stays in cache beyond.
 #include "../native/gemm.h"
 
 #include <algorithm>
@@ -23,7 +23,8 @@ void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y
 }
 
 template <typename A, typename X, typename Y>
-int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size, int64_t out_size, Y* y) {
+int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,
+           int64_t out_size, Y* y) {
     const int64_t K = padded<A>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
     const Whole<A> a = whole_rows<X, A>(x, stride, num_rows, in_size);
     parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
@@ -32,14 +33,18 @@ int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const 
         for (int64_t pair = begin; pair < end; ++pair) {
             const A* left = weight + 2 * pair * panel;
             const A* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const A* next = weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
+            const A* next =
+                weight +
+                std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
             const int64_t first = pair * BLOCK, count = out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
                 multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums, row ? nullptr : next);
                 Y* out = y + row * out_size + first;
                 finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
-                if (count > PANEL) finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL, out_size);
+                if (count > PANEL)
+                    finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL,
+                           out_size);
             }
         }
     });
@@ -49,10 +54,10 @@ int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const 
 }  // namespace
 
 // bias: null, or fp32 with memory for whole panels.
-#define DEFINE(NAME, X, A, Y)                                                                                                   \
-    extern "C" int NAME(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,       \
-                        int64_t out_size, Y* y) {                                                                                \
-        return linear<A>(x, stride, num_rows, weight, bias, in_size, out_size, y);                                               \
+#define DEFINE(NAME, X, A, Y)                                                                             \
+    extern "C" int NAME(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, \
+                        int64_t in_size, int64_t out_size, Y* y) {                                        \
+        return linear<A>(x, stride, num_rows, weight, bias, in_size, out_size, y);                        \
     }
 
 DEFINE(linear_bf16, bf16, bf16, bf16)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 
 from kernels import grouped_mlp
-from kernels.mlp.torch import Apply, Layer, Linear, Weight
-from kernels.mlp.torch import pack as compose
+from kernels.mlp.torch_ops import Apply, Layer, Linear, Weight
+from kernels.mlp.torch_ops import pack as compose
 
 
 def bind(dtype: torch.dtype) -> Callable[..., Apply]:
@@ -21,9 +21,9 @@ def bind(dtype: torch.dtype) -> Callable[..., Apply]:
         down: Layer,
     ) -> Apply:
         weights = gate_up[0], down[0]
-        if gate_up[1] is not None or down[1] is not None or not grouped_mlp.cpu.is_native(dtype, *weights):
+        if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(dtype, *weights):
             return compose(linear, silu_mul, gate_up, down)
-        run = grouped_mlp.cpu.pack_native([weights])
+        run = grouped_mlp.native.pack_native([weights])
         return lambda x_TH, onto_TH=None: run(x_TH, onto_TH=onto_TH)
 
     return pack

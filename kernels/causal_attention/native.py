@@ -1,4 +1,4 @@
-"""causal_attention in native code (cpu.cpp). Contract: kernels.causal_attention."""
+"""causal_attention in native code (native.cpp). Contract: kernels.causal_attention."""
 
 from collections.abc import Callable
 

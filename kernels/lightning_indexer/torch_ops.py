@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill
+from kernels.paged_attention.torch_ops import DecodeGroup, Plan, Prefill
 
 _QUERIES_AT_ONCE = 64  # of a prefill: their scores are sorted at once
 

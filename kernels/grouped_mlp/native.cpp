@@ -8,7 +8,8 @@ using namespace native;
 
 // y[t] = sum over k of weights[t, k] * rows[where[t, k]], in fp32.
 template <typename T>
-void combine(const T* rows, const int64_t* where, const float* weights, T* y, int64_t num_tokens, int64_t top_k, int64_t size) {
+void combine(const T* rows, const int64_t* where, const float* weights, T* y, int64_t num_tokens, int64_t top_k,
+             int64_t size) {
     parallel_spans(num_tokens, 8, [&](int64_t first, int64_t last) {
         for (int64_t token = first; token < last; ++token) {
             const int64_t* from = where + token * top_k;
@@ -31,10 +32,12 @@ void combine(const T* rows, const int64_t* where, const float* weights, T* y, in
 }  // namespace
 
 extern "C" {
-void combine_bf16(const native::bf16* rows, const int64_t* where, const float* weights, native::bf16* y, int64_t num_tokens, int64_t top_k, int64_t size) {
+void combine_bf16(const native::bf16* rows, const int64_t* where, const float* weights, native::bf16* y,
+                  int64_t num_tokens, int64_t top_k, int64_t size) {
     combine(rows, where, weights, y, num_tokens, top_k, size);
 }
-void combine_f32(const float* rows, const int64_t* where, const float* weights, float* y, int64_t num_tokens, int64_t top_k, int64_t size) {
+void combine_f32(const float* rows, const int64_t* where, const float* weights, float* y, int64_t num_tokens,
+                 int64_t top_k, int64_t size) {
     combine(rows, where, weights, y, num_tokens, top_k, size);
 }
 }

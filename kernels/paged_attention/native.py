@@ -1,4 +1,4 @@
-"""Attention in native code on a CPU (cpu.cpp). Contract: kernels.paged_attention.
+"""Attention in native code on a CPU (native.cpp). Contract: kernels.paged_attention.
 
 The plan cuts a step into tasks, each for one thread and key head: positions into spans of 1,024, whose results are
 merged, where a decoding sequence or up to 64 tokens of a chunk read a long context; a longer chunk's tokens into groups

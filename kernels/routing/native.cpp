@@ -66,7 +66,8 @@ void route(const float* logits, const float* bias, const Rule& rule, int64_t* id
             for (int64_t i = 0; i < rule.best_of_group; ++i) groups[g] += own[order[i]];
         }
         order_by_size(groups, rule.topk_group, order);
-        for (int64_t i = rule.topk_group; i < rule.n_group; ++i) std::fill_n(choice.begin() + order[i] * size, size, NOTHING);
+        for (int64_t i = rule.topk_group; i < rule.n_group; ++i)
+            std::fill_n(choice.begin() + order[i] * size, size, NOTHING);
     }
     order_by_size(choice, rule.experts_per_tok, order);
     float total = 1e-20f;
@@ -80,12 +81,15 @@ void route(const float* logits, const float* bias, const Rule& rule, int64_t* id
 
 }  // namespace
 
-extern "C" int route(const float* logits, const float* bias, int64_t* ids, float* weights, int64_t num_tokens, int64_t num_experts, int64_t experts_per_tok,
-                     int64_t is_sigmoid, int64_t n_group, int64_t topk_group, int64_t best_of_group, int64_t renormalises, float scale) {
-    const Rule rule{num_experts, experts_per_tok, is_sigmoid != 0, n_group, topk_group, best_of_group, renormalises != 0, scale};
+extern "C" int route(const float* logits, const float* bias, int64_t* ids, float* weights, int64_t num_tokens,
+                     int64_t num_experts, int64_t experts_per_tok, int64_t is_sigmoid, int64_t n_group,
+                     int64_t topk_group, int64_t best_of_group, int64_t renormalises, float scale) {
+    const Rule rule{num_experts, experts_per_tok, is_sigmoid != 0,   n_group,
+                    topk_group,  best_of_group,   renormalises != 0, scale};
     native::parallel_spans(num_tokens, 8, [&](int64_t first, int64_t last) {
         for (int64_t token = first; token < last; ++token)
-            route(logits + token * num_experts, bias, rule, ids + token * experts_per_tok, weights + token * experts_per_tok);
+            route(logits + token * num_experts, bias, rule, ids + token * experts_per_tok,
+                  weights + token * experts_per_tok);
     });
     return 0;
 }

@@ -1,4 +1,4 @@
-"""Latent attention in native code on a CPU (cpu.cpp), without selections. Contract: kernels.latent_attention."""
+"""Latent attention in native code on a CPU (native.cpp), without selections. Contract: kernels.latent_attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from kernels.kv_cache import Cache, Int8Cache, scales_of, values_of
 from kernels.native import FLOAT, INT, POINTER, address, function
 from kernels.paged_attention.batch import AttentionBatch
-from kernels.paged_attention.cpu import Plan, make_plan
+from kernels.paged_attention.native import Plan, make_plan
 
 _SPAN = 512  # positions in a task, where there are few tokens; there is one key head only
 _TOKENS = 8  # of a chunk, in a task: each brings as many rows as there are heads
@@ -30,7 +30,7 @@ class CPULatentAttention:
     def forward(
         self, q_TNX: torch.Tensor, cache: Cache, plan: Plan, scale: float, value_dim: int, selection: None
     ) -> torch.Tensor:
-        assert selection is None, "a selection is for kernels.latent_attention.torch"
+        assert selection is None, "a selection is for kernels.latent_attention.torch_ops"
         num_tokens, num_heads, dim = q_TNX.shape
         q_TNX = q_TNX.contiguous()
         out = torch.empty(num_tokens, num_heads, value_dim, dtype=q_TNX.dtype)

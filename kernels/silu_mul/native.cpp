@@ -28,6 +28,10 @@ void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
 }  // namespace
 
 extern "C" {
-void silu_mul_bf16(const native::bf16* gate_up, native::bf16* y, int64_t num_rows, int64_t size) { silu_mul(gate_up, y, num_rows, size); }
-void silu_mul_f32(const float* gate_up, float* y, int64_t num_rows, int64_t size) { silu_mul(gate_up, y, num_rows, size); }
+void silu_mul_bf16(const native::bf16* gate_up, native::bf16* y, int64_t num_rows, int64_t size) {
+    silu_mul(gate_up, y, num_rows, size);
+}
+void silu_mul_f32(const float* gate_up, float* y, int64_t num_rows, int64_t size) {
+    silu_mul(gate_up, y, num_rows, size);
+}
 }

@@ -3,8 +3,8 @@
 import torch
 
 from kernels.kv_cache import Cache, Int8Cache, quantize, values_of
-from kernels.rms_norm.torch import rms_norm
-from kernels.rotary.torch import rotary
+from kernels.rms_norm.torch_ops import rms_norm
+from kernels.rotary.torch_ops import rotary
 
 
 def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, blocks_T: torch.Tensor, offsets_T: torch.Tensor) -> None:

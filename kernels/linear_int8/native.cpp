@@ -16,7 +16,7 @@ struct Layer {
     const int32_t* totals;  // [N]: the sum of each row of the weight
     const float* bias;      // [N] or null
     int64_t in_size, out_size;
-    Grid grid;              // scale 0: each row its own
+    Grid grid;  // scale 0: each row its own
 };
 
 // The sums of M rows and one panel to numbers, `count` of its columns.
@@ -45,7 +45,8 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
     uint8_t* const quantized = rows.room(round_up(num_rows, 16) * K);
     Grid* const used = grids.room(num_rows);
     parallel_spans(num_rows, 2, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
+        for (int64_t row = begin; row < end; ++row)
+            used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
     });
     parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
@@ -53,14 +54,17 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
         for (int64_t pair = begin; pair < end; ++pair) {
             const int8_t* left = layer.weight + 2 * pair * panel;
             const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const int8_t* next = layer.weight + std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
+            const int8_t* next =
+                layer.weight +
+                std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
             const int64_t first = pair * BLOCK, count = layer.out_size - first;
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
                 multiply(quantized + row * K, K, M, left, right, K, sums, row ? nullptr : next);
                 Y* out = y + row * layer.out_size;
                 finish(layer, sums, used + row, M, first, std::min(PANEL, count), out);
-                if (count > PANEL) finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
+                if (count > PANEL)
+                    finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
             }
         }
     });
@@ -87,11 +91,13 @@ int weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
             }
             for (int64_t row = 0; row < num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, numbers, panels > 1 ? numbers + panel : numbers, K, sums, nullptr);
+                multiply(a.rows + row * a.stride, a.stride, M, numbers, panels > 1 ? numbers + panel : numbers, K, sums,
+                         nullptr);
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t p = 0; p < panels; ++p) {
                         const int64_t at = first + p * PANEL;
-                        const v16 value = load(sums + m * BLOCK + p * PANEL) * load(layer.scales + at) + (layer.bias ? load(layer.bias + at) : v16{});
+                        const v16 value = load(sums + m * BLOCK + p * PANEL) * load(layer.scales + at) +
+                                          (layer.bias ? load(layer.bias + at) : v16{});
                         store_to(y + (row + m) * layer.out_size, at, layer.out_size, value);
                     }
             }
@@ -108,7 +114,8 @@ int pack_weight_only(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
     parallel_spans((N + PANEL - 1) / PANEL, 1, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin * PANEL; row < std::min(end * PANEL, N); ++row)
             for (int64_t k = 0; k < K; ++k)
-                out[row / PANEL * size + (k / GROUP<A> * PANEL + row % PANEL) * GROUP<A> + k % GROUP<A>] = weight[row * K + k];
+                out[row / PANEL * size + (k / GROUP<A> * PANEL + row % PANEL) * GROUP<A> + k % GROUP<A>] =
+                    weight[row * K + k];
     });
     return 0;
 }
@@ -123,21 +130,26 @@ int linear_int8_pack(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
     return 0;
 }
 
-int weight_only_pack_bf16(const int8_t* weight, int64_t N, int64_t K, int8_t* out) { return pack_weight_only<native::bf16>(weight, N, K, out); }
-int weight_only_pack_f32(const int8_t* weight, int64_t N, int64_t K, int8_t* out) { return pack_weight_only<float>(weight, N, K, out); }
+int weight_only_pack_bf16(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
+    return pack_weight_only<native::bf16>(weight, N, K, out);
+}
+int weight_only_pack_f32(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
+    return pack_weight_only<float>(weight, N, K, out);
+}
 
-#define DEFINE(NAME, T, Y)                                                                                                   \
-    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales, const int32_t* totals, \
-             const float* bias, int64_t in_size, int64_t out_size, float scale, int64_t zero, Y* y) {                         \
-        const Layer layer{weight, scales, totals, bias, in_size, out_size, {scale, int32_t(zero)}};                           \
-        return linear_int8(x, stride, num_rows, layer, y);                                                                    \
+#define DEFINE(NAME, T, Y)                                                                                           \
+    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales,                \
+             const int32_t* totals, const float* bias, int64_t in_size, int64_t out_size, float scale, int64_t zero, \
+             Y* y) {                                                                                                 \
+        const Layer layer{weight, scales, totals, bias, in_size, out_size, {scale, int32_t(zero)}};                  \
+        return linear_int8(x, stride, num_rows, layer, y);                                                           \
     }
 
-#define DEFINE_WEIGHT_ONLY(NAME, T, Y)                                                                                       \
-    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales, const float* bias,     \
-             int64_t in_size, int64_t out_size, Y* y) {                                                                       \
-        const Layer layer{weight, scales, nullptr, bias, in_size, out_size, {}};                                              \
-        return weight_only<T>(x, stride, num_rows, layer, y);                                                                 \
+#define DEFINE_WEIGHT_ONLY(NAME, T, Y)                                                                \
+    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales, \
+             const float* bias, int64_t in_size, int64_t out_size, Y* y) {                            \
+        const Layer layer{weight, scales, nullptr, bias, in_size, out_size, {}};                      \
+        return weight_only<T>(x, stride, num_rows, layer, y);                                         \
     }
 
 DEFINE_WEIGHT_ONLY(weight_only_bf16, native::bf16, native::bf16)

@@ -8,13 +8,20 @@ using namespace native;
 
 // The scales, two a slot, are those of int8 caches: of the values and of the rest of the keys.
 template <typename T, typename C>
-int latent_attention(const T* q, const C* cache, const float* scales, T* out, const Plan* plan, int64_t num_heads, int64_t block_size, int64_t dim,
-                     int64_t value_dim, float scale) {
+int latent_attention(const T* q, const C* cache, const float* scales, T* out, const Plan* plan, int64_t num_heads,
+                     int64_t block_size, int64_t dim, int64_t value_dim, float scale) {
     const Attention<T, C> attention{
         {q, num_heads * dim, dim, dim},
         {cache, block_size * dim, 0, dim, dim, scales ? value_dim : dim, scales, 2},
         {cache, block_size * dim, 0, dim, value_dim, value_dim, scales, 2},
-        out, plan->block_tables, plan->table_stride, block_size, num_heads, 1, scale, plan->span,
+        out,
+        plan->block_tables,
+        plan->table_stride,
+        block_size,
+        num_heads,
+        1,
+        scale,
+        plan->span,
     };
     run(attention, *plan);
     return 0;
@@ -22,10 +29,10 @@ int latent_attention(const T* q, const C* cache, const float* scales, T* out, co
 
 }  // namespace
 
-#define DEFINE(NAME, T, C)                                                                                                      \
-    extern "C" int NAME(const T* q, const C* cache, const float* scales, T* out, const native::Plan* plan, int64_t num_heads,    \
-                        int64_t block_size, int64_t dim, int64_t value_dim, float scale) {                                       \
-        return latent_attention(q, cache, scales, out, plan, num_heads, block_size, dim, value_dim, scale);                      \
+#define DEFINE(NAME, T, C)                                                                                    \
+    extern "C" int NAME(const T* q, const C* cache, const float* scales, T* out, const native::Plan* plan,    \
+                        int64_t num_heads, int64_t block_size, int64_t dim, int64_t value_dim, float scale) { \
+        return latent_attention(q, cache, scales, out, plan, num_heads, block_size, dim, value_dim, scale);   \
     }
 
 DEFINE(latent_attention_bf16, native::bf16, native::bf16)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 
-from kernels.grouped_mlp.torch import Linear, Weight, pack_with
+from kernels.grouped_mlp.torch_ops import Linear, Weight, pack_with
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
 from kernels.native import INT, POINTER, address, function, memory, plain_function
 

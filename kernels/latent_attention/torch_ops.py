@@ -1,6 +1,6 @@
 """Latent attention as matrix products, on any device. Contract: kernels.latent_attention.
 
-Decoding sequences are gathered into padded groups (the plan of kernels.paged_attention.torch); the heads of a
+Decoding sequences are gathered into padded groups (the plan of kernels.paged_attention.torch_ops); the heads of a
 sequence are the rows of one matrix. A prefill chunk is computed in slices of queries, over the positions up to the
 last of a slice: that bounds the scores' memory, and skips most of what the causal order hides.
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 
 from kernels.kv_cache import Cache, Int8Cache, take
-from kernels.lightning_indexer.torch import Selection
+from kernels.lightning_indexer.torch_ops import Selection
 from kernels.paged_attention.batch import AttentionBatch
-from kernels.paged_attention.torch import DecodeGroup, Plan, Prefill, TorchAttention
+from kernels.paged_attention.torch_ops import DecodeGroup, Plan, Prefill, TorchAttention
 
 _QUERIES_AT_ONCE = 128
 _MAX_SCORES = 1 << 25  # held at once in a prefill

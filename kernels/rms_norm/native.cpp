@@ -8,7 +8,8 @@ namespace {
 
 using namespace native;
 
-// y = in * rsqrt(mean(in^2) + eps) * weight, where in is x, or the residual, or the residual after x has been added to it.
+// y = in * rsqrt(mean(in^2) + eps) * weight, where in is x, or the residual, or the residual after x has been added to
+// it.
 template <bool HasX, bool HasResidual, typename T>
 inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_t size, float eps) {
     constexpr int SUMS = 4;  // one would have to wait for itself
@@ -34,10 +35,13 @@ inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_
         if constexpr (HasX && HasResidual) store_to(residual, i, size, value);
         squares[0] += value * value;
     }
-    const float scale = 1.0f / std::sqrt(sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(size) + eps);
+    const float scale =
+        1.0f / std::sqrt(sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(size) + eps);
     const auto* const in = [&] {
-        if constexpr (HasResidual) return residual;
-        else return x;
+        if constexpr (HasResidual)
+            return residual;
+        else
+            return x;
     }();
     for (i = 0; i + LANES <= size; i += LANES) store(y + i, load(in + i) * scale * load(weight + i));
     if (i < size) store_to(y, i, size, load_from(in, i, size) * scale * load_from(weight, i, size));
@@ -45,7 +49,8 @@ inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_
 
 // Rows of x, or of the residual where there is one: its rows and y's lie one after another.
 template <typename T>
-int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size, float eps) {
+int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size,
+             float eps) {
     parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             const T* const from = x ? x + row * stride : nullptr;
@@ -63,9 +68,10 @@ int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y,
 
 }  // namespace
 
-#define DEFINE(NAME, T)                                                                                                              \
-    extern "C" int NAME(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size, float eps) { \
-        return rms_norm(x, stride, residual, weight, y, num_rows, size, eps);                                                          \
+#define DEFINE(NAME, T)                                                                                       \
+    extern "C" int NAME(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, \
+                        int64_t size, float eps) {                                                            \
+        return rms_norm(x, stride, residual, weight, y, num_rows, size, eps);                                 \
     }
 
 DEFINE(rms_norm_bf16, native::bf16)
