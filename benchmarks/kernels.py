@@ -111,10 +111,8 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _paged("paged_attention decode 32 x 192, SmolLM2", _Step([1] * 32, [192] * 32), *smol, dtype),
         _paged("paged_attention decode 32 x 4096, SmolLM2", _Step([1] * 32, [4096] * 32), *smol, dtype),
         _paged("paged_attention decode 8 x 2048, 32/8/128", _Step([1] * 8, [2048] * 8), *llama, dtype),
-        _paged(
-            "paged_attention decode 32 x 4096, SmolLM2, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True
-        ),
-        _paged("paged_attention decode 8 x 2048, 32/8/128, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
+        _paged("paged_attention decode 32 x 4096, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
+        _paged("paged_attention decode 8 x 2048, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
         _latent("latent_attention decode 1 x 160, V2-Lite", _Step([1], [160]), *mla, dtype),
         _latent("latent_attention decode 32 x 192, V2-Lite", _Step([1] * 32, [192] * 32), *mla, dtype),
         _latent("latent_attention decode 32 x 2048, V2-Lite", _Step([1] * 32, [2048] * 32), *mla, dtype),
