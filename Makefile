@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
+MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak clean
 .DEFAULT_GOAL := help
@@ -10,7 +12,7 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(STAMP): pyproject.toml hatch_build.py $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/native/build.py)
+$(STAMP): pyproject.toml hatch_build.py $(CPP) kernels/native/build.py
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $(STAMP)
@@ -26,12 +28,16 @@ test: $(STAMP) ## run the tests (ARGS="-k sampler" for a part)
 check: $(STAMP) ## lint, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mdformat --check $(MD)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(STAMP) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/mdformat $(MD)
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)

@@ -36,7 +36,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     started = time.monotonic()
     devices.set_threads(config.threads)
     model = _load_model(config, progress=progress)
-    if config.kernels.name == "native":
+    if config.ops.name == "native":
         devices.leave_cores_to_kernels()
     keep_freed_memory()
     loaded = time.monotonic()
@@ -78,7 +78,7 @@ def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
         quantizes=lambda layer: config.quantization == "int8" and (not is_int8 or layer == "lm_head"),
     )
     try:
-        return Decoder(config.model, weights, config.kernels, config.max_seq_len)
+        return Decoder(config.model, weights, config.ops, config.max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 

@@ -14,8 +14,8 @@ from engine import device as devices
 from engine.errors import ConfigError
 from engine.kv_cache_pool import KVCachePool
 from engine.models.decoder import attention_class
-from kernels.table import KernelUnavailableError
-from kernels.table import resolve as resolve_kernels
+from kernels.ops import KernelUnavailableError
+from kernels.ops import resolve as resolve_ops
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
     from engine.models.config import ModelConfig
-    from kernels.table import KernelTable
+    from kernels.ops import Ops
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class ResolvedConfig:
     model: ModelConfig
     device: torch.device
     dtype: torch.dtype
-    kernels: KernelTable
+    ops: Ops
     threads: int
     quantization: str
     max_batch_size: int
@@ -67,7 +67,7 @@ class ResolvedConfig:
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values |= {"source": self.source.path, "model": self.model.architecture, "kernels": self.kernels.name}
+        values |= {"source": self.source.path, "model": self.model.architecture, "ops": self.ops.name}
         return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
@@ -82,18 +82,18 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
     device = devices.resolve_device(config.device)
     dtype = devices.resolve_dtype(config.dtype, model.dtype, device)
     try:
-        kernels = resolve_kernels(config.kernels, device, dtype)
+        ops = resolve_ops(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
     max_seq_len = _max_seq_len(config, model)
-    shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, kernels)
+    shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
     bytes_per_block = KVCachePool.bytes_per_block(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
     resolved = ResolvedConfig(
         source=source,
         model=model,
         device=device,
         dtype=dtype,
-        kernels=kernels,
+        ops=ops,
         threads=config.threads or devices.num_cores(),
         quantization=config.quantization,
         max_batch_size=config.max_batch_size,
@@ -126,12 +126,12 @@ def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
     return config.max_seq_len or limit
 
 
-def _cache_scales(config: EngineConfig, model: ModelConfig, kernels: KernelTable) -> tuple[int, ...] | None:
+def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:
     if config.kv_cache_dtype != "int8":
         return None
     if model.indexer is not None:
         raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
-    if kernels.name == "flash-attn":
+    if ops.name == "flash-attn":
         raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
     return attention_class(model).cache_scales(model)
 

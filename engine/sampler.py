@@ -19,8 +19,8 @@ import torch
 
 from engine.protocol import TokenLogprobs
 from engine.step import SampledToken
-from kernels.draw.torch import draw as torch_draw
-from kernels.draw.torch import inverse_cdf
+from kernels.draw.torch_ops import draw as torch_draw
+from kernels.draw.torch_ops import inverse_cdf
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence

@@ -9,6 +9,6 @@ temperature) first exceeds uniform times its total; uniforms lie in [0, 1). A ro
 Shapes: R rows, V vocab.
 """
 
-from kernels.draw import cpu, reference, torch
+from kernels.draw import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

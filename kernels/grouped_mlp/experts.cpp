@@ -74,7 +74,8 @@ struct Item {
 };
 
 template <typename T, typename A>
-void experts(const T* x, const int64_t* ids, const float* weights, const Expert<A>* experts, const Sizes& sizes, bool add, T* y) {
+void experts(const T* x, const int64_t* ids, const float* weights, const Expert<A>* experts, const Sizes& sizes,
+             bool add, T* y) {
     constexpr bool IS_INT8 = sizeof(A) == 1;
     static thread_local Rows rows;
     static thread_local Scratch<A> in_rows, inner_rows;
@@ -93,9 +94,14 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
         for (int32_t panel = 0; panel < hidden_panels; panel += 2) down_items.push_back({e, panel});
     }
     const bool is_routed = ids, is_whole = !IS_INT8 && !is_routed && in_K == H && total == sizes.num_tokens;
-    A *const gathered = is_whole ? nullptr : in_rows.room(total * in_K), *const inner = inner_rows.room(total * inner_K);
+    A *const gathered = is_whole ? nullptr : in_rows.room(total * in_K), *const inner =
+                                                                             inner_rows.room(total * inner_K);
     const A* const in = is_whole ? reinterpret_cast<const A*>(x) : gathered;
-    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out = is_routed ? out_rows.room(total * out_stride) : nullptr;
+    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out =
+                                                                                            is_routed ? out_rows.room(
+                                                                                                            total *
+                                                                                                            out_stride)
+                                                                                                      : nullptr;
     Grid *const in_grids = grids.room(2 * total), *const inner_grids = in_grids + total;
     const Rows& r = rows;
     const std::vector<Item>&ups = up_items, &downs = down_items;
@@ -133,12 +139,15 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                 multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done ? nullptr : next);
                 const Grid* const own = in_grids + first;
                 std::conditional_t<IS_INT8, float, A>* const to = [&] {
-                    if constexpr (IS_INT8) return activated + first * inner_stride + at;
-                    else return inner + first * inner_K + at;
+                    if constexpr (IS_INT8)
+                        return activated + first * inner_stride + at;
+                    else
+                        return inner + first * inner_K + at;
                 }();
                 const int64_t to_stride = IS_INT8 ? inner_stride : inner_K;
                 for (int64_t m = 0; m < M; ++m) {
-                    const v16 value = silu(gate_scaling(sums + m * BLOCK, own + m)) * up_scaling(sums + m * BLOCK + PANEL, own + m);
+                    const v16 value =
+                        silu(gate_scaling(sums + m * BLOCK, own + m)) * up_scaling(sums + m * BLOCK + PANEL, own + m);
                     if (IS_INT8 || num_columns == PANEL)
                         store(to + m * to_stride, value);
                     else
@@ -152,7 +161,8 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             for (int64_t row = begin; row < end; ++row) {
                 if (r.token[row] < 0) continue;
                 const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
-                inner_grids[row] = quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
+                inner_grids[row] =
+                    quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
             }
         });
     parallel_pairs(downs.size(), [&](int64_t begin, int64_t end, int64_t next_pair) {
@@ -164,11 +174,14 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
             const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
             const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
             const Item after = downs[i + 1 < end ? i + 1 : next_pair];
-            const typename Operands<A>::Weight* next = experts[after.expert].down + std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
+            const typename Operands<A>::Weight* next =
+                experts[after.expert].down +
+                std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
             const int64_t at = item.panel * PANEL;
             for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
                 const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K, sums, done ? nullptr : next);
+                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K,
+                         sums, done ? nullptr : next);
                 for (int64_t half = 0; half < 1 + has_right; ++half) {
                     const int64_t column = at + half * PANEL;
                     const Scaling<A> scaling(expert.down_scales, expert.down_totals, column);
@@ -176,7 +189,8 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
                     const Grid* const own = inner_grids + first;
                     if (is_routed) {
                         float* const to = out + first * out_stride + column;
-                        for (int64_t m = 0; m < M; ++m) store(to + m * out_stride, scaling(from + m * BLOCK, own + m) * r.weight[first + m]);
+                        for (int64_t m = 0; m < M; ++m)
+                            store(to + m * out_stride, scaling(from + m * BLOCK, own + m) * r.weight[first + m]);
                         continue;
                     }
                     for (int64_t m = 0; m < M; ++m) {
@@ -210,20 +224,21 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
 
 }  // namespace
 
-#define DEFINE(KIND, A)                                                                                                            \
-    extern "C" int experts_pack_##KIND(const native::Operands<A>::Weight* gate_up, const native::Operands<A>::Weight* down,        \
-                                       int64_t hidden, int64_t inter, native::Operands<A>::Weight* packed_gate_up,                  \
-                                       native::Operands<A>::Weight* packed_down) {                                                  \
-        native::pack<A>(gate_up, inter, hidden, packed_gate_up, 0, 2);                                                              \
-        native::pack<A>(gate_up + inter * hidden, inter, hidden, packed_gate_up, 1, 2);                                             \
-        native::pack<A>(down, hidden, inter, packed_down, 0, 1);                                                                    \
-        return 0;                                                                                                                   \
-    }                                                                                                                               \
-    extern "C" int experts_##KIND(const native::bf16* x, const int64_t* ids, const float* weights, const void* table,               \
-                                  int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t hidden, int64_t inter,             \
-                                  int64_t add, native::bf16* y) {                                                                   \
-        experts(x, ids, weights, static_cast<const Expert<A>*>(table), Sizes{num_tokens, top_k, num_experts, hidden, inter}, add, y); \
-        return 0;                                                                                                                   \
+#define DEFINE(KIND, A)                                                                                               \
+    extern "C" int experts_pack_##KIND(                                                                               \
+        const native::Operands<A>::Weight* gate_up, const native::Operands<A>::Weight* down, int64_t hidden,          \
+        int64_t inter, native::Operands<A>::Weight* packed_gate_up, native::Operands<A>::Weight* packed_down) {       \
+        native::pack<A>(gate_up, inter, hidden, packed_gate_up, 0, 2);                                                \
+        native::pack<A>(gate_up + inter * hidden, inter, hidden, packed_gate_up, 1, 2);                               \
+        native::pack<A>(down, hidden, inter, packed_down, 0, 1);                                                      \
+        return 0;                                                                                                     \
+    }                                                                                                                 \
+    extern "C" int experts_##KIND(const native::bf16* x, const int64_t* ids, const float* weights, const void* table, \
+                                  int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t hidden,             \
+                                  int64_t inter, int64_t add, native::bf16* y) {                                      \
+        experts(x, ids, weights, static_cast<const Expert<A>*>(table),                                                \
+                Sizes{num_tokens, top_k, num_experts, hidden, inter}, add, y);                                        \
+        return 0;                                                                                                     \
     }
 
 DEFINE(bf16, native::bf16)

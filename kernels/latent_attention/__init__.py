@@ -11,6 +11,6 @@ context_len * N * X), or with a selection O(N * X * topk) for a decoding sequenc
 Shapes: T tokens, N heads, B blocks of S slots.
 """
 
-from kernels.latent_attention import cpu, reference, torch
+from kernels.latent_attention import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

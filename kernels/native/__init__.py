@@ -1,6 +1,6 @@
 """The native CPU kernels: finding the library for this CPU, and binding its functions to torch tensors.
 
-The libraries are C++ behind plain C (kernels/*/cpu.cpp, built by kernels.native.build), called through ctypes with
+The libraries are C++ behind plain C (kernels/*/native.cpp, built by kernels.native.build), called through ctypes with
 pointers; they know nothing of torch, and have threads of their own (pool.h).
 """
 

@@ -122,7 +122,8 @@ inline void store_to(T* row, int64_t at, int64_t dim, v16 x) {
 inline float sum(v16 x) {
     typedef float v8 __attribute__((vector_size(32)));
     typedef float v4 __attribute__((vector_size(16)));
-    const v8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const v8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
     const v4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
     return (b[0] + b[2]) + (b[1] + b[3]);
 }
@@ -130,7 +131,8 @@ inline float sum(v16 x) {
 inline float max(v16 x) {
     typedef float v8 __attribute__((vector_size(32)));
     typedef float v4 __attribute__((vector_size(16)));
-    const v8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    const v8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+             b = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
     const v8 c = a > b ? a : b;
     const v4 d = __builtin_shufflevector(c, c, 0, 1, 2, 3), e = __builtin_shufflevector(c, c, 4, 5, 6, 7);
     const v4 f = d > e ? d : e;
@@ -158,7 +160,8 @@ inline v16 min(v16 a, v16 b) {
 inline void store_uint8(uint8_t* p, v16 x, int32_t zero) {
 #if defined(__AVX512F__)
     const __m512i q = _mm512_add_epi32(_mm512_cvtps_epi32((__m512)x), _mm512_set1_epi32(zero));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
 #else
     typedef uint8_t bytes __attribute__((vector_size(16)));
     i16x q = __builtin_convertvector((x + 12582912.0f) - 12582912.0f, i16x) + zero;  // 1.5 * 2^23

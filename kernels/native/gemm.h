@@ -1,9 +1,9 @@
 // Products of a few rows with a packed weight, in bf16, u8 x s8 or fp32: what linear layers and experts are made of.
 //
 // A weight [N, K] lies in panels of 16 of its rows (columns of the product), as AMX, vdpbf16ps and vpdpbusd want them:
-// [N / 16][K / GROUP][16][GROUP], GROUP values in 32 bits: 2 in bf16, 4 in int8, 1 in fp32. K is padded with zeros to tiles of 16 groups, N to
-// panels. The rows A are padded likewise, in memory of the kernel's own. The order in which a value's products are added
-// depends on K alone, so a row's result is the same whichever rows are computed beside it.
+// [N / 16][K / GROUP][16][GROUP], GROUP values in 32 bits: 2 in bf16, 4 in int8, 1 in fp32. K is padded with zeros to
+// tiles of 16 groups, N to panels. The rows A are padded likewise, in memory of the kernel's own. The order in which a
+// value's products are added depends on K alone, so a row's result is the same whichever rows are computed beside it.
 #pragma once
 
 #include "panels.h"
@@ -17,31 +17,41 @@
 
 namespace native {
 
-template <typename A> struct Operands;
-template <> struct Operands<bf16> {
+template <typename A>
+struct Operands;
+template <>
+struct Operands<bf16> {
     typedef bf16 Weight;
     typedef float Sum;
 };
-template <> struct Operands<float> {
+template <>
+struct Operands<float> {
     typedef float Weight;
     typedef float Sum;
 };
-template <> struct Operands<uint8_t> {
+template <>
+struct Operands<uint8_t> {
     typedef int8_t Weight;
     typedef int32_t Sum;
 };
 
-constexpr int64_t PANEL = 16;       // columns
-constexpr int64_t BLOCK = 32;       // rows and columns computed at a time
-template <typename A> constexpr int64_t GROUP = 4 / sizeof(A);
-template <typename A> constexpr int64_t TILE_K = 16 * GROUP<A>;
+constexpr int64_t PANEL = 16;  // columns
+constexpr int64_t BLOCK = 32;  // rows and columns computed at a time
+template <typename A>
+constexpr int64_t GROUP = 4 / sizeof(A);
+template <typename A>
+constexpr int64_t TILE_K = 16 * GROUP<A>;
 
-template <typename A> int64_t padded(int64_t K) { return round_up(K, TILE_K<A>); }
+template <typename A>
+int64_t padded(int64_t K) {
+    return round_up(K, TILE_K<A>);
+}
 
 // weight [N, K] to panels; `first` says which panel the first row goes to and `step` how many panels lie between two of
 // this weight's (so that two weights can be interleaved).
 template <typename A>
-void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, typename Operands<A>::Weight* out, int64_t first, int64_t step) {
+void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, typename Operands<A>::Weight* out,
+          int64_t first, int64_t step) {
     typedef typename Operands<A>::Weight B;
     const int64_t size = padded<A>(K) * PANEL, whole = K / GROUP<A>;
     parallel_spans((N + PANEL - 1) / PANEL, 1, [&](int64_t begin, int64_t end) {
@@ -51,8 +61,10 @@ void pack(const typename Operands<A>::Weight* weight, int64_t N, int64_t K, type
             const int64_t count = std::min(PANEL, N - panel * PANEL);
             for (int64_t n = 0; n < count; ++n) {
                 const B* from = weight + (panel * PANEL + n) * K;
-                for (int64_t g = 0; g < whole; ++g) std::memcpy(to + (g * PANEL + n) * GROUP<A>, from + g * GROUP<A>, 4);
-                std::memcpy(to + (whole * PANEL + n) * GROUP<A>, from + whole * GROUP<A>, (K - whole * GROUP<A>) * sizeof(B));
+                for (int64_t g = 0; g < whole; ++g)
+                    std::memcpy(to + (g * PANEL + n) * GROUP<A>, from + g * GROUP<A>, 4);
+                std::memcpy(to + (whole * PANEL + n) * GROUP<A>, from + whole * GROUP<A>,
+                            (K - whole * GROUP<A>)*sizeof(B));
             }
         }
     });
@@ -76,7 +88,8 @@ inline void multiply_rows(const float* a, int64_t lda, const float* b0, const fl
     }
 }
 
-inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, const float* b1, int64_t K, float* sums, const float*) {
+inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, const float* b1, int64_t K, float* sums,
+                     const float*) {
 #if defined(__AVX512F__)
     constexpr int MOST = 8;  // rows whose sums fit the registers
 #else
@@ -88,20 +101,21 @@ inline void multiply(const float* a, int64_t lda, int64_t M, const float* b0, co
     if (m < M) multiply_rows<1>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK);
 }
 
-// multiply: sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds Tiles.
-// `next` is null unless the panels come from memory: then two panels that will be wanted soon.
+// multiply: sums[M][32] of M <= 32 rows and two panels; A has memory for a multiple of 16 rows, and the thread holds
+// Tiles. `next` is null unless the panels come from memory: then two panels that will be wanted soon.
 
 #if defined(__AMX_BF16__)
 
-#define NATIVE_TILE_PRODUCT(c, a, b)              \
-    if constexpr (sizeof(A) == 1)                 \
-        _tile_dpbusd(c, a, b);                    \
-    else                                          \
+#define NATIVE_TILE_PRODUCT(c, a, b) \
+    if constexpr (sizeof(A) == 1)    \
+        _tile_dpbusd(c, a, b);       \
+    else                             \
         _tile_dpbf16ps(c, a, b)
 
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
-                     typename Operands<A>::Sum* sums, const typename Operands<A>::Weight* next) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0,
+                     const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
+                     const typename Operands<A>::Weight* next) {
     const int64_t stride = lda * sizeof(A);
     _tile_zero(0);
     _tile_zero(1);
@@ -112,8 +126,8 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
     for (int64_t k = 0; k < K; k += TILE_K<A>) {
         if (next)  // the processor's own prefetching is too late for tiles
             for (int64_t line = 0; line < 1024; line += 64) {
-                _mm_prefetch((const char*)(b0 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
-                _mm_prefetch((const char*)(b1 + (k + TILE_K<A>) * PANEL) + line, _MM_HINT_T0);
+                _mm_prefetch((const char*)(b0 + (k + TILE_K<A>)*PANEL) + line, _MM_HINT_T0);
+                _mm_prefetch((const char*)(b1 + (k + TILE_K<A>)*PANEL) + line, _MM_HINT_T0);
             }
         _tile_loadd(6, b0 + k * PANEL, 64);
         _tile_loadd(7, b1 + k * PANEL, 64);
@@ -136,15 +150,20 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #elif defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 
-inline __m512 add_products(__m512 sum, __m512i a, __m512i b, const bf16*) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-inline __m512i add_products(__m512i sum, __m512i a, __m512i b, const uint8_t*) { return _mm512_dpbusd_epi32(sum, a, b); }
+inline __m512 add_products(__m512 sum, __m512i a, __m512i b, const bf16*) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+inline __m512i add_products(__m512i sum, __m512i a, __m512i b, const uint8_t*) {
+    return _mm512_dpbusd_epi32(sum, a, b);
+}
 inline __m512 zero(const bf16*) { return _mm512_setzero_ps(); }
 inline __m512i zero(const uint8_t*) { return _mm512_setzero_si512(); }
 
 // In each step `step` bytes from `ahead` on are fetched into the second cache.
 template <int M, typename A>
-inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
-                          typename Operands<A>::Sum* sums, const char* ahead, int64_t step) {
+inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::Weight* b0,
+                          const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
+                          const char* ahead, int64_t step) {
     decltype(zero(a)) left[M], right[M];  // in registers, if all loops over rows are unrolled
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) left[m] = right[m] = zero(a);
@@ -173,13 +192,15 @@ inline void multiply_rows(const A* a, int64_t lda, const typename Operands<A>::W
 
 // While some rows are multiplied, their share of the next panels is fetched, so that memory is read all the time.
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K,
-                     typename Operands<A>::Sum* sums, const typename Operands<A>::Weight* next) {
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0,
+                     const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
+                     const typename Operands<A>::Weight* next) {
     if (M % 4 == 3) ++M;  // one row more costs less than a part of one row, which waits for its own sums
     const int64_t row = next ? 2 * K * PANEL * sizeof(*next) / M : 0, steps = K / GROUP<A>;
     int64_t m = 0;
     const auto rows = [&](auto count) {
-        multiply_rows<count>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK, (const char*)next + m * row, (count * row + steps - 1) / steps);
+        multiply_rows<count>(a + m * lda, lda, b0, b1, K, sums + m * BLOCK, (const char*)next + m * row,
+                             (count * row + steps - 1) / steps);
         m += count;
     };
     while (M - m >= 8) rows(std::integral_constant<int, 8>());
@@ -212,7 +233,8 @@ inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_
         for (int i = 0; i < 4; ++i) sum[m][i] = _mm256_setzero_si256();
     for (int64_t k = 0; k < K; k += 4) {
         __m256i columns[4];
-        for (int i = 0; i < 4; ++i) columns[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + k * PANEL + 16 * i)));
+        for (int i = 0; i < 4; ++i)
+            columns[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(b + k * PANEL + 16 * i)));
         for (int m = 0; m < M; ++m) {
             int32_t group;
             std::memcpy(&group, a + m * lda + k, sizeof group);
@@ -223,12 +245,14 @@ inline void multiply_rows(const uint8_t* a, int64_t lda, const int8_t* b, int64_
     for (int m = 0; m < M; ++m)
         for (int i = 0; i < 4; ++i) {
             const __m256i pairs = _mm256_hadd_epi32(sum[m][i], sum[m][i]);
-            _mm_storeu_si128((__m128i*)(sums + m * BLOCK + 4 * i), _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
+            _mm_storeu_si128((__m128i*)(sums + m * BLOCK + 4 * i),
+                             _mm_unpacklo_epi64(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1)));
         }
 }
 
 template <typename A>
-inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0, const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
+inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands<A>::Weight* b0,
+                     const typename Operands<A>::Weight* b1, int64_t K, typename Operands<A>::Sum* sums,
                      const typename Operands<A>::Weight*) {
     constexpr int MOST = sizeof(A) == 1 ? 2 : 4;  // rows whose sums fit the registers
     if (M % MOST > 1) M = round_up(M, MOST);      // as they take less time than one after another
@@ -243,9 +267,10 @@ inline void multiply(const A* a, int64_t lda, int64_t M, const typename Operands
 
 #endif
 
-// task(first, last, next) for spans that together are 0 to num_pairs; a pair is two panels that are multiplied at once. Spans
-// are short, so that threads end together: of 18 pairs in 16 spans, one of two threads would get 10, as two spans have two.
-// `next` is the pair at which the thread will go on, if all are equally fast: to be fetched while the last one is computed.
+// task(first, last, next) for spans that together are 0 to num_pairs; a pair is two panels that are multiplied at once.
+// Spans are short, so that threads end together: of 18 pairs in 16 spans, one of two threads would get 10, as two spans
+// have two. `next` is the pair at which the thread will go on, if all are equally fast: to be fetched while the last
+// one is computed.
 template <typename Task>
 void parallel_pairs(int64_t num_pairs, const Task& task) {
     const int64_t threads = num_threads(), count = std::min<int64_t>(num_pairs, 16 * threads);
@@ -269,7 +294,8 @@ Whole<A> whole_rows(const X* x, int64_t stride, int64_t num_rows, int64_t size) 
     A* const to = copy.room(round_up(num_rows, 16) * K);
     parallel_spans(num_rows, 32, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-            for (int64_t k = 0; k < size; k += LANES) store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
+            for (int64_t k = 0; k < size; k += LANES)
+                store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
             std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
         }
     });

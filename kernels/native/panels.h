@@ -1,8 +1,8 @@
 // Small matrix products for kernels that hold their operands in cache: C[M, N] (+)= A[M, K] B[K, N].
 //
-// A is row-major. B lies in panels of 16 columns, as AMX and vdpbf16ps want it: [N / 16][K / W][16][W] with W = 2 values
-// in bf16 and 1 in fp32. C is row-major fp32. The order in which a value's products are added depends on K alone, so a
-// row's result is the same whichever rows are computed beside it.
+// A is row-major. B lies in panels of 16 columns, as AMX and vdpbf16ps want it: [N / 16][K / W][16][W] with W = 2
+// values in bf16 and 1 in fp32. C is row-major fp32. The order in which a value's products are added depends on K
+// alone, so a row's result is the same whichever rows are computed beside it.
 #pragma once
 
 #include "common.h"
@@ -17,12 +17,20 @@ typedef bf16 Narrow;  // what products of bf16 operands are computed from
 typedef float Narrow;
 #endif
 
-template <typename T> struct Operand { typedef float type; };
-template <> struct Operand<bf16> { typedef Narrow type; };
+template <typename T>
+struct Operand {
+    typedef float type;
+};
+template <>
+struct Operand<bf16> {
+    typedef Narrow type;
+};
 
-template <typename T> constexpr int64_t WIDTH = sizeof(float) / sizeof(T);  // W
+template <typename T>
+constexpr int64_t WIDTH = sizeof(float) / sizeof(T);  // W
 
-// Pieces of memory that a product fetches into the second cache on its way, unless it has few rows. AMX leaves no time for it.
+// Pieces of memory that a product fetches into the second cache on its way, unless it has few rows. AMX leaves no time
+// for it.
 struct Ahead {
     const char* const* pieces;
     int64_t num_pieces, size;  // in bytes
@@ -49,7 +57,8 @@ struct Tiles {
 
 // MT x NT tiles of C; the tile registers are 0-3 for C, 4-5 for A, 6-7 for B.
 template <int MT, int NT>
-inline void tiles(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add) {
+inline void tiles(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t K,
+                  bool add) {
     const int64_t a_bytes = lda * 2, c_bytes = ldc * 4;
     if (add) {
         _tile_loadd(0, c, c_bytes);
@@ -83,17 +92,19 @@ inline void tiles(const bf16* a, int64_t lda, const bf16* b, int64_t panel, floa
 }
 
 // K a multiple of 32. The caller's thread holds Tiles.
-inline void product(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add,
-                    const Ahead& = {}) {
+inline void product(const bf16* a, int64_t lda, const bf16* b, int64_t panel, float* c, int64_t ldc, int64_t M,
+                    int64_t N, int64_t K, bool add, const Ahead& = {}) {
     for (int64_t m = 0; m < M; m += 32) {
         const bf16* rows = a + m * lda;
         for (int64_t n = 0; n < N; n += 32) {
             const bf16* columns = b + n / 16 * panel;
             float* out = c + m * ldc + n;
             if (M - m > 16)
-                N - n > 16 ? tiles<2, 2>(rows, lda, columns, panel, out, ldc, K, add) : tiles<2, 1>(rows, lda, columns, panel, out, ldc, K, add);
+                N - n > 16 ? tiles<2, 2>(rows, lda, columns, panel, out, ldc, K, add)
+                           : tiles<2, 1>(rows, lda, columns, panel, out, ldc, K, add);
             else
-                N - n > 16 ? tiles<1, 2>(rows, lda, columns, panel, out, ldc, K, add) : tiles<1, 1>(rows, lda, columns, panel, out, ldc, K, add);
+                N - n > 16 ? tiles<1, 2>(rows, lda, columns, panel, out, ldc, K, add)
+                           : tiles<1, 1>(rows, lda, columns, panel, out, ldc, K, add);
         }
     }
 }
@@ -114,7 +125,8 @@ inline u16x dwords(const T* b) {
     return x;
 }
 
-// Fused for certain: left to the compiler, it is so in some loops and not in others, and a row's bits hang on its block.
+// Fused for certain: left to the compiler, it is so in some loops and not in others, and a row's bits hang on its
+// block.
 inline v16 multiply_add(v16 sum, const float* a, u16x b) {
 #if defined(__AVX512F__)
     return (v16)_mm512_fmadd_ps(_mm512_set1_ps(*a), (__m512)b, (__m512)sum);
@@ -140,7 +152,8 @@ inline v16 multiply_add(v16 sum, const bf16* a, u16x b) {
 
 // M rows of C by P panels, held in registers; `bytes` from `ahead` on are fetched.
 template <int M, int P, typename T>
-inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add, const char* ahead, int64_t bytes) {
+inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t K, bool add,
+                  const char* ahead, int64_t bytes) {
     v16 sum[M][P];
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) sum[m][p] = add ? load(c + m * ldc + p * LANES) : v16{};
@@ -153,14 +166,16 @@ inline void block(const T* a, int64_t lda, const T* b, int64_t panel, float* c, 
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) sum[m][p] = multiply_add(sum[m][p], a + m * lda + k, dwords(b + p * panel + k * LANES));
+            for (int p = 0; p < P; ++p)
+                sum[m][p] = multiply_add(sum[m][p], a + m * lda + k, dwords(b + p * panel + k * LANES));
     }
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) store(c + m * ldc + p * LANES, sum[m][p]);
 }
 
 template <typename T>
-inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N, int64_t K, bool add, const Ahead& ahead = {}) {
+inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c, int64_t ldc, int64_t M, int64_t N,
+                    int64_t K, bool add, const Ahead& ahead = {}) {
 #if defined(__AVX512F__)
     constexpr int MOST = 8, PANELS = 2;  // of 32 registers: 16 sums
 #else
@@ -175,9 +190,11 @@ inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c
             const int64_t piece = blocks_a_piece ? num_blocks / blocks_a_piece : ahead.num_pieces;
             const int64_t bytes = piece < ahead.num_pieces ? ahead.size / blocks_a_piece : 0;
             const char* from = bytes ? ahead.pieces[piece] + num_blocks % blocks_a_piece * bytes : nullptr;
-            block<count, PANELS>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, from, bytes);
+            block<count, PANELS>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, from,
+                                 bytes);
         }
-        for (; n < N; n += LANES) block<count, 1>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, nullptr, 0);
+        for (; n < N; n += LANES)
+            block<count, 1>(a + m * lda, lda, b + n / LANES * panel, panel, c + m * ldc + n, ldc, K, add, nullptr, 0);
         m += count;
     };
     while (M - m > MOST / 2) rows(std::integral_constant<int, MOST>());
@@ -187,7 +204,8 @@ inline void product(const T* a, int64_t lda, const T* b, int64_t panel, float* c
 
 // The transpose of 16 rows of 16 values.
 #if defined(__AVX512F__)
-inline void transpose(u16x (&rows)[16]) {  // pairs, fours, then quarters of registers; instructions that overwrite no operand
+inline void transpose(
+    u16x (&rows)[16]) {  // pairs, fours, then quarters of registers; instructions that overwrite no operand
     __m512i r[16], t[16];
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
@@ -220,8 +238,10 @@ inline void transpose(u16x (&rows)[16]) {  // four times the perfect shuffle of 
         u16x next[16];
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
-            next[2 * i] = __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            next[2 * i] =
+                __builtin_shufflevector(rows[i], rows[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] = __builtin_shufflevector(rows[i], rows[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13,
+                                                      29, 14, 30, 15, 31);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) rows[i] = next[i];

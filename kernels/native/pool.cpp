@@ -33,7 +33,7 @@ struct Watch {
 };
 
 class Pool {
-   public:
+ public:
     explicit Pool(int num_threads) {
         try {
             for (int i = 1; i < num_threads; ++i) workers.emplace_back([this] { work(); });
@@ -55,7 +55,7 @@ class Pool {
         for (Watch watch; done.load(std::memory_order_acquire) < count;) watch.next();
     }
 
-   private:
+ private:
     uint32_t start(int64_t new_count, void (*new_task)(void*, int64_t), void* new_context) {
         done.store(0, std::memory_order_relaxed);
         task.store(new_task, std::memory_order_relaxed);
@@ -64,12 +64,14 @@ class Pool {
         const uint32_t number = job.load(std::memory_order_relaxed) + 1;
         claims.store(uint64_t(number) << 32 | uint32_t(new_count), std::memory_order_release);
         job.store(number);
-        if (sleepers.load()) syscall(SYS_futex, &job, FUTEX_WAKE_PRIVATE, int32_t(std::min<int64_t>(new_count ? new_count - 1 : INT32_MAX, INT32_MAX)), nullptr, nullptr, 0);
+        if (sleepers.load())
+            syscall(SYS_futex, &job, FUTEX_WAKE_PRIVATE,
+                    int32_t(std::min<int64_t>(new_count ? new_count - 1 : INT32_MAX, INT32_MAX)), nullptr, nullptr, 0);
         return number;
     }
 
-    // Compute tasks of a job until none is left unclaimed. A claim names its job: one that comes too late fails, and one
-    // that succeeds keeps the job, with all that it consists of, until its task is done.
+    // Compute tasks of a job until none is left unclaimed. A claim names its job: one that comes too late fails, and
+    // one that succeeds keeps the job, with all that it consists of, until its task is done.
     void help(uint32_t number) {
         for (;;) {
             uint64_t claim = claims.load(std::memory_order_acquire);

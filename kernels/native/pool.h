@@ -1,8 +1,9 @@
 // Sharing work out to threads, made for a machine that others use too.
 //
-// A job is so many tasks, which threads claim one by one; it is over when all tasks are, not when all threads have come.
-// So a thread that has to wait for a core delays nobody, where OpenMP's barrier waits for each of them, in every job.
-// Between jobs the workers watch for the next one, giving way to others, and go to sleep when none comes for a while.
+// A job is so many tasks, which threads claim one by one; it is over when all tasks are, not when all threads have
+// come. So a thread that has to wait for a core delays nobody, where OpenMP's barrier waits for each of them, in every
+// job. Between jobs the workers watch for the next one, giving way to others, and go to sleep when none comes for a
+// while.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +15,13 @@ int num_threads();
 
 void run_tasks(int64_t count, void (*task)(void* context, int64_t index), void* context);
 
-// task(index) for each index below count, in any order and at the same time. Tasks call no parallel themselves. Where two
-// threads of a process come at the same time, the second one computes its tasks alone.
+// task(index) for each index below count, in any order and at the same time. Tasks call no parallel themselves. Where
+// two threads of a process come at the same time, the second one computes its tasks alone.
 template <typename Task>
 void parallel(int64_t count, const Task& task) {
-    run_tasks(count, [](void* context, int64_t index) { (*static_cast<const Task*>(context))(index); }, const_cast<Task*>(&task));
+    run_tasks(
+        count, [](void* context, int64_t index) { (*static_cast<const Task*>(context))(index); },
+        const_cast<Task*>(&task));
 }
 
 // task(first, last) for spans that together are 0 to size: a few for each thread, none shorter than `least`.

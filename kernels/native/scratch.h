@@ -9,7 +9,7 @@ namespace native {
 // Memory for a kernel's own use, kept from call to call: it grows, and begins at a cache line.
 template <typename T>
 class Scratch {
-   public:
+ public:
     ~Scratch() { std::free(memory); }
 
     // Room for so many values, which are not initialised.
@@ -23,7 +23,7 @@ class Scratch {
         return memory;
     }
 
-   private:
+ private:
     T* memory = nullptr;
     int64_t size = 0;
 };

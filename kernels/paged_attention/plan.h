@@ -1,4 +1,5 @@
-// What all layers of a step share, as kernels/paged_attention/cpu.py makes it: which tasks there are, and on which blocks.
+// What all layers of a step share, as kernels/paged_attention/native.py makes it: which tasks there are, and on which
+// blocks.
 #pragma once
 
 #include "attention.h"

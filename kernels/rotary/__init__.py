@@ -8,6 +8,6 @@ T tokens, N heads, D the head dimension. cos_TD and sin_TD (fp32) hold each toke
 sin first negated and then as it is, so that y = x * cos + swap_halves(x) * sin. y has x's dtype.
 """
 
-from kernels.rotary import cpu, reference, torch
+from kernels.rotary import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

@@ -1,6 +1,6 @@
 """Which experts a token goes through, and how much each counts. All in fp32.
 
-    route(logits_TE, bias_E or None, rule) -> ids_TK int64, weights_TK fp32
+    routing(logits_TE, bias_E or None, rule) -> ids_TK int64, weights_TK fp32
 
 Scores are the logits' softmax or sigmoids, and what experts are chosen by is their score plus their bias. A group of
 experts counts by the sum of its best; the experts of the topk_group best groups are eligible, and of these the
@@ -11,7 +11,7 @@ NaN too. A token's experts depend on no other token. Cost: O(T * E * K).
 Shapes: T tokens, E experts, G groups of X = E / G neighbours, K num_experts_per_tok.
 """
 
-from kernels.routing import cpu, reference, torch
+from kernels.routing import native, reference, torch_ops
 from kernels.routing.rule import RoutingRule
 
-__all__ = ["RoutingRule", "cpu", "reference", "torch"]
+__all__ = ["RoutingRule", "native", "reference", "torch_ops"]

@@ -5,6 +5,6 @@
 T tokens, F = intermediate_size.
 """
 
-from kernels.silu_mul import cpu, reference, torch
+from kernels.silu_mul import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

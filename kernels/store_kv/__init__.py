@@ -12,6 +12,6 @@ by (block, head) lands in the order that batched products want; within those S x
 order of their own (paged_attention/layout.h). blocks and offsets are int64, each pair at most once.
 """
 
-from kernels.store_kv import cpu, reference, torch
+from kernels.store_kv import native, reference, torch_ops
 
-__all__ = ["cpu", "reference", "torch"]
+__all__ = ["native", "reference", "torch_ops"]

@@ -57,7 +57,7 @@ def test_values_that_are_set_are_kept(folder: Path) -> None:
     options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7, "policy": "fair", "seed": 5, "block_size": 8}
     config = resolved(folder, **options, kernels="torch", dtype="float16", prefix_caching="off")
     assert {name: getattr(config, name) for name in options} == options
-    assert (config.kernels.name, config.dtype, config.prefix_caching) == ("torch", torch.float16, False)
+    assert (config.ops.name, config.dtype, config.prefix_caching) == ("torch", torch.float16, False)
 
 
 def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,7 +67,7 @@ def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureF
     assert line.startswith(f"resolved: source {folder}, model LlamaForCausalLM, device cpu, dtype torch.")
     assert "\n" not in line
     assert all(f"{field.name} " in line for field in dataclasses.fields(ResolvedConfig))
-    assert "kernels torch, " in line
+    assert "ops torch, " in line
 
 
 def test_it_is_frozen(folder: Path) -> None:

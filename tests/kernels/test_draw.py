@@ -4,7 +4,7 @@ import torch
 from kernels import draw
 from tests.kernels.compare import DTYPES, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda _: draw.torch.draw, **natives(draw.cpu.bind)}
+VERSIONS = {"torch": lambda _: draw.torch_ops.draw, **natives(draw.native.bind)}
 
 
 def bind(version, dtype):

@@ -15,8 +15,8 @@ from tests.kernels.test_paged_attention import BATCHES
 ROTARY = 16
 BACKENDS = {
     "reference": lambda dtype: latent_attention.reference.ReferenceLatentAttention(),
-    "torch": latent_attention.torch.TorchLatentAttention,
-    **natives(latent_attention.cpu.CPULatentAttention),
+    "torch": latent_attention.torch_ops.TorchLatentAttention,
+    **natives(latent_attention.native.CPULatentAttention),
 }
 VERSIONS = [name for name in BACKENDS if name != "reference"]
 
@@ -45,7 +45,7 @@ def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index
     backend = BACKENDS[module](q.dtype)
     plan, selection = backend.plan(batch), None
     if topk is not None:
-        select = getattr(lightning_indexer, module).select
+        select = getattr(lightning_indexer, {"torch": "torch_ops"}.get(module, module)).lightning_indexer
         selection = select(index_q, weights, index_cache, plan, topk)
     return backend.forward(q, cache, plan, q.shape[-1] ** -0.5, q.shape[-1] - ROTARY, selection), selection
 
@@ -94,7 +94,7 @@ def test_a_cache_of_int8_matches_reference(version, dtype, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("isa", natives(latent_attention.cpu.CPULatentAttention))
+@pytest.mark.parametrize("isa", natives(latent_attention.native.CPULatentAttention))
 def test_native_results_are_the_same_to_the_bit_alone_and_in_a_batch(isa, dtype):
     batch, q, cache = make_case((1, 1, 30, 25), (2600, 70, 300, 1034), dtype=dtype)
     out, _ = attend(isa, batch, q, cache)
@@ -110,7 +110,7 @@ def test_native_results_are_the_same_to_the_bit_alone_and_in_a_batch(isa, dtype)
 def test_a_long_chunk_in_slices_matches_reference(monkeypatch):
     case = make_case((1, 40), (8, 70))
     expected = attend("torch", *case)[0]
-    monkeypatch.setattr(latent_attention.torch, "_MAX_SCORES", 3 * 70 * 7)  # seven queries at once
+    monkeypatch.setattr(latent_attention.torch_ops, "_MAX_SCORES", 3 * 70 * 7)  # seven queries at once
     assert_close(attend("torch", *case)[0], expected)
 
 
@@ -139,20 +139,20 @@ def test_the_indexer_keeps_the_best_positions_and_the_first_of_equal_ones():
     keys = torch.tensor([1.0, 5.0, -2.0, 5.0, 3.0, -1.0, 0.0, 4.0])
     batch = AttentionBatch([8], [8], [[1, 0]], 4, torch.device("cpu"))
     cache = torch.stack([keys[4:], keys[:4]])[:, None, :, None]
-    plan = latent_attention.torch.TorchLatentAttention(torch.float32).plan(batch)
+    plan = latent_attention.torch_ops.TorchLatentAttention(torch.float32).plan(batch)
     one = torch.ones(8, 1)
-    selection = lightning_indexer.torch.select(one[:, :, None], one, cache, plan, 3)
+    selection = lightning_indexer.torch_ops.lightning_indexer(one[:, :, None], one, cache, plan, 3)
     kept = [row.nonzero().flatten().tolist() for row in selection.visible[0]]
     assert kept == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [1, 3, 4], [1, 3, 4], [1, 3, 4], [1, 3, 7]]
-    zeros = lightning_indexer.torch.select(-one[:, :, None] * 0, one, cache, plan, 3)
+    zeros = lightning_indexer.torch_ops.lightning_indexer(-one[:, :, None] * 0, one, cache, plan, 3)
     assert [row.nonzero().flatten().tolist() for row in zeros.visible[0]] == [[0], [0, 1]] + [[0, 1, 2]] * 6
 
 
 def test_a_long_chunk_is_selected_in_slices(monkeypatch):
     batch, q, cache = make_case((1, 40), (8, 70), width=24, heads=4)
     weights = randn(len(q), 4, dtype=torch.float32, seed=5)
-    plan = latent_attention.torch.TorchLatentAttention(torch.float32).plan(batch)
-    whole = lightning_indexer.torch.select(q, weights, cache, plan, 9).visible[0]
-    monkeypatch.setattr(lightning_indexer.torch, "_QUERIES_AT_ONCE", 7)
-    assert torch.equal(lightning_indexer.torch.select(q, weights, cache, plan, 9).visible[0], whole)
+    plan = latent_attention.torch_ops.TorchLatentAttention(torch.float32).plan(batch)
+    whole = lightning_indexer.torch_ops.lightning_indexer(q, weights, cache, plan, 9).visible[0]
+    monkeypatch.setattr(lightning_indexer.torch_ops, "_QUERIES_AT_ONCE", 7)
+    assert torch.equal(lightning_indexer.torch_ops.lightning_indexer(q, weights, cache, plan, 9).visible[0], whole)
     assert whole.sum(1).tolist() == [9] * 40

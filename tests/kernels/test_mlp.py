@@ -5,7 +5,7 @@ from kernels import linear, linear_int8, mlp, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-NATIVE = natives(mlp.cpu.bind)
+NATIVE = natives(mlp.native.bind)
 
 
 def reference_linear(weight, bias):
@@ -17,7 +17,7 @@ def weights(hidden, inter, dtype):
 
 
 def both(version, dtype, x, gate_up, down):
-    packs = mlp.torch.pack, NATIVE[version](dtype)
+    packs = mlp.reference.mlp, NATIVE[version](dtype)
     return [pack(reference_linear, silu_mul.reference.silu_mul, gate_up, down)(x) for pack in packs]
 
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention import AttentionBatch, PagedAttention
-from kernels.paged_attention.cpu import CPUAttention, Plan
 from kernels.paged_attention.flash import FlashAttention
+from kernels.paged_attention.native import CPUAttention, Plan
 from kernels.paged_attention.reference import ReferenceAttention
-from kernels.paged_attention.torch import TorchAttention
+from kernels.paged_attention.torch_ops import TorchAttention
 from tests.kernels.compare import DTYPES, Layout, assert_close, dtype_id, int8_cache, natives, randn
 
 

@@ -18,7 +18,7 @@ HIDDEN = 64
 @pytest.fixture(name="layers")
 def make_layers():
     """Some layers' work, in native functions only: norm, a product, an activation, a product, many times."""
-    norm, activate, pack = rms_norm.cpu.RMSNorm(DTYPE), silu_mul.cpu.bind(DTYPE), linear.cpu.bind(DTYPE)
+    norm, activate, pack = rms_norm.native.RMSNorm(DTYPE), silu_mul.native.bind(DTYPE), linear.native.bind(DTYPE)
     up = [pack(randn(2 * HIDDEN, HIDDEN, dtype=DTYPE, seed=i) / 8, None) for i in range(6)]
     down = [pack(randn(HIDDEN, HIDDEN, dtype=DTYPE, seed=50 + i) / 8, None) for i in range(6)]
     weight = torch.ones(HIDDEN, dtype=DTYPE)

@@ -4,7 +4,7 @@ import torch
 from kernels import rotary
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: rotary.torch.rotary, **natives(rotary.cpu.bind)}
+VERSIONS = {"torch": lambda dtype: rotary.torch_ops.rotary, **natives(rotary.native.bind)}
 
 
 def tables(positions: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,7 +4,7 @@ import torch
 from kernels import silu_mul
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: silu_mul.torch.silu_mul, **natives(silu_mul.cpu.bind)}
+VERSIONS = {"torch": lambda dtype: silu_mul.torch_ops.silu_mul, **natives(silu_mul.native.bind)}
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 14), (17, 130), (2, 3072)], ids=str)

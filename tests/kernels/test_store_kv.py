@@ -11,7 +11,7 @@ class NativeStore:
     """CPUStore, its caches in rows as its reference's are."""
 
     def __init__(self, dtype):
-        self._kernel, self._layout = store_kv.cpu.CPUStore(dtype), Layout(dtype)
+        self._kernel, self._layout = store_kv.native.CPUStore(dtype), Layout(dtype)
         self.store_latents = self._kernel.store_latents
 
     def rotate_and_store(self, qkv, cos, sin, k_cache, v_cache, blocks, offsets):
@@ -23,7 +23,7 @@ class NativeStore:
         return q
 
 
-VERSIONS = {"torch": lambda dtype: store_kv.torch, **natives(NativeStore)}
+VERSIONS = {"torch": lambda dtype: store_kv.torch_ops, **natives(NativeStore)}
 
 
 def slots(num_tokens: int, num_blocks: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,7 @@ def test_store_kv_matches_reference(dtype, num_tokens, num_heads, head_dim, bloc
     cache = randn(num_blocks, num_heads, block_size, head_dim, dtype=dtype, seed=1)
     expected, before = cache.clone(), cache.clone()
     store_kv.reference.store_kv(x, expected, blocks, offsets)
-    store_kv.torch.store_kv(x, cache, blocks, offsets)
+    store_kv.torch_ops.store_kv(x, cache, blocks, offsets)
 
     assert torch.equal(cache, expected)
     assert torch.equal(cache[blocks, :, offsets], x)

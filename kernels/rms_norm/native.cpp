@@ -1,0 +1,78 @@
+// rms_norm and add_rms_norm. Contract: kernels/rms_norm/__init__.py.
+#include "../native/common.h"
+#include "../native/pool.h"
+
+#include <cmath>
+
+namespace {
+
+using namespace native;
+
+// y = in * rsqrt(mean(in^2) + eps) * weight, where in is x, or the residual, or the residual after x has been added to
+// it.
+template <bool HasX, bool HasResidual, typename T>
+inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_t size, float eps) {
+    constexpr int SUMS = 4;  // one would have to wait for itself
+    v16 squares[SUMS] = {};
+    const auto take = [&](int64_t i, const auto& load_16) {
+        v16 value{};
+        if constexpr (HasX) value = load_16(x, i);
+        if constexpr (HasResidual) value += load_16(residual, i);
+        return value;
+    };
+    const auto whole = [](const auto* row, int64_t i) { return load(row + i); };
+    const auto rest = [size](const auto* row, int64_t i) { return load_from(row, i, size); };
+    int64_t i = 0;
+    for (; i + SUMS * LANES <= size; i += SUMS * LANES)
+#pragma GCC unroll 4
+        for (int s = 0; s < SUMS; ++s) {
+            const v16 value = take(i + s * LANES, whole);
+            if constexpr (HasX && HasResidual) store(residual + i + s * LANES, value);
+            squares[s] += value * value;
+        }
+    for (; i < size; i += LANES) {
+        const v16 value = take(i, rest);
+        if constexpr (HasX && HasResidual) store_to(residual, i, size, value);
+        squares[0] += value * value;
+    }
+    const float scale =
+        1.0f / std::sqrt(sum((squares[0] + squares[1]) + (squares[2] + squares[3])) / float(size) + eps);
+    const auto* const in = [&] {
+        if constexpr (HasResidual)
+            return residual;
+        else
+            return x;
+    }();
+    for (i = 0; i + LANES <= size; i += LANES) store(y + i, load(in + i) * scale * load(weight + i));
+    if (i < size) store_to(y, i, size, load_from(in, i, size) * scale * load_from(weight, i, size));
+}
+
+// Rows of x, or of the residual where there is one: its rows and y's lie one after another.
+template <typename T>
+int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size,
+             float eps) {
+    parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) {
+            const T* const from = x ? x + row * stride : nullptr;
+            float* const onto = residual ? residual + row * size : nullptr;
+            if (x && residual)
+                normalize<true, true>(from, onto, weight, y + row * size, size, eps);
+            else if (x)
+                normalize<true, false>(from, onto, weight, y + row * size, size, eps);
+            else
+                normalize<false, true>(from, onto, weight, y + row * size, size, eps);
+        }
+    });
+    return 0;
+}
+
+}  // namespace
+
+#define DEFINE(NAME, T)                                                                                       \
+    extern "C" int NAME(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, \
+                        int64_t size, float eps) {                                                            \
+        return rms_norm(x, stride, residual, weight, y, num_rows, size, eps);                                 \
+    }
+
+DEFINE(rms_norm_bf16, native::bf16)
+DEFINE(rms_norm_f32, float)

@@ -1,0 +1,95 @@
+// route, a token at a time. Contract: kernels/routing/__init__.py.
+#include "../native/common.h"
+#include "../native/pool.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+namespace {
+
+using namespace native;
+
+struct Rule {
+    int64_t num_experts, experts_per_tok;
+    bool is_sigmoid;
+    int64_t n_group, topk_group, best_of_group;
+    bool renormalises;
+    float scale;
+};
+
+// Indices of `values`, those of the `count` largest first; of equal ones the first.
+void order_by_size(const std::vector<float>& values, int64_t count, std::vector<int64_t>& order) {
+    order.resize(values.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                      [&](int64_t a, int64_t b) { return values[a] != values[b] ? values[a] > values[b] : a < b; });
+}
+
+void score(const float* logits, const Rule& rule, float* scores) {
+    const int64_t size = rule.num_experts;
+    if (rule.is_sigmoid) {
+        for (int64_t i = 0; i < size; i += LANES) {
+            const v16 x = load_from(logits, i, size), power = exp(x < 0.0f ? x : -x);
+            store_to(scores, i, size, (x < 0.0f ? power : splat(1.0f)) / (power + 1.0f));
+        }
+        return;
+    }
+    const float top = *std::max_element(logits, logits + size);
+    float total = 0;
+    for (int64_t i = 0; i < size; i += LANES) {
+        store_to(scores, i, size, exp(load_from(logits, i, size) - top));
+        for (int64_t j = i; j < std::min(i + LANES, size); ++j) total += scores[j];
+    }
+    for (int64_t i = 0; i < size; ++i) scores[i] /= total;
+}
+
+void route(const float* logits, const float* bias, const Rule& rule, int64_t* ids, float* weights) {
+    static thread_local std::vector<float> scores, choice, groups;
+    static thread_local std::vector<int64_t> order;
+    constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+    scores.resize(rule.num_experts);
+    choice.resize(rule.num_experts);
+    score(logits, rule, scores.data());
+    for (int64_t i = 0; i < rule.num_experts; ++i) {
+        choice[i] = bias ? scores[i] + bias[i] : scores[i];
+        if (choice[i] != choice[i]) choice[i] = NOTHING;  // NaN has no place in an order
+    }
+    if (rule.topk_group < rule.n_group) {
+        const int64_t size = rule.num_experts / rule.n_group;
+        groups.resize(rule.n_group);
+        for (int64_t g = 0; g < rule.n_group; ++g) {
+            const std::vector<float> own(choice.begin() + g * size, choice.begin() + (g + 1) * size);
+            order_by_size(own, rule.best_of_group, order);
+            groups[g] = 0;
+            for (int64_t i = 0; i < rule.best_of_group; ++i) groups[g] += own[order[i]];
+        }
+        order_by_size(groups, rule.topk_group, order);
+        for (int64_t i = rule.topk_group; i < rule.n_group; ++i)
+            std::fill_n(choice.begin() + order[i] * size, size, NOTHING);
+    }
+    order_by_size(choice, rule.experts_per_tok, order);
+    float total = 1e-20f;
+    for (int64_t k = 0; k < rule.experts_per_tok; ++k) total += scores[order[k]];
+    const float factor = rule.renormalises ? rule.scale / total : rule.scale;
+    for (int64_t k = 0; k < rule.experts_per_tok; ++k) {
+        ids[k] = order[k];
+        weights[k] = scores[order[k]] * factor;
+    }
+}
+
+}  // namespace
+
+extern "C" int route(const float* logits, const float* bias, int64_t* ids, float* weights, int64_t num_tokens,
+                     int64_t num_experts, int64_t experts_per_tok, int64_t is_sigmoid, int64_t n_group,
+                     int64_t topk_group, int64_t best_of_group, int64_t renormalises, float scale) {
+    const Rule rule{num_experts, experts_per_tok, is_sigmoid != 0,   n_group,
+                    topk_group,  best_of_group,   renormalises != 0, scale};
+    native::parallel_spans(num_tokens, 8, [&](int64_t first, int64_t last) {
+        for (int64_t token = first; token < last; ++token)
+            route(logits + token * num_experts, bias, rule, ids + token * experts_per_tok,
+                  weights + token * experts_per_tok);
+    });
+    return 0;
+}

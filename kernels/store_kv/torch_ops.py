@@ -1,0 +1,55 @@
+"""As scatters. Contract: kernels.store_kv."""
+
+import torch
+
+from kernels.kv_cache import Cache, Int8Cache, quantize, values_of
+from kernels.rms_norm.torch_ops import rms_norm
+from kernels.rotary.torch_ops import rotary
+
+
+def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, blocks_T: torch.Tensor, offsets_T: torch.Tensor) -> None:
+    cache[blocks_T, :, offsets_T] = x_TKD
+
+
+def rotate_and_store(
+    qkv_TXD: torch.Tensor,
+    cos_TD: torch.Tensor,
+    sin_TD: torch.Tensor,
+    k_cache: Cache,
+    v_cache: Cache,
+    blocks_T: torch.Tensor,
+    offsets_T: torch.Tensor,
+) -> torch.Tensor:
+    num_kv_heads = values_of(k_cache).shape[1]
+    qk = rotary(qkv_TXD[:, :-num_kv_heads], cos_TD, sin_TD)
+    dim = qkv_TXD.shape[2]
+    _write(qk[:, -num_kv_heads:], [dim], k_cache, blocks_T, offsets_T)
+    _write(qkv_TXD[:, -num_kv_heads:], [dim], v_cache, blocks_T, offsets_T)
+    return qk[:, :-num_kv_heads]
+
+
+def store_latents(
+    x_TY: torch.Tensor,
+    weight_C: torch.Tensor,
+    eps: float,
+    cos_TR: torch.Tensor,
+    sin_TR: torch.Tensor,
+    cache: Cache,
+    blocks_T: torch.Tensor,
+    offsets_T: torch.Tensor,
+) -> None:
+    latent_dim = len(weight_C)
+    latent_TC = rms_norm(x_TY[:, :latent_dim], weight_C, eps)
+    key_T1R = rotary(x_TY[:, None, latent_dim:], cos_TR, sin_TR)
+    row_T1Y = torch.cat([latent_TC[:, None], key_T1R], dim=2)
+    _write(row_T1Y, [latent_dim, key_T1R.shape[2]], cache, blocks_T, offsets_T)
+
+
+def _write(
+    x_TKD: torch.Tensor, sizes: list[int], cache: Cache, blocks_T: torch.Tensor, offsets_T: torch.Tensor
+) -> None:
+    if not isinstance(cache, Int8Cache):
+        store_kv(x_TKD, cache, blocks_T, offsets_T)
+        return
+    for x, part in zip(quantize(x_TKD, sizes), cache, strict=True):
+        store_kv(x, part, blocks_T, offsets_T)
