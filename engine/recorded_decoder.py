@@ -1,6 +1,6 @@
 """The decoder's two parts, recorded when the model is loaded, and made again for each step by one call.
 
-Steps differ in their numbers alone (kernels.native.recording): what changes, the batch, is copied to where the recorded
+Steps differ in their numbers alone (kernels.native.capture): what changes, the batch, is copied to where the recorded
 calls look for it. Steps for which the recordings have no room, or that do other things, the model computes as it does.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.models.decoder import ModelBatch
-from kernels.native.recording import Recorder, UnrecordableError
+from kernels.native.capture import Graph, MemoryPool, NotCapturableError
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class RecordedDecoder:
         if model.kernels.name != "native":
             return
         try:
-            self._recorded = _Recorded(model, kv_pool, Recorder())
-        except (UnrecordableError, OSError) as error:  # OSError: no address space
+            self._recorded = _Recorded(model, kv_pool, MemoryPool())
+        except (NotCapturableError, OSError) as error:  # OSError: no address space
             logger.info("steps are not recorded, which makes the smaller ones slower: %s", error)
 
     def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +55,7 @@ class RecordedDecoder:
 class _Recorded:
     """Both recordings, and the tensors that they read."""
 
-    def __init__(self, model: Decoder, kv_pool: KVCachePool, recorder: Recorder) -> None:
+    def __init__(self, model: Decoder, kv_pool: KVCachePool, pool: MemoryPool) -> None:
         self._model = model
         any_batch = AttentionBatch([1], [1], [[0]], kv_pool.block_size, kv_pool.device)
         positions_T = torch.zeros(MOST_ROWS, dtype=torch.int64)
@@ -64,26 +64,24 @@ class _Recorded:
             token_ids_T=positions_T,
             cos_TD=cos_TD,
             sin_TD=sin_TD,
-            blocks_T=torch.empty_like(positions_T),
-            offsets_T=torch.empty_like(positions_T),
+            slot_mapping_T=torch.empty_like(positions_T),
             attention_plan=model.plan(any_batch),
         )
         self._x_TH, self._residual_TH = model.embed(self._batch.token_ids_T)
 
-        def mix(num_rows: int) -> torch.Tensor:
-            x_TH, residual_TH = self._x_TH[:num_rows], self._residual_TH[:num_rows]
-            return model.mix(x_TH, residual_TH, self._batch.first(num_rows), kv_pool.layers)
-
-        self._mix = recorder.record(mix, MOST_ROWS)
-        self._mixed_RX = self._mix.result.clone()
-        self._residual_RH = self._residual_TH.clone()
-        self._logits = recorder.record(
-            lambda num_rows: model.logits(self._mixed_RX[:num_rows], self._residual_RH[:num_rows]), MOST_ROWS
-        )
+        self._mix, self._logits = Graph(pool, MOST_ROWS), Graph(pool, MOST_ROWS)
+        with self._mix.capture():
+            self._mix_result = model.mix(self._x_TH, self._residual_TH, self._batch, kv_pool.layers)
+        self._mixed_RX, self._residual_RH = torch.empty_like(self._mix_result), torch.empty_like(self._residual_TH)
+        with self._logits.capture():
+            self._logits_result = model.logits(self._mixed_RX, self._residual_RH)
 
     def takes(self, batch: ModelBatch) -> bool:
         """Take a batch's attention, if it is one that is recorded."""
-        return len(batch.token_ids_T) <= MOST_ROWS and self._batch.attention_plan.become(batch.attention_plan)
+        if len(batch.token_ids_T) > MOST_ROWS or not batch.attention_plan.is_capturable:
+            return False
+        self._batch.attention_plan.assign(batch.attention_plan)
+        return True
 
     def mix(self, batch: ModelBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """`Decoder.embed` and `mix` of a batch that it takes."""
@@ -91,11 +89,13 @@ class _Recorded:
         self._batch.first(num_tokens).become(batch)
         residual_TH = self._residual_TH[:num_tokens]
         self._model.embed(batch.token_ids_T, self._x_TH[:num_tokens], residual_TH)
-        return self._mix.replay(num_tokens), residual_TH
+        self._mix.replay(num_tokens)
+        return self._mix_result[:num_tokens], residual_TH
 
     def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
         """`Decoder.logits`."""
         num_rows = len(mixed_RX)
         self._mixed_RX[:num_rows].copy_(mixed_RX)
         self._residual_RH[:num_rows].copy_(residual_RH)
-        return self._logits.replay(num_rows)
+        self._logits.replay(num_rows)
+        return self._logits_result[:num_rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 from collections.abc import Callable
@@ -28,16 +29,14 @@ from kernels import (
     store_kv,
 )
 from kernels.kv_cache import Cache
-from kernels.latent_attention.native import CPULatentAttention
+from kernels.latent_attention.native import NativeLatentAttention
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.flash import FlashAttention
-from kernels.paged_attention.native import CPUAttention
+from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
-from kernels.rms_norm.native import RMSNorm
 from kernels.routing import RoutingRule
-from kernels.store_kv.native import CPUStore
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
@@ -61,9 +60,9 @@ class KernelTable:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     rotary: Callable[..., Tensor]
     silu_mul: Callable[[Tensor], Tensor]
-    store_kv: Callable[[Tensor, Tensor, Tensor, Tensor], None]
-    rotate_and_store: Callable[[Tensor, Tensor, Tensor, Cache, Cache, Tensor, Tensor], Tensor]
-    store_latents: Callable[[Tensor, Tensor, float, Tensor, Tensor, Cache, Tensor, Tensor], None]
+    store_kv: Callable[[Tensor, Tensor, Tensor], None]
+    rotate_and_store: Callable[[Tensor, Tensor, Tensor, Cache, Cache, Tensor], Tensor]
+    store_latents: Callable[[Tensor, Tensor, float, Tensor, Tensor, Cache, Tensor], None]
     attention: PagedAttention
     latent_attention: LatentAttention
     selective_attention: LatentAttention  # of latents, where `select` narrows what queries see
@@ -162,34 +161,33 @@ def _widened(pack: Callable[..., Any], pack_int8: Callable[..., Any]) -> Callabl
     return pack_logits
 
 
-def _native_logits(dtype: torch.dtype) -> Callable[..., Callable[[Tensor], Tensor]]:
-    """The sums as they are: rounded to bf16, the likeliest tokens' logits would often be equal."""
-    return _widened(linear.native.bind(dtype, out_dtype=torch.float32), linear_int8.native.bind(dtype, torch.float32))
-
-
 def _native(dtype: torch.dtype) -> KernelTable:
-    norm, store = RMSNorm(dtype), CPUStore(dtype)
+    pack_int8 = functools.partial(linear_int8.native.pack, dtype=dtype)
     return replace(
         _torch(dtype),
         name="native",
-        linear=linear.native.bind(dtype),
-        linear_f32=linear.native.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32),
-        head_linear=head_linear.native.bind(dtype),
-        linear_int8=linear_int8.native.bind(dtype),
-        logits=_native_logits(dtype),
-        rms_norm=norm.rms_norm,
-        add_rms_norm=norm.add_rms_norm,
-        rotary=rotary.native.bind(dtype),
-        silu_mul=silu_mul.native.bind(dtype),
-        rotate_and_store=store.rotate_and_store,
-        store_latents=store.store_latents,
-        attention=CPUAttention(dtype),
-        latent_attention=CPULatentAttention(dtype),
-        causal_attention=causal_attention.native.bind(dtype),
-        route=routing.native.bind(),
-        pack_mlp=mlp.native.bind(dtype),
-        pack_experts=grouped_mlp.native.bind(dtype),
-        draw=draw.native.bind(torch.float32),
+        linear=linear.native.pack,
+        linear_f32=linear.native.pack,
+        head_linear=head_linear.native.pack,
+        linear_int8=pack_int8,
+        # The sums as they are: rounded to bf16, the likeliest tokens' logits would often be equal.
+        logits=_widened(
+            functools.partial(linear.native.pack, out_dtype=torch.float32),
+            functools.partial(pack_int8, out_dtype=torch.float32),
+        ),
+        rms_norm=rms_norm.native.rms_norm,
+        add_rms_norm=rms_norm.native.add_rms_norm,
+        rotary=rotary.native.rotary,
+        silu_mul=silu_mul.native.silu_mul,
+        rotate_and_store=store_kv.native.rotate_and_store,
+        store_latents=store_kv.native.store_latents,
+        attention=NativeAttention(),
+        latent_attention=NativeLatentAttention(),
+        causal_attention=causal_attention.native.attend,
+        route=routing.native.route,
+        pack_mlp=functools.partial(mlp.native.pack, dtype=dtype),
+        pack_experts=functools.partial(grouped_mlp.native.pack, dtype=dtype),
+        draw=draw.native.draw,
     )
 
 

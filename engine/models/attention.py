@@ -59,9 +59,7 @@ class GroupedQueryAttention:
         """[T, H] -> [T, N D]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
-        q_TND = self._kernels.rotate_and_store(
-            qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
-        )
+        q_TND = self._kernels.rotate_and_store(qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.slot_mapping_T)
         o_TND = self._kernels.attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
         return o_TND.reshape(x_TH.shape[0], -1)
 

@@ -5,8 +5,7 @@ from kernels import routing
 from kernels.routing import RoutingRule
 from tests.kernels.compare import natives, randn
 
-NATIVE = natives(lambda _: routing.native.bind())
-VERSIONS = {"torch": routing.torch_ops.route, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
+VERSIONS = {"torch": routing.torch_ops.route, **natives(routing.native.route)}
 EXPERTS = 24
 RULES = {
     "V1": RoutingRule(6),

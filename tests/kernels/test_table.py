@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels import native, table
-from kernels.latent_attention.native import CPULatentAttention
+from kernels.latent_attention.native import NativeLatentAttention
 from kernels.latent_attention.torch_ops import TorchLatentAttention
-from kernels.paged_attention.native import CPUAttention
+from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
 
@@ -16,18 +16,13 @@ OPERATIONS = ("rms_norm", "add_rms_norm", "rotary", "silu_mul", "rotate_and_stor
 
 @pytest.fixture
 def native_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with a compiler; nothing is called, only bound."""
-
-    class Library:
-        def __getattr__(self, name: str):
-            return lambda *arguments: 0
-
-    monkeypatch.setattr(native, "library", Library)
+    """As on a machine with a compiler; nothing is called."""
+    monkeypatch.setattr(native, "ISA", "avx2")
 
 
 @pytest.fixture
 def native_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "ISA", None)
 
 
 def versions(kernels: table.KernelTable, *names: str) -> set[str]:
@@ -51,8 +46,8 @@ def test_a_choice_by_name_is_taken_for_every_operation(choice, dtype, attention)
 def test_a_cpu_with_the_library_takes_native_kernels(choice):
     kernels = table.resolve(choice, CPU, torch.float32)
     assert kernels.name == "native"
-    assert isinstance(kernels.attention, CPUAttention)
-    assert isinstance(kernels.latent_attention, CPULatentAttention)
+    assert isinstance(kernels.attention, NativeAttention)
+    assert isinstance(kernels.latent_attention, NativeLatentAttention)
     assert isinstance(kernels.selective_attention, TorchLatentAttention), "only that one computes selections"
     assert versions(kernels, *OPERATIONS) == {"native"}
 
