@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
-from kernels.grouped_mlp.torch_ops import Linear, Weight, pack_with
+from kernels.grouped_mlp.torch_ops import pack_with
 from kernels.linear_int8 import Input, QuantizedWeight
 
-Apply = Callable[..., torch.Tensor]
+if TYPE_CHECKING:
+    from kernels.types import GroupedMLP, Projection, Weight
 
 
-def pack(
-    linear: Callable[[Weight, None], Linear],
+def grouped_mlp(
+    projection: Projection,
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     experts: Iterable[tuple[Weight, Weight]],
     dtype: torch.dtype,
-) -> Apply:
+) -> GroupedMLP:
     """For x of one dtype: all in native code for bf16, else only the sum over experts."""
     experts = iter(experts)
     first = next(experts)
     experts = itertools.chain([first], experts)
     if dtype is not torch.bfloat16 or any(_is_weight_only(weight) for weight in first):
-        return pack_with(combine, linear, silu_mul, experts)
-    return pack_native(experts)
+        return pack_with(combine, projection, silu_mul, experts)
+    return pack_experts(experts)
 
 
 def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
-    """Whether `pack_native` computes an expert as its weights say, in the dtype of x."""
+    """Whether `pack_experts` computes an expert as its weights say, in the dtype of x."""
     kinds = {isinstance(weight, QuantizedWeight) for weight in (gate_up, down)}
     return (
         dtype is torch.bfloat16 and len(kinds) == 1 and not any(_is_weight_only(weight) for weight in (gate_up, down))
     )
 
 
-def pack_native(experts: Iterable[tuple[Weight, Weight]]) -> Apply:
+def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torch.Tensor]:
     """All in native code, x in bf16; an expert whose weights are of two kinds is computed in bf16.
 
     apply(x, ids, weights, onto) adds to what `onto` holds; without ids, all of x goes through the first expert.

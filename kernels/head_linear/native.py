@@ -1,11 +1,10 @@
 """head_linear in native code, with weights packed once. Contract: kernels.head_linear."""
 
-from collections.abc import Callable
-
 import torch
 
 from kernels import native
+from kernels.types import HeadLinear
 
 
-def pack(weight_NKM: torch.Tensor) -> Callable[..., None]:
+def head_linear(weight_NKM: torch.Tensor) -> HeadLinear:
     return native.library.HeadLinear(weight_NKM.contiguous()).forward

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
 
+if TYPE_CHECKING:
+    from kernels.types import Linear
 
-def pack(
-    weight_OI: torch.Tensor, bias_O: torch.Tensor | None, *, out_dtype: torch.dtype | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+
+def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
     """A weight in fp32 is computed with in fp32, whatever x is; y has the weight's dtype, unless out_dtype is fp32."""
     layer = native.library.Linear(weight_OI.contiguous(), None if bias_O is None else bias_O.float())
     out_size, dtype = len(weight_OI), out_dtype or weight_OI.dtype

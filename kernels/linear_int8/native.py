@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
 from kernels.linear_int8.weight import Input, QuantizedWeight
 
+if TYPE_CHECKING:
+    from kernels.types import Linear
 
-def pack(
-    weight: QuantizedWeight, bias_O: torch.Tensor | None, dtype: torch.dtype, *, out_dtype: torch.dtype | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+
+def linear_int8(
+    weight: QuantizedWeight, bias_O: torch.Tensor | None, dtype: torch.dtype, out_dtype: torch.dtype | None = None
+) -> Linear:
     """For x of one dtype; y has the same, unless out_dtype is fp32."""
     layer = native.library.Int8Linear(
         weight.values_OI.contiguous(),

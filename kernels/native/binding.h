@@ -123,7 +123,8 @@ void check_indices(const int64_t* indices, int64_t num, int64_t count, const cha
 
 void bind_graph(nb::module_&), bind_plan(nb::module_&);
 void bind_causal_attention(nb::module_&), bind_draw(nb::module_&), bind_combine(nb::module_&);
-void bind_experts(nb::module_&), bind_head_linear(nb::module_&), bind_latent_attention(nb::module_&);
+void bind_embedding(nb::module_&), bind_experts(nb::module_&), bind_head_linear(nb::module_&),
+    bind_latent_attention(nb::module_&);
 void bind_linear(nb::module_&), bind_linear_int8(nb::module_&), bind_paged_attention(nb::module_&);
 void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_routing(nb::module_&), bind_silu_mul(nb::module_&);
 void bind_store_kv(nb::module_&), bind_take_rows(nb::module_&);

@@ -71,36 +71,22 @@ void rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y
 void native::bind_rms_norm(nb::module_& m) {
     m.def(
         "rms_norm",
-        [](Tensor x_TH, Tensor weight_H, float eps, Tensor y_TH) {
+        [](Tensor x_TH, Tensor weight_H, float eps, std::optional<Tensor> residual_TH, Tensor y_TH) {
             with_dtype(weight_H, "weight_H", [&](auto number) {
                 using T = decltype(number);
                 const auto weight = weight_H.packed<const T>("weight_H", {ANY});
                 const auto y = y_TH.packed<T>("y_TH", {ANY, weight.shape[0]});
-                const auto run = [&](auto x, auto residual) {
-                    launch(y.shape[0], [=](int64_t rows) {
-                        rms_norm(x.data, x.stride[0], residual.data, weight.data, y.data, rows, y.shape[1], eps);
-                    });
-                };
-                if (x_TH.element("x_TH") == element_of<T>())
-                    run(x_TH.view<const T>("x_TH", y.shape), View<float, 2>{});
+                View<const T, 2> x{};
+                View<float, 2> residual{};
+                if (residual_TH) residual = residual_TH->packed<float>("residual_TH", y.shape);
+                if (residual_TH || x_TH.element("x_TH") == element_of<T>())
+                    x = x_TH.view<const T>("x_TH", y.shape);
                 else  // rows of the residual stream, which stay as they are
-                    run(View<const T, 2>{}, x_TH.packed<float>("x_TH", y.shape));
-            });
-        },
-        "x_TH"_a, "weight_H"_a, "eps"_a, "y_TH"_a);
-    m.def(
-        "add_rms_norm",
-        [](Tensor x_TH, Tensor residual_TH, Tensor weight_H, float eps, Tensor y_TH) {
-            with_dtype(x_TH, "x_TH", [&](auto number) {
-                using T = decltype(number);
-                const auto x = x_TH.view<const T>("x_TH", {ANY, ANY});
-                const auto residual = residual_TH.packed<float>("residual_TH", x.shape);
-                const auto weight = weight_H.packed<const T>("weight_H", {x.shape[1]});
-                const auto y = y_TH.packed<T>("y_TH", x.shape);
-                launch(x.shape[0], [=](int64_t rows) {
+                    residual = x_TH.packed<float>("x_TH", y.shape);
+                launch(y.shape[0], [=](int64_t rows) {
                     rms_norm(x.data, x.stride[0], residual.data, weight.data, y.data, rows, y.shape[1], eps);
                 });
             });
         },
-        "x_TH"_a, "residual_TH"_a, "weight_H"_a, "eps"_a, "y_TH"_a);
+        "x_TH"_a, "weight_H"_a, "eps"_a, "residual_TH"_a.none(), "y_TH"_a);
 }

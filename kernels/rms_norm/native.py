@@ -5,13 +5,9 @@ import torch
 from kernels import native
 
 
-def rms_norm(x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(
+    x_TH: torch.Tensor, weight_H: torch.Tensor, eps: float, residual_TH: torch.Tensor | None = None
+) -> torch.Tensor:
     y_TH = weight_H.new_empty(x_TH.shape)
-    native.library.rms_norm(x_TH, weight_H, eps, y_TH)
-    return y_TH
-
-
-def add_rms_norm(x_TH: torch.Tensor, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float) -> torch.Tensor:
-    y_TH = x_TH.new_empty(x_TH.shape)
-    native.library.add_rms_norm(x_TH, residual_TH, weight_H, eps, y_TH)
+    native.library.rms_norm(x_TH, weight_H, eps, residual_TH, y_TH)
     return y_TH

@@ -84,7 +84,7 @@ void route(const float* logits, const float* bias, const Rule& rule, int64_t* id
 
 void native::bind_routing(nb::module_& m) {
     m.def(
-        "route",
+        "routing",
         [](Tensor logits_TE, std::optional<Tensor> bias_E, Tensor ids_TK, Tensor weights_TK, bool is_sigmoid,
            int64_t n_group, int64_t topk_group, int64_t best_of_group, bool renormalises, float scale) {
             const auto logits = logits_TE.packed<const float>("logits_TE", {ANY, ANY});

@@ -6,10 +6,12 @@ from kernels import native
 from kernels.routing.rule import RoutingRule
 
 
-def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule) -> tuple[torch.Tensor, torch.Tensor]:
+def routing(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule
+) -> tuple[torch.Tensor, torch.Tensor]:
     ids_TK = torch.empty(len(logits_TE), rule.num_experts_per_tok, dtype=torch.int64)
     weights_TK = torch.empty(ids_TK.shape, dtype=torch.float32)
-    native.library.route(
+    native.library.routing(
         logits_TE,
         bias_E,
         ids_TK,

@@ -1,11 +1,12 @@
-"""Some rows of a tensor, in an order.
+"""Gather rows of a matrix.
 
-    take_rows(x_TX, rows_R) -> x_RX
+    take_rows(x_NX, rows_R) -> y_RX        y[r] = x[rows[r]]; rows int64
 
-rows_R are int64. A captured step (kernels.native.capture) computes these rows alone from there on. T tokens, R rows of
-X values.
+A captured step (kernels.native.capture) computes what follows for these rows alone.
+
+Shapes: N rows of X values, R of them wanted.
 """
 
-from kernels.take_rows import native, reference, torch_ops
+from kernels.take_rows import native, reference
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["native", "reference"]

@@ -6,8 +6,8 @@ from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_we
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 VERSIONS = {
-    "torch": lambda *arguments, dtype: grouped_mlp.torch_ops.pack(*arguments),
-    **natives(grouped_mlp.native.pack),
+    "torch": lambda *arguments, dtype: grouped_mlp.torch_ops.grouped_mlp(*arguments),
+    **natives(grouped_mlp.native.grouped_mlp),
 }
 NUM_EXPERTS = 6
 KINDS = {
@@ -30,8 +30,8 @@ def pack(version, hidden, dtype, kinds=("numbers",)):
     def counted(weight, bias):
         expert = len(calls)
         calls.append([])
-        module = linear_int8 if isinstance(weight, QuantizedWeight) else linear
-        product = module.reference.pack(weight, bias)
+        is_int8 = isinstance(weight, QuantizedWeight)
+        product = (linear_int8.reference.linear_int8 if is_int8 else linear.reference.linear)(weight, bias)
 
         def apply(x):
             calls[expert].append(len(x))
@@ -41,7 +41,7 @@ def pack(version, hidden, dtype, kinds=("numbers",)):
 
     arguments = counted, silu_mul.reference.silu_mul, iter(weights)
     if version == "reference":
-        return grouped_mlp.reference.pack(*arguments), calls
+        return grouped_mlp.reference.grouped_mlp(*arguments), calls
     return VERSIONS[version](*arguments, dtype=dtype), calls
 
 

@@ -5,11 +5,13 @@ from kernels import linear, linear_int8, mlp, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-NATIVE = natives(mlp.native.pack)
+NATIVE = natives(mlp.native.mlp)
 
 
 def reference_linear(weight, bias):
-    return (linear_int8 if isinstance(weight, QuantizedWeight) else linear).reference.pack(weight, bias)
+    if isinstance(weight, QuantizedWeight):
+        return linear_int8.reference.linear_int8(weight, bias)
+    return linear.reference.linear(weight, bias)
 
 
 def weights(hidden, inter, dtype):
@@ -18,7 +20,7 @@ def weights(hidden, inter, dtype):
 
 def both(version, dtype, x, gate_up, down):
     arguments = reference_linear, silu_mul.reference.silu_mul, gate_up, down
-    return mlp.torch_ops.pack(*arguments)(x), NATIVE[version](*arguments, dtype)(x)
+    return mlp.reference.mlp(*arguments)(x), NATIVE[version](*arguments, dtype)(x)
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
