@@ -99,9 +99,8 @@ void* Tensor::read(const char* name, Element wanted, int64_t num_dims, const int
     return data;
 }
 
-nb::handle KVCache::part(int64_t i) const {
-    if (PyTuple_GET_SIZE(object.ptr()) != 2)
-        refuse_type("a cache", "a tensor or (values, scales)", text(object.type()));
+nb::handle KVCache::part(const char* name, int64_t i) const {
+    if (!is_int8() || PyTuple_GET_SIZE(object.ptr()) != 2) refuse_type(name, "(values, scales)", text(object.type()));
     return PyTuple_GET_ITEM(object.ptr(), i);
 }
 

@@ -102,14 +102,14 @@ struct KVCache {
         if constexpr (!std::is_same_v<std::remove_const_t<C>, int8_t>) {
             return {Tensor{object}.packed<C>(name, shape), nullptr};
         } else {
-            const View<C, 4> values = Tensor{part(0)}.packed<C>(name, shape);
+            const View<C, 4> values = Tensor{part(name, 0)}.packed<C>(name, shape);
             const int64_t* own = values.shape;
-            return {values, Tensor{part(1)}.packed<float>(name, {own[0], own[1], own[2], num_scales}).data};
+            return {values, Tensor{part(name, 1)}.packed<float>(name, {own[0], own[1], own[2], num_scales}).data};
         }
     }
 
  private:
-    nb::handle part(int64_t i) const;
+    nb::handle part(const char* name, int64_t i) const;
 };
 // f(zero of the dtype that the cache holds) for numbers of type T.
 template <typename T, typename F>
