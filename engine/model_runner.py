@@ -93,14 +93,14 @@ class ModelRunner:
     def _prepare(self, plan: StepPlan) -> ModelBatch:
         token_ids: list[int] = []
         positions: list[int] = []
-        blocks: list[int] = []
+        slots: list[int] = []
         block_size = self._kv_pool.block_size
         for item in plan.scheduled:
             table = item.seq.block_table
             span = range(item.start, item.start + item.num_tokens)
             token_ids += item.seq.token_ids[span.start : span.stop]
             positions += span
-            blocks += [table[position // block_size] for position in span]
+            slots += [table[position // block_size] * block_size + position % block_size for position in span]
         positions_T = torch.tensor(positions, device=self._device)
         cos_TD, sin_TD = self._model.rotary_table.at(positions_T)
         attention = AttentionBatch(
@@ -114,8 +114,7 @@ class ModelRunner:
             token_ids_T=torch.tensor(token_ids, device=self._device),
             cos_TD=cos_TD,
             sin_TD=sin_TD,
-            blocks_T=torch.tensor(blocks, device=self._device),
-            offsets_T=positions_T % block_size,
+            slot_mapping_T=torch.tensor(slots, device=self._device),
             attention_plan=self._model.plan(attention),
         )
 

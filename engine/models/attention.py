@@ -64,9 +64,7 @@ class GroupedQueryAttention:
         """
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
-        q_TND = self._ops.rotate_and_store(
-            qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
-        )
+        q_TND = self._ops.rotate_and_store(qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.slot_mapping_T)
         o_TND = self._ops.paged_attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
         o_TX = o_TND.reshape(x_TH.shape[0], -1)
         return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))

@@ -37,15 +37,14 @@ class ModelBatch:
     Attributes:
         token_ids_T: int64.
         cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
-        blocks_T: the cache block that each token's entry goes to, int64; offsets_T the slot within it.
+        slot_mapping_T: the slot of the cache that each token's entry goes to, int64.
         attention_plan: what `Decoder.plan` returned.
     """
 
     token_ids_T: torch.Tensor
     cos_TD: torch.Tensor
     sin_TD: torch.Tensor
-    blocks_T: torch.Tensor
-    offsets_T: torch.Tensor
+    slot_mapping_T: torch.Tensor
     attention_plan: Any
 
     def first(self, num_tokens: int) -> ModelBatch:
@@ -58,7 +57,7 @@ class ModelBatch:
             getattr(self, name).copy_(getattr(other, name))
 
 
-_OF_TOKENS = ("token_ids_T", "cos_TD", "sin_TD", "blocks_T", "offsets_T")  # a batch's tensors
+_OF_TOKENS = ("token_ids_T", "cos_TD", "sin_TD", "slot_mapping_T")  # a batch's tensors
 
 
 class DecoderLayer:

@@ -71,9 +71,14 @@ class MLAPlan:
     absorbed_rows: torch.Tensor | None
     expanded: list[ExpandedChunk]
 
-    def become(self, other: MLAPlan) -> bool:
-        """Hold what another plan holds, at the same address; False if one of them has expanded chunks."""
-        return not (self.expanded or other.expanded) and self.absorbed.become(other.absorbed)
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a captured step can be replayed with this plan: expanded chunks are computed with torch."""
+        return not self.expanded
+
+    def assign(self, other: MLAPlan) -> None:
+        """Hold what another capturable plan holds, where captured kernels look for it."""
+        self.absorbed.assign(other.absorbed)
 
 
 class MultiHeadLatentAttention:
@@ -190,8 +195,7 @@ class MultiHeadLatentAttention:
             batch.cos_TD,
             batch.sin_TD,
             cache[0],
-            batch.blocks_T,
-            batch.offsets_T,
+            batch.slot_mapping_T,
         )
         selection = None
         if self._indexer is not None:

@@ -94,11 +94,12 @@ def calibrate(
         pools.append(KVCachePool(shapes, 1, num_blocks, _BLOCK_SIZE, dtype, device))
         positions_T = torch.cat([torch.arange(len(prompt)) for prompt in group])
         cos_TD, sin_TD = table.at(positions_T)
-        blocks = [table[p // _BLOCK_SIZE] for prompt, table in zip(group, attention.block_tables, strict=True)
-                  for p in range(len(prompt))]  # fmt: skip
+        slots = [table[p // _BLOCK_SIZE] * _BLOCK_SIZE + p % _BLOCK_SIZE
+                 for prompt, table in zip(group, attention.block_tables, strict=True)
+                 for p in range(len(prompt))]  # fmt: skip
         token_ids_T = torch.tensor([token for prompt in group for token in prompt])
         plan = attention_class(config).plan(config, ops, attention)
-        batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(blocks), positions_T % _BLOCK_SIZE, plan))
+        batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(slots), plan))
         states.append((None, ops.embedding(embedding_VH, token_ids_T)))
     measurements = []
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from kernels import native
 from tests import tiny_deepseek
 from tests.engine.running import greedy_params, load, make_prompt, request
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
 
 CASES = [
     *(("llama", {"dtype": dtype}) for dtype in ("float32", "bfloat16")),
