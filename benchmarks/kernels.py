@@ -1,6 +1,6 @@
 """Operations against their torch versions and against what the machine could do at best.
 
-python -m benchmarks.kernels --only attention
+python -m benchmarks.kernels --only paged_attention
 
 The best is the larger of two times: of the bytes that an operation must read, at the bandwidth of a sum over a large
 tensor, and of its arithmetic, at the rate of a large matrix product in the same dtype. Caches are larger than what the
@@ -22,9 +22,9 @@ from engine import device as devices
 from engine.kv_cache_pool import KVCachePool
 from kernels import native
 from kernels.kv_cache import Int8Cache
+from kernels.ops import Ops, resolve
 from kernels.paged_attention import AttentionBatch
 from kernels.routing import RoutingRule
-from kernels.table import KernelTable, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,13 +41,13 @@ class Case:
     """An operation at one size.
 
     Attributes:
-        make: binds a version's kernels to a call without arguments.
+        make: binds the operations of a backend to a call without arguments.
         num_bytes: that the call must read or write.
         flops: that it must compute, 2 for a multiplication with its addition.
     """
 
     name: str
-    make: Callable[[KernelTable], Callable[[], object]]
+    make: Callable[[Ops], Callable[[], object]]
     num_bytes: float
     flops: float
 
@@ -83,7 +83,7 @@ def main() -> None:
     threads, dtype = devices.set_threads(args.threads), devices.DTYPES[args.dtype]
     with torch.inference_mode():
         bandwidth, peak = read_bandwidth(), peak_flops(dtype)
-        tables = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
+        backends = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
         sys.stderr.write(
             f"{native.isa()}, {args.dtype}, {threads} threads: {bandwidth / 1e9:.1f} GB/s read, "
             f"{peak / 1e9:.0f} GFLOP/s\n{'':52}{'native':>10}{'torch':>10}{'best':>10} ms\n"
@@ -93,7 +93,7 @@ def main() -> None:
             if args.only not in case.name:
                 continue
             best = 1e3 * max(case.num_bytes / bandwidth, case.flops / peak)
-            ms = {name: 1e3 * _fastest(case.make(table)) for name, table in tables.items()}
+            ms = {name: 1e3 * _fastest(case.make(ops)) for name, ops in backends.items()}
             sys.stderr.write(f"{case.name:52}{ms['native']:10.3f}{ms['torch']:10.3f}{best:10.3f}\n")
             results.append({"name": case.name, "best_ms": best, **{f"{name}_ms": value for name, value in ms.items()}})
     machine = {"isa": native.isa(), "threads": threads, "read_bytes_per_second": bandwidth, "flops_per_second": peak}
@@ -103,33 +103,33 @@ def main() -> None:
 def _cases(dtype: torch.dtype) -> list[Case]:
     smol, llama, mla = (9, 3, 64), (32, 8, 128), (16, 512, 64)
     return [
-        _paged("attention prefill 512, SmolLM2", _Step([512], [512]), *smol, dtype),
-        _paged("attention prefill 4096, SmolLM2", _Step([4096], [4096]), *smol, dtype),
-        _paged("attention chunk 512 of 4096, SmolLM2", _Step([512], [4096]), *smol, dtype),
-        _paged("attention chunk 512 of 2048, 32/8/128", _Step([512], [2048]), *llama, dtype),
-        _paged("attention decode 1 x 160, SmolLM2", _Step([1], [160]), *smol, dtype),
-        _paged("attention decode 32 x 192, SmolLM2", _Step([1] * 32, [192] * 32), *smol, dtype),
-        _paged("attention decode 32 x 4096, SmolLM2", _Step([1] * 32, [4096] * 32), *smol, dtype),
-        _paged("attention decode 8 x 2048, 32/8/128", _Step([1] * 8, [2048] * 8), *llama, dtype),
-        _paged("attention decode 32 x 4096, SmolLM2, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
-        _paged("attention decode 8 x 2048, 32/8/128, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
-        _latent("latent attention decode 1 x 160, V2-Lite", _Step([1], [160]), *mla, dtype),
-        _latent("latent attention decode 32 x 192, V2-Lite", _Step([1] * 32, [192] * 32), *mla, dtype),
-        _latent("latent attention decode 32 x 2048, V2-Lite", _Step([1] * 32, [2048] * 32), *mla, dtype),
+        _paged("paged_attention prefill 512, SmolLM2", _Step([512], [512]), *smol, dtype),
+        _paged("paged_attention prefill 4096, SmolLM2", _Step([4096], [4096]), *smol, dtype),
+        _paged("paged_attention chunk 512 of 4096, SmolLM2", _Step([512], [4096]), *smol, dtype),
+        _paged("paged_attention chunk 512 of 2048, 32/8/128", _Step([512], [2048]), *llama, dtype),
+        _paged("paged_attention decode 1 x 160, SmolLM2", _Step([1], [160]), *smol, dtype),
+        _paged("paged_attention decode 32 x 192, SmolLM2", _Step([1] * 32, [192] * 32), *smol, dtype),
+        _paged("paged_attention decode 32 x 4096, SmolLM2", _Step([1] * 32, [4096] * 32), *smol, dtype),
+        _paged("paged_attention decode 8 x 2048, 32/8/128", _Step([1] * 8, [2048] * 8), *llama, dtype),
+        _paged("paged_attention decode 32 x 4096, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
+        _paged("paged_attention decode 8 x 2048, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
+        _latent("latent_attention decode 1 x 160, V2-Lite", _Step([1], [160]), *mla, dtype),
+        _latent("latent_attention decode 32 x 192, V2-Lite", _Step([1] * 32, [192] * 32), *mla, dtype),
+        _latent("latent_attention decode 32 x 2048, V2-Lite", _Step([1] * 32, [2048] * 32), *mla, dtype),
         _latent(
-            "latent attention decode 32 x 2048, V2-Lite, int8", _Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
+            "latent_attention decode 32 x 2048, V2-Lite, int8", _Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
         ),
-        _latent("latent attention chunk 128 of 1024, V2-Lite", _Step([128], [1024]), *mla, dtype),
-        _causal("causal attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
-        _head_linear("head linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
-        _head_linear("head linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
-        _head_linear("head linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
+        _latent("latent_attention chunk 128 of 1024, V2-Lite", _Step([128], [1024]), *mla, dtype),
+        _causal("causal_attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
+        _head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
+        _head_linear("head_linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
+        _head_linear("head_linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
         _route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
         _route("routing 32, V3", 32, 256, _V3_RULE),
         _route("routing 512, V3", 512, 256, _V3_RULE),
-        _store("rotate and store 1, SmolLM2", 1, *smol, dtype),
-        _store("rotate and store 32, SmolLM2", 32, *smol, dtype),
-        _store("rotate and store 512, SmolLM2", 512, *smol, dtype),
+        _store("rotate_and_store 1, SmolLM2", 1, *smol, dtype),
+        _store("rotate_and_store 32, SmolLM2", 32, *smol, dtype),
+        _store("rotate_and_store 512, SmolLM2", 512, *smol, dtype),
     ]
 
 
@@ -166,12 +166,12 @@ def _paged(
 ) -> Case:
     batch, num_blocks = step.batch()
 
-    def make(kernels: KernelTable) -> Callable[[], object]:
+    def make(ops: Ops) -> Callable[[], object]:
         scales = (1, 1) if int8 else None
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
         q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
-        plan = kernels.attention.plan(batch)
-        return _by_turns(layers, lambda k, v: kernels.attention.forward(q_TND, k, v, plan, dim**-0.5))
+        plan = ops.paged_attention.plan(batch)
+        return _by_turns(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
 
     row_bytes = dim + 4 if int8 else dim * dtype.itemsize
     num_bytes = sum(step.context_lens) * 2 * num_kv_heads * row_bytes
@@ -184,12 +184,12 @@ def _latent(
     batch, num_blocks = step.batch()
     width = latent_dim + rotary_dim
 
-    def make(kernels: KernelTable) -> Callable[[], object]:
+    def make(ops: Ops) -> Callable[[], object]:
         layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
         q_TNX = torch.randn(sum(step.query_lens), num_heads, width).to(dtype)
-        plan, scale = kernels.latent_attention.plan(batch), width**-0.5
+        plan, scale = ops.latent_attention.plan(batch), width**-0.5
         return _by_turns(
-            layers, lambda cache: kernels.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
+            layers, lambda cache: ops.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
         )
 
     flops = 2.0 * step.num_pairs * num_heads * (width + latent_dim)
@@ -200,12 +200,12 @@ def _latent(
 def _causal(
     name: str, num_queries: int, context_len: int, num_heads: int, dim: int, value_dim: int, dtype: torch.dtype
 ) -> Case:
-    def make(kernels: KernelTable) -> Callable[[], object]:
+    def make(ops: Ops) -> Callable[[], object]:
         q_QNX, k_LNX, v_LNV = (
             torch.randn(tokens, num_heads, size).to(dtype)
             for tokens, size in ((num_queries, dim), (context_len, dim), (context_len, value_dim))
         )
-        return lambda: kernels.causal_attention(q_QNX, k_LNX, v_LNV, dim**-0.5)
+        return lambda: ops.causal_attention(q_QNX, k_LNX, v_LNV, dim**-0.5)
 
     flops = 2.0 * _Step([num_queries], [context_len]).num_pairs * num_heads * (dim + value_dim)
     return Case(name, make, context_len * num_heads * (dim + value_dim) * dtype.itemsize, flops)
@@ -214,9 +214,9 @@ def _causal(
 def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_out: int, dtype: torch.dtype) -> Case:
     num_bytes = num_heads * num_in * num_out * dtype.itemsize
 
-    def make(kernels: KernelTable) -> Callable[[], object]:
+    def make(ops: Ops) -> Callable[[], object]:
         weight_NKM = torch.randn(num_heads, num_in, num_out).to(dtype)
-        copies = [kernels.head_linear(weight_NKM.clone()) for _ in range(max(1, (64 << 20) // num_bytes))]
+        copies = [ops.head_linear(weight_NKM.clone()) for _ in range(max(1, (64 << 20) // num_bytes))]
         x_TNK = torch.randn(num_tokens, num_heads, num_in).to(dtype)
         out_TNM = torch.empty(num_tokens, num_heads, num_out, dtype=dtype)
         return _by_turns([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
@@ -227,18 +227,16 @@ def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_ou
 def _route(name: str, num_tokens: int, num_experts: int, rule: RoutingRule) -> Case:
     logits_TE = torch.randn(num_tokens, num_experts)
     num_bytes = 4.0 * num_tokens * num_experts
-    return Case(name, lambda kernels: lambda: kernels.route(logits_TE, None, rule), num_bytes, 0.0)
+    return Case(name, lambda ops: lambda: ops.routing(logits_TE, None, rule), num_bytes, 0.0)
 
 
 def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype) -> Case:
-    def make(kernels: KernelTable) -> Callable[[], object]:
+    def make(ops: Ops) -> Callable[[], object]:
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), 4096, dtype)
         qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
         cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
         blocks_T, offsets_T = torch.randperm(4096)[:num_tokens], torch.randint(_BLOCK, (num_tokens,))
-        return _by_turns(
-            layers, lambda k, v: kernels.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T)
-        )
+        return _by_turns(layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T))
 
     return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
 

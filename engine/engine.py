@@ -23,8 +23,8 @@ from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput, Terms
 from engine.sampler import uniform
 from engine.sequence import Sequence
-from kernels.table import KernelUnavailableError
-from kernels.table import resolve as resolve_kernels
+from kernels.ops import KernelUnavailableError
+from kernels.ops import resolve as resolve_ops
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class Engine:
         max_seq_len = _max_seq_len(config, model_config)
         model = _load_model(source, model_config, config, device, dtype, max_seq_len, progress=progress)
         scales = _cache_scales(config, model)
-        if model.kernels.name == "native":
+        if model.ops.name == "native":
             devices.leave_cores_to_kernels()
         keep_freed_memory()
         loaded = time.monotonic()
@@ -109,7 +109,7 @@ class Engine:
             info.device,
             info.dtype,
             threads,
-            model.kernels.name,
+            model.ops.name,
             info.max_seq_len,
             num_blocks,
             config.block_size,
@@ -202,7 +202,7 @@ def _load_model(
     progress: bool,
 ) -> Decoder:
     try:
-        kernels = resolve_kernels(config.kernels, device, dtype)
+        ops = resolve_ops(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
     tensors = open_tensors(source, model_config)
@@ -216,7 +216,7 @@ def _load_model(
         quantizes=lambda layer: config.quantization == "int8" and (model_config.int8 is None or layer == "lm_head"),
     )
     try:
-        return Decoder(model_config, weights, kernels, max_seq_len)
+        return Decoder(model_config, weights, ops, max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 
@@ -251,7 +251,7 @@ def _cache_scales(config: EngineConfig, model: Decoder) -> tuple[int, ...] | Non
         return None
     if model.config.indexer is not None:
         raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
-    if model.kernels.name == "flash-attn":
+    if model.ops.name == "flash-attn":
         raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
     return model.cache_scales()
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.models.decoder import ModelBatch
-from engine.recorded_decoder import RecordedDecoder
 from engine.sampler import sample, top_logprobs
 from engine.step import StepPlan, StepResult
 from kernels.paged_attention import AttentionBatch
@@ -27,28 +26,47 @@ class ModelRunner:
 
     def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
         self._model, self._kv_pool, self._device = model, kv_pool, kv_pool.device
-        self._decoder = RecordedDecoder(model, kv_pool)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a step: fill the cache, sample where sequences reach their last token."""
         if self._model.attention.reads_unwritten_slots:
             self._kv_pool.clear(self._entered_blocks(plan))
-        mixed_TX, residual_TH = self._decoder.mix(self._prepare(plan))
-        if plan.num_decodes == len(plan.scheduled):
-            logits_RV = self._decoder.logits(mixed_TX, residual_TH)
-            return StepResult(self._sample(plan, logits_RV), [[] for _ in plan.scheduled])
-        last_rows, prompt_logprobs, first = [], [], 0
+        batch = self._prepare(plan)
+        rows = self._wanted_rows(plan)
+        if not rows:
+            self._model.forward(batch, self._kv_pool.layers, torch.tensor([0]))
+            return StepResult([], [[] for _ in plan.scheduled])
+        hidden_RH = self._model.forward(batch, self._kv_pool.layers, torch.tensor(rows))
+        prompt_logprobs, sampled, first = [], [], 0
         for item in plan.scheduled:
-            rows = slice(first, first + item.num_tokens)
-            prompt_logprobs.append(self._prompt_logprobs(item, mixed_TX[rows], residual_TH[rows]))
+            start, stop = self._reported(item)
+            prompt_logprobs.append(self._prompt_logprobs(item, start, stop, hidden_RH[first : first + stop - start]))
+            first += stop - start
+            if item.samples:
+                sampled.append(first)
+                first += 1
+        if not sampled:
+            return StepResult([], prompt_logprobs)
+        logits_RV = self._model.logits(hidden_RH[sampled] if len(sampled) < len(rows) else hidden_RH)
+        return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
+
+    def _reported(self, item: ScheduledSequence) -> tuple[int, int]:
+        if item.seq.sampling.prompt_logprobs is None:
+            return 0, 0
+        start = max(item.start, len(item.seq.prompt_logprobs))
+        return start, max(start, min(item.start + item.num_tokens, item.seq.num_prompt_tokens - 1))
+
+    def _wanted_rows(self, plan: StepPlan) -> list[int]:
+        rows: list[int] = []
+        first = 0
+        for item in plan.scheduled:
+            start, stop = self._reported(item)
+            rows += range(first + start - item.start, first + stop - item.start)
             first += item.num_tokens
             if item.samples:
-                last_rows.append(first - 1)
-        if not last_rows:
-            return StepResult([], prompt_logprobs)
-        logits_RV = self._decoder.logits(mixed_TX[last_rows], residual_TH[last_rows])
-        return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
+                rows.append(first - 1)
+        return rows
 
     def work(self, plan: StepPlan) -> Work:
         """What a step must compute and read at least."""
@@ -61,7 +79,7 @@ class ModelRunner:
 
     def _sample(self, plan: StepPlan, logits_RV: torch.Tensor) -> list[SampledToken]:
         sampling = [item.seq for item in plan.scheduled if item.samples]
-        return sample(logits_RV, sampling, self._model.kernels.draw)
+        return sample(logits_RV, sampling, self._model.ops.draw)
 
     def _entered_blocks(self, plan: StepPlan) -> list[int]:
         """Blocks whose first slot this step writes."""
@@ -102,20 +120,13 @@ class ModelRunner:
         )
 
     def _prompt_logprobs(
-        self, item: ScheduledSequence, mixed_CX: torch.Tensor, residual_CH: torch.Tensor
+        self, item: ScheduledSequence, start: int, stop: int, hidden_CH: torch.Tensor
     ) -> list[TokenLogprobs]:
-        """Logprobs of the prompt tokens that follow those of a chunk (its rows of each), if not yet collected."""
-        seq = item.seq
-        count = seq.sampling.prompt_logprobs
-        if count is None:
-            return []
         reports: list[TokenLogprobs] = []
-        start = max(item.start, len(seq.prompt_logprobs))
-        stop = min(item.start + item.num_tokens, seq.num_prompt_tokens - 1)
         for first in range(start, stop, _LOGPROB_ROWS):
             last = min(first + _LOGPROB_ROWS, stop)
-            rows = slice(first - item.start, last - item.start)
-            logits = self._decoder.logits(mixed_CX[rows], residual_CH[rows])
-            following = seq.token_ids[first + 1 : last + 1]
+            logits = self._model.logits(hidden_CH[first - start : last - start])
+            following = item.seq.token_ids[first + 1 : last + 1]
+            count = item.seq.sampling.prompt_logprobs or 0
             reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
         return reports

@@ -17,7 +17,7 @@ from engine.loading.shards import ShardWriter
 from engine.loading.weights import Weights, quantize_fp8
 from engine.models import hf_config
 from engine.models.decoder import Decoder
-from kernels.table import resolve
+from kernels.ops import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
+    from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch
-    from kernels.table import KernelTable
 
 
 class GroupedQueryAttention:
@@ -23,7 +23,7 @@ class GroupedQueryAttention:
 
     def __init__(self, build: Builder, prefix: str) -> None:
         config = build.config
-        self._kernels = build.kernels
+        self._ops = build.ops
         self._head_dim = config.head_dim
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
@@ -51,20 +51,22 @@ class GroupedQueryAttention:
         return 1, 1
 
     @staticmethod
-    def plan(_: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> Any:
+    def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch) -> Any:
         """What all layers of a step share."""
-        return kernels.attention.plan(batch)
+        return ops.paged_attention.plan(batch)
 
-    def mix(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
-        """[T, H] -> [T, N D]; fills `cache`, which is (keys, values), each [blocks, K, slots, D]."""
+    def forward(
+        self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[T, H] -> [R, H]: stores keys and values of all tokens, and returns what the wanted rows (None: all) bring.
+
+        `cache` is (keys, values), each [blocks, K, slots, D].
+        """
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
-        q_TND = self._kernels.rotate_and_store(
+        q_TND = self._ops.rotate_and_store(
             qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
         )
-        o_TND = self._kernels.attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
-        return o_TND.reshape(x_TH.shape[0], -1)
-
-    def project(self, o_TX: torch.Tensor) -> torch.Tensor:
-        """[T, N D] -> [T, H]."""
-        return self._out(o_TX)
+        o_TND = self._ops.paged_attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
+        o_TX = o_TND.reshape(x_TH.shape[0], -1)
+        return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))

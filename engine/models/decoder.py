@@ -3,10 +3,7 @@
 What differs between its members is in the parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 on),
 the MLP of a layer is dense or a mixture of experts.
 
-A step is computed in two parts: `mix` fills the caches for all of its tokens, up to what the last layer's attention
-brings; `logits` is the rest, for those tokens alone whose logits are wanted.
-
-Shapes: T tokens of the step, H hidden, X what attention brings of all heads, V vocab, R rows that need logits.
+Shapes: T tokens of the step, H hidden, V vocab, R rows (tokens) whose hidden states are wanted.
 """
 
 from __future__ import annotations
@@ -29,8 +26,8 @@ if TYPE_CHECKING:
     from engine.loading.weights import Weights
     from engine.models.config import ModelConfig
     from kernels.kv_cache import Cache
+    from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
-    from kernels.table import KernelTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class DecoderLayer:
 
     def __init__(self, build: Builder, number: int) -> None:
         config, prefix = build.config, f"model.layers.{number}"
-        self._kernels, self._eps = build.kernels, config.rms_norm_eps
+        self._ops, self._eps = build.ops, config.rms_norm_eps
         self._input_norm = build.norm(f"{prefix}.input_layernorm")
         self._attention = attention_class(config)(build, f"{prefix}.self_attn")
         self._post_attention_norm = build.norm(f"{prefix}.post_attention_layernorm")
@@ -80,39 +77,49 @@ class DecoderLayer:
             self._mlp = MLP(build, f"{prefix}.mlp", config.intermediate_size)
 
     def forward(
-        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]
-    ) -> torch.Tensor:
-        """Adds x_TH, what the layer before brought, to the residual stream in place; returns what this one brings."""
-        return self.finish(self.mix(x_TH, residual_TH, batch, cache), residual_TH)
+        self,
+        x_TH: torch.Tensor | None,
+        residual_TH: torch.Tensor,
+        batch: ModelBatch,
+        kv_cache: tuple[Cache, ...],
+        rows_R: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute one layer.
 
-    def mix(
-        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]
-    ) -> torch.Tensor:
-        """`forward` up to the attention of all heads, [T, X]: all that needs more of a step than a token itself."""
-        x_TH = self._kernels.add_rms_norm(x_TH, residual_TH, self._input_norm, self._eps)
-        return self._attention.mix(x_TH, batch, cache)
+        Args:
+            x_TH: what the layer before brought and the residual stream does not have yet; None for the first layer.
+            residual_TH: the residual stream, fp32; x is added in place.
+            batch: the step.
+            kv_cache: this layer's; the entries of all T tokens are stored.
+            rows_R: the tokens to compute what follows attention for; None is all.
 
-    def finish(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
-        """The rest of `forward`, for any of its rows."""
-        x_RH = self._attention.project(mixed_RX)
-        x_RH = self._kernels.add_rms_norm(x_RH, residual_RH, self._post_attention_norm, self._eps)
-        return self._mlp.forward(x_RH)
+        Returns:
+            What this layer brings, [R, H], and the residual stream before it, [R, H].
+        """
+        if x_TH is None:
+            x_TH = self._ops.rms_norm(residual_TH, self._input_norm, self._eps)
+        else:
+            x_TH = self._ops.rms_norm(x_TH, self._input_norm, self._eps, residual_TH)
+        x_RH = self._attention.forward(x_TH, batch, kv_cache, rows_R)
+        residual_RH = residual_TH if rows_R is None else self._ops.take_rows(residual_TH, rows_R)
+        x_RH = self._ops.rms_norm(x_RH, self._post_attention_norm, self._eps, residual_RH)
+        return self._mlp.forward(x_RH), residual_RH
 
 
 class Decoder:
     """A whole model; built from a checkpoint's tensors, which keep their names."""
 
-    def __init__(self, config: ModelConfig, weights: Weights, kernels: KernelTable, max_seq_len: int) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_seq_len: int) -> None:
         """Build and load.
 
         Args:
             config: the model's shape.
             weights: its tensors; every one is taken, or the checkpoint is refused (Weights.finish).
-            kernels: the operations to compute with.
+            ops: the operations to compute with.
             max_seq_len: positions to tabulate for RoPE.
         """
-        build = Builder(config, weights, kernels)
-        self.config, self.kernels, self._weight_size = config, kernels, weights.linear_size
+        build = Builder(config, weights, ops)
+        self.config, self.ops, self._weight_size = config, ops, weights.linear_size
         self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self._layers = [DecoderLayer(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
@@ -121,7 +128,7 @@ class Decoder:
             head = weights.as_linear("lm_head", self._embedding_VH)
         else:
             head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
-        self._head = kernels.logits(head)
+        self._head = ops.projection(head, None, torch.float32)  # bf16 logits would often be equal
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
@@ -139,12 +146,12 @@ class Decoder:
     def attention(self) -> PagedAttention | LatentAttention:
         """The attention kernel that every layer uses."""
         if self.config.mla is None:
-            return self.kernels.attention
-        return self.kernels.latent_attention if self.config.indexer is None else self.kernels.selective_attention
+            return self.ops.paged_attention
+        return self.ops.latent_attention if self.config.indexer is None else self.ops.sparse_latent_attention
 
     def plan(self, batch: AttentionBatch) -> Any:
         """What the attention of all layers shares in a step."""
-        return attention_class(self.config).plan(self.config, self.kernels, batch)
+        return attention_class(self.config).plan(self.config, self.ops, batch)
 
     def work(self, query_lens: Sequence[int], context_lens: Sequence[int], num_logits: int, entry_size: float) -> Work:
         """What a step must compute and read at least (engine.models.work)."""
@@ -152,31 +159,29 @@ class Decoder:
             self.config, query_lens, context_lens, num_logits, weight_size=self._weight_size, entry_size=entry_size
         )
 
-    def embed(
-        self, token_ids_T: torch.Tensor, x_TH: torch.Tensor | None = None, residual_TH: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the first layer starts from, in new tensors or those given: embeddings, and a residual stream of 0."""
-        if x_TH is None or residual_TH is None:
-            x_TH = self._embedding_VH.index_select(0, token_ids_T)
-            return x_TH, torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)
-        torch.index_select(self._embedding_VH, 0, token_ids_T, out=x_TH)
-        return x_TH, residual_TH.zero_()
-
-    def mix(
-        self, x_TH: torch.Tensor, residual_TH: torch.Tensor, batch: ModelBatch, caches: list[tuple[Cache, ...]]
+    def forward(
+        self, batch: ModelBatch, kv_caches: list[tuple[Cache, ...]], rows_R: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Fill each layer's cache, from what `embed` returned; what the last attention brings, [T, X].
+        """Compute one step.
 
-        The residual stream is then that before it, and x_TH used up.
+        Args:
+            batch: the step's T tokens.
+            kv_caches: of each layer; the entries of all T tokens are stored.
+            rows_R: the tokens whose hidden states are wanted, int64; None is all.
+
+        Returns:
+            Hidden states after the final norm, [R, H]. The last layer computes what follows its attention for the
+            wanted tokens alone.
         """
-        for layer, cache in zip(self._layers[:-1], caches[:-1], strict=True):
-            x_TH = layer.forward(x_TH, residual_TH, batch, cache)
-        return self._layers[-1].mix(x_TH, residual_TH, batch, caches[-1])
+        x, residual = None, self.ops.embedding(self._embedding_VH, batch.token_ids_T)
+        for layer, kv_cache in zip(self._layers[:-1], kv_caches[:-1], strict=True):
+            x, residual = layer.forward(x, residual, batch, kv_cache)
+        x, residual = self._layers[-1].forward(x, residual, batch, kv_caches[-1], rows_R)
+        return self.ops.rms_norm(x, self._norm, self.config.rms_norm_eps, residual)
 
-    def logits(self, mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
-        """Logits [R, V] in fp32 of any rows of what `mix` brought; uses up their residual stream."""
-        x_RH = self._layers[-1].finish(mixed_RX, residual_RH)
-        return self._head(self.kernels.add_rms_norm(x_RH, residual_RH, self._norm, self.config.rms_norm_eps))
+    def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        """Logits of hidden states, [R, V] in fp32."""
+        return self._head(hidden_RH)
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:

@@ -33,21 +33,21 @@ class Indexer:
         assert mla is not None
         assert mla.q_lora_rank is not None, "the indexer reads the compressed query"
         hidden = build.config.hidden_size
-        self._config, self._kernels, self._rotary_dim = config, build.kernels, mla.qk_rope_head_dim
+        self._config, self._ops, self._rotary_dim = config, build.ops, mla.qk_rope_head_dim
         self._query = build.linear(
             f"{prefix}.wq_b",
             in_size=mla.q_lora_rank,
             out_sizes=[config.index_n_heads * config.index_head_dim],
             bias=False,
-            numbers=True,
+            dequantize=True,
         )
         self._key = build.linear(
-            f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False, numbers=True
+            f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False, dequantize=True
         )
         self._norm_weight = build.weights.take(f"{prefix}.k_norm.weight", (config.index_head_dim,))
         self._norm_bias = build.weights.take(f"{prefix}.k_norm.bias", (config.index_head_dim,))
         self._weigh = build.linear(
-            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False, numbers=True
+            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False, dequantize=True
         )
 
     def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:
@@ -56,12 +56,12 @@ class Indexer:
         q_TJI = self._query(q_TQ).view(len(x_TH), config.index_n_heads, config.index_head_dim)
         norm = (config.index_head_dim,), self._norm_weight, self._norm_bias, _NORM_EPS
         k_T1I = F.layer_norm(self._key(x_TH), *norm)[:, None]
-        self._kernels.store_kv(self._rotate(k_T1I, batch), cache, batch.blocks_T, batch.offsets_T)
+        self._ops.store_kv(self._rotate(k_T1I, batch), cache, batch.blocks_T, batch.offsets_T)
         weights_TJ = self._weigh(x_TH).float() * (config.index_n_heads**-0.5 * config.index_head_dim**-0.5)
-        return self._kernels.select(
+        return self._ops.lightning_indexer(
             self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan.absorbed, config.index_topk
         )
 
     def _rotate(self, x: torch.Tensor, batch: ModelBatch) -> torch.Tensor:
-        rotated = self._kernels.rotary(x[..., : self._rotary_dim], batch.cos_TD, batch.sin_TD)
+        rotated = self._ops.rotary(x[..., : self._rotary_dim], batch.cos_TD, batch.sin_TD)
         return torch.cat([rotated, x[..., self._rotary_dim :]], dim=-1)

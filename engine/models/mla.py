@@ -37,13 +37,12 @@ from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine.models.config import MLAConfig, ModelConfig
     from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
-    from kernels.table import KernelTable
+    from kernels.ops import Ops
+    from kernels.types import Linear, Weight
 
 _NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says (DeepSeek's code, and transformers')
 _EXPANDED_VALUES = 1 << 25  # values of expanded keys and values held at once
@@ -83,7 +82,7 @@ class MultiHeadLatentAttention:
     def __init__(self, build: Builder, prefix: str) -> None:
         config, mla = build.config, build.config.mla
         assert mla is not None
-        self._mla, self._kernels, self._num_heads = mla, build.kernels, config.num_attention_heads
+        self._mla, self._ops, self._num_heads = mla, build.ops, config.num_attention_heads
         self._scale = softmax_scale(config)
         head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
         # x feeds two products, made one: the compressed query (or the query itself) and the latent with its rotary key.
@@ -101,20 +100,20 @@ class MultiHeadLatentAttention:
         )
         rows = torch.arange(self._q_size) if mla.q_lora_rank else query_rows
         rows = torch.cat([rows, self._q_size + latent_rows])
-        self._down = build.kernels.pack_linear(_rows(weight, rows), None if bias is None else bias[rows])
+        self._down = build.ops.projection(_rows(weight, rows), None if bias is None else bias[rows])
         self._latent_norm = build.weights.take(f"{prefix}.kv_a_layernorm.weight", (mla.kv_lora_rank,))
-        self._q_up: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._q_up: Linear | None = None
         if mla.q_lora_rank is not None:
             self._q_norm = build.weights.take(f"{prefix}.q_a_layernorm.weight", (mla.q_lora_rank,))
             q_b = build.weights.take_linear(f"{prefix}.q_b_proj", (self._num_heads * head_dim, mla.q_lora_rank))
-            self._q_up = build.kernels.pack_linear(_rows(q_b, query_rows), None)
+            self._q_up = build.ops.projection(_rows(q_b, query_rows), None)
         kv_size = mla.qk_nope_head_dim + mla.v_head_dim
         kv_b = build.weights.take(f"{prefix}.kv_b_proj.weight", (self._num_heads * kv_size, mla.kv_lora_rank))
         up_NXC = kv_b.view(self._num_heads, kv_size, mla.kv_lora_rank)
         key_up_NDC, value_up_NVC = up_NXC.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
-        self._absorb_keys = build.kernels.head_linear(key_up_NDC)
-        self._expand_keys = build.kernels.head_linear(key_up_NDC.transpose(1, 2))
-        self._value_up = build.kernels.head_linear(value_up_NVC.transpose(1, 2))  # before the mix or after it
+        self._absorb_keys = build.ops.head_linear(key_up_NDC)
+        self._expand_keys = build.ops.head_linear(key_up_NDC.transpose(1, 2))
+        self._value_up = build.ops.head_linear(value_up_NVC.transpose(1, 2))  # before the mix or after it
         self._out = build.linear(
             f"{prefix}.o_proj",
             in_size=self._num_heads * mla.v_head_dim,
@@ -137,14 +136,14 @@ class MultiHeadLatentAttention:
         return (2,)
 
     @staticmethod
-    def plan(config: ModelConfig, kernels: KernelTable, batch: AttentionBatch) -> MLAPlan:
+    def plan(config: ModelConfig, ops: Ops, batch: AttentionBatch) -> MLAPlan:
         """Which sequences are attended absorbed and which expanded, and what all layers of the step share."""
         assert config.mla is not None
         enough = _queries_that_pay_for_expansion(config.mla)
         if config.indexer is not None:
-            return MLAPlan(kernels.selective_attention.plan(batch), None, [])
+            return MLAPlan(ops.sparse_latent_attention.plan(batch), None, [])
         if max(batch.query_lens) < enough:
-            return MLAPlan(kernels.latent_attention.plan(batch), None, [])
+            return MLAPlan(ops.latent_attention.plan(batch), None, [])
         expanded: list[ExpandedChunk] = []
         absorbed: list[int] = []
         rows: list[int] = []
@@ -160,21 +159,31 @@ class MultiHeadLatentAttention:
             first += query_len
         if not absorbed:
             return MLAPlan(None, None, expanded)
-        plan = kernels.latent_attention.plan(batch.only(absorbed))
+        plan = ops.latent_attention.plan(batch.only(absorbed))
         return MLAPlan(plan, torch.tensor(rows, device=batch.device), expanded)
 
-    def mix(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
-        """[T, H] -> [T, N V]; fills `cache`: (latents,) or (latents, index keys), each [blocks, 1, slots, values]."""
-        mla, kernels = self._mla, self._kernels
+    def forward(
+        self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[T, H] -> [R, H]: stores the latents of all tokens, and returns what the wanted rows (None: all) bring.
+
+        `cache` is (latents,) or (latents, index keys), each [blocks, 1, slots, values].
+        """
+        o_TX = self._attend(x_TH, batch, cache).reshape(x_TH.shape[0], -1)
+        return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))
+
+    def _attend(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
+        """[T, H] -> [T, N, V]."""
+        mla, ops = self._mla, self._ops
         down = self._down(x_TH)
         q_TQ, latent_TX = down.split([self._q_size, mla.kv_lora_rank + mla.qk_rope_head_dim], dim=1)
         if self._q_up is not None:
-            q_TQ = kernels.rms_norm(q_TQ, self._q_norm, _NORM_EPS)
+            q_TQ = ops.rms_norm(q_TQ, self._q_norm, _NORM_EPS)
         q = q_TQ if self._q_up is None else self._q_up(q_TQ)
         q_nope_TND, q_rope_TNR = q.view(x_TH.shape[0], self._num_heads, -1).split(
             [mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2
         )
-        kernels.store_latents(
+        ops.store_latents(
             latent_TX,
             self._latent_norm,
             _NORM_EPS,
@@ -190,9 +199,9 @@ class MultiHeadLatentAttention:
             selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
 
         plan: MLAPlan = batch.attention_plan
-        turn = batch.cos_TD, batch.sin_TD
+        rotation = batch.cos_TD, batch.sin_TD
         if not plan.expanded:
-            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, turn, cache[0], plan.absorbed, selection)
+            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, rotation, cache[0], plan.absorbed, selection)
         else:
             o_TNV = x_TH.new_empty(x_TH.shape[0], self._num_heads, mla.v_head_dim)
             if (rows := plan.absorbed_rows) is not None:
@@ -200,35 +209,31 @@ class MultiHeadLatentAttention:
                 o_TNV[rows] = self._attend_absorbed(
                     q_nope_TND[rows], q_rope_TNR[rows], own, cache[0], plan.absorbed, None
                 )
-            q_rope_TNR = kernels.rotary(q_rope_TNR, *turn)
+            q_rope_TNR = ops.rotary(q_rope_TNR, *rotation)
             for chunk in plan.expanded:
                 rows_of = slice(chunk.first, chunk.last)
                 q_QNX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2)
                 latents_BX = take(cache[0], chunk.block_ids, x_TH.dtype, first=mla.kv_lora_rank)
                 latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
                 o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
-        return o_TNV.reshape(x_TH.shape[0], -1)
-
-    def project(self, o_TX: torch.Tensor) -> torch.Tensor:
-        """[T, N V] -> [T, H]."""
-        return self._out(o_TX)
+        return o_TNV
 
     def _attend_absorbed(
         self,
         q_nope_TND: torch.Tensor,
         q_rope_TNR: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        rotation: tuple[torch.Tensor, torch.Tensor],
         cache: Cache,
         plan: Any,
         selection: Any,
     ) -> torch.Tensor:
-        """[T, N, V]; q_rope is not yet turned by `turn`, its cosines and sines."""
-        mla, kernels = self._mla, self._kernels
+        """[T, N, V]; `rotation`, cosines and sines, is yet to be applied to q_rope."""
+        mla, ops = self._mla, self._ops
         num_tokens, num_heads, _ = q_nope_TND.shape
         q_TNX = q_nope_TND.new_empty(num_tokens, num_heads, mla.kv_lora_rank + mla.qk_rope_head_dim)
         self._absorb_keys(q_nope_TND, q_TNX[..., : mla.kv_lora_rank])
-        kernels.rotary(q_rope_TNR, *turn, q_TNX[..., mla.kv_lora_rank :])
-        kernel = kernels.latent_attention if self._indexer is None else kernels.selective_attention
+        ops.rotary(q_rope_TNR, *rotation, q_TNX[..., mla.kv_lora_rank :])
+        kernel = ops.latent_attention if self._indexer is None else ops.sparse_latent_attention
         o_TNC = kernel.forward(q_TNX, cache, plan, self._scale, mla.kv_lora_rank, selection)
         o_TNV = q_nope_TND.new_empty(num_tokens, num_heads, mla.v_head_dim)
         self._value_up(o_TNC, o_TNV)
@@ -248,7 +253,7 @@ class MultiHeadLatentAttention:
             latents_LGC = latents_LX[:, None, : mla.kv_lora_rank].expand(-1, own.stop, -1)
             self._expand_keys(latents_LGC, k_LGX[:, own, : mla.qk_nope_head_dim], first)
             self._value_up(latents_LGC, v_LGV[:, own], first)
-            o_QNV[:, heads] = self._kernels.causal_attention(q_QNX[:, heads], k_LGX[:, own], v_LGV[:, own], self._scale)
+            o_QNV[:, heads] = self._ops.causal_attention(q_QNX[:, heads], k_LGX[:, own], v_LGV[:, own], self._scale)
         return o_QNV
 
 
@@ -268,7 +273,7 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale * math.pow(0.1 * all_dim * math.log(factor) + 1.0, 2)
 
 
-def _rows(weight: torch.Tensor | QuantizedWeight, order: torch.Tensor) -> torch.Tensor | QuantizedWeight:
+def _rows(weight: Weight, order: torch.Tensor) -> Weight:
     return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
 
 

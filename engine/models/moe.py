@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from engine.models.layers import Builder
-    from kernels.linear_int8 import QuantizedWeight
-
-    Weight = torch.Tensor | QuantizedWeight
+    from kernels.types import Weight
 
 
 class MixtureOfExperts:
@@ -40,7 +38,7 @@ class MixtureOfExperts:
                 )
                 yield gate_up, build.weights.take_linear(f"{name}.down_proj", (hidden, inter))
 
-        self._experts = build.kernels.pack_experts(build.kernels.pack_linear, build.kernels.silu_mul, experts())
+        self._experts = build.ops.grouped_mlp(experts())
         self._shared: MLP | None = None
         if config.n_shared_experts:
             self._shared = MLP(build, f"{prefix}.shared_experts", inter * config.n_shared_experts)

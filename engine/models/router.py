@@ -32,9 +32,10 @@ class Router:
     def __init__(self, build: Builder, prefix: str) -> None:
         config = build.config.moe
         assert config is not None
-        self._rule, self._route = routing_rule(config), build.kernels.route
+        self._rule, self._ops = routing_rule(config), build.ops
         shape = (config.n_routed_experts, build.config.hidden_size)
-        self._linear = build.kernels.linear_f32(build.weights.take(f"{prefix}.weight", shape, torch.float32), None)
+        weight_EH = build.weights.take(f"{prefix}.weight", shape, torch.float32)
+        self._linear = build.ops.linear(weight_EH, None, torch.float32)
         self._bias_E: torch.Tensor | None = None
         if config.topk_method == "noaux_tc":
             name = f"{prefix}.e_score_correction_bias"
@@ -42,11 +43,11 @@ class Router:
 
     def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] -> expert ids [T, K] int64, weights [T, K] fp32."""
-        return self._route(self._linear(x_TH), self._bias_E, self._rule)
+        return self._ops.routing(self._linear(x_TH), self._bias_E, self._rule)
 
 
 def routing_rule(config: MoEConfig) -> RoutingRule:
-    """What the config says, in the kernel's numbers."""
+    """What the config says, in the terms of kernels.routing."""
     is_sigmoid, is_greedy = config.scoring_func == "sigmoid", config.topk_method == "greedy"
     renormalises = config.norm_topk_prob and config.num_experts_per_tok > 1
     experts_of_group = config.n_routed_experts // config.n_group

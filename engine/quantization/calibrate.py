@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,17 +21,15 @@ from engine.kv_cache_pool import KVCachePool
 from engine.loading.weights import Weights
 from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
 from engine.models.layers import Builder
-from kernels import grouped_mlp, mlp
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
+from kernels.ops import Ops, TorchOps, resolve
 from kernels.paged_attention import AttentionBatch
-from kernels.table import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
+    from kernels.types import Linear
 
 _TOKENS_AT_ONCE = 2048
 _ROWS_MEASURED = 256  # of the inputs of one layer, evenly chosen
@@ -83,18 +81,13 @@ def calibrate(
         ModelError: tensors are missing or do not fit the config.
     """
     device = torch.device("cpu")
-    kernels = resolve("auto", device, dtype)
     weights = _WatchedWeights(tensors, config, device, dtype)
-    watching = replace(
-        kernels,
-        linear=weights.watch(kernels.linear),
-        pack_mlp=mlp.torch_ops.pack,
-        pack_experts=grouped_mlp.torch_ops.pack,
-    )
-    build = Builder(config, weights, watching)  # experts made of linear layers, so that each is watched
+    ops = _watching(resolve("auto", device, dtype), weights, dtype)
+    build = Builder(config, weights, ops)
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
     table = make_rotary_table(config, weights, max(map(len, prompts)))
-    pools, batches, states = [], [], []
+    pools, batches = [], []
+    states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
     shapes = attention_class(config).cache_shapes(config)
     for group in _groups(prompts):
         attention, num_blocks = _attention_batch(group, device)
@@ -104,25 +97,23 @@ def calibrate(
         blocks = [table[p // _BLOCK_SIZE] for prompt, table in zip(group, attention.block_tables, strict=True)
                   for p in range(len(prompt))]  # fmt: skip
         token_ids_T = torch.tensor([token for prompt in group for token in prompt])
-        plan = attention_class(config).plan(config, kernels, attention)
+        plan = attention_class(config).plan(config, ops, attention)
         batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(blocks), positions_T % _BLOCK_SIZE, plan))
-        x_TH = embedding_VH.index_select(0, token_ids_T)
-        states.append((x_TH, torch.zeros(x_TH.shape)))
+        states.append((None, ops.embedding(embedding_VH, token_ids_T)))
     measurements = []
     with torch.inference_mode():
         for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
             layer = DecoderLayer(build, number)
             weights.check()
             for i, (batch, pool) in enumerate(zip(batches, pools, strict=True)):
-                x_TH, residual_TH = states[i]
-                states[i] = layer.forward(x_TH, residual_TH, batch, pool.layers[0]), residual_TH
+                states[i] = layer.forward(*states[i], batch, pool.layers[0])
             measurements += _measure(weights.watched, sum(map(len, prompts)))
             weights.watched.clear()
     return measurements
 
 
 class _WatchedWeights(Weights):
-    """Hands out weights as numbers, and knows which of them each packed linear layer is made of.
+    """Hands out dequantized weights, and knows which of them each packed linear layer is made of.
 
     Layers are packed in the order in which their weights were taken, so names wait in a queue for their rows.
     """
@@ -136,37 +127,45 @@ class _WatchedWeights(Weights):
         self._taken.append((layer, shape[0]))
         return self.take(f"{layer}.weight", shape)
 
-    def watch(
-        self, linear: Callable[[torch.Tensor, torch.Tensor | None], Callable[[torch.Tensor], torch.Tensor]]
-    ) -> Callable[[torch.Tensor, torch.Tensor | None], Callable[[torch.Tensor], torch.Tensor]]:
-        """`linear` of a kernel table, with a note of each input."""
+    def watch(self, weight_OI: torch.Tensor, product: Linear) -> Linear:
+        """A linear layer that notes its inputs, if the layer can be int8."""
+        names, rows = [], 0
+        while self._taken and rows < len(weight_OI):
+            name, size = self._taken.popleft()
+            names.append(name)
+            rows += size
+        if not names:
+            return product
+        assert rows == len(weight_OI), f"{names} are not the rows of this weight"
+        watched = _Watched(tuple(names), weight_OI)
+        self.watched.append(watched)
 
-        def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-            names, rows = [], 0
-            while self._taken and rows < len(weight_OI):
-                name, size = self._taken.popleft()
-                names.append(name)
-                rows += size
-            product = linear(weight_OI, bias_O)
-            if not names:  # a layer that is never int8
-                return product
-            assert rows == len(weight_OI), f"{names} are not the rows of this weight"
-            watched = _Watched(tuple(names), weight_OI)
-            self.watched.append(watched)
+        def apply(x_TI: torch.Tensor) -> torch.Tensor:
+            watched.inputs.append(x_TI)
+            return product(x_TI)
 
-            def apply(x_TI: torch.Tensor) -> torch.Tensor:
-                watched.inputs.append(x_TI)
-                return product(x_TI)
-
-            return apply
-
-        return pack
+        return apply
 
     def check(self) -> None:
         """Raise for tensors that were missing or misshapen so far."""
         left, self._left = self._left, set()
         self.finish()
         self._left = left
+
+
+def _watching(ops: Ops, weights: _WatchedWeights, dtype: torch.dtype) -> Ops:
+    """The same operations with linear layers that note their inputs; MLPs and experts are made of linear layers."""
+
+    class Watching(type(ops)):  # type: ignore[misc]
+        mlp, grouped_mlp = TorchOps.mlp, TorchOps.grouped_mlp
+
+        def linear(
+            self, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None
+        ) -> Linear:
+            product: Linear = super().linear(weight_OI, bias_O, out_dtype)
+            return weights.watch(weight_OI, product)
+
+    return Watching(dtype)
 
 
 def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
@@ -214,7 +213,7 @@ def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
         x_TI = x_TI[rows].float()
         y_TO = x_TI @ item.weight_OI.float().T
         for input_, found in errors.items():
-            made_TO = linear_int8.pack(quantize_weight(item.weight_OI, input_), None)(x_TI)
+            made_TO = linear_int8.linear_int8(quantize_weight(item.weight_OI, input_), None)(x_TI)
             norm_T = y_TO.square().sum(1).clamp(min=1e-20)
             found.append(((made_TO - y_TO).square().sum(1) / norm_T).clamp(max=1.0))
     static, dynamic = (float(torch.cat(found).mean()) if found else 0.0 for found in errors.values())

@@ -3,7 +3,7 @@
 import torch
 
 
-def attend(q_QNX: torch.Tensor, k_LNX: torch.Tensor, v_LNV: torch.Tensor, scale: float) -> torch.Tensor:
+def causal_attention(q_QNX: torch.Tensor, k_LNX: torch.Tensor, v_LNV: torch.Tensor, scale: float) -> torch.Tensor:
     num_queries, context_len = len(q_QNX), len(k_LNX)
     out = q_QNX.new_empty(*q_QNX.shape[:2], v_LNV.shape[2])
     hidden = torch.ones(num_queries, context_len, dtype=torch.bool, device=q_QNX.device).triu(

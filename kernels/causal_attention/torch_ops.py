@@ -5,7 +5,7 @@ import torch
 _QUERIES_AT_ONCE = 128  # between which the causal order is used to skip positions
 
 
-def attend(q_QNX: torch.Tensor, k_LNX: torch.Tensor, v_LNV: torch.Tensor, scale: float) -> torch.Tensor:
+def causal_attention(q_QNX: torch.Tensor, k_LNX: torch.Tensor, v_LNV: torch.Tensor, scale: float) -> torch.Tensor:
     num_queries, num_heads, _ = q_QNX.shape
     context_len = len(k_LNX)
     q_NQX, k_NLX, v_NLV = (x.transpose(0, 1).contiguous() for x in (q_QNX, k_LNX, v_LNV))

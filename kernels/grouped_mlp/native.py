@@ -6,13 +6,17 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from kernels.grouped_mlp.torch_ops import Linear, Weight, pack_with
+from kernels.grouped_mlp.torch_ops import pack_with
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
 from kernels.native import INT, POINTER, address, function, memory, plain_function
+
+if TYPE_CHECKING:
+    from kernels.types import Projection, Weight
 
 Apply = Callable[..., torch.Tensor]
 _PANEL = 16  # columns that a packed weight is made of (kernels/native/gemm.h)
@@ -86,7 +90,7 @@ def bind(dtype: torch.dtype) -> Callable[..., Apply]:
         return composed
 
     def pack(
-        linear: Callable[[Weight, None], Linear],
+        projection: Projection,
         silu_mul: Callable[..., torch.Tensor],
         experts: Iterable[tuple[Weight, Weight]],
     ) -> Apply:
@@ -94,7 +98,7 @@ def bind(dtype: torch.dtype) -> Callable[..., Apply]:
         first = next(experts)
         experts = itertools.chain([first], experts)
         if any(_is_weight_only(weight) for weight in first):
-            return composed(linear, silu_mul, experts)
+            return composed(projection, silu_mul, experts)
         return pack_native(experts)
 
     return pack

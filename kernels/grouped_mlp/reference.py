@@ -1,21 +1,23 @@
 """The experts, one token and one expert at a time. Contract: kernels.grouped_mlp."""
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
-from kernels.linear_int8 import QuantizedWeight
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
-Weight = torch.Tensor | QuantizedWeight
-Linear = Callable[[torch.Tensor], torch.Tensor]
+    from kernels.types import GroupedMLP, Projection, Weight
 
 
-def pack(
-    linear: Callable[[Weight, None], Linear],
+def grouped_mlp(
+    projection: Projection,
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     experts: Iterable[tuple[Weight, Weight]],
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]
+) -> GroupedMLP:
+    packed = [(projection(gate_up, None), projection(down, None)) for gate_up, down in experts]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         y_TH = torch.zeros(x_TH.shape, dtype=torch.float32, device=x_TH.device)

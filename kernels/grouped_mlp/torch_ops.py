@@ -5,33 +5,34 @@ Shapes: P = T * K pairs of token and expert, sorted by expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
-from kernels.linear_int8 import QuantizedWeight
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
-Weight = torch.Tensor | QuantizedWeight
-Linear = Callable[[torch.Tensor], torch.Tensor]
-Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    from kernels.types import GroupedMLP, Projection, Weight
+
+    Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def pack(
-    linear: Callable[[Weight, None], Linear],
+def grouped_mlp(
+    projection: Projection,
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     experts: Iterable[tuple[Weight, Weight]],
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    return pack_with(combine, linear, silu_mul, experts)
+) -> GroupedMLP:
+    return pack_with(combine, projection, silu_mul, experts)
 
 
 def pack_with(
     combine: Combine,
-    linear: Callable[[Weight, None], Linear],
+    projection: Projection,
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     experts: Iterable[tuple[Weight, Weight]],
-) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+) -> GroupedMLP:
     """The same with another way to sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
-    packed = [(linear(gate_up, None), linear(down, None)) for gate_up, down in experts]
+    packed = [(projection(gate_up, None), projection(down, None)) for gate_up, down in experts]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
         ids_P = ids_TK.flatten()

@@ -1,11 +1,16 @@
 """head_linear, head by head, in fp32. Contract: kernels.head_linear."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
+if TYPE_CHECKING:
+    from kernels.types import HeadLinear
 
-def pack(weight_NKM: torch.Tensor) -> Callable[..., None]:
+
+def head_linear(weight_NKM: torch.Tensor) -> HeadLinear:
     def apply(x_TNK: torch.Tensor, out_TNM: torch.Tensor, first: int = 0) -> None:
         for head, weight_KM in enumerate(weight_NKM[first : first + x_TNK.shape[1]]):
             out_TNM[:, head] = (x_TNK[:, head].float() @ weight_KM.float()).to(out_TNM.dtype)

@@ -1,6 +1,6 @@
 """The lightning indexer of DeepSeek-V3.2: which positions each query attends to.
 
-    select(q_THI, weights_TH, cache_B1SI, plan, topk) -> selection, or None where nobody's context exceeds topk
+    lightning_indexer(q_THI, weights_TH, cache_B1SI, plan, topk) -> selection; None where no context exceeds topk
 
     score of a position = sum over heads of weight * relu(q . k);  a query keeps its topk best positions up to its own,
     of equal ones the first.

@@ -7,7 +7,7 @@ from kernels.paged_attention.batch import AttentionBatch
 ReferenceSelection = list[list[int]]  # the positions that each token attends to
 
 
-def select(
+def lightning_indexer(
     q_THI: torch.Tensor, weights_TH: torch.Tensor, cache: torch.Tensor, plan: AttentionBatch, topk: int
 ) -> ReferenceSelection | None:
     if max(plan.context_lens) <= topk:

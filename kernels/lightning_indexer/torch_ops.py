@@ -27,7 +27,7 @@ class Selection:
     visible: list[torch.Tensor | None]
 
 
-def select(
+def lightning_indexer(
     q_THI: torch.Tensor, weights_TH: torch.Tensor, cache: torch.Tensor, plan: Plan, topk: int
 ) -> Selection | None:
     positions = [

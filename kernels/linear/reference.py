@@ -1,18 +1,18 @@
 """A linear layer as a matrix product in fp32. Contract: kernels.linear."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from kernels.types import Linear
 
 
-def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
     def apply(x_TI: torch.Tensor) -> torch.Tensor:
-        y = x_TI.float() @ weight_OI.float().T
-        return (y if bias_O is None else y + bias_O.float()).to(x_TI.dtype)
+        y_TO = x_TI.float() @ weight_OI.float().T
+        return (y_TO if bias_O is None else y_TO + bias_O.float()).to(out_dtype or x_TI.dtype)
 
     return apply
-
-
-def pack_f32(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    product = pack(weight_OI, bias_O)
-    return lambda x_TI: product(x_TI.float())

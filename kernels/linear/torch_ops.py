@@ -1,18 +1,19 @@
 """A linear layer through torch's own operator, on any device. Contract: kernels.linear."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 
+if TYPE_CHECKING:
+    import torch
 
-def pack(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    from kernels.types import Linear
+
+
+def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
     def apply(x_TI: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_TI, weight_OI, bias_O)
+        return F.linear(x_TI.to(weight_OI.dtype), weight_OI, bias_O).to(out_dtype or x_TI.dtype)
 
     return apply
-
-
-def pack_f32(weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    product = pack(weight_OI, bias_O)
-    return lambda x_TI: product(x_TI.float())

@@ -7,7 +7,9 @@ import torch
 from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
 
 
-def pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+def linear_int8(
+    weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
     values_OI = weight.values_OI.long()
 
     def apply(x_TI: torch.Tensor) -> torch.Tensor:
@@ -21,6 +23,6 @@ def pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Callable[[torc
                 x_q, scale, zero = quantize_rows(x_TI)
             y_TO = scale * (x_q.long() @ values_OI.T - zero * values_OI.sum(1)).float()
         y_TO = y_TO * weight.scale_O
-        return (y_TO if bias_O is None else y_TO + bias_O.float()).to(x_TI.dtype)
+        return (y_TO if bias_O is None else y_TO + bias_O.float()).to(out_dtype or x_TI.dtype)
 
     return apply

@@ -17,7 +17,12 @@ Apply = Callable[[torch.Tensor], torch.Tensor]
 _FEW_ROWS = 8  # up to which the product that reads int8 beats making bf16 of the weight first
 
 
-def pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
+def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Apply:
+    apply = _pack(weight, bias_O)
+    return apply if out_dtype is None else lambda x_TI: apply(x_TI).to(out_dtype)
+
+
+def _pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
     if weight.input is Input.FLOAT:
         return _weight_only(weight, bias_O)
     scale_O = weight.scale_O.contiguous()

@@ -1,6 +1,6 @@
 """Which experts a token goes through, and how much each counts. All in fp32.
 
-    route(logits_TE, bias_E or None, rule) -> ids_TK int64, weights_TK fp32
+    routing(logits_TE, bias_E or None, rule) -> ids_TK int64, weights_TK fp32
 
 Scores are the logits' softmax or sigmoids, and what experts are chosen by is their score plus their bias. A group of
 experts counts by the sum of its best; the experts of the topk_group best groups are eligible, and of these the

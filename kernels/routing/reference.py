@@ -7,7 +7,9 @@ import torch
 from kernels.routing.rule import RoutingRule
 
 
-def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule) -> tuple[torch.Tensor, torch.Tensor]:
+def routing(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule
+) -> tuple[torch.Tensor, torch.Tensor]:
     bias = [0.0] * logits_TE.shape[1] if bias_E is None else bias_E.tolist()
     chosen = [_route_one(logits, bias, rule) for logits in logits_TE.tolist()]
     shape = (len(chosen), rule.num_experts_per_tok)

@@ -5,7 +5,9 @@ import torch
 from kernels.routing.rule import RoutingRule
 
 
-def route(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule) -> tuple[torch.Tensor, torch.Tensor]:
+def routing(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: RoutingRule
+) -> tuple[torch.Tensor, torch.Tensor]:
     scores_TE = logits_TE.sigmoid() if rule.is_sigmoid else logits_TE.softmax(-1)
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if rule.topk_group < rule.n_group:

@@ -209,7 +209,7 @@ def test_aborting_one_of_n_leaves_the_others(engine):
 
 def test_a_sequence_whose_logits_are_not_finite_ends_alone(tiny_llama):
     engine = load(tiny_llama)
-    decoder = engine._runner._decoder
+    decoder = engine._runner._model
     compute = decoder.logits
 
     def logits(*arguments: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Int8 checkpoints: what is written, what is read back, and that the model computed from it is the one meant."""
 
-import inspect
 import json
 import re
 import shutil
@@ -19,7 +18,8 @@ from engine.quantization.calibrate import Measurement, calibrate
 from engine.quantization.calibration_text import builtin_text
 from engine.quantization.choose import choose
 from engine.quantization.quantize import quantize
-from kernels.linear_int8 import Input, StaticInput
+from kernels.linear_int8 import Input, QuantizedWeight, StaticInput
+from kernels.ops import Ops
 from tests import tiny, tiny_deepseek
 from tests.engine.running import generate, greedy_params, load, make_prompt, record_logits, relative_error
 
@@ -165,15 +165,17 @@ def test_an_int8_checkpoint_answers_the_same_batched_and_alone(tmp_path, moe):
     assert together == [generate(engine, [prompt], greedy_params(24))[0].token_ids for prompt in prompts]
 
 
-def test_int8_at_load_of_an_int8_checkpoint_adds_the_head_only(tmp_path, tiny_llama):
+def test_int8_at_load_of_an_int8_checkpoint_adds_the_head_only(tmp_path, tiny_llama, monkeypatch):
     folder = make(tiny_llama, tmp_path / "int8", "w8")
-    kinds = []
-    for options in ({}, {"quantization": "int8"}):
-        model = load(folder, num_kv_blocks=16, **options)._runner._model
-        head = inspect.getclosurevars(model._head).nonlocals["apply"]
-        layers = (head, model._layers[0]._attention._out)
-        kinds.append(tuple(layer.__module__.rpartition(".")[0] for layer in layers))
-    assert kinds == [("kernels.linear", "kernels.linear_int8"), ("kernels.linear_int8", "kernels.linear_int8")]
+    projection, packed = Ops.projection, []
+    monkeypatch.setattr(
+        Ops, "projection", lambda ops, weight, *rest: packed.append(weight) or projection(ops, weight, *rest)
+    )
+    for quantization, head in (("none", torch.Tensor), ("int8", QuantizedWeight)):
+        packed.clear()
+        load(folder, num_kv_blocks=16, quantization=quantization)
+        assert isinstance(packed[-1], head)
+        assert {type(weight) for weight in packed[:-1]} == {QuantizedWeight}
 
 
 def test_a_layer_with_massive_activations_becomes_dynamic(tmp_path):

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from kernels import causal_attention
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: causal_attention.torch_ops.attend, **natives(causal_attention.native.bind)}
+VERSIONS = {"torch": lambda dtype: causal_attention.torch_ops.causal_attention, **natives(causal_attention.native.bind)}
 
 
 def make(num_queries, context_len, heads, dim, value_dim, dtype):
@@ -21,7 +21,7 @@ def make(num_queries, context_len, heads, dim, value_dim, dtype):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_matches_reference(version, dtype, heads, dim, value_dim, lens):
     case = make(*lens, heads, dim, value_dim, dtype)
-    expected = causal_attention.reference.attend(*case, dim**-0.5)
+    expected = causal_attention.reference.causal_attention(*case, dim**-0.5)
     assert_close(VERSIONS[version](dtype)(*case, dim**-0.5), expected)
 
 
@@ -30,4 +30,4 @@ def test_reference_matches_torch_s_own():
     mask = torch.ones(9, 30, dtype=torch.bool).tril(21)
     heads_first = (x.transpose(0, 1) for x in (q, k, v))
     expected = F.scaled_dot_product_attention(*heads_first, attn_mask=mask, scale=0.3).transpose(0, 1)
-    torch.testing.assert_close(causal_attention.reference.attend(q, k, v, 0.3), expected)
+    torch.testing.assert_close(causal_attention.reference.causal_attention(q, k, v, 0.3), expected)

@@ -5,7 +5,7 @@ from kernels import grouped_mlp, linear, linear_int8, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: grouped_mlp.torch_ops.pack, **natives(grouped_mlp.native.bind)}
+VERSIONS = {"torch": lambda dtype: grouped_mlp.torch_ops.grouped_mlp, **natives(grouped_mlp.native.bind)}
 NUM_EXPERTS = 6
 KINDS = {
     "numbers": lambda weight: weight,
@@ -36,7 +36,7 @@ def pack(version, hidden, dtype, kinds=("numbers",)):
 
         return apply
 
-    make = grouped_mlp.reference.pack if version == "reference" else VERSIONS[version](dtype)
+    make = grouped_mlp.reference.grouped_mlp if version == "reference" else VERSIONS[version](dtype)
     return make(counted, silu_mul.reference.silu_mul, iter(weights)), calls
 
 

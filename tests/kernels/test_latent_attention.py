@@ -45,7 +45,7 @@ def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index
     backend = BACKENDS[module](q.dtype)
     plan, selection = backend.plan(batch), None
     if topk is not None:
-        select = getattr(lightning_indexer, {"torch": "torch_ops"}.get(module, module)).select
+        select = getattr(lightning_indexer, {"torch": "torch_ops"}.get(module, module)).lightning_indexer
         selection = select(index_q, weights, index_cache, plan, topk)
     return backend.forward(q, cache, plan, q.shape[-1] ** -0.5, q.shape[-1] - ROTARY, selection), selection
 
@@ -141,10 +141,10 @@ def test_the_indexer_keeps_the_best_positions_and_the_first_of_equal_ones():
     cache = torch.stack([keys[4:], keys[:4]])[:, None, :, None]
     plan = latent_attention.torch_ops.TorchLatentAttention(torch.float32).plan(batch)
     one = torch.ones(8, 1)
-    selection = lightning_indexer.torch_ops.select(one[:, :, None], one, cache, plan, 3)
+    selection = lightning_indexer.torch_ops.lightning_indexer(one[:, :, None], one, cache, plan, 3)
     kept = [row.nonzero().flatten().tolist() for row in selection.visible[0]]
     assert kept == [[0], [0, 1], [0, 1, 2], [0, 1, 3], [1, 3, 4], [1, 3, 4], [1, 3, 4], [1, 3, 7]]
-    zeros = lightning_indexer.torch_ops.select(-one[:, :, None] * 0, one, cache, plan, 3)
+    zeros = lightning_indexer.torch_ops.lightning_indexer(-one[:, :, None] * 0, one, cache, plan, 3)
     assert [row.nonzero().flatten().tolist() for row in zeros.visible[0]] == [[0], [0, 1]] + [[0, 1, 2]] * 6
 
 
@@ -152,7 +152,7 @@ def test_a_long_chunk_is_selected_in_slices(monkeypatch):
     batch, q, cache = make_case((1, 40), (8, 70), width=24, heads=4)
     weights = randn(len(q), 4, dtype=torch.float32, seed=5)
     plan = latent_attention.torch_ops.TorchLatentAttention(torch.float32).plan(batch)
-    whole = lightning_indexer.torch_ops.select(q, weights, cache, plan, 9).visible[0]
+    whole = lightning_indexer.torch_ops.lightning_indexer(q, weights, cache, plan, 9).visible[0]
     monkeypatch.setattr(lightning_indexer.torch_ops, "_QUERIES_AT_ONCE", 7)
-    assert torch.equal(lightning_indexer.torch_ops.select(q, weights, cache, plan, 9).visible[0], whole)
+    assert torch.equal(lightning_indexer.torch_ops.lightning_indexer(q, weights, cache, plan, 9).visible[0], whole)
     assert whole.sum(1).tolist() == [9] * 40

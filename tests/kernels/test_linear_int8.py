@@ -9,8 +9,8 @@ from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_ro
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 VERSIONS = {
-    "reference": lambda _: linear_int8.reference.pack,
-    "torch": lambda _: linear_int8.torch_ops.pack,
+    "reference": lambda _: linear_int8.reference.linear_int8,
+    "torch": lambda _: linear_int8.torch_ops.linear_int8,
     **natives(linear_int8.native.bind),
 }
 
@@ -64,9 +64,9 @@ def test_the_product_is_exact_but_for_the_rounding_of_its_result(version, input_
 @pytest.mark.parametrize("input_", INPUTS.values(), ids=INPUTS)
 def test_without_onednn_the_result_is_the_same(monkeypatch, input_, dtype):
     x, weight = randn(5, 64, dtype=dtype, seed=1), random_weight(48, 64, input_)
-    expected = linear_int8.torch_ops.pack(weight, None)(x)
+    expected = linear_int8.torch_ops.linear_int8(weight, None)(x)
     monkeypatch.setattr(linear_int8.torch_ops, "has_exact_product", lambda device: False)
-    actual = linear_int8.torch_ops.pack(weight, None)(x)
+    actual = linear_int8.torch_ops.linear_int8(weight, None)(x)
     assert actual.dtype is expected.dtype is dtype
     torch.testing.assert_close(actual.float(), expected.float(), rtol=1e-2, atol=1e-3)
 
@@ -74,7 +74,7 @@ def test_without_onednn_the_result_is_the_same(monkeypatch, input_, dtype):
 @pytest.mark.parametrize("input_", INPUTS.values(), ids=INPUTS)
 def test_one_packed_weight_serves_any_number_of_tokens_and_rows_are_independent(input_):
     weight = random_weight(48, 32, input_)
-    apply, expected = linear_int8.torch_ops.pack(weight, None), linear_int8.reference.pack(weight, None)
+    apply, expected = linear_int8.torch_ops.linear_int8(weight, None), linear_int8.reference.linear_int8(weight, None)
     for num_tokens in (1, 8, 9, 32, 257):
         x = randn(num_tokens, 32, dtype=torch.float32, seed=num_tokens)
         assert_close(apply(x), expected(x))

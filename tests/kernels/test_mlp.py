@@ -17,7 +17,7 @@ def weights(hidden, inter, dtype):
 
 
 def both(version, dtype, x, gate_up, down):
-    packs = mlp.torch_ops.pack, NATIVE[version](dtype)
+    packs = mlp.reference.mlp, NATIVE[version](dtype)
     return [pack(reference_linear, silu_mul.reference.silu_mul, gate_up, down)(x) for pack in packs]
 
 

@@ -6,7 +6,7 @@ from kernels.routing import RoutingRule
 from tests.kernels.compare import natives, randn
 
 NATIVE = natives(lambda _: routing.native.bind())
-VERSIONS = {"torch": routing.torch_ops.route, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
+VERSIONS = {"torch": routing.torch_ops.routing, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
 EXPERTS = 24
 RULES = {
     "V1": RoutingRule(6),
@@ -30,7 +30,7 @@ def as_dense(ids, weights, num_experts):
 def test_matches_the_reference(version, rule, num_tokens, biased):
     logits = randn(num_tokens, EXPERTS, dtype=torch.float32) * 3
     bias = randn(EXPERTS, dtype=torch.float32, seed=1) / 4 if biased else None
-    expected, actual = (route(logits, bias, rule) for route in (routing.reference.route, VERSIONS[version]))
+    expected, actual = (route(logits, bias, rule) for route in (routing.reference.routing, VERSIONS[version]))
     assert actual[0].dtype == torch.int64
     torch.testing.assert_close(as_dense(*actual, EXPERTS), as_dense(*expected, EXPERTS), rtol=1e-5, atol=1e-6)
 
@@ -39,7 +39,7 @@ def test_matches_the_reference(version, rule, num_tokens, biased):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_any_number_of_experts(version, size):
     logits, rule = randn(9, size, dtype=torch.float32), RoutingRule(min(8, size), renormalises=True)
-    expected, actual = (route(logits, None, rule) for route in (routing.reference.route, VERSIONS[version]))
+    expected, actual = (route(logits, None, rule) for route in (routing.reference.routing, VERSIONS[version]))
     torch.testing.assert_close(as_dense(*actual, size), as_dense(*expected, size), rtol=1e-5, atol=1e-6)
 
 

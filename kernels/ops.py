@@ -1,0 +1,320 @@
+"""The operations that models compute with, and the classes that implement them: one is chosen at start.
+
+`Ops` is the contract that mypy checks: a class that lacks an operation, or misspells one, cannot be made. What each
+operation computes is said in kernels/<operation>/__init__.py. A new backend is one more class.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from kernels import (
+    causal_attention,
+    draw,
+    embedding,
+    grouped_mlp,
+    head_linear,
+    latent_attention,
+    lightning_indexer,
+    linear,
+    linear_int8,
+    mlp,
+    native,
+    rms_norm,
+    rotary,
+    routing,
+    silu_mul,
+    store_kv,
+    take_rows,
+)
+from kernels.kv_cache import Cache
+from kernels.latent_attention.native import CPULatentAttention
+from kernels.linear_int8 import QuantizedWeight
+from kernels.paged_attention import LatentAttention, PagedAttention
+from kernels.paged_attention.flash import FlashAttention
+from kernels.paged_attention.native import CPUAttention
+from kernels.paged_attention.reference import ReferenceAttention
+from kernels.paged_attention.torch_ops import TorchAttention
+from kernels.routing import RoutingRule
+from kernels.types import MLP, GroupedMLP, HeadLinear, Layer, Linear, Weight
+
+logger = logging.getLogger(__name__)
+Tensor = torch.Tensor
+
+
+class KernelUnavailableError(ValueError):
+    """A backend was asked for by name and this machine cannot run it."""
+
+
+class Ops(Protocol):
+    """One implementation of each operation.
+
+    Attributes:
+        name: as --kernels says it.
+        sparse_latent_attention: latent attention over the positions that `lightning_indexer` selects.
+    """
+
+    name: str
+    paged_attention: PagedAttention
+    latent_attention: LatentAttention
+    sparse_latent_attention: LatentAttention
+
+    @staticmethod
+    @abstractmethod
+    def linear(weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+        """Pack the weight of a linear layer."""
+
+    @staticmethod
+    @abstractmethod
+    def linear_int8(weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+        """Pack the int8 weight of a linear layer."""
+
+    @staticmethod
+    @abstractmethod
+    def head_linear(weight_NKM: Tensor) -> HeadLinear:
+        """Pack the weights of a linear layer that each head has for itself."""
+
+    @abstractmethod
+    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
+        """Pack a feed-forward block."""
+
+    @abstractmethod
+    def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
+        """Pack the routed experts of a layer."""
+
+    @staticmethod
+    @abstractmethod
+    def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
+        """Normalise, after adding x to the residual stream in place where there is one."""
+
+    @staticmethod
+    @abstractmethod
+    def rotary(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_TND: Tensor | None = None) -> Tensor:
+        """Apply rotary position embedding."""
+
+    @staticmethod
+    @abstractmethod
+    def silu_mul(gate_up_TF2: Tensor) -> Tensor:
+        """Apply the gated activation."""
+
+    @staticmethod
+    @abstractmethod
+    def store_kv(x_TKD: Tensor, cache: Tensor, blocks_T: Tensor, offsets_T: Tensor) -> None:
+        """Write rows into the paged cache as they are."""
+
+    @staticmethod
+    @abstractmethod
+    def rotate_and_store(
+        qkv_TXD: Tensor,
+        cos_TD: Tensor,
+        sin_TD: Tensor,
+        k_cache: Cache,
+        v_cache: Cache,
+        blocks_T: Tensor,
+        offsets_T: Tensor,
+    ) -> Tensor:
+        """Rotate queries and keys, write keys and values into the paged cache, return the queries."""
+
+    @staticmethod
+    @abstractmethod
+    def store_latents(
+        x_TY: Tensor,
+        weight_C: Tensor,
+        eps: float,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        cache: Cache,
+        blocks_T: Tensor,
+        offsets_T: Tensor,
+    ) -> None:
+        """Normalise latents, rotate their keys, write both into the paged cache."""
+
+    @staticmethod
+    @abstractmethod
+    def causal_attention(q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
+        """Attend over keys and values that lie in a row."""
+
+    @staticmethod
+    @abstractmethod
+    def lightning_indexer(q_THI: Tensor, weights_TH: Tensor, cache: Tensor, plan: Any, topk: int) -> Any:
+        """Select the positions that each query attends to."""
+
+    @staticmethod
+    @abstractmethod
+    def routing(logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
+        """Choose each token's experts and weigh them."""
+
+    @staticmethod
+    @abstractmethod
+    def embedding(weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
+        """Look embeddings up, in fp32: the residual stream's beginning."""
+
+    @staticmethod
+    @abstractmethod
+    def take_rows(x_TX: Tensor, rows_R: Tensor) -> Tensor:
+        """Gather rows."""
+
+    @staticmethod
+    @abstractmethod
+    def draw(logits_RV: Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
+        """Choose one token for each row of logits."""
+
+    def projection(self, weight: Weight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+        """Pack the weight of a linear layer, of either kind."""
+        if isinstance(weight, QuantizedWeight):
+            return self.linear_int8(weight, bias_O, out_dtype)
+        return self.linear(weight, bias_O, out_dtype)
+
+
+class ReferenceOps(Ops):
+    """The obvious versions, which all others are tested against."""
+
+    name = "reference"
+
+    def __init__(self, _: torch.dtype) -> None:
+        self.paged_attention = ReferenceAttention()
+        self.latent_attention = latent_attention.reference.ReferenceLatentAttention()
+        self.sparse_latent_attention = self.latent_attention
+
+    linear = staticmethod(linear.reference.linear)
+    linear_int8 = staticmethod(linear_int8.reference.linear_int8)
+    head_linear = staticmethod(head_linear.reference.head_linear)
+    rms_norm = staticmethod(rms_norm.reference.rms_norm)
+    rotary = staticmethod(rotary.reference.rotary)
+    silu_mul = staticmethod(silu_mul.reference.silu_mul)
+    rotate_and_store = staticmethod(store_kv.reference.rotate_and_store)
+    store_latents = staticmethod(store_kv.reference.store_latents)
+    store_kv = staticmethod(store_kv.reference.store_kv)
+    causal_attention = staticmethod(causal_attention.reference.causal_attention)
+    lightning_indexer = staticmethod(lightning_indexer.reference.lightning_indexer)
+    routing = staticmethod(routing.reference.routing)
+    embedding = staticmethod(embedding.reference.embedding)
+    take_rows = staticmethod(take_rows.reference.take_rows)
+    draw = staticmethod(draw.reference.draw)
+
+    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
+        return mlp.reference.mlp(self.projection, self.silu_mul, gate_up, down)
+
+    def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
+        return grouped_mlp.reference.grouped_mlp(self.projection, self.silu_mul, experts)
+
+
+class TorchOps(Ops):
+    """Torch's own operators, on any device."""
+
+    name = "torch"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.paged_attention: PagedAttention = TorchAttention(dtype)
+        self.latent_attention: LatentAttention = latent_attention.torch_ops.TorchLatentAttention(dtype)
+        self.sparse_latent_attention = latent_attention.torch_ops.TorchLatentAttention(dtype)
+
+    linear = staticmethod(linear.torch_ops.linear)
+    linear_int8 = staticmethod(linear_int8.torch_ops.linear_int8)
+    head_linear = staticmethod(head_linear.torch_ops.head_linear)
+    rms_norm = staticmethod(rms_norm.torch_ops.rms_norm)
+    rotary = staticmethod(rotary.torch_ops.rotary)
+    silu_mul = staticmethod(silu_mul.torch_ops.silu_mul)
+    rotate_and_store = staticmethod(store_kv.torch_ops.rotate_and_store)
+    store_latents = staticmethod(store_kv.torch_ops.store_latents)
+    store_kv = staticmethod(store_kv.torch_ops.store_kv)
+    causal_attention = staticmethod(causal_attention.torch_ops.causal_attention)
+    lightning_indexer = staticmethod(lightning_indexer.torch_ops.lightning_indexer)
+    routing = staticmethod(routing.torch_ops.routing)
+    embedding = staticmethod(embedding.reference.embedding)
+    take_rows = staticmethod(take_rows.reference.take_rows)
+    draw = staticmethod(draw.torch_ops.draw)
+
+    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
+        return mlp.reference.mlp(self.projection, self.silu_mul, gate_up, down)
+
+    def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
+        return grouped_mlp.torch_ops.grouped_mlp(self.projection, self.silu_mul, experts)
+
+
+class NativeOps(TorchOps):
+    """This project's C++ on a CPU; torch's operators for what it lacks (the indexer and attention over its choice)."""
+
+    name = "native"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self._dtype = dtype
+        self.paged_attention = CPUAttention(dtype)
+        self.latent_attention = CPULatentAttention(dtype)
+        self._norm, self._store = rms_norm.native.RMSNorm(dtype), store_kv.native.CPUStore(dtype)
+        self.head_linear = head_linear.native.bind(dtype)
+        self.rotary = rotary.native.bind(dtype)
+        self.silu_mul = silu_mul.native.bind(dtype)
+        self.rotate_and_store = self._store.rotate_and_store
+        self.store_latents = self._store.store_latents
+        self.causal_attention = causal_attention.native.bind(dtype)
+        self.routing = routing.native.bind()
+        self.draw = draw.native.bind(torch.float32)
+
+    def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+        return linear.native.bind(self._dtype, weight_dtype=weight_OI.dtype, out_dtype=out_dtype)(weight_OI, bias_O)
+
+    def linear_int8(
+        self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
+    ) -> Linear:
+        return linear_int8.native.bind(self._dtype, out_dtype)(weight, bias_O)
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
+        if residual_TH is None:
+            return self._norm.rms_norm(x_TH, weight_H, eps)
+        return self._norm.add_rms_norm(x_TH, residual_TH, weight_H, eps)
+
+    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
+        return mlp.native.bind(self._dtype)(self.projection, self.silu_mul, gate_up, down)
+
+    def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
+        return grouped_mlp.native.bind(self._dtype)(self.projection, self.silu_mul, experts)
+
+
+class FlashAttnOps(TorchOps):
+    """Torch's operators with flash-attn's attention."""
+
+    name = "flash-attn"
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(dtype)
+        self.paged_attention = FlashAttention()
+
+
+BACKENDS: dict[str, type[ReferenceOps | TorchOps]] = {
+    ops.name: ops for ops in (ReferenceOps, TorchOps, NativeOps, FlashAttnOps)
+}
+
+
+def resolve(choice: str, device: torch.device, dtype: torch.dtype) -> Ops:
+    """Make the operations: `auto`, or a backend by name.
+
+    Raises:
+        KernelUnavailableError: the named backend cannot run here; auto falls back to torch with a warning instead.
+    """
+    obstacles = {"native": native.obstacle(device, dtype), "flash-attn": _flash_obstacle(device, dtype)}
+    if choice == "auto":
+        choice = "flash-attn" if device.type == "cuda" else "native"
+        if obstacle := obstacles[choice]:
+            logger.warning("the %s kernels cannot run, torch's operators do instead: %s", choice, obstacle)
+            choice = "torch"
+    elif obstacle := obstacles.get(choice):
+        raise KernelUnavailableError(f"--kernels {choice} cannot run here: {obstacle}")
+    return BACKENDS[choice](dtype)
+
+
+def _flash_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return f"it needs a GPU, and the device is {device.type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in float16 or bfloat16, and the dtype is {dtype}"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the flash-attn package is not installed (pip install 'deepseek-serve[gpu]')"
+    return None

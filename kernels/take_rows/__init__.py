@@ -1,0 +1,10 @@
+"""Gather rows of a matrix.
+
+    take_rows(x_NX, rows_R) -> y_RX        y[r] = x[rows[r]]; rows int64
+
+Shapes: N rows of X values, R of them wanted.
+"""
+
+from kernels.take_rows import reference
+
+__all__ = ["reference"]

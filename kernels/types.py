@@ -1,0 +1,34 @@
+"""What packing a weight gives, as a type: the callables of kernels.ops. For type checkers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from kernels.linear_int8.weight import QuantizedWeight
+
+Weight = torch.Tensor | QuantizedWeight
+Layer = tuple[Weight, torch.Tensor | None]  # a weight and its bias
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+GroupedMLP = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Projection(Protocol):
+    """Ops.projection: packs a weight of either kind."""
+
+    def __call__(self, weight: Weight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear: ...
+
+
+class HeadLinear(Protocol):
+    """A packed head_linear (kernels.head_linear)."""
+
+    def __call__(self, x_TNK: torch.Tensor, out_TNM: torch.Tensor, first: int = 0) -> None: ...
+
+
+class MLP(Protocol):
+    """A packed feed-forward block (kernels.mlp)."""
+
+    def __call__(self, x_TH: torch.Tensor, onto_TH: torch.Tensor | None = None) -> torch.Tensor: ...
