@@ -1,7 +1,7 @@
 """The DynamicBatcher: which sequences the next step computes, and how many tokens of each.
 
-Owns every Sequence from `add` to its end. Blocks are KVCacheManager's; the order of the waiting and shares among tenants
-are the policy's (engine.policies). Holds no tensors, no text and no clock: callers pass the time in.
+Owns every Sequence from `add` to its end. Blocks are KVCacheManager's; who goes next is the policy's (engine.policies).
+Holds no tensors, no text and no clock: callers pass the time in.
 
 Costs: `add` and `abort` O(log waiting); `schedule` and `update` O(running); nothing grows with what waits.
 """
@@ -53,7 +53,7 @@ class DynamicBatcher:
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
         self.max_batch_size = max_batch_size
-        self.num_preemptions = self.num_steps = self.num_arrivals = 0
+        self.num_arrivals = self.num_steps = self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = 0  # of all sequences that have started
         self.packing = 0.0
         share = {"share": prefill_share} if target_itl is None else {"target": target_itl}
@@ -110,8 +110,7 @@ class DynamicBatcher:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
         self._admit_first(now)
         urgent = self._policy.urgent(self._running.values())
-        decodes: list[Sequence] = []
-        prompts: list[Sequence] = []
+        decodes, prompts = list[Sequence](), list[Sequence]()
         for seq in urgent or self._running.values():
             (decodes if seq.num_uncomputed_tokens == 1 else prompts).append(seq)
         step = self._decode(decodes)
@@ -125,9 +124,9 @@ class DynamicBatcher:
         assert step or not self.has_work, "work waits and nothing can advance"
         if step:
             self.num_steps += 1
-            is_short = len(self._waiting) > 0 and len(self._running) < self.max_batch_size and left > 0
+            has_room = len(self._waiting) > 0 and len(self._running) < self.max_batch_size
             num_tokens = sum(item.num_tokens for item in step)
-            self.packing += num_tokens / (num_tokens + left) if is_short else 1.0
+            self.packing += num_tokens / (num_tokens + max(0, left)) if has_room else 1.0
         return StepPlan(step, num_decodes)
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:

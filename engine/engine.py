@@ -1,6 +1,6 @@
 """The engine: takes requests, runs steps, gives back what each step brought. One thread, no HTTP, no text.
 
-add, abort  ->  step: schedule -> execute -> sample -> update  ->  StepOutput
+add, abort  ->  step: schedule -> execute -> update  ->  StepOutput
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.errors import ConfigError, ModelError
+from engine.executor import Executor, LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
 from engine.kv_cache_pool import KVCachePool
 from engine.loading.open import open_tensors
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.models.config import ModelConfig
-    from engine.models.work import Work
     from engine.protocol import AbortRequest, EngineStats
-    from engine.step import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +46,13 @@ class Engine:
         self,
         info: EngineInfo,
         batcher: DynamicBatcher,
-        model: Decoder,
-        kv_pool: KVCachePool,
+        executor: Executor,
         eos_token_ids: frozenset[int],
         seed: int,
     ) -> None:
         self.info = info
         self.batcher = batcher
-        self._kv_pool = kv_pool
-        self._runner = ModelRunner(model, kv_pool)
+        self.executor = executor
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
@@ -82,9 +79,7 @@ class Engine:
         loaded = time.monotonic()
 
         num_blocks = _num_kv_blocks(config, model, max_seq_len, dtype, scales, device)
-        kv_pool = KVCachePool(
-            model.cache_shapes(), model_config.num_hidden_layers, num_blocks, config.block_size, dtype, device, scales
-        )
+        executor = LocalExecutor(ModelRunner(model, num_blocks, config.block_size, dtype, device, scales))
         batcher = _make_batcher(config, num_blocks, device)
         info = EngineInfo(
             max_seq_len=min(max_seq_len, num_blocks * config.block_size),
@@ -98,7 +93,7 @@ class Engine:
             logger.warning(
                 "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", max_seq_len, info.max_seq_len
             )
-        engine = cls(info, batcher, model, kv_pool, frozenset(model_config.eos_token_ids), config.seed)
+        engine = cls(info, batcher, executor, frozenset(model_config.eos_token_ids), config.seed)
         engine._warm_up()
         logger.info(
             "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
@@ -158,18 +153,14 @@ class Engine:
         outputs = self.batcher.expire(started)
         if self.has_work:
             plan = self.batcher.schedule(started)
-            result = self._runner.run(plan)
+            result = self.executor.execute(plan)
             outputs += self.batcher.update(plan, result)
             self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
 
-    def work(self, plan: StepPlan) -> Work:
-        """What a step must compute and read at least, to hold its time against."""
-        return self._runner.work(plan)
-
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
-        return self._kv_pool.prepare(self.batcher.kv_cache.num_ever_taken)
+        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
 
     def stats(self) -> EngineStats:
         """The load at this moment."""
@@ -181,7 +172,7 @@ class Engine:
         self.add(GenerateRequest("warm-up", [0], params, 1, Terms(time.monotonic())))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
-            self.batcher.update(plan, self._runner.run(plan))
+            self.batcher.update(plan, self.executor.execute(plan))
         self._num_requests = 0
         self.batcher.check_idle()
 

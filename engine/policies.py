@@ -69,7 +69,7 @@ class Order:
     def goes_first(self, _: Sequence) -> bool:
         return False
 
-    def gives_way(self, running: Collection[Sequence]) -> Sequence:
+    def gives_way(self, _: Collection[Sequence]) -> Sequence:
         raise AssertionError("nobody goes first")
 
     def urgent(self, _: Collection[Sequence]) -> list[Sequence]:
