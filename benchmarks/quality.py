@@ -106,7 +106,7 @@ def _request(name: str, prompt: list[int], max_tokens: int, **sampling: Any) -> 
 
 def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
     """Every call's log-probabilities [rows, vocab], as the engine computes them from now on."""
-    decoder, recorded = engine._runner._model, []
+    decoder, recorded = engine.executor.runner.model, []
     compute = decoder.logits
 
     def logits(mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:

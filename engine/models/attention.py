@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
-    from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops

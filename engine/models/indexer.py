@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from engine.models.decoder import ModelBatch
+    from engine.model_batch import ModelBatch
     from engine.models.layers import Builder
 
 _NORM_EPS = 1e-6

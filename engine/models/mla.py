@@ -37,8 +37,8 @@ from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
+    from engine.model_batch import ModelBatch
     from engine.models.config import MLAConfig, ModelConfig
-    from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops

@@ -116,7 +116,7 @@ def test_a_bf16_checkpoint_is_near_its_fp32_reference(tmp_path, variant):
 @pytest.mark.parametrize("variant", ["v2-lite", "v3", "v32"])
 def test_the_cache_holds_the_latent_and_the_rotary_key_and_nothing_else(checkpoint, variant):
     engine = load(checkpoint(variant), num_kv_blocks=50)
-    values = sum(cache.numel() for layer in engine._runner._kv_pool.layers for cache in layer)
+    values = sum(cache.numel() for layer in engine.executor.runner.kv_pool.layers for cache in layer)
     index_keys = 24 if variant == "v32" else 0
     assert values == 50 * 16 * 3 * (24 + 16 + index_keys)
 
@@ -177,7 +177,7 @@ def test_norm_topk_prob_of_a_softmax_router_renormalises_instead_of_scaling(chec
         (target / "config.json").write_text(json.dumps(config))
         engines[norm] = load(target)
     x = torch.randn(5, 64)
-    routers = {norm: engine._runner._model._layers[1]._mlp._router for norm, engine in engines.items()}
+    routers = {norm: engine.executor.runner.model._layers[1]._mlp._router for norm, engine in engines.items()}
     (ids, scaled), (same_ids, renormalised) = routers[False].forward(x), routers[True].forward(x)
     assert torch.equal(ids, same_ids)
     torch.testing.assert_close(renormalised.sum(-1), torch.ones(5))
