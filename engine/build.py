@@ -42,9 +42,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     keep_freed_memory()
     loaded = time.monotonic()
     num_blocks = _size_kv_cache(config)
-    runner = ModelRunner(
-        model, num_blocks, config.block_size, config.dtype, config.device, config.kv_cache_scales
-    )
+    runner = ModelRunner(model, num_blocks, config.block_size, config.dtype, config.device, config.kv_cache_scales)
     info = _info(config, num_blocks)
     batcher = _make_batcher(config, num_blocks)
     engine = Engine(info, batcher, LocalExecutor(runner), frozenset(config.model.eos_token_ids), config.seed)

@@ -1,6 +1,6 @@
-"""From a StepPlan to tensors, through the model, to a StepResult. Owns the model and the KV pool of one rank.
+"""From a StepPlan to tensors, through the model, to a StepResult.
 
-Knows nothing of who waits, and keeps nothing of a sequence but its keys and values.
+Owns the model, the KV pool and the captured graph of one rank. Keeps nothing of a sequence but its keys and values.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine import step_graph
 from engine.kv_cache_pool import KVCachePool
 from engine.model_batch import ModelBatch
 from engine.sampler import sample, top_logprobs
@@ -34,11 +35,12 @@ class ModelRunner:
         device: torch.device,
         scales: tuple[int, ...] | None = None,
     ) -> None:
-        """Make the KV pool; `scales` (Decoder.cache_scales) where it is to be int8."""
+        """Make the KV pool, int8 with `scales` (Decoder.cache_scales), and capture the model's forward on it."""
         self.model = model
         self.kv_pool = KVCachePool(
             model.cache_shapes(), model.config.num_hidden_layers, num_blocks, block_size, dtype, device, scales
         )
+        self.graph = step_graph.capture(model, self.kv_pool.layers, block_size)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -46,7 +48,10 @@ class ModelRunner:
         if self.model.attention.reads_unwritten_slots:
             self.kv_pool.clear(_entered_blocks(plan, self.kv_pool.block_size))
         batch = ModelBatch.build(plan, self.model, self.kv_pool.block_size, self.kv_pool.device)
-        hidden_RH = self.model.forward(batch, self.kv_pool.layers, batch.rows_R)
+        if self.graph is not None and self.graph.can_replay(batch):
+            hidden_RH = self.graph.replay(batch)
+        else:
+            hidden_RH = self.model.forward(batch, self.kv_pool.layers, batch.rows_R)
         prompt_logprobs, num_rows = self._prompt_logprobs(plan, hidden_RH)
         samples = [item.sample for item in plan.scheduled if item.sample is not None]
         if not samples:
