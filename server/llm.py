@@ -12,7 +12,7 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
-from server.generation import ChoiceText
+from server.choice_text import ChoiceText
 from server.tokenizer import Tokenizer
 
 

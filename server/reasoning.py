@@ -6,7 +6,7 @@ output that begins with <think> does. Text that may be part of a marker is held 
 
 from __future__ import annotations
 
-from server.generation import stop_prefix_length
+from server.choice_text import stop_prefix_length
 
 _OPEN, _CLOSE = "<think>", "</think>"
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.loading.resolve import ModelSource
 from engine.protocol import FinishReason, SequenceOutput, TokenLogprobs
-from server.generation import ChoiceText, Delta, find_stop, stop_prefix_length
+from server.choice_text import ChoiceText, Delta, find_stop, stop_prefix_length
 from server.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
