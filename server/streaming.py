@@ -56,7 +56,7 @@ class EventStream(Response):
                     await write(b"data: %b\n\n" % _encode(chunk))
         except DeepseekServeError as error:
             await write(b"data: %b\n\n" % _encode(error_body(error)[1]))
-        except Exception:  # the client must learn that its stream has failed, whatever the reason
+        except Exception:  # the client must learn that its stream has failed
             logger.exception("a stream failed")
             failure = DeepseekServeError("The server had an error while processing your request.")
             await write(b"data: %b\n\n" % _encode(error_body(failure)[1]))
