@@ -15,10 +15,7 @@ from server.engine_client import InProcessEngine
 from tests.server.conftest import COMPLETIONS, check_error, running
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from engine.engine import Engine
-    from server.tokenizer import Tokenizer
+    pass
 
 KEY = "sk-ünïcode-1"
 
@@ -51,7 +48,7 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
 
 
 @contextlib.asynccontextmanager
-async def guarded(engine: Engine, tokenizer: Tokenizer, folder: Path):
+async def guarded(engine, tokenizer, folder):
     client = InProcessEngine(engine)
     app = create_app(client, tokenizer, "tiny", folder, keys=ApiKeys({KEY: 1.0}))
     transport = httpx.ASGITransport(app)
@@ -95,7 +92,7 @@ async def test_the_key_lets_in(tiny_engine, tiny_tokenizer, tiny_llama):
 async def test_a_prefix_is_not_shared_between_keys(api):
     """The time that a cached prefix saves would tell one tenant what another has sent."""
 
-    async def cached(key: str) -> int:
+    async def cached(key):
         body = {"prompt": "p" * 64, "max_tokens": 1}
         response = await api.http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {key}"})
         return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
