@@ -1,9 +1,6 @@
 """Streamed pieces must join to what the tokenizer itself makes of all the ids at once."""
 
-from __future__ import annotations
-
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -11,9 +8,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from engine.loading.resolve import ModelSource
 from server.detokenizer import ByteLevelDetokenizer, TokenBytes, WindowDetokenizer, is_byte_level
 from server.tokenizer import Tokenizer as ServerTokenizer
-
-if TYPE_CHECKING:
-    pass
 
 TEXT = "naïve 漢字 👩‍🚀 e\u0301 \U0001f1eb\U0001f1f7 ok"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's stand-in for a space
@@ -24,9 +18,8 @@ def stream(detokenizer, ids):
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
-@pytest.fixture(scope="module")
-def byte_tokenizer(tiny_llama):
-    return Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+def byte_level(tokenizer, *, skip_special=True):
+    return ByteLevelDetokenizer(TokenBytes(tokenizer), skip_special=skip_special)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +29,10 @@ def smollm2_tokenizer(smollm2):
 
 @pytest.mark.parametrize("skip_special", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_random_bytes_join_to_the_full_decode(byte_tokenizer, seed, skip_special):
-    ids = random.Random(seed).choices(range(byte_tokenizer.get_vocab_size()), k=400)
-    pieces = stream(ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=skip_special), ids)
-    assert "".join(pieces) == byte_tokenizer.decode(ids, skip_special_tokens=skip_special)
+def test_random_bytes_join_to_the_full_decode(reference_tokenizer, seed, skip_special):
+    ids = random.Random(seed).choices(range(reference_tokenizer.get_vocab_size()), k=400)
+    pieces = stream(byte_level(reference_tokenizer, skip_special=skip_special), ids)
+    assert "".join(pieces) == reference_tokenizer.decode(ids, skip_special_tokens=skip_special)
     assert ("<|eos|>" in "".join(pieces)) == (not skip_special and 257 in ids)
 
 
@@ -52,26 +45,25 @@ def test_random_tokens_of_a_real_vocabulary_join_to_the_full_decode(smollm2_toke
         rng.randrange(smollm2_tokenizer.get_vocab_size()) if rng.random() < 0.9 else rng.randrange(20)
         for _ in range(400)
     ]
-    pieces = stream(ByteLevelDetokenizer(TokenBytes(smollm2_tokenizer), skip_special=skip_special), ids)
+    pieces = stream(byte_level(smollm2_tokenizer, skip_special=skip_special), ids)
     assert "".join(pieces) == smollm2_tokenizer.decode(ids, skip_special_tokens=skip_special)
 
 
-def test_a_character_comes_out_whole_with_its_last_byte(byte_tokenizer):
-    ids = byte_tokenizer.encode("a漢b").ids
+def test_a_character_comes_out_whole_with_its_last_byte(reference_tokenizer):
+    ids = reference_tokenizer.encode("a漢b").ids
     assert len(ids) == 5
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=True)
-    assert stream(detokenizer, ids) == ["a", "", "", "漢", "b", ""]
+    assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "漢", "b", ""]
 
 
-def test_a_cut_character_becomes_one_replacement_at_the_end(byte_tokenizer):
-    ids = byte_tokenizer.encode("a漢").ids[:-1]
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=True)
-    assert stream(detokenizer, ids) == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]
+def test_a_cut_character_becomes_one_replacement_at_the_end(reference_tokenizer):
+    ids = reference_tokenizer.encode("a漢").ids[:-1]
+    assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]
 
 
-def test_ids_beyond_the_vocabulary_have_no_text(byte_tokenizer):
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=False)
-    assert stream(detokenizer, [5000, *byte_tokenizer.encode("x").ids]) == ["", "x", ""]
+def test_ids_beyond_the_vocabulary_have_no_text(reference_tokenizer):
+    assert stream(
+        byte_level(reference_tokenizer, skip_special=False), [5000, *reference_tokenizer.encode("x").ids]
+    ) == ["", "x", ""]
 
 
 @pytest.fixture(scope="module")

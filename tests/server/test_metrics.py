@@ -1,7 +1,5 @@
 """Metric names, buckets and what they count."""
 
-from __future__ import annotations
-
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
