@@ -32,6 +32,13 @@ async def test_requests_are_counted(api):
     assert await api.metric("sequences_finished_total", finished_reason="length") == 3
 
 
+async def test_cached_tokens_of_a_prompt_count_once_whatever_n_is(api):
+    prompt = "cached once " * 6
+    for cached in (0, 64):
+        usage = (await api.complete(prompt, max_tokens=1, n=3))["usage"]
+        assert usage["prompt_tokens_details"] == {"cached_tokens": cached}
+
+
 async def test_a_stop_string_ends_its_sequence_alone(api, letters):
     """The engine is told to end it, and the request's other sequence goes on."""
     params = letters("abcdefgh") | {"seed": 1, "n": 2}
