@@ -95,18 +95,22 @@ async def test_leaving_in_the_middle_of_a_prompt_frees_its_blocks(api):
 
 
 async def test_leaving_while_queued_takes_the_request_out_of_the_queue(api):
-    first = asyncio.create_task(api.complete(["a"] * 16, max_tokens=150, ignore_eos=True))
-    queued = Caller(api, COMPLETIONS, stream=True, **LONG)
+    first = asyncio.create_task(api.complete(["a"] * 16, max_tokens=400, ignore_eos=True))
     admission = api.app.state.server.admission
 
+    async def full():
+        return await api.metric("requests_running") == 16 and admission.num_prompts == 0
+
     async def waits():
-        in_batch, waiting = await api.metric("requests_running"), await api.metric("requests_waiting")
-        return in_batch == 16 and waiting == admission.num_prompts == 1
+        return await api.metric("requests_waiting") == 1
 
     async def gone():
         return await api.metric("requests_waiting") == 0
 
+    await api.until(full)
+    queued = Caller(api, COMPLETIONS, stream=True, **LONG)
     await api.until(waits)
+    assert admission.num_prompts == 1
     await queued.disconnect()
     assert admission.num_prompts == 0
     await api.until(gone)
