@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
-from engine.protocol import GenerateRequest, SamplingParams, SequenceOutput, Terms
+from engine.protocol import GenerateRequest, SequenceOutput, Terms
 from server.choice_text import ChoiceText, Delta
 from server.metrics import RequestTimer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from server.admission import Ticket
+    from server.protocol import GenerationRequest
     from server.state import ServerState
 
 
@@ -25,15 +26,7 @@ class Generation:
     """The prompts of one API request, `n` choices for each: choice number = prompt number * n + index."""
 
     def __init__(
-        self,
-        server: ServerState,
-        prompts: list[list[int]],
-        sampling: SamplingParams,
-        *,
-        n: int,
-        skip_special_tokens: bool,
-        terms: Terms,
-        ticket: Ticket,
+        self, server: ServerState, body: GenerationRequest, prompts: list[list[int]], terms: Terms, ticket: Ticket
     ) -> None:
         """Check the request against the engine's limits.
 
@@ -42,23 +35,24 @@ class Generation:
             EngineUnavailableError: the engine takes no requests now.
         """
         info = server.client.require_info()
+        self._sampling = body.sampling(info.max_seq_len - max(map(len, prompts)))
         for prompt in prompts:
-            info.check(prompt, sampling)
-        self.prompts, self.n, self.sampling = prompts, n, sampling
+            info.check(prompt, self._sampling)
+        self.prompts, self._n = prompts, body.n
         self.num_output_tokens = self.num_cached_tokens = 0
         self._client, self._metrics, self._terms, self._ticket = server.client, server.metrics, terms, ticket
         self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens)
         detokenizer = server.tokenizer.detokenizer
         self._texts = [
-            ChoiceText(i, detokenizer(skip_special_tokens=skip_special_tokens), sampling.stop)
+            ChoiceText(i, detokenizer(skip_special_tokens=body.skip_special_tokens), self._sampling.stop)
             for i in range(self.num_choices)
         ]
 
     @property
     def num_choices(self) -> int:
         """Choices of all prompts."""
-        return len(self.prompts) * self.n
+        return len(self.prompts) * self._n
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -79,9 +73,9 @@ class Generation:
             GenerationError, EngineUnavailableError, DeadlineError, OverloadedError: the request ended early.
         """
         requests = [
-            GenerateRequest(uuid.uuid4().hex, prompt, self.sampling, self.n, self._terms) for prompt in self.prompts
+            GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._terms) for prompt in self.prompts
         ]
-        first_choices = {request.request_id: i * self.n for i, request in enumerate(requests)}
+        first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
         timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens)
         num_running = self.num_choices
         try:

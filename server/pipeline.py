@@ -22,17 +22,20 @@ from server.protocol import GenerationRequest
 from server.streaming import EventStream, run_until_disconnect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from server.choice_text import Delta
     from server.state import ServerState
 
 Json = dict[str, Any]
+T = TypeVar("T")
 Body = TypeVar("Body", bound=GenerationRequest)
 
 
 class ApiCall(ABC, Generic[Body]):
     """One request in the words of one API: its prompts, and the JSON of its answer.
+
+    An API whose stream is not one chunk for each delta overrides `chunks`.
 
     Attributes:
         id_prefix: how the answer's id begins.
@@ -66,7 +69,7 @@ class ApiCall(ABC, Generic[Body]):
         """Return a stream's chunk for one delta, without usage."""
 
     @abstractmethod
-    def whole(self, choices: list[Delta], generation: Generation) -> Json:
+    async def whole(self, choices: list[Delta], generation: Generation) -> Json:
         """Return the answer in one piece."""
 
     async def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
@@ -87,7 +90,7 @@ class ApiCall(ABC, Generic[Body]):
 
 
 async def respond(call: ApiCall[Any], request: Request) -> Response:
-    """Answer a call.
+    """Answer a call: validate, admit, encode, submit, then stream or join.
 
     Raises:
         DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
@@ -96,21 +99,13 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     terms = _terms(request, call)
     try:
         server.check_model(body.model)
-        context = server.client.require_info().max_seq_len
-        call.validate(body.sampling(context - 1))
+        call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
             ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), terms.tenant))
-            prompts = await _encode(call)
-            generation = Generation(
-                server,
-                prompts,
-                body.sampling(context - max(map(len, prompts))),
-                n=body.n,
-                skip_special_tokens=body.skip_special_tokens,
-                terms=terms,
-                ticket=ticket,
-            )
+            encode, with_bos = server.encode, call.add_special_tokens
+            prompts = [await encode(prompt, add_special_tokens=with_bos) async for prompt in in_turns(call.prompts())]
+            generation = Generation(server, body, prompts, terms, ticket)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all())
             choices = await run_until_disconnect(request.receive, generation.join())
@@ -119,7 +114,14 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         raise
     if choices is None:  # the client is gone
         return Response()
-    return Response(msgspec.json.encode(call.whole(choices, generation)), media_type="application/json")
+    return Response(msgspec.json.encode(await call.whole(choices, generation)), media_type="application/json")
+
+
+async def in_turns(items: Iterable[T]) -> AsyncGenerator[T, None]:
+    """Yield items; between two of them other requests run, so that a request of many prompts does not delay them."""
+    for item in items:
+        yield item
+        await asyncio.sleep(0)
 
 
 def usage(generation: Generation) -> Json:
@@ -144,11 +146,3 @@ def _terms(request: Request, call: ApiCall[Any]) -> Terms:
         deadline=arrival_time + min(limits) if limits else None,
         start_deadline=None if config.queue_timeout is None else arrival_time + config.queue_timeout,
     )
-
-
-async def _encode(call: ApiCall[Any]) -> list[list[int]]:
-    prompts = []
-    for prompt in call.prompts():
-        prompts.append(await call.server.encode(prompt, add_special_tokens=call.add_special_tokens))
-        await asyncio.sleep(0)  # a request of many prompts lets other requests run between two of them
-    return prompts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
-from server.pipeline import ApiCall, Json, respond, usage
+from server.pipeline import ApiCall, Json, in_turns, respond, usage
 from server.protocol import ChatCompletionRequest
 from server.reasoning import ReasoningSplitter, starts_inside
 from server.state import State
@@ -58,8 +58,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             self._has_sent_prompt = True
         return {**head, "choices": [self._choice(delta, "delta", content)]}
 
-    def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, "message", self._message(choice)) for choice in choices]
+    async def whole(self, choices: list[Delta], generation: Generation) -> Json:
+        written = [self._choice(choice, "message", self._message(choice)) async for choice in in_turns(choices)]
         answer = {**self.head(self.kind), "choices": written, "usage": usage(generation)}
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = generation.prompts[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
-from server.pipeline import ApiCall, Json, respond, usage
+from server.pipeline import ApiCall, Json, in_turns, respond, usage
 from server.protocol import CompletionRequest
 from server.state import State
 
@@ -43,8 +43,8 @@ class CompletionCall(ApiCall[CompletionRequest]):
     def chunk(self, delta: Delta, generation: Generation) -> Json:
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}
 
-    def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, generation) for choice in choices]
+    async def whole(self, choices: list[Delta], generation: Generation) -> Json:
+        written = [self._choice(choice, generation) async for choice in in_turns(choices)]
         return {**self.head(self.kind), "choices": written, "usage": usage(generation)}
 
     def _choice(self, delta: Delta, generation: Generation) -> Json:
