@@ -103,8 +103,10 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
             ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), terms.tenant))
-            encode, with_bos = server.encode, call.add_special_tokens
-            prompts = [await encode(prompt, add_special_tokens=with_bos) async for prompt in in_turns(call.prompts())]
+            prompts = [
+                await server.encode(prompt, add_special_tokens=call.add_special_tokens)
+                async for prompt in in_turns(call.prompts())
+            ]
             generation = Generation(server, body, prompts, terms, ticket)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all())

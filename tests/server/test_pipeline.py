@@ -8,6 +8,7 @@ import pytest
 
 from server.admission import Admission
 from server.config import ServerConfig
+from server.pipeline import in_turns
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}
@@ -191,3 +192,18 @@ async def test_long_texts_are_tokenised_beside_the_event_loop(api, monkeypatch):
     assert threads.count(api.tokenizer.encode) == 1
     assert short["usage"]["prompt_tokens"] == 3
     assert long["choices"][0]["prompt_token_ids"] == api.tokenizer.encode("abcd")
+
+
+async def test_others_run_between_the_items_of_a_long_request():
+    order = []
+
+    async def other():
+        for _ in range(3):
+            order.append("other")
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    async for item in in_turns("abc"):
+        order.append(item)
+    await beside
+    assert order == ["a", "other", "b", "other", "c", "other"]
