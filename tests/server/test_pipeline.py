@@ -204,6 +204,6 @@ async def test_others_run_between_the_items_of_a_long_request():
 
     beside = asyncio.create_task(other())
     async for item in in_turns("abc"):
-        order.append(item)
+        order += [item]
     await beside
     assert order == ["a", "other", "b", "other", "c", "other"]
