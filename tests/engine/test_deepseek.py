@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError
-from engine.models import hf_config, mla
+from engine.models import hf_config, mla, mla_plan
 from tests import tiny_deepseek
 from tests.engine.running import (
     assert_parity,
@@ -77,9 +77,9 @@ def test_chunked_and_batched_prompts_give_what_a_whole_one_alone_gives(checkpoin
 @pytest.mark.parametrize("variant", ["v2-lite", "v3"])
 def test_long_prompts_equal_transformers_in_both_forms_of_the_attention(checkpoint, variant, form, monkeypatch):
     if form == "absorbed":
-        monkeypatch.setattr(mla, "_queries_that_pay_for_expansion", lambda config: math.inf)
+        monkeypatch.setattr(mla_plan, "_min_expanded_queries", lambda config: math.inf)
     elif form == "expanded by heads":
-        monkeypatch.setattr(mla, "_EXPANDED_VALUES", 1)
+        monkeypatch.setattr(mla, "_MAX_EXPANDED_VALUES", 1)
     expanded = count_calls(monkeypatch, mla.MultiHeadLatentAttention, "_attend_expanded")
     folder = checkpoint(variant)
     assert_parity(load(folder), tiny_deepseek.reference(folder), make_prompt(300), 8)
