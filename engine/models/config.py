@@ -39,7 +39,7 @@ class MLAConfig:
     def __post_init__(self) -> None:
         if self.qk_nope_head_dim < 1:
             raise ModelError(
-                f"qk_nope_head_dim (a key's length less its rotary part) is {self.qk_nope_head_dim}; expected at least 1"
+                f"qk_nope_head_dim (a key's length less its rotary part) is {self.qk_nope_head_dim}; expected 1 or more"
             )
 
 

@@ -84,9 +84,7 @@ class MultiHeadLatentAttention:
         key_up_NDC, value_up_NVC = up_NXC.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
         self._absorb_keys = build.ops.head_linear(key_up_NDC)
         self._expand_keys = build.ops.head_linear(key_up_NDC.transpose(1, 2))
-        self._value_up = build.ops.head_linear(
-            value_up_NVC.transpose(1, 2)
-        )  # after or before attention
+        self._value_up = build.ops.head_linear(value_up_NVC.transpose(1, 2))  # after or before attention
         self._out = build.linear(
             f"{prefix}.o_proj",
             in_size=self._num_heads * mla.v_head_dim,

@@ -2,7 +2,7 @@
 
     take_rows(x_NX, rows_R) -> y_RX        y[r] = x[rows[r]]; rows int64
 
-Shapes: N rows of X values, R of them wanted.
+Shapes: N rows of X values, R wanted rows.
 """
 
 from kernels.take_rows import reference
