@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import tiny
 from tests.server.conftest import COMPLETIONS, check_usage, text_of
+from tests.support import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from engine.errors import ModelError
 from engine.loading.resolve import ModelSource
 from server.tokenizer import Tokenizer
-from tests.tiny import BOS, CHAT_TEMPLATE, EOS
+from tests.support.tiny import BOS, CHAT_TEMPLATE, EOS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
