@@ -176,7 +176,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     pairs = [text.partition("=") for text in args.target]
     args.targets = {name: where for name, _, where in pairs}
     if len(args.targets) < len(pairs) or not all(name and where for name, where in args.targets.items()):
-        parser.error("each --target is NAME=URL or NAME=COMMAND, with a name of its own")
+        parser.error("each --target is NAME=URL or NAME=COMMAND, and names are unique")
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
     return args

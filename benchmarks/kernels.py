@@ -149,14 +149,14 @@ def _caches(
     return pool.layers
 
 
-def _by_turns(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
+def _round_robin(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
     """`call` with the tensors of the next layer each time, so that they are not in the processor's cache."""
-    turn = 0
+    index = 0
 
     def next_layer() -> object:
-        nonlocal turn
-        turn = (turn + 1) % len(layers)
-        return call(*layers[turn])
+        nonlocal index
+        index = (index + 1) % len(layers)
+        return call(*layers[index])
 
     return next_layer
 
@@ -171,7 +171,7 @@ def _paged(
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
         q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
         plan = ops.paged_attention.plan(batch)
-        return _by_turns(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
+        return _round_robin(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
 
     row_bytes = dim + 4 if int8 else dim * dtype.itemsize
     num_bytes = sum(step.context_lens) * 2 * num_kv_heads * row_bytes
@@ -188,7 +188,7 @@ def _latent(
         layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
         q_TNX = torch.randn(sum(step.query_lens), num_heads, width).to(dtype)
         plan, scale = ops.latent_attention.plan(batch), width**-0.5
-        return _by_turns(
+        return _round_robin(
             layers, lambda cache: ops.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
         )
 
@@ -219,7 +219,7 @@ def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_ou
         copies = [ops.head_linear(weight_NKM.clone()) for _ in range(max(1, (64 << 20) // num_bytes))]
         x_TNK = torch.randn(num_tokens, num_heads, num_in).to(dtype)
         out_TNM = torch.empty(num_tokens, num_heads, num_out, dtype=dtype)
-        return _by_turns([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
+        return _round_robin([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
 
     return Case(name, make, num_bytes, 2.0 * num_tokens * num_heads * num_in * num_out)
 
@@ -236,7 +236,9 @@ def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: i
         qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
         cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
         blocks_T, offsets_T = torch.randperm(4096)[:num_tokens], torch.randint(_BLOCK, (num_tokens,))
-        return _by_turns(layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T))
+        return _round_robin(
+            layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T)
+        )
 
     return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
 

@@ -36,8 +36,8 @@ class ModelBatch:
 
     Attributes:
         token_ids_T: int64.
-        cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
-        blocks_T: the cache block that each token's entry goes to, int64; offsets_T the slot within it.
+        cos_TD, sin_TD: rotary cosines and sines of each token's position, fp32.
+        blocks_T, offsets_T: each token's slot mapping as block id and slot in the block, int64.
         attention_plan: what `Decoder.plan` returned.
     """
 

@@ -69,7 +69,7 @@ def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
 
 def _gguf_mla(keys: Keys) -> MLAConfig:
     rope_dim = keys.integer("rope.dimension_count")
-    # Since mid-2025 key_length and value_length are those of the cached latent; the *_mla keys are those of a head.
+    # Since mid-2025 key_length and value_length describe the cached latent, and the *_mla keys describe a head.
     mla = "_mla" if keys.get("attention.key_length_mla", None) else ""
     return MLAConfig(
         q_lora_rank=keys.integer("attention.q_lora_rank", 0, at_least=0) or None,
