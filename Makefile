@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
+MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak clean
 .DEFAULT_GOAL := help
@@ -28,6 +29,7 @@ check: $(STAMP) ## lint, types, import direction
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/mdformat --check $(MD)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -35,6 +37,7 @@ format: $(STAMP) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/mdformat $(MD)
 
 bench: $(STAMP) ## tokens per second of the engine alone, without HTTP (ARGS="--batch 32 ...")
 	$(BIN)/python -m benchmarks.offline $(ARGS)

@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     args = parser.parse_args()
-    threads, dtype = devices.set_threads(args.threads), devices.DTYPES[args.dtype]
+    threads, dtype = args.threads or devices.num_cores(), devices.DTYPES[args.dtype]
+    devices.set_threads(threads)
     with torch.inference_mode():
         bandwidth, peak = read_bandwidth(), peak_flops(dtype)
         backends = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}

@@ -30,12 +30,15 @@ def resolve_dtype(choice: str, checkpoint_dtype: str | None, device: torch.devic
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def set_threads(threads: int | None) -> int:
-    """Set and return the number of CPU threads for arithmetic; default: the cores that this process may use."""
-    count = threads or len(os.sched_getaffinity(0))
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def set_threads(count: int) -> None:
+    """Set the number of CPU threads for arithmetic."""
     torch.set_num_threads(count)
     native.set_threads(count)
-    return count
 
 
 def leave_cores_to_kernels() -> None:

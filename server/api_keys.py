@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
-from server.errors import unauthorized
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -79,6 +78,8 @@ class ApiKeyMiddleware:
             headers = [value for name, value in scope["headers"] if name == b"authorization"]
             caller = self._keys.identify(headers[0] if len(headers) == 1 else None)
             if caller is None and scope["path"] not in PUBLIC_PATHS:
+                from server.errors import unauthorized  # the web stack, which is there by now
+
                 await unauthorized()(scope, receive, send)
                 return
             scope["caller"] = caller or Caller()

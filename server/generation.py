@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from server.admission import Ticket
     from server.detokenizer import Detokenizer
-    from server.engine_client import EngineClient, OutputStream
+    from server.engine_client import EngineClient
     from server.metrics import Metrics
+    from server.output_stream import OutputStream
     from server.tokenizer import Tokenizer
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine.build import build
 from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
+from engine.resolve import resolve
 from server.generation import ChoiceText
 from server.tokenizer import Tokenizer
 
@@ -49,9 +50,10 @@ class LLM:
             model: as --model; None is the built-in SmolLM2-135M-Instruct.
             **options: the other fields of EngineConfig, such as dtype or num_kv_blocks.
         """
+        config = EngineConfig(model=model, **options)
         source = resolve_model(model)
         self.tokenizer = Tokenizer.load(source)
-        self.engine = Engine.load(EngineConfig(model=model, **options))
+        self.engine = build(resolve(config, source))
         self._numbers = itertools.count()
 
     def generate(

@@ -51,7 +51,7 @@ class ModelSource:
         return hf_config.read_folder(self.path)
 
 
-def resolve_model(model: str | None) -> ModelSource:
+def resolve_model(model: str | Path | None) -> ModelSource:
     """Find a model, and download it if it is not here.
 
     Args:
@@ -62,6 +62,7 @@ def resolve_model(model: str | None) -> ModelSource:
     """
     if model is None or model == default_model.NAME:
         return ModelSource(default_model.fetch(), default_model.NAME)
+    model = str(model)
     if not model:
         raise ModelError("--model is empty; leave it out for the built-in model")
     try:
