@@ -1,7 +1,6 @@
-"""Running a model, layer by layer, over calibration text, to see what int8 would do to each of its linear layers.
+"""Runs a model over calibration text and measures each linear layer: the range of inputs, the error of int8 outputs.
 
-One decoder layer is loaded at a time; between layers only the text's hidden states are kept. What is measured of each
-linear layer is the range of its inputs and the error that int8 makes in its outputs.
+One decoder layer is loaded at a time. Between layers only the hidden states of the text are kept.
 
 Shapes: T tokens of the text, H hidden.
 """
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
     from kernels.paged_attention import AttentionBatch
     from kernels.types import Linear
 
-_TOKENS_AT_ONCE = 2048
-_ROWS_MEASURED = 256  # of the inputs of one layer, evenly chosen
+_MAX_BATCHED_TOKENS = 2048
+_MAX_MEASURED_ROWS = 256  # of one layer's inputs, evenly spaced
 _BLOCK_SIZE = 16
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(.*)")
 
@@ -45,11 +44,11 @@ class Measurement:
     """One linear layer as the model computes it.
 
     Attributes:
-        layers: the checkpoint's layers in it: those stacked because they read the same input, and for routed experts
-            those of all experts of a decoder layer, so that an expert that the text never chose has a range too.
-        cost: multiplications a token.
-        grid: over the range of its inputs.
-        static_error, dynamic_error: of the outputs, the mean over tokens of |error|^2 / |output|^2.
+        layers: the checkpoint's layers that are stacked in it, because they read the same input. For routed experts,
+            the layers of all experts of a decoder layer, so that an expert that no token chose has a range too.
+        cost: multiplications for each token.
+        grid: the static grid over the range of inputs.
+        static_error, dynamic_error: |error|^2 / |output|^2 of the outputs, mean over tokens.
     """
 
     layers: tuple[str, ...]
@@ -60,8 +59,8 @@ class Measurement:
 
 
 @dataclass
-class _Watched:
-    """One packed weight, and the inputs that it got."""
+class _WatchedLayer:
+    """One packed weight, and its inputs so far."""
 
     layers: tuple[str, ...]
     weight_OI: torch.Tensor
@@ -74,10 +73,10 @@ def calibrate(
     """Measure every linear layer that can be int8.
 
     Args:
-        tensors: the model's.
-        config: its shape.
-        prompts: token ids, each prompt a sequence of its own.
-        dtype: to compute in.
+        tensors: the model's tensors.
+        config: the model's shape.
+        prompts: token ids; each prompt is one sequence.
+        dtype: dtype of the computation.
         progress: show a bar.
 
     Raises:
@@ -123,14 +122,14 @@ class _Planner:
 
 
 class _WatchedWeights(Weights):
-    """Hands out dequantized weights, and knows which of them each packed linear layer is made of.
+    """Hands out dequantized weights, and finds out which of them each packed linear layer holds.
 
-    Layers are packed in the order in which their weights were taken, so names wait in a queue for their rows.
+    Layers are packed in the order in which their weights are taken, so a queue of names is enough.
     """
 
     def __init__(self, source: TensorSource, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(source, device, dtype, fp8_block=config.weight_block_size, progress=False, int8=config.int8)
-        self.watched: list[_Watched] = []
+        self.watched: list[_WatchedLayer] = []
         self._taken: deque[tuple[str, int]] = deque()
 
     def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -138,7 +137,7 @@ class _WatchedWeights(Weights):
         return self.take(f"{layer}.weight", shape)
 
     def watch(self, weight_OI: torch.Tensor, product: Linear) -> Linear:
-        """A linear layer that notes its inputs, if the layer can be int8."""
+        """The linear layer; it also records its inputs, if it can be int8."""
         names, rows = [], 0
         while self._taken and rows < len(weight_OI):
             name, size = self._taken.popleft()
@@ -147,7 +146,7 @@ class _WatchedWeights(Weights):
         if not names:
             return product
         assert rows == len(weight_OI), f"{names} are not the rows of this weight"
-        watched = _Watched(tuple(names), weight_OI)
+        watched = _WatchedLayer(tuple(names), weight_OI)
         self.watched.append(watched)
 
         def apply(x_TI: torch.Tensor) -> torch.Tensor:
@@ -157,14 +156,14 @@ class _WatchedWeights(Weights):
         return apply
 
     def check(self) -> None:
-        """Raise for tensors that were missing or misshapen so far."""
-        left, self._left = self._left, set()
+        """Raise if a tensor was missing or misshapen so far."""
+        unused, self._unused = self._unused, set()
         self.finish()
-        self._left = left
+        self._unused = unused
 
 
 def _watching(ops: Ops, weights: _WatchedWeights, dtype: torch.dtype) -> Ops:
-    """The same operations with linear layers that note their inputs; MLPs and experts are made of linear layers."""
+    """The same operations, with linear layers that record their inputs. MLPs and experts consist of linear layers."""
 
     class Watching(type(ops)):  # type: ignore[misc]
         mlp, grouped_mlp = TorchOps.mlp, TorchOps.grouped_mlp
@@ -179,10 +178,10 @@ def _watching(ops: Ops, weights: _WatchedWeights, dtype: torch.dtype) -> Ops:
 
 
 def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Prompts that are computed together."""
+    """The prompts in groups that are computed together."""
     groups: list[list[list[int]]] = [[]]
     for prompt in prompts:
-        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _TOKENS_AT_ONCE:
+        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _MAX_BATCHED_TOKENS:
             groups.append([])
         groups[-1].append(prompt)
     return groups
@@ -199,9 +198,9 @@ def _plan(prompts: list[list[int]]) -> StepPlan:
     return StepPlan(scheduled)
 
 
-def _measure(watched: list[_Watched], num_tokens: int) -> list[Measurement]:
+def _measure(watched: list[_WatchedLayer], num_tokens: int) -> list[Measurement]:
     """The measurements of one decoder layer."""
-    sites: dict[tuple[str, ...], list[_Watched]] = {}
+    sites: dict[tuple[str, ...], list[_WatchedLayer]] = {}
     for item in watched:
         matches = [_EXPERT.fullmatch(layer) for layer in item.layers]
         key = item.layers if None in matches else tuple(f"{match[1]} {match[2]}" for match in matches if match)
@@ -209,7 +208,8 @@ def _measure(watched: list[_Watched], num_tokens: int) -> list[Measurement]:
     return [_measure_site(items, num_tokens) for items in sites.values()]
 
 
-def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
+def _measure_site(items: list[_WatchedLayer], num_tokens: int) -> Measurement:
+    """The measurement of one linear layer, or of the same layer of all routed experts."""
     used = [item for item in items if item.inputs]
     ranges = [x.aminmax() for item in used for x in item.inputs if x.numel()]
     low = min((float(found.min) for found in ranges), default=-1.0)
@@ -220,7 +220,7 @@ def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
     for item in used:
         x_TI = torch.cat(item.inputs)
         cost += len(x_TI) / num_tokens * item.weight_OI.numel()
-        rows = torch.linspace(0, len(x_TI) - 1, min(len(x_TI), max(1, _ROWS_MEASURED // len(used)))).long()
+        rows = torch.linspace(0, len(x_TI) - 1, min(len(x_TI), max(1, _MAX_MEASURED_ROWS // len(used)))).long()
         x_TI = x_TI[rows].float()
         y_TO = x_TI @ item.weight_OI.float().T
         for input_, found in errors.items():

@@ -1,4 +1,4 @@
-"""From a model to an int8 checkpoint: calibrate, choose, write."""
+"""Makes an int8 checkpoint from a model: calibrate, choose, write."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Report:
     """What was written.
 
     Attributes:
-        num_bytes: of all tensors.
-        shares: as Recipe.shares.
+        num_bytes: size of all tensors.
+        shares: see Recipe.shares.
     """
 
     num_bytes: int
@@ -38,13 +38,14 @@ def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[
 
     Args:
         source: the model.
-        folder: gets config.json, weights, and the tokenizer's files where the source has such.
+        folder: where config.json, weights and the tokenizer's files are written.
         scheme: one of choose.SCHEMES.
         prompts: token ids to calibrate on.
         progress: show bars.
 
     Raises:
-        ConfigError, ModelError: the text or the model are at fault.
+        ConfigError: the text is empty.
+        ModelError: the model is int8 already, or cannot be read or written.
     """
     resolved = resolve(EngineConfig(device="cpu"), source)
     config = resolved.model

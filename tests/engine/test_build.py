@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError
-from tests.engine.running import generate, greedy_params, load, make_prompt
+from tests.support.running import generate, greedy_params, load, make_prompt
 
 
 def test_the_info_says_what_was_resolved(tiny_llama):

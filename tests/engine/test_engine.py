@@ -6,8 +6,8 @@ import torch
 from engine.engine import Engine
 from engine.errors import RequestError
 from engine.protocol import AbortRequest, SamplingParams
-from tests import tiny
-from tests.engine.running import Result, finish, generate, greedy_params, load, make_prompt, request
+from tests.support import tiny
+from tests.support.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
 LENGTHS = [1, 2, 15, 16, 17, 33, 64, 90, 5, 120]
 PROMPTS = [make_prompt(length, seed=length) for length in LENGTHS]

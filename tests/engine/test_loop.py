@@ -10,7 +10,7 @@ import pytest
 
 from engine.loop import serve
 from engine.protocol import AbortRequest, GenerateRequest, SequenceOutput, Shutdown, StepOutput, Terms
-from tests.engine.running import greedy_params, load
+from tests.support.running import greedy_params, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ import pytest
 
 from engine.protocol import AbortRequest
 from kernels import native
-from tests import tiny_deepseek
-from tests.engine.running import greedy_params, load, make_prompt, request
+from tests.support import tiny_deepseek
+from tests.support.running import greedy_params, load, make_prompt, request
 
 pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
 

@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import ConfigError, ModelError, RequestError
 from server import LLM, SamplingParams
-from tests import tiny
+from tests.support import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from engine.errors import ModelError, RequestError
 from engine.loading.resolve import ModelSource
 from server.chat_template import named_template
 from server.tokenizer import Tokenizer
-from tests.tiny import BOS, CHAT_TEMPLATE, EOS
+from tests.support.tiny import BOS, CHAT_TEMPLATE, EOS
 
 BOS_ID, EOS_ID = 256, 257
 TEXT = "naïve 漢字 👩‍🚀\n\tdef f(x): return x+1  "

@@ -1,103 +1,91 @@
-"""From a model's name to its place on disk."""
+"""From settings to a ResolvedConfig: every "auto" and None is settled before a weight is loaded."""
 
-import re
-from pathlib import Path
+from __future__ import annotations
 
-import huggingface_hub
+import dataclasses
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
 import pytest
+import torch
 
-from engine.errors import ModelError
-from engine.loading import default_model
-from engine.loading.resolve import resolve_model
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.loading.resolve import ModelSource
+from engine.resolve import ResolvedConfig, resolve
 
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A hub whose answers a test sets: a path or an error, online and from the local cache; and the calls it saw."""
-    state = {"online": OSError("no route to host\nmore"), "local": ValueError("not cached"), "calls": []}
-
-    def snapshot_download(repo_id, allow_patterns, local_files_only=False):
-        state["calls"].append((repo_id, local_files_only))
-        assert not any(re.search(r"\.(bin|pt|pth)$", pattern) for pattern in allow_patterns), (
-            "pickles are never fetched"
-        )
-        answer = state["local" if local_files_only else "online"]
-        if isinstance(answer, Exception):
-            raise answer
-        return str(answer)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return state
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
-def test_a_folder_is_named_after_itself(tmp_path, monkeypatch):
-    folder = tmp_path / "my-model"
-    folder.mkdir()
-    assert resolve_model(str(folder)).name == "my-model"
-    monkeypatch.chdir(folder)
-    source = resolve_model(".")
-    assert (source.name, source.is_gguf) == ("my-model", False)
+@pytest.fixture(scope="module")
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint's config without its weights."""
+    folder = tmp_path_factory.mktemp("config")
+    shutil.copy(tiny_llama / "config.json", folder)
+    return folder
 
 
-def test_a_gguf_file_is_named_without_its_ending(tmp_path):
-    (tmp_path / "Small.Q4_1.gguf").touch()
-    source = resolve_model(str(tmp_path / "Small.Q4_1.gguf"))
-    assert (source.name, source.is_gguf) == ("Small.Q4_1", True)
+def resolved(folder: Path, **options: Any) -> ResolvedConfig:
+    return resolve(EngineConfig(**{"device": "cpu", **options}), ModelSource(folder, "tiny"))
 
 
-def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "m").mkdir()
-    assert resolve_model("~/m").path == tmp_path / "m"
+def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
+    config = resolved(folder)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert {name for name, value in values.items() if value is None} == {
+        "target_itl",
+        "kv_cache_scales",
+        "num_kv_blocks",
+    }
+    assert "auto" not in values.values()
+    assert config.dtype in (torch.bfloat16, torch.float32)
+    assert (config.max_seq_len, config.max_batched_tokens, config.max_kv_blocks) == (512, 512, 32 * 32)
+    assert config.threads >= 1
 
 
-def test_another_kind_of_file_is_refused(tmp_path):
-    (tmp_path / "model.bin").touch()
-    with pytest.raises(ModelError, match=r"model\.bin is a file, but not a \.gguf file"):
-        resolve_model(str(tmp_path / "model.bin"))
+def test_the_defaults_follow_other_settings(folder: Path) -> None:
+    config = resolved(folder, max_batch_size=600, max_seq_len=33, target_itl=20, kv_cache_dtype="int8", dtype="float32")
+    assert (config.max_batched_tokens, config.max_kv_blocks, config.target_itl) == (600, 600 * 3, 0.02)
+    assert config.kv_cache_shapes == ((2, 16), (2, 16))
+    assert config.kv_cache_scales == (1, 1)
+    assert config.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # values of a byte and a scale; 3 layers, 16 slots
 
 
-@pytest.mark.parametrize("name", ["nothing-here", "/no/such/folder", "a/b/c", "../x", "org/na me"])
-def test_a_name_that_can_be_nothing_is_refused_with_what_could_be(name, hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelError, match=r"no such folder or \.gguf file, and not a hub id .*smollm2-135m-instruct"):
-        resolve_model(name)
-    assert hub["calls"] == []
+def test_values_that_are_set_are_kept(folder: Path) -> None:
+    options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7, "policy": "fair", "seed": 5, "block_size": 8}
+    config = resolved(folder, **options, kernels="torch", dtype="float16", prefix_caching="off")
+    assert {name: getattr(config, name) for name in options} == options
+    assert (config.ops.name, config.dtype, config.prefix_caching) == ("torch", torch.float16, False)
 
 
-@pytest.mark.parametrize("name", [None, "smollm2-135m-instruct"])
-def test_the_built_in_model_goes_by_no_name_and_by_its_own(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(default_model, "fetch", lambda: tmp_path / "model.gguf")
-    source = resolve_model(name)
-    assert (source.path, source.name) == (tmp_path / "model.gguf", "smollm2-135m-instruct")
+def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "engine.resolve")
+    resolved(folder, kernels="torch")
+    [line] = [record.getMessage() for record in caplog.records if record.name == "engine.resolve"]
+    assert line.startswith(f"resolved: source {folder}, model LlamaForCausalLM, device cpu, dtype torch.")
+    assert "\n" not in line
+    assert all(f"{field.name} " in line for field in dataclasses.fields(ResolvedConfig))
+    assert "ops torch, " in line
 
 
-def test_a_hub_id_is_brought_up_to_date(hub, tmp_path):
-    hub["online"] = tmp_path
-    source = resolve_model("org/some-model.v1")
-    assert (source.path, source.name) == (tmp_path, "org/some-model.v1")
-    assert hub["calls"] == [("org/some-model.v1", False)]
+def test_it_is_frozen(folder: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved(folder).seed = 1  # type: ignore[misc]
 
 
-def test_a_hub_that_does_not_answer_leaves_the_local_cache(hub, tmp_path):
-    hub["local"] = tmp_path
-    assert resolve_model("org/model").path == tmp_path
-    assert hub["calls"] == [("org/model", False), ("org/model", True)]
-
-
-def test_a_model_neither_on_the_hub_nor_cached_says_both_in_one_line(hub):
-    with pytest.raises(ModelError, match=r"not in the local hub cache, and the hub did not give it: no route to host$"):
-        resolve_model("org/model")
-
-
-def test_a_folder_wins_over_a_hub_id(hub, tmp_path, monkeypatch):
-    (tmp_path / "org" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert resolve_model("org/model").path == Path("org/model")
-    assert hub["calls"] == []
-
-
-@pytest.mark.parametrize("model", ["~nosuchuser/x", "x" * 5000])
-def test_what_cannot_be_a_path_is_refused(model):
-    with pytest.raises(ModelError, match="cannot be a path"):
-        resolve_model(model)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_seq_len": 513}, "--max-seq-len is 513; the model was made for 512"),
+        ({"kv_cache_memory": 1e-9}, "--kv-cache-memory is 1e-09 GiB; one block has"),
+        ({"kernels": "flash-attn"}, "--kernels flash-attn cannot run here: it needs a GPU"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_the_model_or_the_machine_are_refused(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved(folder, **options)

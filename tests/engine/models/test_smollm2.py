@@ -9,10 +9,9 @@ import torch
 from gguf.quants import dequantize
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.engine import Engine
 from engine.loading.resolve import resolve_model
-from tests.engine.gguf_writer import gguf_name
-from tests.engine.running import assert_parity, generate, greedy_params, load
+from tests.support.gguf_writer import gguf_name
+from tests.support.running import assert_parity, generate, greedy_params, load
 
 pytestmark = pytest.mark.smollm2
 
@@ -20,12 +19,7 @@ FRANCE = [504, 3575, 282, 4649, 314]  # "The capital of France is"
 PARIS = 7042  # " Paris"
 
 
-@pytest.fixture(scope="module")
-def engine(smollm2: Path) -> Engine:
-    return load(smollm2, num_kv_blocks=64)
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def reference(smollm2: Path) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=49152,
@@ -48,10 +42,10 @@ def reference(smollm2: Path) -> LlamaForCausalLM:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             tensor = stored[gguf_name(name)]
-            numbers = dequantize(tensor.data, tensor.tensor_type)
+            values = dequantize(tensor.data, tensor.tensor_type)
             if (num_heads := heads.get(name.split(".")[-2])) is not None:  # neighbours to halves
-                numbers = numbers.reshape(num_heads, -1, 2, numbers.shape[-1]).swapaxes(1, 2)
-            parameter.copy_(torch.from_numpy(np.array(numbers)).reshape(parameter.shape))
+                values = values.reshape(num_heads, -1, 2, values.shape[-1]).swapaxes(1, 2)
+            parameter.copy_(torch.from_numpy(np.array(values)).reshape(parameter.shape))
     model.set_attn_implementation("eager")
     return model.eval()
 
@@ -66,15 +60,11 @@ def test_the_config_is_read_from_the_gguf_metadata(smollm2):
     assert config.eos_token_ids == (2,)
 
 
-def test_logits_and_greedy_tokens_are_those_of_transformers(engine, reference):
-    assert_parity(engine, reference, FRANCE, 32)
+def test_logits_and_greedy_tokens_are_those_of_transformers(smollm2, reference):
+    assert_parity(load(smollm2, num_kv_blocks=64), reference, FRANCE, 32)
 
 
-def test_the_capital_of_france_is_paris(engine):
-    (result,) = generate(engine, [FRANCE], greedy_params(1))
-    assert result.token_ids == [PARIS]
-
-
-def test_the_capital_of_france_is_paris_in_bfloat16_too(smollm2):
-    (result,) = generate(load(smollm2, num_kv_blocks=64, dtype="bfloat16"), [FRANCE], greedy_params(1))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_capital_of_france_is_paris(smollm2, dtype):
+    (result,) = generate(load(smollm2, num_kv_blocks=64, dtype=dtype), [FRANCE], greedy_params(1))
     assert result.token_ids == [PARIS]

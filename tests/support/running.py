@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 @dataclass
 class Result:
-    """All that one sequence brought."""
+    """All outputs of one sequence."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
@@ -97,6 +97,20 @@ def record_logits(engine: Engine) -> list[torch.Tensor]:
 
     decoder.logits = logits
     return recorded
+
+
+def prompt_logits(engine: Engine, prompt: list[int], num_tokens: int = 0) -> torch.Tensor:
+    """The logits of every position of a prompt and of its greedy continuation, [positions, vocab]."""
+    recorded = record_logits(engine)
+    generate(engine, [prompt], greedy_params(num_tokens, prompt_logprobs=0))
+    return torch.cat(recorded)
+
+
+def assert_batched_equals_alone(engine: Engine, prompts: Several[list[int]], num_tokens: int) -> None:
+    """Prompts that are computed together get the tokens that each gets alone."""
+    together = [result.token_ids for result in generate(engine, prompts, greedy_params(num_tokens))]
+    alone = [generate(engine, [prompt], greedy_params(num_tokens))[0].token_ids for prompt in prompts]
+    assert together == alone
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

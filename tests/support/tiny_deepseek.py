@@ -19,7 +19,7 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from tests.tiny import write_byte_tokenizer
+from tests.support.tiny import write_byte_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
