@@ -4,7 +4,7 @@ import msgspec
 
 from engine.protocol import SamplingParams
 from engine.step import StepPlan, StepResult
-from tests.engine.running import generate, load, make_prompt
+from tests.support.running import generate, load, make_prompt
 from tests.engine.sequences import make_sequence
 
 PROMPTS = [make_prompt(length, seed=length) for length in (3, 40, 90)]
