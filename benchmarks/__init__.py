@@ -1,1 +1,1 @@
-"""Load tests and throughput measurements. Results: RESULTS.md; what did not help: LOG.md."""
+"""Load tests and throughput measurements. Results are in RESULTS.md, attempts that did not help in LOG.md."""

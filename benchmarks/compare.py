@@ -1,11 +1,11 @@
-r"""Measure servers against each other, taking turns in one session, and print ratios: the first target is ours.
+r"""Measure servers in turn and print ratios; the first target is ours.
 
     python -m benchmarks.compare --case 128,64,8 128,64,32 \\
         --target "ours=deepseek-serve --port {port} --model FOLDER" --target peer=http://127.0.0.1:8080
 
-A target is a URL, or a command with {port} that is started here and ended with everything it started. In every round
-each target gets the same requests; the next round has others. One JSON line a run on stdout, a table of medians on
-stderr. --load-command takes another load generator that prints what `vllm bench serve` prints.
+A target is a URL, or a command with {port}. A command is started here, and ended with all processes that it started. In
+one round all targets get the same requests; each round has new requests. Each run prints one JSON line on stdout; a
+table of medians goes to stderr. --load-command names another load generator with the output of `vllm bench serve`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 FIGURES = ("output_tokens_per_second", "ttft_ms", "tpot_ms")
-_PRINTED = {  # what `vllm bench serve` calls them
+_PRINTED = {  # the labels of `vllm bench serve`
     "completed": r"Successful requests",
     "output_tokens_per_second": r"Output token throughput \(tok/s\)",
     "ttft_ms": r"Median TTFT \(ms\)",
@@ -40,7 +40,7 @@ _PRINTED = {  # what `vllm bench serve` calls them
 
 @dataclass(frozen=True)
 class Case:
-    """One load: tokens in, tokens out, streams at any time, requests in all."""
+    """One load: prompt tokens, output tokens, concurrent requests, total requests."""
 
     input_len: int
     output_len: int
@@ -49,16 +49,16 @@ class Case:
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """IN,OUT,CONCURRENCY[,REQUESTS]; three requests a stream, and at least 8, if it does not say.
+        """IN,OUT,CONCURRENCY[,REQUESTS]; by default three requests for each concurrent one, and at least 8.
 
         Raises:
-            ValueError: it is not of that form.
+            ValueError: the text has another form.
         """
         numbers = [int(word) for word in text.split(",")]
         if len(numbers) == 3:
             numbers.append(max(8, 3 * numbers[2]))
         if len(numbers) != 4 or min(numbers) < 1:
-            raise ValueError(f"'{text}' is no case: expected IN,OUT,CONCURRENCY or IN,OUT,CONCURRENCY,REQUESTS")
+            raise ValueError(f"'{text}' is not a case; expected IN,OUT,CONCURRENCY or IN,OUT,CONCURRENCY,REQUESTS")
         return cls(*numbers)
 
 
@@ -85,7 +85,7 @@ def other_load(target: Target, case: Case, seed: int, command: str, timeout: flo
     """One run of another load generator.
 
     Raises:
-        TargetError: it failed, or what it printed is not understood.
+        TargetError: the generator failed, or its output cannot be read.
     """
     values = {"url": target.url, "port": urlsplit(target.url).port, "seed": seed, **vars(case)}
     words = [re.sub(r"\{(\w+)\}", lambda m: str(values.get(m[1], m[0])), word) for word in shlex.split(command)]
@@ -97,10 +97,10 @@ def other_load(target: Target, case: Case, seed: int, command: str, timeout: flo
 
 
 def parse_printed(text: str, case: Case) -> Figures:
-    """The figures in what `vllm bench serve` prints.
+    """The figures in the output of `vllm bench serve`.
 
     Raises:
-        TargetError: one is missing.
+        TargetError: a figure is missing.
     """
     figures: Figures = {}
     for name, printed in _PRINTED.items():
@@ -113,7 +113,7 @@ def parse_printed(text: str, case: Case) -> Figures:
 
 
 def medians(runs: Sequence[Figures]) -> dict[str, float]:
-    """Of several runs; the number of errors is their sum."""
+    """The medians of several runs; errors are summed."""
     middle = {
         name: statistics.median([run[name] for run in runs if run[name] is not None] or [0.0]) for name in FIGURES
     }
@@ -121,7 +121,7 @@ def medians(runs: Sequence[Figures]) -> dict[str, float]:
 
 
 def table(results: dict[Case, dict[str, list[Figures]]], names: Sequence[str]) -> str:
-    """Markdown: a line for each case and peer; throughput's ratio is ours to theirs, above 1 where we are faster."""
+    """Markdown, one row for each case and peer. A throughput ratio above 1 means that ours is faster."""
     ours, *peers = names
     lines = [
         f"| in | out | streams | peer | tokens/s, {ours} | peer | ratio | TTFT ms, {ours} / peer | TPOT ms | failed |",
@@ -143,7 +143,7 @@ def table(results: dict[Case, dict[str, list[Figures]]], names: Sequence[str]) -
 
 
 def compare(targets: Sequence[Target], args: argparse.Namespace) -> Iterator[tuple[Case, Target, int, Figures]]:
-    """All runs: round by round, each target in turn, and another one first in each round."""
+    """Run all cases round by round; the target that starts changes in each round."""
     for case in args.case:
         for repeat in range(args.repeats):
             first = repeat % len(targets)
@@ -156,14 +156,14 @@ def compare(targets: Sequence[Target], args: argparse.Namespace) -> Iterator[tup
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags; a bad value ends the program and says what is valid."""
+    """Parse flags; a bad value ends the program with a message that says what is valid."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--target", action="append", required=True, metavar="NAME=URL|COMMAND", help="ours first, then peers")
     add("--case", nargs="+", default=["128,64,1", "128,64,8", "128,64,32"], metavar="IN,OUT,CONCURRENCY[,REQUESTS]")
-    add("--repeats", type=int, default=3, help="rounds, of which medians are taken (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="number of rounds; figures are medians (default: %(default)s)")
     add("--load-flags", default="", help="more flags for benchmarks.serve: '--chat --temperature 0'")
     add("--load-command", help="another generator, with {url}, {port}, {input_len}, {output_len}, {concurrency}, ...")
     add("--start-timeout", type=float, default=300.0, help="seconds for a target to be ready (default: %(default)s)")
@@ -176,14 +176,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     pairs = [text.partition("=") for text in args.target]
     args.targets = {name: where for name, _, where in pairs}
     if len(args.targets) < len(pairs) or not all(name and where for name, where in args.targets.items()):
-        parser.error("each --target is NAME=URL or NAME=COMMAND, with a name of its own")
+        parser.error("each --target is NAME=URL or NAME=COMMAND, and names are unique")
     if args.repeats < 1:
         parser.error("--repeats must be at least 1")
     return args
 
 
 def main() -> None:
-    """A JSON line for each run on stdout, the table on stderr. Whatever was started is ended, also by a signal."""
+    """Print a JSON line for each run and the table. All started processes are ended, also after a signal."""
     args = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results: dict[Case, dict[str, list[Figures]]] = {}

@@ -1,10 +1,10 @@
-"""Operations against their torch versions and against what the machine could do at best.
+"""Times of native operations, of their torch versions, and the machine's lower bound.
 
 python -m benchmarks.kernels --only paged_attention
 
-The best is the larger of two times: of the bytes that an operation must read, at the bandwidth of a sum over a large
-tensor, and of its arithmetic, at the rate of a large matrix product in the same dtype. Caches are larger than what the
-processor keeps, and blocks lie scattered, as in service. Times are the fastest of several calls.
+The lower bound ("best") is the larger of two times: bytes read, at the bandwidth of a sum over a large tensor; and
+flops, at the rate of a large matrix product in the same dtype. KV caches are larger than the processor's cache, and
+blocks are scattered, as in a server. Each time is the fastest of several calls.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Case:
     """An operation at one size.
 
     Attributes:
-        make: binds the operations of a backend to a call without arguments.
-        num_bytes: that the call must read or write.
-        flops: that it must compute, 2 for a multiplication with its addition.
+        make: returns a call without arguments that runs the operation of a backend.
+        num_bytes: bytes that the call must read or write.
+        flops: flops of the call, 2 for a multiply-add.
     """
 
     name: str
@@ -54,13 +54,13 @@ class Case:
 
 @dataclass(frozen=True)
 class _Step:
-    """How many queries each of a step's sequences has, and how many tokens they see, themselves among them."""
+    """Number of queries and of positions (queries included) of each sequence in a step."""
 
     query_lens: list[int]
     context_lens: list[int]
 
     def batch(self) -> tuple[AttentionBatch, int]:
-        """A batch whose blocks lie scattered, and the number of blocks of its cache."""
+        """A batch with scattered blocks, and the number of blocks."""
         used = [-(-context_len // _BLOCK) for context_len in self.context_lens]
         ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(0)).tolist()
         tables = [[ids.pop() for _ in range(count)] for count in used]
@@ -68,19 +68,20 @@ class _Step:
 
     @property
     def num_pairs(self) -> int:
-        """Of a query and a token that it sees."""
+        """Number of pairs of a query and a visible position."""
         pairs = zip(self.query_lens, self.context_lens, strict=True)
         return sum(query_len * context_len - query_len * (query_len - 1) // 2 for query_len, context_len in pairs)
 
 
 def main() -> None:
-    """A table for people on stderr, one JSON line on stdout."""
+    """Print a table on stderr and one JSON line on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     args = parser.parse_args()
-    threads, dtype = devices.set_threads(args.threads), devices.DTYPES[args.dtype]
+    threads, dtype = args.threads or devices.num_cores(), devices.DTYPES[args.dtype]
+    devices.set_threads(threads)
     with torch.inference_mode():
         bandwidth, peak = read_bandwidth(), peak_flops(dtype)
         backends = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
@@ -136,7 +137,7 @@ def _cases(dtype: torch.dtype) -> list[Case]:
 def _caches(
     shapes: tuple[tuple[int, int], ...], num_blocks: int, dtype: torch.dtype, scales: tuple[int, ...] | None = None
 ) -> list[tuple[Cache, ...]]:
-    """As many layers' caches as together make 256 MB, of random values."""
+    """KV caches with random values, for as many layers as fit in 256 MB."""
     layer_bytes = KVCachePool.bytes_per_block(shapes, 1, _BLOCK, dtype, scales) * num_blocks
     pool = KVCachePool(shapes, max(1, (256 << 20) // layer_bytes), num_blocks, _BLOCK, dtype, _CPU, scales)
     for layer in pool.layers:
@@ -149,14 +150,14 @@ def _caches(
     return pool.layers
 
 
-def _by_turns(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
-    """`call` with the tensors of one layer after another, so that none is found in the processor's own cache."""
-    turn = 0
+def _round_robin(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
+    """`call` with the tensors of the next layer each time, so that they are not in the processor's cache."""
+    index = 0
 
     def next_layer() -> object:
-        nonlocal turn
-        turn = (turn + 1) % len(layers)
-        return call(*layers[turn])
+        nonlocal index
+        index = (index + 1) % len(layers)
+        return call(*layers[index])
 
     return next_layer
 
@@ -171,7 +172,7 @@ def _paged(
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
         q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
         plan = ops.paged_attention.plan(batch)
-        return _by_turns(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
+        return _round_robin(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
 
     row_bytes = dim + 4 if int8 else dim * dtype.itemsize
     num_bytes = sum(step.context_lens) * 2 * num_kv_heads * row_bytes
@@ -188,7 +189,7 @@ def _latent(
         layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
         q_TNX = torch.randn(sum(step.query_lens), num_heads, width).to(dtype)
         plan, scale = ops.latent_attention.plan(batch), width**-0.5
-        return _by_turns(
+        return _round_robin(
             layers, lambda cache: ops.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
         )
 
@@ -219,7 +220,7 @@ def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_ou
         copies = [ops.head_linear(weight_NKM.clone()) for _ in range(max(1, (64 << 20) // num_bytes))]
         x_TNK = torch.randn(num_tokens, num_heads, num_in).to(dtype)
         out_TNM = torch.empty(num_tokens, num_heads, num_out, dtype=dtype)
-        return _by_turns([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
+        return _round_robin([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
 
     return Case(name, make, num_bytes, 2.0 * num_tokens * num_heads * num_in * num_out)
 
@@ -236,25 +237,25 @@ def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: i
         qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
         cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
         slot_mapping_T = torch.randperm(4096)[:num_tokens] * _BLOCK + torch.randint(_BLOCK, (num_tokens,))
-        return _by_turns(layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, slot_mapping_T))
+        return _round_robin(layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, slot_mapping_T))
 
     return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
 
 
 def read_bandwidth() -> float:
-    """Bytes a second of a sum over 512 MB."""
-    numbers = torch.ones(64 << 20, dtype=torch.int64)
-    return numbers.numel() * 8 / _fastest(numbers.sum)
+    """Bytes per second of a sum over 512 MB."""
+    values = torch.ones(64 << 20, dtype=torch.int64)
+    return values.nbytes / _fastest(values.sum)
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """Of a product of large matrices."""
+    """Flops per second of a product of large matrices."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     return 2.0 * 2048**3 / _fastest(lambda: a @ b)
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of at least five calls in 0.3 s."""
+    """Seconds of the fastest call; calls are repeated for 0.3 s, and at least five times."""
     call()
     best, num_calls, end = float("inf"), 0, time.perf_counter() + 0.3
     while num_calls < 5 or time.perf_counter() < end:

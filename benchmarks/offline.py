@@ -1,10 +1,10 @@
-"""Tokens per second of the engine alone, without HTTP: random prompts, all there at once, greedy.
+"""Tokens per second of the engine alone, without HTTP, for random prompts that arrive at once, greedy.
 
 python -m benchmarks.offline --batch 32 --input-len 128 --output-len 64
 
-Beside it what the machine could do at best (engine.models.work), for steps with prompts and for those that only decode:
-arithmetic as a share of a large product's rate (MFU; for int8, of twice that rate), and bytes as a share of the rate of
-a sum over a large tensor.
+Also prints the use of the machine in steps with prompt tokens and in decode steps, from the least work of a step
+(engine.models.work): flops as a share of the rate of a large matrix product (MFU; of twice that rate for int8), and
+bytes as a share of the bandwidth of a sum over a large tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.protocol import GenerateRequest, SamplingParams, Terms
 
 
 def main() -> None:
-    """Run one configuration; a line for people on stderr, one JSON line on stdout."""
+    """Run one configuration; print a summary on stderr and one JSON line on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="as deepseek-serve --model")
     parser.add_argument("--dtype", default="auto")
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument(
-        "--repeats", type=int, default=3, help="runs, of which the median counts (default: %(default)s)"
+        "--repeats", type=int, default=3, help="number of runs; the median is reported (default: %(default)s)"
     )
     args = parser.parse_args()
 
@@ -71,10 +71,10 @@ def main() -> None:
 
 
 def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, float]:
-    numbers = random.Random(seed)
+    rng = random.Random(seed)
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     for i in range(batch):
-        prompt = [numbers.randrange(engine.info.vocab_size) for _ in range(input_len)]
+        prompt = [rng.randrange(engine.info.vocab_size) for _ in range(input_len)]
         engine.add(GenerateRequest(f"bench-{seed}-{i}", prompt, params, 1, Terms(time.monotonic())))
     observe, plans = engine.batcher.observe, []
     engine.batcher.observe = lambda plan, seconds: plans.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
@@ -86,7 +86,7 @@ def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int)
     engine.batcher.observe = observe  # type: ignore[method-assign]
     sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "flops", "bytes")}
     for plan, step_seconds in plans:
-        kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.work(plan)
+        kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.executor.runner.work(plan)
         for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
             sums[f"{kind}_{name}"] += value
     return {

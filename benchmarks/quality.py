@@ -1,10 +1,10 @@
-"""What a model's number types cost in quality: perplexity, divergence and greedy agreement against plain weights.
+"""The quality of a quantised model: perplexity, KL divergence and greedy agreement with the unquantised model.
 
 python -m benchmarks.quality --model FOLDER int8=FOLDER,quantization=int8 static=FOLDER-STATIC
 
-Each variant is NAME=MODEL[,OPTION=VALUE...] with EngineConfig's options; the first run is --model itself. All of them
-go through the engine, as prompts with logprobs do. The text is held out: Python's own help (pydoc_data),
-of which `deepseek-serve quantize` calibrates on other topics.
+A variant is NAME=MODEL[,OPTION=VALUE...] with options of EngineConfig. The baseline is --model. All variants run in the
+engine, as prompts with logprobs. The text is Python's own help (pydoc_data); `deepseek-serve quantize` calibrates on
+other topics of it.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ from server.tokenizer import Tokenizer
 
 @dataclass
 class Outcome:
-    """A variant's log-probabilities [tokens, vocab] of every prompt position and its greedy continuations."""
+    """Log-probabilities [tokens, vocab] at every prompt position, and greedy continuations."""
 
     logprobs: torch.Tensor
     greedy: list[list[int]]
 
 
 def main() -> None:
-    """Measure all variants; a table on stderr, a JSON line for each on stdout."""
+    """Measure all variants; print a table on stderr and a JSON line for each variant on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="as deepseek-serve --model; what the others are compared with")
+    parser.add_argument("--model", default=None, help="the baseline, as deepseek-serve --model")
     parser.add_argument("--text", type=Path, help="held-out text instead of the built-in one")
-    parser.add_argument("--tokens", type=int, default=4096, help="how much of it (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=4096, help="length of the text in tokens (default: %(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens of one prompt (default: %(default)s)")
-    parser.add_argument("--output-len", type=int, default=32, help="greedy tokens after each (default: %(default)s)")
+    parser.add_argument(
+        "--output-len", type=int, default=32, help="greedy tokens after each prompt (default: %(default)s)"
+    )
     parser.add_argument("variants", nargs="*", metavar="NAME=MODEL[,OPTION=VALUE...]")
     args = parser.parse_args()
 
@@ -81,7 +83,7 @@ def _run(options: dict[str, Any], prompts: list[list[int]], output_len: int) -> 
         EngineConfig(**{"prefix_caching": "off", "max_seq_len": longest, "max_batch_size": 8, **options})
     )
     recorded = _record_logprobs(engine)
-    # One prompt at a time, so that its positions come in order.
+    # One prompt at a time, so that positions are in order.
     for number, prompt in enumerate(prompts):
         engine.add(_request(f"score {number}", prompt, 1, prompt_logprobs=0))
         while engine.has_work:
@@ -105,12 +107,12 @@ def _request(name: str, prompt: list[int], max_tokens: int, **sampling: Any) -> 
 
 
 def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
-    """Every call's log-probabilities [rows, vocab], as the engine computes them from now on."""
-    decoder, recorded = engine._runner._model, []
+    """A list that gets the log-probabilities [rows, vocab] of every later call of Decoder.logits."""
+    decoder, recorded = engine.executor.runner.model, []
     compute = decoder.logits
 
-    def logits(mixed_RX: torch.Tensor, residual_RH: torch.Tensor) -> torch.Tensor:
-        computed = compute(mixed_RX, residual_RH)
+    def logits(hidden_RH: torch.Tensor) -> torch.Tensor:
+        computed = compute(hidden_RH)
         recorded.append(computed.log_softmax(-1))
         return computed
 
@@ -137,7 +139,7 @@ def _compare(outcome: Outcome, baseline: Outcome, prompts: list[list[int]]) -> d
 
 
 def _common(mine: list[int], theirs: list[int]) -> int:
-    """Tokens before the first that differs."""
+    """Number of equal tokens at the start."""
     return next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b), len(theirs))
 
 

@@ -1,4 +1,4 @@
-"""What scheduling costs, KV bookkeeping included, and that it grows with what runs, not with what waits.
+"""The time to schedule a step, KV cache management included, by number of running and waiting sequences.
 
 python -m benchmarks.scheduling --running 256 --waiting 10000
 """
@@ -20,7 +20,7 @@ from engine.step import SampledToken, StepResult
 
 
 def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> float:
-    """Median seconds of a schedule and its update, with a batch that decodes and a queue that cannot start."""
+    """Median seconds of schedule() and update() while all running sequences decode and the others wait."""
     batcher = DynamicBatcher(KVCacheManager(num_running * 64, 16), num_running, num_running + 512, policy=policy)
     for number in range(num_running + num_waiting):
         batcher.add(_sequence(number, num_steps + 100))
@@ -30,7 +30,7 @@ def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> 
         started = time.perf_counter()
         plan = batcher.schedule(0.0)
         scheduled = time.perf_counter()
-        result = StepResult([SampledToken(5) for item in plan.scheduled if item.samples], [[] for _ in plan.scheduled])
+        result = StepResult([SampledToken(5) for item in plan.scheduled if item.sample is not None])
         sampled = time.perf_counter()
         batcher.update(plan, result)
         if plan.num_decodes == num_running:
@@ -40,7 +40,7 @@ def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> 
 
 
 def loop() -> float:
-    """Seconds of a fixed piece of plain Python, to set the machine's speed aside: a list of 10,000 small sums."""
+    """Seconds of a fixed piece of Python (10,000 small sums), a unit that does not depend on the machine's speed."""
     times = []
     for _ in range(50):
         started = time.perf_counter()
@@ -63,7 +63,7 @@ def _sequence(number: int, max_tokens: int) -> Sequence:
 
 
 def main() -> None:
-    """One JSON line for each size on stdout, for people on stderr."""
+    """Print each measurement as a JSON line on stdout and as text on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--running", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--waiting", type=int, nargs="+", default=[0, 1000, 10_000])

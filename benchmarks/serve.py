@@ -1,13 +1,13 @@
-"""Load an OpenAI-compatible server over HTTP, and say how it fared.
+"""Load an OpenAI-compatible server over HTTP, and report throughput and latencies.
 
     python -m benchmarks.serve --concurrency 32 --input-len 128 --output-len 64 --ignore-eos     # a closed loop
     python -m benchmarks.serve --rate 4 --requests 400 --input-len lognormal:90:1.4:2048         # Poisson arrivals
     python -m benchmarks.serve --api-key heavy,rate=inf,requests=200 --api-key light,rate=1      # several callers
     python -m benchmarks.serve --dataset trace.jsonl --slo ttft=500 --slo tpot=50                # replay, goodput
 
-A table for people on stderr, one JSON line on stdout. --dataset reads lines of {"prompt": text, token ids or a number
-of tokens, "max_tokens": N} and, if wanted, "time" (seconds), "key", "priority" and "prefix" ([name, tokens]); a file
-with times is replayed at them, unless --rate or --concurrency is given.
+Prints a table on stderr and one JSON line on stdout. --dataset reads lines of {"prompt": text, token ids or a number of
+tokens, "max_tokens": N}; optional keys are "time" (seconds), "key", "priority" and "prefix" ([name, tokens]). Requests
+with times are sent at these times, unless --rate or --concurrency is given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Flags; a bad value ends the program and says what is valid."""
+    """Parse flags; a bad value ends the program with a message that says what is valid."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,27 +40,27 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", help="default: the first of /v1/models")
     add("--chat", action="store_true", help="/v1/chat/completions instead of /v1/completions")
     add("--requests", type=positive, help="how many (default: 100, or all of --dataset)")
-    add("--concurrency", type=positive, help="closed loop: so many open at any time (default: 8)")
-    add("--rate", type=rate, help="open loop: Poisson arrivals a second; inf is all at once")
+    add("--concurrency", type=positive, help="closed loop: requests in flight (default: 8)")
+    add("--rate", type=rate, help="open loop: Poisson arrivals per second; inf sends all at once")
     add("--input-len", type=length, default="128", help="tokens: 128, 64-512, or lognormal:MEDIAN:SIGMA:MAX")
-    add("--output-len", type=length, default="64", help="tokens, likewise")
+    add("--output-len", type=length, default="64", help="tokens, in the same forms")
     add("--shared-prefix", type=int, default=0, metavar="TOKENS", help="a system prompt before every prompt")
-    add("--text", action="store_true", help="prompts of words, not of token ids (always so with --chat)")
-    add("--vocab-size", type=positive, default=32_000, help="token ids are below it (default: %(default)s)")
+    add("--text", action="store_true", help="prompts of words instead of token ids (implied by --chat)")
+    add("--vocab-size", type=positive, default=32_000, help="upper bound of token ids (default: %(default)s)")
     add("--dataset", type=Path, metavar="FILE", help="requests from a file of JSON lines")
     add(
         "--api-key",
         action="append",
         default=[],
         metavar="KEY[,rate=R][,concurrency=C][,requests=N][,input-len=L][,output-len=L]",
-        help="send as this caller; several share the server, each with its own load",
+        help="send as this caller; repeat for several callers, each with its own load",
     )
     add("--temperature", type=float, default=1.0)
-    add("--ignore-eos", action="store_true", help="every answer is as long as it may be")
-    add("--token-ids", action="store_true", help="ask for token ids, which tell how many tokens a chunk has")
+    add("--ignore-eos", action="store_true", help="every answer has its maximum length")
+    add("--token-ids", action="store_true", help="request token ids, to count the tokens of each chunk")
     add("--body", type=json.loads, default={}, metavar="JSON", help="more parameters: '{\"top_p\": 0.9}'")
-    add("--seed", type=int, default=0, help="take another for each run, or the prefix cache has met the prompts before")
-    add("--warmup", type=int, default=4, metavar="N", help="requests before, not counted (default: %(default)s)")
+    add("--seed", type=int, default=0, help="use a new seed for each run, or prompts are in the prefix cache already")
+    add("--warmup", type=int, default=4, metavar="N", help="requests before the measurement (default: %(default)s)")
     add("--timeout", type=float, default=600.0, help="seconds for one answer (default: %(default)s)")
     add("--slo", type=_named(report.parse_slo), action="append", default=[], metavar="ttft|tpot|e2e=MS")
     add("--plot", type=Path, metavar="FILE", help="draw the distributions (pip install 'deepseek-serve[bench]')")
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def sources(args: argparse.Namespace) -> list[workload.Source]:
-    """What the flags ask for.
+    """The request sources that the flags describe.
 
     Raises:
         ValueError, OSError: a key's settings or the file cannot be read.
@@ -87,7 +87,7 @@ def sources(args: argparse.Namespace) -> list[workload.Source]:
 
 
 def measure(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
-    """Warm the server up, load it, and sum up."""
+    """Send warm-up requests, then the load; return the run and its summary."""
     body = {"temperature": args.temperature, **args.body}
     if args.ignore_eos:
         body["ignore_eos"] = True
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
-    """The flags that are set, for the record; of keys only the label."""
+    """The flags that are set, for the JSON line. API keys are replaced by their labels."""
     values = {name: value for name, value in vars(args).items() if value and name not in ("sources", "slo")}
     if args.api_key:
         parts = [key.partition(",") for key in args.api_key]
@@ -115,7 +115,7 @@ def served_model(url: str, key: str = "") -> str:
     """The first model of /v1/models.
 
     Raises:
-        OSError: there is no such server.
+        OSError: the server does not answer.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     request = urllib.request.Request(url.rstrip("/").removesuffix("/v1") + "/v1/models", headers=headers)
@@ -133,7 +133,7 @@ def _prompts(args: argparse.Namespace, shared_prefix: int) -> workload.Prompts:
 
 
 def _named(parse_value: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let argparse show a ValueError's own text."""
+    """Make argparse show the text of a ValueError."""
 
     def convert(text: str) -> Any:
         try:
@@ -145,7 +145,7 @@ def _named(parse_value: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def main() -> None:
-    """A table on stderr, a JSON line on stdout, a plot if asked for. Status 1 if no request was answered."""
+    """Print the table and the JSON line, and draw the plot. Exits with 1 if no request was answered."""
     args = parse()
     try:
         result, summary = measure(args)

@@ -1,14 +1,14 @@
-"""How a deployment would fare, without computing a token: the real batcher and KV manager on a simulated clock.
+"""Latencies of a simulated deployment: the real batcher and KV cache manager on a simulated clock, without a model.
 
     python -m benchmarks.simulate --requests 2000 --rate 4                     # every policy on a heavy-tailed trace
-    python -m benchmarks.simulate --fit smollm2 --rate 4                       # with what steps cost on this machine
+    python -m benchmarks.simulate --fit smollm2 --rate 4                       # with measured step times
     python -m benchmarks.simulate --trace requests.jsonl --policy length fair  # a recorded trace
 
-A trace has one JSON object a line: {"time": seconds, "prompt": tokens, "output": tokens} and, if wanted, "key",
-"weight", "priority" and "prefix" (requests of one prefix share their first tokens: {"prefix": ["system", 1024]}).
+A trace has one JSON object a line: {"time": seconds, "prompt": tokens, "output": tokens}. Optional keys are "key",
+"weight", "priority" and "prefix"; requests with the same prefix share their first tokens: {"prefix": ["system", 1024]}.
 
-A step is taken to last `base + decode * decodes + prefill * prompt tokens + context * positions attended to`; --fit
-measures the four on a model.
+The time of a step is `base + decode * decodes + prefill * prompt tokens + context * attended positions`; --fit measures
+the four costs on a model.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from engine.step import SampledToken, StepPlan, StepResult
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of a step: for itself, for each decode, each prompt token, and each position that is attended to.
+    """Seconds for each step, each decode, each prompt token and each attended position.
 
-    The defaults are SmolLM2-135M's in bfloat16 on two AVX-512 cores.
+    The defaults were measured with SmolLM2-135M in bfloat16 on two AVX-512 cores.
     """
 
     base: float = 6.5e-3
@@ -46,8 +46,8 @@ class StepCost:
     context: float = 0.4e-6
 
     def of(self, plan: StepPlan) -> float:
-        """How long a step takes."""
-        context = sum(item.start + item.num_tokens for item in plan.scheduled)
+        """Seconds of a step."""
+        context = sum(item.context_len for item in plan.scheduled)
         prefill = plan.num_tokens - plan.num_decodes
         return self.base + self.decode * plan.num_decodes + self.prefill * prefill + self.context * context
 
@@ -71,7 +71,7 @@ class Arrival:
 
 @dataclass
 class Outcome:
-    """What a trace brought under one policy; times in seconds."""
+    """The results of a trace under one policy; times in seconds."""
 
     ttft: list[float] = field(default_factory=list)
     itl: list[float] = field(default_factory=list)
@@ -86,12 +86,12 @@ class Outcome:
 
     @property
     def throughput(self) -> float:
-        """Output tokens a second."""
+        """Output tokens per second."""
         return self.tokens / self.seconds
 
 
 def heavy_tailed(num_requests: int, rate: float, seed: int = 0) -> list[Arrival]:
-    """Poisson arrivals; most prompts are short, a few very long (log-normal), outputs likewise."""
+    """Poisson arrivals with log-normal lengths: most prompts and outputs are short, a few very long."""
     rng = random.Random(seed)
     now, arrivals = 0.0, []
     for _ in range(num_requests):
@@ -116,7 +116,7 @@ def simulate(
     target_itl: float | None = None,
     prefill_share: float = PREFILL_SHARE,
 ) -> Outcome:
-    """Run a trace to its end. Costs one scheduling decision a step, whatever the model would cost."""
+    """Run a trace to its end. No model runs; each step costs one scheduling decision."""
     cost = cost or StepCost()
     cache = KVCacheManager(num_blocks, block_size)
     batcher = DynamicBatcher(
@@ -133,8 +133,8 @@ def simulate(
         plan = batcher.schedule(now)
         seconds = cost.of(plan)
         now += seconds
-        tokens = [SampledToken(7) for item in plan.scheduled if item.samples]
-        for output in batcher.update(plan, StepResult(tokens, [[] for _ in plan.scheduled])):
+        tokens = [SampledToken(7) for item in plan.scheduled if item.sample is not None]
+        for output in batcher.update(plan, StepResult(tokens)):
             arrival = arrivals[int(output.request_id)]
             if output.request_id in last_token:
                 outcome.itl.append(now - last_token[output.request_id])
@@ -155,7 +155,7 @@ def simulate(
 
 
 def fit(model: str | None) -> StepCost:
-    """Measure steps of several kinds on a model, and solve for the four costs."""
+    """Measure several kinds of steps on a model, and fit the four costs."""
     from engine.config import EngineConfig
     from engine.engine import Engine
     from engine.protocol import GenerateRequest
@@ -175,7 +175,7 @@ def fit(model: str | None) -> StepCost:
             engine.step()
             times.append(time.perf_counter() - started)
             plan = plans[-1]
-            context = sum(item.start + item.num_tokens for item in plan.scheduled)
+            context = sum(item.context_len for item in plan.scheduled)
             rows.append([1, plan.num_decodes, plan.num_tokens - plan.num_decodes, context])
     return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
 
@@ -207,14 +207,14 @@ def _sequence(name: str, arrival: Arrival) -> Sequence:
 
 
 def main() -> None:
-    """Print a line for each policy; JSON lines on stdout, a table on stderr, and a plot if asked for."""
+    """Print a JSON line for each policy on stdout and a table on stderr; draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=4.0, help="arrivals a second (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=4.0, help="arrivals per second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trace", type=Path, help="a recorded trace instead of a synthetic one")
     parser.add_argument("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
-    parser.add_argument("--fit", nargs="?", const="", metavar="MODEL", help="measure what steps cost on this model")
+    parser.add_argument("--fit", nargs="?", const="", metavar="MODEL", help="measure step times on this model")
     parser.add_argument("--max-batch-size", type=int, default=32)
     parser.add_argument("--max-batched-tokens", type=int, default=512)
     parser.add_argument("--num-kv-blocks", type=int, default=8192)

@@ -1,4 +1,4 @@
-"""The one place that looks at the machine: device, dtype, threads, memory."""
+"""Device, dtype, threads and memory of the machine. No other module asks for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 
 def resolve_device(choice: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device that exists."""
+    """The device for `auto`, `cpu` or `cuda`."""
     has_cuda = torch.cuda.is_available()
     if choice == "cuda" and not has_cuda:
         raise ConfigError("--device is cuda, but torch sees no CUDA device here; valid are auto, cpu")
@@ -22,7 +22,7 @@ def resolve_device(choice: str) -> torch.device:
 
 
 def resolve_dtype(choice: str, checkpoint_dtype: str | None, device: torch.device) -> torch.dtype:
-    """`auto` as a dtype that the device is fast in; anything else as it says."""
+    """The dtype of this name; `auto` is a dtype in which the device is fast."""
     if choice != "auto":
         return DTYPES[choice]
     if device.type == "cuda":
@@ -30,33 +30,36 @@ def resolve_dtype(choice: str, checkpoint_dtype: str | None, device: torch.devic
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def set_threads(threads: int | None) -> int:
-    """Set and return the number of CPU threads for arithmetic; default: the cores that this process may use."""
-    count = threads or len(os.sched_getaffinity(0))
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def set_threads(count: int) -> None:
+    """Set the number of CPU threads for arithmetic."""
     torch.set_num_threads(count)
     native.set_threads(count)
-    return count
 
 
 def leave_cores_to_kernels() -> None:
-    """Let torch compute in the calling thread only: its own, when they wait for work, keep the kernels' from a core."""
+    """Let torch compute in the calling thread only: its waiting threads would keep cores from the native kernels."""
     torch.set_num_threads(1)
 
 
 def default_kv_cache_bytes(device: torch.device) -> int:
-    """What the KV cache may take when no flag says so: a part of what is free now, with the weights loaded."""
+    """The size of the KV cache without a flag: a part of the memory that is free after the weights are loaded."""
     return int(available_bytes(device) * (0.85 if device.type == "cuda" else 0.25))
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free now."""
+    """Bytes of memory that are free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _available_host_bytes()
 
 
 def _available_host_bytes() -> int:
-    """Free host memory: the kernel's estimate, or what the container's limit leaves of it."""
+    """Free host memory: the kernel's estimate, or the rest of the container's limit if that is less."""
     with open("/proc/meminfo", encoding="ascii") as meminfo:
         kib = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
     available = kib * 1024

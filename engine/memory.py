@@ -1,6 +1,6 @@
-"""Memory: given back while a model is loaded, kept once it runs.
+"""Returns memory to the system while a model is loaded, and keeps freed memory while it runs.
 
-So a load's peak is the model, not the checkpoint beside it; and a step's temporaries are no page faults.
+The peak of a load is then the model alone, without the checkpoint. The temporaries of a step cause no page faults.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-_LEFT_IDLE = 64 << 20  # bytes read between two trims of the allocator
+_TRIM_INTERVAL = 64 << 20  # bytes read between two trims
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-_KEPT, _LARGEST = 1 << 30, 32 << 20  # glibc takes no larger mmap threshold than 32 MiB
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = 1 << 30, 32 << 20  # glibc's largest mmap threshold is 32 MiB
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def drop_pages(address: int, num_bytes: int) -> None:
-    """Give back the pages that lie wholly in this part of a file's map; the next touch reads them anew.
+    """Release the pages that lie completely in this part of a file's memory map; the next access reads them again.
 
-    A hint: where the system takes none, the pages stay until memory is wanted.
+    Where the system has no madvise, the pages stay until the system needs their memory.
     """
     first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (address + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -26,30 +26,30 @@ def drop_pages(address: int, num_bytes: int) -> None:
 
 
 class Trimmer:
-    """Has the C library return what tensors that were read, converted and freed left behind in its arenas."""
+    """Makes the C library return the memory of freed tensors, which it keeps in its arenas, to the system."""
 
     def __init__(self) -> None:
         self._num_bytes = 0
 
-    def read(self, num_bytes: int) -> None:
-        """Count what was read; trim now and then."""
+    def count(self, num_bytes: int) -> None:
+        """Count bytes that were read; trim once for each 64 MiB."""
         self._num_bytes += num_bytes
-        if self._num_bytes >= _LEFT_IDLE:
+        if self._num_bytes >= _TRIM_INTERVAL:
             self.trim()
 
     def trim(self) -> None:
-        """Return what is free; a C library without malloc_trim keeps it for later."""
+        """Return all free memory, if the C library has malloc_trim."""
         self._num_bytes = 0
         if hasattr(_libc, "malloc_trim"):
             _libc.malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next step.
+    """Make the C library keep freed memory for the next step.
 
-    By default it returns blocks of some MiB to the system at once, and every page of the next one is a page fault:
-    drawing random tokens for 32 sequences took 16 ms instead of 2.
+    By default the C library returns a freed block of some MiB to the system at once, and every page of the next block
+    is a page fault: to draw random tokens for 32 sequences took 16 ms instead of 2.
     """
     if hasattr(_libc, "mallopt"):
-        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
-        _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT)
+        _libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+        _libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)

@@ -15,25 +15,43 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import msgspec
 import zmq
 
-from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
-from engine.protocol import (
-    AbortRequest,
-    EngineFailed,
-    FromEngine,
-    GenerateRequest,
-    Shutdown,
-    StepOutput,
-    decode_to_engine,
-    encode,
-)
+from engine.loop import serve
+from engine.protocol import EngineFailed, decode_to_engine, encode
 
 if TYPE_CHECKING:
-    from engine.engine import Engine
+    from engine.protocol import FromEngine, ToEngine
 
 logger = logging.getLogger(__name__)
+
+
+class ZmqTransport:
+    """The engine's end of the socket."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+        self._socket.set_hwm(0)  # the server bounds what is in flight; a dropped message would lose tokens
+        self._socket.connect(endpoint)
+
+    def receive(self, *, wait: bool) -> ToEngine | None:
+        while self._socket.poll(None if wait else 0):
+            try:
+                message: ToEngine = decode_to_engine(self._socket.recv())
+            except msgspec.DecodeError:  # nobody to answer: what it asked for is not known
+                logger.exception("a message that cannot be decoded was dropped")
+            else:
+                return message
+        return None
+
+    def send(self, message: FromEngine) -> None:
+        self._socket.send(encode(message))
+
+    def close(self, linger: int) -> None:
+        """Close; what was sent may still go out for so many milliseconds."""
+        self._socket.close(linger)
 
 
 def main() -> int:
@@ -43,47 +61,27 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-    socket.set_hwm(0)  # the server bounds what is in flight; a dropped message would lose tokens
-    socket.connect(endpoint)
-
-    def send(message: FromEngine) -> None:
-        socket.send(encode(message))
-
+    transport = ZmqTransport(endpoint)
     gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
-    from engine.engine import Engine  # imports torch
+    from engine.build import build  # imports torch
+    from engine.config import EngineConfig
+    from engine.loading.resolve import resolve_model
+    from engine.resolve import resolve
 
     gc.freeze()
     gc.enable()
     try:
-        engine = Engine.load(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty())
+        config = EngineConfig(**settings["engine"])
+        engine = build(resolve(config, resolve_model(config.model)), progress=sys.stderr.isatty())
     except (ConfigError, ModelError) as error:
-        send(EngineFailed(str(error)))
-        socket.close(linger=1000)
+        transport.send(EngineFailed(str(error)))
+        transport.close(linger=1000)
         return 2
     gc.freeze()  # what is loaded stays: no step has to wait while the collector walks through it
-    send(engine.info)
-    while _take_messages(engine, socket):
-        send(engine.step() if engine.has_work else StepOutput([], engine.stats()))
-    socket.close(linger=0)
+    transport.send(engine.info)
+    serve(engine, transport)
+    transport.close(linger=0)
     return 0
-
-
-def _take_messages(engine: Engine, socket: zmq.Socket[bytes]) -> bool:
-    """Act on all messages that wait; with no work, wait for one. False when the server says stop."""
-    if not engine.has_work:
-        while not socket.poll(0) and engine.prepare():
-            pass
-        socket.poll()
-    while socket.poll(0):
-        match decode_to_engine(socket.recv()):
-            case GenerateRequest() as request:
-                engine.add(request)
-            case AbortRequest() as request:
-                engine.abort(request)
-            case Shutdown():
-                return False
-    return True
 
 
 def _die_with_parent() -> None:

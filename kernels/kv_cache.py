@@ -1,4 +1,4 @@
-"""A layer's cache for keys, values or latents: numbers, or int8 with scales.
+"""One layer's cache of keys, values or latents: a tensor of floats, or int8 values with scales.
 
 Shapes: B blocks, K key heads, S slots, D values, G scales.
 """
@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-_SMALLEST = 1e-12  # of a row's largest value: a row of zeros has a scale too
+_MIN_ABSMAX = 1e-12  # so that a row of zeros has a positive scale
 
 
 class Int8Cache(NamedTuple):
-    """Values as multiples of scales, one row of D with G of them.
+    """Int8 values and their scales. Each row of D values has G scales.
 
-    With one scale all D values are its multiples. With two (latent attention) the first is of the latent, the last of
-    its rotary key.
+    One scale is for all D values. Of two scales (latent attention), the first is the latent's, the second the rotary
+    key's.
     """
 
     values: torch.Tensor  # [B, K, S, D], int8
@@ -27,31 +27,31 @@ Cache = torch.Tensor | Int8Cache
 
 
 def values_of(cache: Cache) -> torch.Tensor:
-    """The tensor that has the cache's shape."""
+    """The tensor [B, K, S, D]."""
     return cache.values if isinstance(cache, Int8Cache) else cache
 
 
 def scales_of(cache: Cache) -> torch.Tensor | None:
-    """The scales, where there are any."""
+    """The scales of an int8 cache, else None."""
     return cache.scales if isinstance(cache, Int8Cache) else None
 
 
 def quantize(x: torch.Tensor, sizes: list[int]) -> Int8Cache:
-    """Rows [..., sum of sizes] in parts of these sizes, each with the scale that brings its largest value to 127."""
+    """Quantise rows [..., sum of sizes] in parts of these sizes. A part's scale maps its largest value to 127."""
     parts = [part.float() for part in x.split(sizes, dim=-1)]
-    scales = [part.abs().amax(-1, keepdim=True).clamp_min(_SMALLEST) / 127 for part in parts]
+    scales = [part.abs().amax(-1, keepdim=True).clamp_min(_MIN_ABSMAX) / 127 for part in parts]
     values = [(part / scale).round().to(torch.int8) for part, scale in zip(parts, scales, strict=True)]
     return Int8Cache(torch.cat(values, -1), torch.cat(scales, -1))
 
 
 def take(cache: Cache, block_ids: torch.Tensor, dtype: torch.dtype, *, first: int | None = None) -> torch.Tensor:
-    """Blocks [n, K, S, D] as numbers.
+    """Gather blocks [n, K, S, D] as floats.
 
     Args:
-        cache: of any form.
+        cache: in floats or int8.
         block_ids: [n], int64.
-        dtype: what int8 becomes; other caches keep theirs.
-        first: where the values end that have the first of two scales.
+        dtype: dtype for a dequantized int8 cache; a cache of floats keeps its own.
+        first: number of values in a row that the first of two scales is for.
     """
     if not isinstance(cache, Int8Cache):
         return cache.index_select(0, block_ids)

@@ -1,4 +1,4 @@
-"""What packing a weight gives, as a type: the callables of kernels.ops. For type checkers alone."""
+"""Types of packed weights: the callables that operations of kernels.ops return. Only for type checkers."""
 
 from __future__ import annotations
 

@@ -5,19 +5,22 @@ Exit status: 0 after a stop by signal, 2 when a setting or the model is at fault
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import dataclasses
 import logging
 import sys
 import tomllib
-import types
-import typing
-from typing import Any
+from importlib.metadata import version
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-import configargparse
-import yaml
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
-from engine.config import EngineConfig
+from engine.config import BatchingSettings, EngineConfig, ModelSettings, Settings, flag, setting
 from engine.errors import ConfigError, EngineUnavailableError, ModelError
 from server.config import LOG_FORMAT, ServerConfig
 
@@ -39,47 +42,27 @@ examples:
   deepseek-serve --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype float32
   deepseek-serve --config serve.yaml"""
 
-_GROUPS: tuple[tuple[str, type, tuple[str, ...]], ...] = (
-    ("model", EngineConfig, ("model", "dtype", "quantization", "device", "kernels", "threads")),
-    (
-        "batching and memory",
-        EngineConfig,
-        (
-            "max_batch_size",
-            "max_seq_len",
-            "max_batched_tokens",
-            "policy",
-            "target_itl",
-            "prefill_share",
-            "block_size",
-            "kv_cache_memory",
-            "kv_cache_dtype",
-            "num_kv_blocks",
-            "prefix_caching",
-            "seed",
-        ),
-    ),
-    (
-        "server",
-        ServerConfig,
-        (
-            "host",
-            "port",
-            "served_model_name",
-            "chat_template",
-            "reasoning",
-            "api_key",
-            "api_keys",
-            "max_body_size",
-            "max_queued_requests",
-            "max_queued_tokens",
-            "request_timeout",
-            "queue_timeout",
-            "shutdown_timeout",
-            "log_level",
-        ),
-    ),
-)
+_GROUPS: tuple[type[Settings], ...] = (ModelSettings, BatchingSettings, ServerConfig)
+
+
+class CommandLine(ServerConfig, EngineConfig, BaseSettings):
+    """All settings, from flags (given by name), else the environment, else the file that `config` names."""
+
+    model_config = SettingsConfigDict(env_prefix="DEEPSEEK_SERVE_")
+
+    config: str | None = setting(None, "YAML or TOML file with any of the flags below", metavar="FILE")
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # sources that are not used have no name here
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Called by pydantic-settings: the sources, the one that wins first."""
+        path = (env_settings() | init_settings()).get("config")
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _read_file(path) if path else {})
 
 
 def main() -> None:
@@ -108,16 +91,13 @@ def main() -> None:
 
 
 def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
-    """Settings from flags, environment and file; a bad value ends the program with status 2 and says what is valid."""
-    parser = _parser()
-    values = vars(parser.parse_args(argv))
+    """Settings from flags, environment and file; a mistake ends the program with status 2 and says what is valid."""
     try:
-        return tuple(  # type: ignore[return-value]
-            config(**{field.name: values[field.name] for field in dataclasses.fields(config)})
-            for config in (ServerConfig, EngineConfig)
-        )
+        values = CommandLine(**vars(_parser().parse_args(argv))).model_dump()
     except ConfigError as error:
         sys.exit(_complain(error))
+    server, engine = ({name: values[name] for name in kind.model_fields} for kind in (ServerConfig, EngineConfig))
+    return ServerConfig(**server), EngineConfig(**engine)
 
 
 def _complain(error: Exception) -> int:
@@ -125,74 +105,65 @@ def _complain(error: Exception) -> int:
     return 2
 
 
-def _parser() -> Any:
-    parser = configargparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse for a flag that it does not know or that lacks its value."""
+        raise ConfigError(f"{message}; deepseek-serve --help lists what is valid")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A parser of flags only. Values stay text: `CommandLine` checks them, as it checks those of other sources."""
+    parser = _Parser(
         prog="deepseek-serve",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=configargparse.RawDescriptionHelpFormatter,
-        auto_env_var_prefix="DEEPSEEK_SERVE_",
-        config_file_parser_class=_ConfigFile,
-        add_env_var_help=False,
-        add_config_file_help=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--config",
-        is_config_file_arg=True,
-        env_var="DEEPSEEK_SERVE_CONFIG",
-        metavar="FILE",
-        help="YAML or TOML file with any of the flags below",
-    )
-    parser.add_argument("--version", action="version", version=_version())
-    for title, config, names in _GROUPS:
-        group = parser.add_argument_group(title)
-        fields = {field.name: field for field in dataclasses.fields(config)}
-        hints = typing.get_type_hints(config)
-        for name in names:
-            field = fields[name]
-            default = "" if field.default is None else " (default: %(default)s)"
-            group.add_argument(
-                "--" + name.replace("_", "-"),
-                dest=name,
-                type=_plain_type(hints[name]),
-                default=field.default,
-                choices=field.metadata["choices"] or None,
-                metavar=field.metadata["metavar"] or (None if field.metadata["choices"] else "N"),
-                help=field.metadata["help"] + default,
-            )
+    _add_flag(parser, "config", CommandLine)
+    parser.add_argument("--version", action="version", version=f"deepseek-serve {version('deepseek-serve')}")
+    for group in _GROUPS:
+        section = parser.add_argument_group(group.model_config["title"])
+        for name in group.__annotations__:
+            _add_flag(section, name, group)
     return parser
 
 
-class _ConfigFile(configargparse.ConfigFileParser):  # type: ignore[misc]
-    """A flat YAML or TOML file, told apart by its ending."""
-
-    def parse(self, stream: Any) -> dict[str, str]:
-        try:
-            text = stream.read()
-            values = tomllib.loads(text) if stream.name.endswith(".toml") else yaml.safe_load(text)
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-            raise configargparse.ConfigFileParserException(f"{stream.name} cannot be read: {error}") from None
-        if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
-            raise configargparse.ConfigFileParserException(
-                f"{stream.name} must hold flags and plain values: max-batch-size: 64"
-            )
-        words = {True: "on", False: "off"}  # which YAML makes of them unasked
-        return {
-            str(name).replace("_", "-"): words[value] if isinstance(value, bool) else str(value)
-            for name, value in values.items()
-            if value is not None
-        }
+def _add_flag(section: argparse._ActionsContainer, name: str, group: type[Settings]) -> None:
+    field = group.model_fields[name]
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    default = "" if field.default is None else f" (default: {field.default})"
+    section.add_argument(
+        flag(name),
+        dest=name,
+        metavar=f"{{{','.join(choices)}}}" if choices else field.title,
+        help=f"{field.description}{default}".replace("%", "%%"),
+    )
 
 
-def _plain_type(hint: Any) -> Any:
-    """`int | None` -> `int`."""
-    if isinstance(hint, types.UnionType):
-        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
+def _read_file(path: str) -> dict[str, Any]:
+    """A flat YAML or TOML file, told apart by its ending.
+
+    Raises:
+        ConfigError: it cannot be read, or has what is not a setting.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = tomllib.loads(file.read()) if path.endswith(".toml") else yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or any(isinstance(value, dict | list) for value in values.values()):
+        raise ConfigError(f"--config {path} must hold flags and plain values: max-batch-size: 64")
+    settings = {str(key).replace("-", "_"): value for key, value in values.items() if value is not None}
+    if unknown := settings.keys() - ServerConfig.model_fields.keys() - EngineConfig.model_fields.keys():
+        names = ", ".join(sorted(unknown)).replace("_", "-")
+        raise ConfigError(f"--config {path} has unknown keys: {names}; deepseek-serve --help lists what is valid")
+    words = {True: "on", False: "off"}  # YAML reads these words as booleans
+    return {name: words[value] if isinstance(value, bool) else value for name, value in settings.items()}
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"deepseek-serve {version('deepseek-serve')}"
+if __name__ == "__main__":
+    main()

@@ -1,36 +1,32 @@
-"""The server's end of the line to the engine: submit requests, receive their outputs, abort what nobody waits for.
+"""The server's end of the line to the engine: send requests, give out what each step brought, keep the latest stats.
 
 `EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies;
-`InProcessEngine` runs it in this one (tests, embedding). Both route a step's outputs to the requests they belong to,
-and keep the latest stats.
+`InProcessEngine` runs it in a thread of this one (tests, embedding). The engine's end is engine.loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import enum
 import json
 import logging
+import queue
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 
-from engine.errors import DeepseekServeError, EngineUnavailableError, ModelError
+from engine.errors import EngineUnavailableError, ModelError
+from engine.loop import serve
 from engine.protocol import (
-    AbortRequest,
     EngineFailed,
     EngineInfo,
     EngineStats,
-    GenerateRequest,
-    SequenceOutput,
     Shutdown,
     StepOutput,
     ToEngine,
@@ -38,13 +34,14 @@ from engine.protocol import (
     encode,
 )
 from server.config import LOG_FORMAT
+from server.output_stream import OutputStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from engine.config import EngineConfig
     from engine.engine import Engine
+    from engine.protocol import GenerateRequest
 
 logger = logging.getLogger(__name__)
 
@@ -60,65 +57,6 @@ class EngineState(enum.StrEnum):
     READY = "ready"
     RESTARTING = "restarting"
     STOPPED = "stopped"
-
-
-class OutputStream:
-    """The outputs of requests that belong together. Use as a context manager: leaving it aborts what runs."""
-
-    def __init__(
-        self, requests: list[GenerateRequest], send: Callable[[ToEngine], None], close: Callable[[OutputStream], None]
-    ) -> None:
-        self.request_ids = [request.request_id for request in requests]
-        self._live = {(request.request_id, index) for request in requests for index in range(request.n)}
-        self._outputs: deque[SequenceOutput] = deque()
-        self._error: DeepseekServeError | None = None
-        self._arrived = asyncio.Event()
-        self._send, self._close = send, close
-
-    def push(self, output: SequenceOutput) -> None:
-        """Called by the client: one of these requests has grown."""
-        self._outputs.append(output)
-        self._arrived.set()
-
-    def fail(self, error: DeepseekServeError) -> None:
-        """Called by the client: nothing more will come."""
-        self._error = error
-        self._arrived.set()
-
-    def abort(self, request_id: str, index: int) -> None:
-        """End one sequence; no more of its outputs are given out."""
-        if (request_id, index) in self._live:
-            self._live.remove((request_id, index))
-            self._send(AbortRequest(request_id, index))
-
-    def __aiter__(self) -> OutputStream:
-        return self
-
-    async def __anext__(self) -> SequenceOutput:
-        while self._live:
-            while self._outputs:
-                output = self._outputs.popleft()
-                key = (output.request_id, output.index)
-                if key in self._live:
-                    if output.finish_reason is not None:
-                        self._live.remove(key)
-                    return output
-            if self._error is not None:
-                raise self._error
-            self._arrived.clear()
-            await self._arrived.wait()
-        raise StopAsyncIteration
-
-    def __enter__(self) -> OutputStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for request_id in {request_id for request_id, _ in self._live}:
-            self._send(AbortRequest(request_id))
-        self._live.clear()
-        self._close(self)
 
 
 class EngineClient(ABC):
@@ -190,8 +128,8 @@ class EngineProcess(EngineClient):
 
     def __init__(self, config: EngineConfig, log_level: str) -> None:
         super().__init__()
-        settings = {"engine": dataclasses.asdict(config), "log_level": log_level, "log_format": LOG_FORMAT}
-        self._settings = json.dumps(settings)
+        settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": LOG_FORMAT}
+        self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
 
@@ -273,35 +211,41 @@ class EngineProcess(EngineClient):
 
 
 class InProcessEngine(EngineClient):
-    """The engine in this process, its steps in a thread."""
+    """The engine in a thread of this process."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
         self._engine = engine
-        self._inbox: deque[ToEngine] = deque()
-        self._wake = asyncio.Event()
+        self._transport: _QueueTransport | None = None
 
     async def run(self) -> None:
+        self._transport = _QueueTransport(asyncio.get_running_loop(), self._dispatch)
         self._ready(self._engine.info)
+        serving = asyncio.create_task(asyncio.to_thread(serve, self._engine, self._transport))
         try:
-            while True:
-                if not self._inbox and not self._engine.has_work:
-                    self._wake.clear()
-                    await self._wake.wait()
-                while self._inbox:
-                    match self._inbox.popleft():
-                        case GenerateRequest() as request:
-                            self._engine.add(request)
-                        case AbortRequest() as request:
-                            self._engine.abort(request)
-                if self._engine.has_work:
-                    self._dispatch(await asyncio.to_thread(self._engine.step))
-                else:
-                    self._dispatch(StepOutput([], self._engine.stats()))
+            await asyncio.shield(serving)
         finally:
             self.info, self.state = None, EngineState.STOPPED
             self.fail_all("The engine stopped.")
+            self._send(Shutdown())
+            await serving
 
     def _send(self, message: ToEngine) -> None:
-        self._inbox.append(message)
-        self._wake.set()
+        if self._transport is not None:
+            self._transport.inbox.put(message)
+
+
+class _QueueTransport:
+    """The engine's end of a queue; what the engine sends is given out by the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Callable[[StepOutput], None]) -> None:
+        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self._loop, self._dispatch = loop, dispatch
+
+    def receive(self, *, wait: bool) -> ToEngine | None:
+        with contextlib.suppress(queue.Empty):
+            return self.inbox.get(block=wait)
+        return None
+
+    def send(self, message: StepOutput) -> None:
+        self._loop.call_soon_threadsafe(self._dispatch, message)

@@ -18,7 +18,6 @@ import uvicorn
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
 from server.api_keys import ApiKeys
-from server.app import create_app
 from server.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.tokenizer import Tokenizer
@@ -51,6 +50,8 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
         engine = asyncio.create_task(client.run())
         try:
             tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
+            from server.app import create_app  # the web stack, imported while the engine's process imports torch
+
             app = create_app(
                 client,
                 tokenizer,

@@ -1,4 +1,4 @@
-"""Shared by all tests: tiny random checkpoints, written as a user's checkpoint would be, and the real default model."""
+"""Shared by all tests: tiny random checkpoints, written by transformers, and the real default model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.loading import default_model
-from tests import tiny
+from tests.support import tiny, tiny_deepseek
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,20 @@ def make_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         key = repr(sorted(config.items()))
         if key not in made:
             made[key] = tiny.write_llama(tmp_path_factory.mktemp("llama"), **config)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_deepseek(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_deepseek(variant, **config) -> a folder with a tiny random DeepSeek model; made once each."""
+    made: dict[str, Path] = {}
+
+    def make(variant: str, **config: Any) -> Path:
+        key = repr((variant, sorted(config.items())))
+        if key not in made:
+            made[key] = tiny_deepseek.write(tmp_path_factory.mktemp("deepseek"), variant, **config)
         return made[key]
 
     return make

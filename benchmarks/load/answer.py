@@ -1,4 +1,4 @@
-"""One answer as it streams in: when tokens came, how many, and how it ended."""
+"""One streamed answer: arrival times of its tokens, and its end."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _decode = msgspec.json.Decoder(_Event).decode  # skips all that is not named abo
 
 @dataclass
 class Answer:
-    """What came of one request. Times are time.perf_counter's seconds.
+    """The result of one request. Times are time.perf_counter's seconds.
 
     Attributes:
-        key: whose request it was.
+        key: the API key of the request.
         start: when it was due (open loop) or sent (closed loop).
         lag: seconds by which the client sent it late.
         end: when its last byte came.
@@ -72,7 +72,7 @@ class Answer:
 
     @property
     def output_tokens(self) -> int:
-        """By usage, else by the pieces' token ids, else one a piece."""
+        """Output tokens: from usage, else from token ids, else one for each piece."""
         if self.usage_tokens is not None:
             return self.usage_tokens
         return sum(self.counts) if self.counts is not None else len(self.arrivals)
@@ -95,7 +95,7 @@ class Answer:
         return (self.arrivals[-1] - self.arrivals[0]) / (self.output_tokens - 1)
 
     def gaps(self) -> list[tuple[float, float]]:
-        """(seconds between tokens, how many tokens waited so long): a piece's wait is shared among its tokens.
+        """(seconds between tokens, number of tokens); the wait for a piece is divided among its tokens.
 
         Without token ids, pieces are taken to carry equally many of the tokens that the server counted.
         """
@@ -122,14 +122,14 @@ class AnswerReader:
         self._done = False
 
     def take(self, now: float, body: bytes) -> None:
-        """Some bytes of a stream of events (or of an error's body) have come."""
+        """Take the next bytes of an event stream, or of an error's body."""
         *lines, self._rest = (self._rest + body).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 self._event(now, line[5:].strip())
 
     def finish(self) -> None:
-        """The body is complete: see whether all is well."""
+        """Check the complete body."""
         answer = self._answer
         if answer.status != 200:
             answer.error = str(answer.status)

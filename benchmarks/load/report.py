@@ -1,4 +1,4 @@
-"""What a load's answers say: throughput, latencies, refusals and goodput, for people and as JSON."""
+"""Throughput, latencies, refusals and goodput of a run, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parse_slo(text: str) -> tuple[str, float]:
 
 
 def distribution(samples: Iterable[tuple[float, float]]) -> dict[str, float]:
-    """Mean, percentiles and maximum of (value, weight); nothing of nothing.
+    """Mean, percentiles and maximum of (value, weight) pairs; empty if there are none.
 
     A percentile is the smallest value that, with those below it, has that share of the weight.
     """
@@ -54,12 +54,12 @@ def distribution(samples: Iterable[tuple[float, float]]) -> dict[str, float]:
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float]:
-    """The distribution of equally weighted times, those that are missing left out."""
+    """The distribution of times with equal weights; None is skipped."""
     return distribution((1e3 * value, 1.0) for value in seconds if value is not None)
 
 
 def latencies(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
-    """Of answers without error: TTFT, TPOT and E2E one a request, ITL one a token."""
+    """TTFT, TPOT and E2E of each answer without error, and ITL of each token."""
     good = [answer for answer in answers if answer.error is None]
     return {
         "ttft_ms": milliseconds(answer.ttft for answer in good),
@@ -70,13 +70,13 @@ def latencies(answers: Sequence[Answer]) -> dict[str, dict[str, float]]:
 
 
 def meets(answer: Answer, slo: dict[str, float]) -> bool:
-    """Whether an answer came without error and within every objective (milliseconds)."""
+    """Whether an answer has no error and meets every objective (milliseconds)."""
     times = {"ttft": answer.ttft, "tpot": answer.tpot, "e2e": answer.e2e}
     return answer.error is None and all(1e3 * (times[name] or 0.0) <= most for name, most in slo.items())
 
 
 def errors(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
-    """By kind: how many, after how long, and what they said of when to come back."""
+    """Errors by kind: count, times, and the Retry-After values."""
     kinds = collections.defaultdict(list)
     for answer in answers:
         if answer.error is not None:
@@ -93,7 +93,7 @@ def errors(answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
 
 
 def label(key: str) -> str:
-    """What reports call a key: keys are secrets, so no more than its beginning."""
+    """The name of a key in reports: only its beginning, because keys are secret."""
     return key[:8]
 
 
@@ -135,7 +135,7 @@ def summarise(run: Run, slo: dict[str, float]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """For people."""
+    """The summary as text."""
     lines = [
         f"{summary['completed']} of {summary['requests']} requests in {summary['seconds']:.1f} s: "
         f"{summary['requests_per_second']:.2f} requests/s, {summary['output_tokens_per_second']:.1f} output tokens/s",

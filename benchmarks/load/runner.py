@@ -1,4 +1,4 @@
-"""Sends requests, on time or as there is room, and gathers their answers."""
+"""Sends requests, at their times or with limited concurrency, and collects the answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go, and what they all have in common.
+    """The server, and the settings that all requests share.
 
     Attributes:
         url: the server's address, with or without /v1.
@@ -66,7 +66,7 @@ class Endpoint:
 
 @dataclass
 class Run:
-    """What a load brought.
+    """The results of a load.
 
     Attributes:
         seconds: from the first request's time to the last answer's end.
@@ -79,7 +79,7 @@ class Run:
 
 
 async def run(endpoint: Endpoint, sources: Sequence[Source]) -> Run:
-    """Send everything; nothing that a server does to a request ends the run."""
+    """Send all requests. A failed request does not end the run."""
     pool = Pool(endpoint.url)
     prepared = [([(request, endpoint.message(request)) for request in s.requests], s.concurrency) for s in sources]
     answers: list[Answer] = []
@@ -120,7 +120,7 @@ async def _open_loop(
 
 
 async def _send(pool: Pool, endpoint: Endpoint, request: Request, message: bytes, due: float) -> Answer:
-    """One request and its answer, good or bad; `due` is when its clock starts."""
+    """Send one request and return its answer, with or without error; times count from `due`."""
     answer = Answer(key=request.key, start=due)
     reader = AnswerReader(answer)
     try:
@@ -131,7 +131,7 @@ async def _send(pool: Pool, endpoint: Endpoint, request: Request, message: bytes
             finally:
                 answer.status = connection.status
             retry_after = connection.headers.get("retry-after", "")
-            if retry_after.isdigit():  # else it is a date, or nothing
+            if retry_after.isdigit():  # else a date, or missing
                 answer.retry_after = float(retry_after)
         reader.finish()
     except (OSError, ConnectionLostError, TimeoutError) as error:

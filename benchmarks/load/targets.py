@@ -1,4 +1,4 @@
-"""Servers to measure: those that run already, and those that are started here and ended with all that they started."""
+"""Servers to measure: running ones, and servers started here, which are ended together with their child processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _POLL = 0.05  # seconds
-_PATIENCE = 20.0  # seconds that a server may take to end
+_END_TIMEOUT = 20.0  # seconds
 
 
 class TargetError(Exception):
@@ -70,15 +70,15 @@ def _wait_ready(
 
 
 def start(command: Sequence[str], log: IO[bytes], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a server in a process group of its own, which `end` ends."""
+    """Start a server in a new process group; `end` ends the group."""
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
 
 
 def until(condition: Callable[[], bool], timeout: float, process: subprocess.Popen[bytes] | None) -> None:
-    """Wait for what a server must be asked for.
+    """Poll a condition that a server does not signal.
 
     Raises:
-        TargetError: it is not so within `timeout` seconds, or the server's process has ended.
+        TargetError: `timeout` seconds have passed, or the server's process has ended.
     """
     deadline = time.monotonic() + timeout
     while not condition():
@@ -86,7 +86,7 @@ def until(condition: Callable[[], bool], timeout: float, process: subprocess.Pop
             raise TargetError(f"has ended with status {process.returncode}")
         if time.monotonic() > deadline:
             raise TargetError(f"is not ready in {timeout} s")
-        time.sleep(_POLL)  # servers of any make answer when asked, and send no signal
+        time.sleep(_POLL)  # servers of other projects send no signal when ready
 
 
 def is_healthy(url: str) -> bool:
@@ -107,18 +107,18 @@ def _tail(log: IO[bytes] | None) -> str:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server's process group: asked first, then killed."""
+    """End a server's process group: SIGTERM first, then SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_PATIENCE)
+        process.wait(timeout=_END_TIMEOUT)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
+    """A port that was free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

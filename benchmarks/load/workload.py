@@ -1,4 +1,4 @@
-"""What is asked, by whom and when: made from a seed, or read from a file."""
+"""Requests with their keys and times: generated from a seed, or read from a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One request; `due` is in seconds from the start, None where it is sent when there is room."""
+    """One request; `due` is in seconds from the start, or None in a closed loop."""
 
     prompt: str | list[int]
     max_tokens: int
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Source:
-    """Requests that are sent in order: when due, or with `concurrency` of them open at any time."""
+    """Requests in order: sent when due, or with `concurrency` requests in flight."""
 
     requests: Sequence[Request]
     concurrency: int | None = None
@@ -52,7 +52,7 @@ class Lengths:
 
     @classmethod
     def parse(cls, text: str) -> Lengths:
-        """From a flag.
+        """Parse a flag's value.
 
         Raises:
             ValueError: it is of none of the three forms.
@@ -98,7 +98,7 @@ class Load:
     key: str = ""
 
     def of_key(self, text: str) -> Load:
-        """KEY[,rate=R][,concurrency=C][,requests=N][,input-len=L][,output-len=L]: this load with these changes.
+        """This load with the changes in KEY[,rate=R][,concurrency=C][,requests=N][,input-len=L][,output-len=L].
 
         Raises:
             ValueError: a setting is unknown or has no such value.
@@ -124,20 +124,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Prompts:
-    """How prompts are made: random token ids below `vocab_size`, or words (about one token each) where it is None."""
+    """Generates prompts: random token ids below `vocab_size`, or words (about one token each) if it is None."""
 
     vocab_size: int | None = None
     shared_prefix: int = 0
 
     def make(self, rng: random.Random, length: int) -> str | list[int]:
-        """A prompt of so many tokens."""
+        """A prompt with this number of tokens."""
         if self.vocab_size is None:
             return " ".join(rng.choices(_WORDS.split(), k=length))
         return rng.choices(range(self.vocab_size), k=length)
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Parse a whole number from 1."""
     number = int(text)
     if number < 1:
         raise ValueError(f"'{text}' must be at least 1")
@@ -145,7 +145,7 @@ def positive(text: str) -> int:
 
 
 def parse_rate(text: str) -> float:
-    """Arrivals a second, or inf."""
+    """Parse arrivals per second, or inf."""
     rate = float(text)
     if not rate > 0:
         raise ValueError(f"'{text}' must be more than 0")
@@ -153,7 +153,7 @@ def parse_rate(text: str) -> float:
 
 
 def generate(load: Load, prompts: Prompts, seed: int | str) -> Source:
-    """One key's requests. The same seed makes the same requests at the same times."""
+    """The requests of one key. The same seed gives the same requests at the same times."""
     rng = random.Random(f"{seed}/{load.key}")
     prefix = prompts.make(random.Random(f"{seed}/prefix"), prompts.shared_prefix) if prompts.shared_prefix else ""
     now = 0.0
@@ -199,7 +199,7 @@ def read(path: Path, load: Load, prompts: Prompts, seed: int, *, limit: int | No
 
 
 def has_times(path: Path) -> bool:
-    """Whether a file of requests is a recorded trace: its first line says when it came."""
+    """Whether a file of requests is a recorded trace: its first line has a time."""
     with path.open(encoding="utf-8") as lines:
         return '"time"' in next((line for line in lines if line.strip()), "")
 

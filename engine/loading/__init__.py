@@ -1,1 +1,1 @@
-"""From a model's name to its tensors: finding, fetching, reading. Never runs a checkpoint's code."""
+"""From a model's name to its tensors: finding, fetching, reading. No code of a checkpoint is ever run."""

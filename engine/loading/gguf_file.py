@@ -1,8 +1,7 @@
 """A GGUF file's metadata and tensor directory, memory-mapped (format: ggml's docs/gguf.md). Imports no torch.
 
-Why not gguf.GGUFReader: it makes numpy arrays of every metadata element, which takes over a second for a vocabulary;
-this reads the same in a tenth. The gguf package still does the arithmetic of quantised blocks
-(engine.loading.gguf_source).
+gguf.GGUFReader makes a numpy array of every metadata element, which takes over a second for a vocabulary. This reader
+takes a tenth of that time. Quantised blocks are dequantized by the gguf package (engine.loading.gguf_source).
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _MAX_COUNT = 1 << 24  # no sane file has more keys, tensors or array elements
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where a tensor lies.
+    """A tensor's place in the file.
 
     Attributes:
         shape: in torch's order, outermost first.
-        ggml_type: how its numbers are stored (gguf.GGMLQuantizationType).
+        ggml_type: its stored type (gguf.GGMLQuantizationType).
         offset: bytes from the start of the file.
     """
 
@@ -38,13 +37,13 @@ class GGUFTensor:
 
 
 class GGUFFile:
-    """Metadata and tensor directory, read at once; tensor bytes stay in the map."""
+    """Metadata and tensor directory are read when the file is opened; tensor bytes stay in the memory map."""
 
     def __init__(self, path: Path) -> None:
         """Open and parse.
 
         Raises:
-            ModelError: not a GGUF file, of a version not read here, or cut short.
+            ModelError: the file is not GGUF, has an unsupported version, or is cut short.
         """
         self.path = path
         try:

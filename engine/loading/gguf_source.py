@@ -1,8 +1,8 @@
-"""A GGUF file's tensors under Hugging Face names, quantised blocks made into numbers. For `llama` and `deepseek2`.
+"""A GGUF file's tensors under Hugging Face names, quantised blocks dequantized. For `llama` and `deepseek2`.
 
-What converters to GGUF changed is changed back: Llama's query and key rows (rotary dimensions as neighbours there, as
-halves here), experts stacked in one tensor, kv_b split into its key and value parts. The names are llama.cpp's
-(gguf-py's tensor_mapping).
+The source undoes what converters to GGUF change: they reorder Llama's query and key rows (rotary dimensions as
+neighbouring pairs; here as halves), stack all experts in one tensor, and split kv_b into its key and value parts. The
+names are llama.cpp's (gguf-py's tensor_mapping).
 """
 
 from __future__ import annotations
@@ -80,38 +80,40 @@ class GGUFSource:
         return self._readers[name]()
 
     def _add(self, name: str) -> None:
-        """Say how the Hugging Face tensors that come from one of the file's are read."""
+        """Register how to read the Hugging Face tensors that one tensor of the file holds."""
         match = _LAYER_NAME.fullmatch(name)
         if match is None:
-            self._readers[_TOP.get(name, name)] = functools.partial(self._numbers, name)
+            self._readers[_TOP.get(name, name)] = functools.partial(self._floats, name)
             return
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}"
         if experts := _EXPERTS.fullmatch(part):
             stored = next(iter(self._file.tensors[name].shape), 0)
-            for expert in range(min(stored, self._num_experts + 1)):  # one too many is enough to be noticed
+            for expert in range(
+                min(stored, self._num_experts + 1)
+            ):  # one surplus expert is enough: Weights.finish reports it
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
-                self._readers[hf_name] = functools.partial(self._numbers, name, expert)
+                self._readers[hf_name] = functools.partial(self._floats, name, expert)
         elif part == "attn_k_b":
             self._readers[f"{prefix}.self_attn.kv_b_proj.weight"] = functools.partial(self._joined_kv_b, f"blk.{layer}")
         elif part == "exp_probs_b":
-            self._readers[f"{prefix}.mlp.gate.e_score_correction_bias"] = functools.partial(self._numbers, name)
+            self._readers[f"{prefix}.mlp.gate.e_score_correction_bias"] = functools.partial(self._floats, name)
         elif part in self._heads and self._is_llama:
             hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}"
             self._readers[hf_name] = functools.partial(self._half_split, name, self._heads[part])
         elif part != "attn_v_b":  # read with attn_k_b
             hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}" if part in _IN_LAYER else name
-            self._readers[hf_name] = functools.partial(self._numbers, name)
+            self._readers[hf_name] = functools.partial(self._floats, name)
 
     def _half_split(self, name: str, num_heads: int) -> torch.Tensor:
-        value = self._numbers(name)
+        value = self._floats(name)
         if len(value) % (2 * num_heads):
-            return value  # misshapen: Weights.take says so
+            return value  # misshapen: Weights.take reports it
         return value.reshape(num_heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
 
     def _joined_kv_b(self, prefix: str) -> torch.Tensor:
-        keys_NCD = self._numbers(f"{prefix}.attn_k_b.weight")
-        values_NVC = self._numbers(f"{prefix}.attn_v_b.weight")
+        keys_NCD = self._floats(f"{prefix}.attn_k_b.weight")
+        values_NVC = self._floats(f"{prefix}.attn_v_b.weight")
         if not (keys_NCD.ndim == values_NVC.ndim == 3 and keys_NCD.shape[:2] == values_NVC.shape[::2]):
             raise ModelError(
                 f"{prefix}.attn_k_b.weight is {list(keys_NCD.shape)} and {prefix}.attn_v_b.weight "
@@ -119,18 +121,18 @@ class GGUFSource:
             )
         return torch.cat([keys_NCD.transpose(1, 2), values_NVC], dim=1).flatten(0, 1)
 
-    def _numbers(self, name: str, index: int | None = None) -> torch.Tensor:
-        """A tensor, or one entry of its first dimension: as stored, or fp32 where it is quantised."""
+    def _floats(self, name: str, index: int | None = None) -> torch.Tensor:
+        """A tensor, or one entry of its first dimension: in its stored dtype, or fp32 if it is quantised."""
         tensor = self._file.tensors.get(name)
         if tensor is None:
             raise ModelError(f"{self._file.path} lacks {name}")
         try:
             kind = GGMLQuantizationType(tensor.ggml_type)
-            numbers_per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
+            values_per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError):
             raise ModelError(f"{name} has GGML type {tensor.ggml_type}, which the gguf package does not know") from None
         shape = tensor.shape if index is None else tensor.shape[1:]
-        num_bytes = int(np.prod(shape)) // numbers_per_block * bytes_per_block
+        num_bytes = int(np.prod(shape)) // values_per_block * bytes_per_block
         offset = tensor.offset + (index or 0) * num_bytes
         if offset + num_bytes > len(self._file.data):
             raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
@@ -138,9 +140,9 @@ class GGUFSource:
         try:
             if kind in _PLAIN:
                 return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
-            numbers = dequantize(raw.reshape(*shape[:-1], -1), kind)
+            values = dequantize(raw.reshape(*shape[:-1], -1), kind)
         except NotImplementedError:
             raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
         finally:
             drop_pages(raw.ctypes.data, num_bytes)
-        return torch.from_numpy(np.require(numbers, np.float32, "W")).reshape(shape)
+        return torch.from_numpy(np.require(values, np.float32, "W")).reshape(shape)

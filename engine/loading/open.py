@@ -1,4 +1,4 @@
-"""A resolved model's tensors, whatever it is stored as."""
+"""Opens a model's tensors: safetensors or GGUF."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.gguf_source import GGUFSource
-from engine.loading.weights import SafetensorsSource
+from engine.loading.safetensors_source import SafetensorsSource
 
 if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
@@ -15,5 +15,5 @@ if TYPE_CHECKING:
 
 
 def open_tensors(source: ModelSource, config: ModelConfig) -> TensorSource:
-    """Its tensors under their Hugging Face names."""
+    """The model's tensors under their Hugging Face names."""
     return GGUFSource(GGUFFile(source.path), config) if source.is_gguf else SafetensorsSource(source.path)

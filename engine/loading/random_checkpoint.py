@@ -1,6 +1,7 @@
-"""Random checkpoints with a real model's structure: for tests, benchmarks, and trying the server without its weights.
+"""Random checkpoints with a real model's structure, for tests, benchmarks and trials of the server.
 
-The tensors are those that the decoder asks for when it is built, so what is written is what will be read.
+A decoder is built from random weights; the tensors that it takes are written. So the checkpoint has all tensors that a
+load needs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 
 from engine.device import DTYPES
 from engine.errors import ConfigError
+from engine.loading import fp8 as fp8_blocks
 from engine.loading.shards import ShardWriter
-from engine.loading.weights import Weights, quantize_fp8
+from engine.loading.weights import Weights
 from engine.models import hf_config
 from engine.models.decoder import Decoder
 from kernels.ops import resolve
@@ -128,19 +130,19 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
     """Write config.json and safetensors for a config.json-like dictionary.
 
     Args:
-        folder: is made if need be; must hold no weights yet.
+        folder: created if it does not exist; must be empty.
         config: DeepSeek's names, with vocab_size.
-        dtype: of the weights; routers' correction biases are fp32.
+        dtype: of the weights. The routers' correction biases are always fp32.
         seed: the same seed and config give the same tensors.
-        fp8: store linear layers as DeepSeek-V3 does, in e4m3 with a factor for each 128 x 128 block.
+        fp8: store linear layers as DeepSeek-V3 does (engine.loading.fp8), in blocks of 128 x 128.
         progress: show a bar.
 
     Returns:
         The number of parameters.
 
     Raises:
-        ConfigError: the folder holds something already.
-        ModelError: the config is not one that can be served.
+        ConfigError: the folder is not empty.
+        ModelError: the config cannot be served.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"--out {folder} holds something already; name a new folder, or empty it")
@@ -161,24 +163,24 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
 
 
 class _RandomWeights(Weights):
-    """Makes each tensor that is asked for, and remembers it."""
+    """Creates each tensor that is taken, and keeps it in `tensors`."""
 
     def __init__(self, dtype: torch.dtype, seed: int, *, progress: bool) -> None:
-        super().__init__(_Nothing(), torch.device("cpu"), dtype, fp8_block=_FP8_BLOCK, progress=progress)
+        super().__init__(_NoTensors(), torch.device("cpu"), dtype, fp8_block=_FP8_BLOCK, progress=progress)
         self.tensors: dict[str, torch.Tensor] = {}
         self._seed = seed
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         digest = hashlib.sha256(f"{self._seed} {name}".encode()).digest()
-        numbers = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
+        values = torch.randn(shape, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")))
         if name.endswith("norm.weight"):
-            numbers = 1 + 0.1 * numbers
+            values = 1 + 0.1 * values
         elif len(shape) == 1:
-            numbers *= 0.1
+            values *= 0.1
         else:
-            numbers *= shape[-1] ** -0.5  # so that layers keep the scale of what they are given
+            values *= shape[-1] ** -0.5  # a layer's output has the scale of its input
         is_fp32 = name.endswith("e_score_correction_bias")
-        self.tensors[name] = numbers.to(torch.float32 if is_fp32 else self.dtype)
+        self.tensors[name] = values.to(torch.float32 if is_fp32 else self.dtype)
         self._bar.update()
         return self.tensors[name]
 
@@ -186,7 +188,7 @@ class _RandomWeights(Weights):
         self._bar.close()
 
     def stored(self, *, fp8: bool) -> dict[str, torch.Tensor]:
-        """The tensors as they go into the file."""
+        """The tensors as they are stored in the file."""
         if not fp8:
             return self.tensors
         stored = {}
@@ -194,15 +196,15 @@ class _RandomWeights(Weights):
             if tensor.dim() != 2 or any(part in name for part in _NOT_FP8):
                 stored[name] = tensor
             else:
-                stored[name], stored[f"{name}_scale_inv"] = quantize_fp8(tensor, _FP8_BLOCK)
+                stored[name], stored[f"{name}_scale_inv"] = fp8_blocks.quantize(tensor, _FP8_BLOCK)
         return stored
 
 
-class _Nothing:
+class _NoTensors:
     """A source without tensors."""
 
     def names(self) -> set[str]:
         return set()
 
     def read(self, name: str) -> torch.Tensor:
-        raise AssertionError(f"nobody reads {name}: every tensor is made")
+        raise AssertionError(f"{name} is read from a source without tensors")

@@ -1,4 +1,4 @@
-"""From what a user calls a model to where it lies on disk. With default_model, all that touches the network."""
+"""Finds a model on disk by the name that the user gives. Only this module and default_model use the network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ModelSource:
 
     Attributes:
         path: a Hugging Face folder or a .gguf file.
-        name: what the API calls it unless --served-model-name says otherwise.
+        name: the model's name in the API, unless --served-model-name is set.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class ModelSource:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is one GGUF file."""
+        """Whether the model is one GGUF file."""
         return self.path.is_file()
 
     def read_config(self) -> ModelConfig:
@@ -51,29 +51,30 @@ class ModelSource:
         return hf_config.read_folder(self.path)
 
 
-def resolve_model(model: str | None) -> ModelSource:
-    """Find a model, fetching it if need be.
+def resolve_model(model: str | Path | None) -> ModelSource:
+    """Find a model, and download it if it is not here.
 
     Args:
-        model: a folder, a .gguf file, a hub id, the built-in model's name, or None for that one.
+        model: a folder, a .gguf file, a hub id or the built-in model's name; None is the built-in model.
 
     Raises:
-        ModelError: nothing of that name exists, or it could not be fetched.
+        ModelError: no such model exists, or the download failed.
     """
     if model is None or model == default_model.NAME:
         return ModelSource(default_model.fetch(), default_model.NAME)
+    model = str(model)
     if not model:
         raise ModelError("--model is empty; leave it out for the built-in model")
     try:
         path = Path(model).expanduser()
         path.exists()
-    except (RuntimeError, OSError, ValueError) as error:  # no such user, a name too long, a NUL in it
+    except (RuntimeError, OSError, ValueError) as error:  # an unknown user after ~, a name that is too long, a NUL
         raise ModelError(f"--model {model[:100]} cannot be a path: {error}") from None
     if path.is_dir():
         return ModelSource(path, path.resolve().name)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
+            raise ModelError(f"--model {model} is a file, but not a .gguf file; valid are folders and .gguf files")
         return ModelSource(path, path.stem)
     if _HUB_ID.fullmatch(model):
         return ModelSource(_from_hub(model), model)
@@ -84,7 +85,7 @@ def resolve_model(model: str | None) -> ModelSource:
 
 
 def _from_hub(repo_id: str) -> Path:
-    """The hub's snapshot: brought up to date when the hub answers, else what the local cache has."""
+    """The hub's current snapshot, or the locally cached one if the hub does not answer."""
     from huggingface_hub import snapshot_download
 
     try:

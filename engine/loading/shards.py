@@ -1,4 +1,4 @@
-"""Writing safetensors: one file, or several of at most 4 GiB with an index, one tensor after another."""
+"""Writes safetensors tensor by tensor: one file, or several files of at most 4 GiB and an index."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SHARD_BYTES = 4 << 30
 
 
 class ShardWriter:
-    """Takes tensors by name and writes them to a folder; holds one shard in memory."""
+    """Writes named tensors to a folder; keeps one shard in memory."""
 
     def __init__(self, folder: Path, shard_bytes: int = _SHARD_BYTES) -> None:
         self._folder, self._shard_bytes = folder, shard_bytes
         self._shard: dict[str, torch.Tensor] = {}
         self._size = self._total = 0
-        self._written: list[list[str]] = []  # names in each file so far
+        self._written: list[list[str]] = []  # the names in each file
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Take one tensor."""
+        """Add one tensor."""
         if self._size and self._size + tensor.nbytes > self._shard_bytes:
             self._flush()
         self._shard[name] = tensor.contiguous()
@@ -33,7 +33,7 @@ class ShardWriter:
         self._total += tensor.nbytes
 
     def finish(self) -> None:
-        """Write what is left, and the index if there are several files."""
+        """Write the last shard, and an index if there are several files."""
         self._flush()
         if len(self._written) == 1:
             self._part(0).rename(self._folder / "model.safetensors")
@@ -51,7 +51,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         part = self._part(len(self._written))
-        part.touch()  # as any new file may be read; save_file lets its owner alone
+        part.touch()  # a new file has the user's usual mode; save_file would make it private
         mode = part.stat().st_mode
         save_file(self._shard, part, metadata={"format": "pt"})
         part.chmod(mode)

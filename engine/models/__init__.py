@@ -1,1 +1,1 @@
-"""The model family: configurations by DeepSeek's names, decoders with their parts as siblings."""
+"""The model family: configurations with DeepSeek's names, one decoder, and its parts."""

@@ -1,4 +1,4 @@
-"""Grouped-query attention, as in Llama (Ainslie et al. 2023); multi-head where both head numbers are equal.
+"""Grouped-query attention, as in Llama (Ainslie et al. 2023); multi-head attention if N = K.
 
 Shapes: T tokens of the step, H hidden, N query heads, K key heads, D head_dim.
 """
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
-    from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class GroupedQueryAttention:
-    """q, k, v projections in one product; keys rotated and stored, then attention over the paged cache."""
+    """One product for q, k and v; rotates queries and keys, stores keys and values, attends over the paged cache."""
 
     def __init__(self, build: Builder, prefix: str) -> None:
         config = build.config
@@ -41,24 +41,24 @@ class GroupedQueryAttention:
 
     @staticmethod
     def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-        """What is cached for one token and layer: keys and values, each [K, D]."""
+        """Shapes cached for one token in one layer: keys and values, each [K, D]."""
         shape = (config.num_key_value_heads, config.head_dim)
         return shape, shape
 
     @staticmethod
     def cache_scales(_: ModelConfig) -> tuple[int, ...]:
-        """How many scales each of these has for a token and head, as int8."""
+        """Number of scales of each for a token and head, if cached as int8."""
         return 1, 1
 
     @staticmethod
     def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch) -> Any:
-        """What all layers of a step share."""
+        """The plan that all layers of a step share."""
         return ops.paged_attention.plan(batch)
 
     def forward(
         self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
     ) -> torch.Tensor:
-        """[T, H] -> [R, H]: stores keys and values of all tokens, and returns what the wanted rows (None: all) bring.
+        """[T, H] -> [R, H]: store keys and values of all T tokens, return the output of the R wanted rows (None: all).
 
         `cache` is (keys, values), each [blocks, K, slots, D].
         """

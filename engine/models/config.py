@@ -1,6 +1,6 @@
-"""A model's shape, by the names of its config.json (DeepSeek's names). Imports no torch.
+"""A model's shape, with the names of config.json (DeepSeek's names). Imports no torch.
 
-Where it comes from: engine.models.hf_config (config.json) and engine.models.gguf_config (GGUF metadata).
+engine.models.hf_config reads it from config.json, engine.models.gguf_config from GGUF metadata.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class MLAConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
     Attributes:
-        q_lora_rank: width of the compressed query; None where queries are not compressed.
-        kv_lora_rank: width of the latent that keys and values are made from, and that is cached.
-        qk_nope_head_dim: a head's query and key dimensions without position.
-        qk_rope_head_dim: those with rotary position; the key's are shared by all heads, and cached.
-        v_head_dim: a head's value dimensions.
-        rope_interleave: whether RoPE pairs neighbouring dimensions, as in all that is released, or halves.
+        q_lora_rank: width of the compressed query; None if queries are not compressed.
+        kv_lora_rank: width of the cached latent, from which keys and values are computed.
+        qk_nope_head_dim: query and key dimensions of a head without rotary position.
+        qk_rope_head_dim: query dimensions of a head with rotary position; all heads share one cached rotary key.
+        v_head_dim: value dimensions of a head.
+        rope_interleave: RoPE pairs neighbouring dimensions, as in all released models; else halves.
     """
 
     q_lora_rank: int | None
@@ -38,12 +38,14 @@ class MLAConfig:
 
     def __post_init__(self) -> None:
         if self.qk_nope_head_dim < 1:
-            raise ModelError(f"qk_nope_head_dim (a key's length less its rotary part) is {self.qk_nope_head_dim}")
+            raise ModelError(
+                f"qk_nope_head_dim (a key's length less its rotary part) is {self.qk_nope_head_dim}; expected 1 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexerConfig:
-    """The lightning indexer of DeepSeek-V3.2: which `index_topk` positions each query attends to."""
+    """The lightning indexer of DeepSeek-V3.2, which selects the `index_topk` positions that a query attends to."""
 
     index_n_heads: int
     index_head_dim: int
@@ -55,11 +57,11 @@ class MoEConfig:
     """A mixture of experts (DeepSeekMoE, arXiv 2401.06066).
 
     Attributes:
-        first_k_dense_replace: the first layers, which have a dense MLP instead.
-        moe_layer_freq: of the others, every how many-th has experts.
+        first_k_dense_replace: number of layers at the start that have a dense MLP instead.
+        moe_layer_freq: after them, every layer whose number is a multiple of this has experts.
         scoring_func: "softmax" or "sigmoid".
-        topk_method: "greedy", "group_limited_greedy" (a group counts by its best expert) or "noaux_tc" (by its best
-            two, with a correction bias that chooses but does not weigh).
+        topk_method: "greedy", "group_limited_greedy" (a group's score is its best expert's) or "noaux_tc" (a group's
+            score is the sum of its best two; a correction bias affects the choice, not the weights).
     """
 
     n_routed_experts: int
@@ -89,23 +91,23 @@ class MoEConfig:
             )
 
     def is_sparse(self, layer: int) -> bool:
-        """Whether a layer has experts."""
+        """Whether this layer has experts."""
         return layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a decoder is built from.
+    """The shape of a decoder.
 
     Attributes:
-        head_dim: of plain attention; not used with MLA.
+        head_dim: of grouped-query attention; not used with MLA.
         rope_scaling: the checkpoint's own dictionary, with "rope_type"; empty for plain RoPE.
-        mla, indexer, moe: None where the model has none.
-        num_nextn_predict_layers: layers behind the last, for multi-token prediction, which the main model does without.
-        int8: which layers are stored in int8, and how they treat their input; None if none are.
-        weight_block_size: rows and columns that share a factor in FP8 weights, where there are any.
+        mla, indexer, moe: None if the model does not have this part.
+        num_nextn_predict_layers: layers for multi-token prediction after the last one. The main model ignores them.
+        int8: which layers are stored in int8, and how they quantise inputs; None if no layer is.
+        weight_block_size: rows and columns that share a scale in FP8 weights.
         eos_token_ids: tokens that end a sequence.
-        dtype: what the checkpoint says it is stored in.
+        dtype: the stored dtype that the checkpoint names.
     """
 
     architecture: str
@@ -143,13 +145,13 @@ class ModelConfig:
                 raise ModelError("index_topk is set without q_lora_rank; the indexer reads the compressed query")
             if self.indexer.index_head_dim < self.mla.qk_rope_head_dim:
                 raise ModelError(
-                    f"index_head_dim ({self.indexer.index_head_dim}) is less than the qk_rope_head_dim "
-                    f"({self.mla.qk_rope_head_dim}) of it that rotate"
+                    f"index_head_dim ({self.indexer.index_head_dim}) is less than the rotary part of it, "
+                    f"qk_rope_head_dim ({self.mla.qk_rope_head_dim})"
                 )
         if self.rotary_dim % 2:
             raise ModelError(f"{self.rotary_dim} dimensions rotate; rotary embedding needs an even number")
 
     @property
     def rotary_dim(self) -> int:
-        """Dimensions of a head that rotary embedding turns."""
+        """Dimensions of a head that rotary embedding rotates."""
         return self.mla.qk_rope_head_dim if self.mla is not None else self.head_dim

@@ -1,4 +1,4 @@
-"""Reading settings by name, each checked: what checkpoints say is not to be trusted. Imports no torch."""
+"""Reads a checkpoint's settings by name and checks each value, which may be damaged. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _REQUIRED: Any = object()
-LARGEST = (1 << 24) - 1  # no size of a model is near it; one beyond is damage, and would only exhaust the memory
+LARGEST = (1 << 24) - 1  # far above any size of a real model; a larger value would only exhaust memory
 
 
 class Keys:
-    """A checkpoint's settings by name, each checked for its type, so that what is wrong is named."""
+    """A checkpoint's settings by name; an error names the key, its value and what is valid."""
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self.values, self._where, self._prefix = values, where, prefix
 
     def get(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A value as it is; null means the default."""
+        """A value of any type; null means the default."""
         value = self.values.get(self._prefix + name)
         if value is not None:
             return value
@@ -60,12 +60,12 @@ class Keys:
         return str(value)
 
     def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
-        """Raise the error that names the key and what was expected."""
+        """Raise an error that names the key and what is expected."""
         raise ModelError(f"{self._prefix}{name} in {self._where} is {value!r}; expected {expected}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
+    """The object in a JSON file.
 
     Raises:
         ModelError: the file is missing or is not a JSON object.
@@ -82,5 +82,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0."""
+    """Whether a value is a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

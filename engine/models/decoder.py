@@ -1,6 +1,6 @@
 """The decoder of the whole family: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
 
-What differs between its members is in the parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 on),
+Members of the family differ in their parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 and later);
 the MLP of a layer is dense or a mixture of experts.
 
 Shapes: T tokens of the step, H hidden, V vocab, R rows (tokens) whose hidden states are wanted.
@@ -8,7 +8,6 @@ Shapes: T tokens of the step, H hidden, V vocab, R rows (tokens) whose hidden st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,40 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.loading.weights import Weights
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
-
-
-@dataclass(frozen=True, slots=True)
-class ModelBatch:
-    """A step as the layers see it: made once by the model runner, passed to every layer.
-
-    Attributes:
-        token_ids_T: int64.
-        cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
-        slot_mapping_T: the slot of the cache that each token's entry goes to, int64.
-        attention_plan: what `Decoder.plan` returned.
-    """
-
-    token_ids_T: torch.Tensor
-    cos_TD: torch.Tensor
-    sin_TD: torch.Tensor
-    slot_mapping_T: torch.Tensor
-    attention_plan: Any
-
-    def first(self, num_tokens: int) -> ModelBatch:
-        """Views of its first tokens, with the plan as it is."""
-        return replace(self, **{name: getattr(self, name)[:num_tokens] for name in _OF_TOKENS})
-
-    def become(self, other: ModelBatch) -> None:
-        """Hold what another batch of as many tokens holds, in the same places; but for the plan."""
-        for name in _OF_TOKENS:
-            getattr(self, name).copy_(getattr(other, name))
-
-
-_OF_TOKENS = ("token_ids_T", "cos_TD", "sin_TD", "slot_mapping_T")  # a batch's tensors
 
 
 class DecoderLayer:
@@ -86,14 +56,14 @@ class DecoderLayer:
         """Compute one layer.
 
         Args:
-            x_TH: what the layer before brought and the residual stream does not have yet; None for the first layer.
-            residual_TH: the residual stream, fp32; x is added in place.
+            x_TH: the output of the layer before, not yet added to the residual stream; None for the first layer.
+            residual_TH: the residual stream, fp32; x is added to it in place.
             batch: the step.
             kv_cache: this layer's; the entries of all T tokens are stored.
-            rows_R: the tokens to compute what follows attention for; None is all.
+            rows_R: the tokens for which the part after attention is computed; None is all.
 
         Returns:
-            What this layer brings, [R, H], and the residual stream before it, [R, H].
+            This layer's output, [R, H], and the residual stream without it, [R, H].
         """
         if x_TH is None:
             x_TH = self._ops.rms_norm(residual_TH, self._input_norm, self._eps)
@@ -106,16 +76,16 @@ class DecoderLayer:
 
 
 class Decoder:
-    """A whole model; built from a checkpoint's tensors, which keep their names."""
+    """A whole model, built from a checkpoint's tensors."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_seq_len: int) -> None:
         """Build and load.
 
         Args:
             config: the model's shape.
-            weights: its tensors; every one is taken, or the checkpoint is refused (Weights.finish).
+            weights: the model's tensors. A checkpoint with missing or unused tensors is refused (Weights.finish).
             ops: the operations to compute with.
-            max_seq_len: positions to tabulate for RoPE.
+            max_seq_len: length of RoPE's table.
         """
         build = Builder(config, weights, ops)
         self.config, self.ops, self._weight_size = config, ops, weights.linear_size
@@ -127,18 +97,18 @@ class Decoder:
             head = weights.as_linear("lm_head", self._embedding_VH)
         else:
             head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
-        self._head = ops.projection(head, None, torch.float32)  # bf16 logits would often be equal
+        self._head = ops.projection(head, None, torch.float32)  # in bf16 many logits would be equal
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
 
     def cache_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shapes [heads, values] of what one token leaves in one layer's cache."""
+        """Shapes [heads, values] cached for one token in one layer."""
         return attention_class(self.config).cache_shapes(self.config)
 
     def cache_scales(self) -> tuple[int, ...]:
-        """How many scales each of these has for a token and head, where it is cached as int8."""
+        """Number of scales of each for a token and head, if cached as int8."""
         return attention_class(self.config).cache_scales(self.config)
 
     @property
@@ -149,11 +119,11 @@ class Decoder:
         return self.ops.latent_attention if self.config.indexer is None else self.ops.sparse_latent_attention
 
     def plan(self, batch: AttentionBatch) -> Any:
-        """What the attention of all layers shares in a step."""
+        """The attention plan that all layers of a step share."""
         return attention_class(self.config).plan(self.config, self.ops, batch)
 
     def work(self, query_lens: Sequence[int], context_lens: Sequence[int], num_logits: int, entry_size: float) -> Work:
-        """What a step must compute and read at least (engine.models.work)."""
+        """The least arithmetic and memory traffic of a step (engine.models.work)."""
         return step_work(
             self.config, query_lens, context_lens, num_logits, weight_size=self._weight_size, entry_size=entry_size
         )
@@ -184,12 +154,12 @@ class Decoder:
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
-    """The kind of attention that every layer has."""
+    """The class of every layer's attention."""
     return GroupedQueryAttention if config.mla is None else MultiHeadLatentAttention
 
 
 def make_rotary_table(config: ModelConfig, weights: Weights, max_seq_len: int) -> RotaryTable:
-    """Cos and sin of so many positions; takes the checkpoint's factors where it has them."""
+    """The table of cos and sin; uses the checkpoint's own factors if it has them (GGUF)."""
     factors = None
     if config.rope_scaling.get("rope_type") == "gguf_factors":
         factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelConfig:
-    """Translate GGUF metadata (keys: ggml's docs/gguf.md)."""
+    """Translate GGUF metadata.
+
+    Raises:
+        ModelError: naming the key and what is valid.
+    """
     arch = metadata.get("general.architecture")
     if arch not in ("llama", "deepseek2"):
         raise ModelError(f"GGUF architecture {arch!r} is not supported yet; supported are 'llama' and 'deepseek2'")
@@ -65,7 +69,7 @@ def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
 
 def _gguf_mla(keys: Keys) -> MLAConfig:
     rope_dim = keys.integer("rope.dimension_count")
-    # Files made since mid-2025 describe the cached latent as key and value, and the heads in the *_mla keys.
+    # Since mid-2025 key_length and value_length describe the cached latent, and the *_mla keys describe a head.
     mla = "_mla" if keys.get("attention.key_length_mla", None) else ""
     return MLAConfig(
         q_lora_rank=keys.integer("attention.q_lora_rank", 0, at_least=0) or None,

@@ -1,6 +1,6 @@
-"""A ModelConfig from a Hugging Face folder, in config.json's old and new spellings.
+"""A ModelConfig from a Hugging Face folder; reads the old and new spellings of config.json.
 
-What the decoders here do not compute is refused.
+Settings that the decoder does not support are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUPPORTED_ARCHITECTURES = (
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
 )
-_ROPE_NUMBERS = {
+_ROPE_FLOATS = {
     "rope_theta",
     "factor",
     "beta_fast",
@@ -38,7 +38,7 @@ _ROPE_NUMBERS = {
 
 
 def read_folder(folder: Path) -> ModelConfig:
-    """Read config.json, and the end-of-sequence tokens of generation_config.json beside it."""
+    """Read config.json, and the end-of-sequence tokens in generation_config.json if there is one."""
     raw = read_json(folder / "config.json")
     generation_path = folder / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else {}
@@ -49,7 +49,7 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     """Translate the dictionaries of config.json and generation_config.json.
 
     Raises:
-        ModelError: naming the key and what is valid, as far as that can be told.
+        ModelError: naming the key and what is valid, where possible.
     """
     try:
         return _parse(raw, generation)
@@ -84,11 +84,11 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
             f"architecture {architecture} is not supported yet; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     if (activation := raw.get("hidden_act", "silu")) != "silu":
-        raise ModelError(f"hidden_act is {activation!r}; only 'silu' is computed here")
+        raise ModelError(f"hidden_act is {activation!r}; only 'silu' is supported")
 
 
 def _hf_quantization(raw: Mapping[str, Any]) -> Int8Scheme | None:
-    """The checkpoint's int8 scheme; None where weights are plain numbers, or FP8, which becomes that when loaded."""
+    """The checkpoint's int8 scheme; None if weights are floats, or FP8, which is dequantized at load."""
     quantization = raw.get("quantization_config")
     if not quantization:
         return None
@@ -99,8 +99,8 @@ def _hf_quantization(raw: Mapping[str, Any]) -> Int8Scheme | None:
         return Int8Scheme.from_config(quantization)
     if method != "fp8":
         raise ModelError(
-            f"the checkpoint is quantised by {method!r}; of quantised weights, DeepSeek's block-wise 'fp8' and "
-            "the int8 ones of 'compressed-tensors' are read"
+            f"the checkpoint is quantised by {method!r}; supported are DeepSeek's block-wise 'fp8' and int8 weights "
+            "of 'compressed-tensors'"
         )
     return None
 
@@ -125,7 +125,7 @@ def _hf_shape(keys: Keys) -> dict[str, Any]:
 
 
 def _hf_rope(keys: Keys) -> dict[str, Any]:
-    """Transformers 5 writes rope_parameters; before, rope_theta stood alone and rope_scaling beside it."""
+    """RoPE's settings. Transformers 5 writes rope_parameters; earlier versions wrote rope_theta and rope_scaling."""
     name = "rope_parameters" if keys.get("rope_parameters", None) else "rope_scaling"
     rope = keys.get(name, {})
     if not isinstance(rope, dict):
@@ -133,7 +133,7 @@ def _hf_rope(keys: Keys) -> dict[str, Any]:
     rope = dict(rope)
     if "type" in rope:
         rope.setdefault("rope_type", rope.pop("type"))
-    for key in _ROPE_NUMBERS & rope.keys():
+    for key in _ROPE_FLOATS & rope.keys():
         if rope[key] is not None and not is_positive(rope[key]):
             keys.refuse(f"{name}.{key}", rope[key], "a positive number")
     if (rope.get("partial_rotary_factor") or keys.get("partial_rotary_factor", 1)) != 1:
@@ -183,7 +183,7 @@ def _is_v3(keys: Keys) -> bool:
 def _hf_moe(keys: Keys) -> MoEConfig | None:
     if not keys.get("n_routed_experts", 0):
         return None
-    is_v3 = _is_v3(keys)  # its configs say noaux_tc and sigmoid, but for those that transformers writes
+    is_v3 = _is_v3(keys)  # a V3 config that transformers wrote lacks topk_method and scoring_func
     return MoEConfig(
         n_routed_experts=keys.integer("n_routed_experts"),
         num_experts_per_tok=keys.integer("num_experts_per_tok"),

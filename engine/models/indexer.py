@@ -1,11 +1,12 @@
-"""The lightning indexer of DeepSeek-V3.2: small queries and keys that choose which positions attention looks at.
+"""The lightning indexer of DeepSeek-V3.2: small queries and keys that select the positions attention reads.
 
     q = wq_b(norm(q_a(x))) -> [heads, I];  k = k_norm(wk(x)) -> [I], cached
-    both begin with the rotary part, which turns by halves
+    the rotary part comes first in both, and is rotated half-split
     score of a position = sum over heads of w * relu(q . k * I^-0.5);  w = weights_proj(x) * heads^-0.5
 
-The published code also rotates both by a Hadamard matrix, which leaves q . k as it is, and scores in FP8; here it is
-the dtype's own product, never int8: a choice of positions is a cliff. k_norm is a LayerNorm with bias.
+The published code also multiplies both by a Hadamard matrix, which does not change q . k, and scores in FP8. Here
+scores are computed in the model's dtype, never in int8, because a small error can change the selection. k_norm is a
+LayerNorm with bias.
 
 Shapes: T tokens, H hidden, Q q_lora_rank, J index_n_heads, I index_head_dim.
 """
@@ -18,14 +19,14 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from engine.models.decoder import ModelBatch
+    from engine.model_batch import ModelBatch
     from engine.models.layers import Builder
 
 _NORM_EPS = 1e-6
 
 
 class Indexer:
-    """Scores positions and keeps the best index_topk."""
+    """Scores positions and selects the best index_topk."""
 
     def __init__(self, build: Builder, prefix: str) -> None:
         config, mla = build.config.indexer, build.config.mla
@@ -51,7 +52,7 @@ class Indexer:
         )
 
     def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:
-        """The selection for kernels.latent_attention; stores the step's index keys in `cache` [blocks, 1, slots, I]."""
+        """Store the step's index keys in `cache` [blocks, 1, slots, I]; return the selection for latent attention."""
         config = self._config
         q_TJI = self._query(q_TQ).view(len(x_TH), config.index_n_heads, config.index_head_dim)
         norm = (config.index_head_dim,), self._norm_weight, self._norm_bias, _NORM_EPS

@@ -1,8 +1,8 @@
-"""Which layers of a checkpoint are int8, in the words of compressed-tensors (config.json's quantization_config).
+"""Which layers of a checkpoint are int8, in compressed-tensors' format (config.json's quantization_config).
 
-That is the format of llm-compressor and of vLLM: groups of layers, each with a scheme for weights and one for inputs.
-Read and written here: weights in int8, symmetric, one scale a channel; inputs in 8 bits, by a scale for each token
-(dynamic) or for the whole tensor (static), or not quantised. Imports no torch.
+llm-compressor and vLLM use this format: groups of layers, each with a scheme for weights and a scheme for inputs.
+Supported are symmetric int8 weights with one scale for each channel, and inputs in 8 bits with one scale for each token
+(dynamic) or for the whole tensor (static), or inputs in floats. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = "int-quantized"
 _SUPPORTED = (
-    "of compressed-tensors, format 'int-quantized' is read: weights int8, symmetric, strategy channel; inputs int8 by "
-    "token (dynamic) or by tensor (static), or none"
+    "supported is compressed-tensors' format 'int-quantized' with symmetric int8 weights (strategy channel), and "
+    "int8 inputs by token (dynamic) or by tensor (static), or none"
 )
 _WEIGHTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
 _INPUTS: dict[str, dict[str, Any] | None] = {
@@ -32,18 +32,20 @@ INPUT_KINDS = tuple(_INPUTS)
 
 @dataclass(frozen=True)
 class Int8Scheme:
-    """Targets of each kind of input: names of layers, "re:" and a regular expression, or "Linear" for all others.
+    """Groups of int8 layers by kind of input.
+
+    A target is the name of a layer, "re:" and a regular expression, or "Linear" for all other layers.
 
     Attributes:
         groups: (kind of input, targets); kinds are "static", "dynamic" and "float" (weight only).
-        ignore: layers that stay as they are, likewise.
+        ignore: targets that are not quantised.
     """
 
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     ignore: tuple[str, ...] = ()
 
     def input_kind(self, layer: str) -> str | None:
-        """How a layer treats its input; None for one that is not quantised."""
+        """The kind of a layer's input; None if the layer is not quantised."""
         if any(_matches(target, layer) for target in self.ignore):
             return None
         for kind, targets in self.groups:
@@ -77,7 +79,7 @@ class Int8Scheme:
         """Read quantization_config.
 
         Raises:
-            ModelError: it says anything that is not computed here.
+            ModelError: the scheme is not supported.
         """
         for key in ("kv_cache_scheme", "transform_config"):
             if config.get(key):
@@ -135,7 +137,7 @@ def _strings(where: str, value: Any) -> tuple[str, ...]:
 
 
 def _matches(target: str, layer: str) -> bool:
-    """As compressed-tensors does it: a name, or an expression that matches from the start."""
+    """Whether a target names a layer; an expression matches from the name's start, as in compressed-tensors."""
     if target.startswith("re:"):
         return re.match(target[3:], layer) is not None
     return target == layer

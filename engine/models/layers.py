@@ -1,4 +1,4 @@
-"""What all parts of a decoder are built with: tensors of a checkpoint and operations; and the dense MLP."""
+"""The Builder that every part of a decoder is built with, and the dense MLP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Builder:
-    """What a part needs to build itself."""
+    """A model's shape, weights and operations, and what parts build from them."""
 
     config: ModelConfig
     weights: Weights
@@ -29,7 +29,7 @@ class Builder:
     ) -> tuple[Weight, torch.Tensor | None]:
         """`{name}.weight` (and `.bias`) of several layers that read the same input, stacked by output.
 
-        Int8 weights that treat this input in different ways are dequantized, and with `dequantize` all int8 weights.
+        Int8 weights are dequantized if their kinds of input differ, or if `dequantize` is set.
         """
         pairs = list(zip(names, out_sizes, strict=True))
         biases = torch.cat([self.weights.take(f"{name}.bias", (size,)) for name, size in pairs]) if bias else None
@@ -45,7 +45,7 @@ class Builder:
         return torch.cat(parts), biases
 
     def linear(self, *names: str, in_size: int, out_sizes: list[int], bias: bool, dequantize: bool = False) -> Linear:
-        """One linear layer made of one or several of the checkpoint's; see `stacked`."""
+        """One linear layer from one or several of the checkpoint's layers; see `stacked`."""
         stacked = self.stacked(*names, in_size=in_size, out_sizes=out_sizes, bias=bias, dequantize=dequantize)
         return self.ops.projection(*stacked)
 
@@ -55,7 +55,7 @@ class Builder:
 
 
 class MLP:
-    """A feed-forward block of a given width: down(silu(gate(x)) * up(x)), gate and up in one product."""
+    """A feed-forward block of width `inter`: down(silu(gate(x)) * up(x)); gate and up are one product."""
 
     def __init__(self, build: Builder, prefix: str, inter: int) -> None:
         hidden, bias = build.config.hidden_size, build.config.mlp_bias
@@ -66,5 +66,5 @@ class MLP:
         self._apply = build.ops.mlp(gate_up, down)
 
     def forward(self, x_TH: torch.Tensor, onto_TH: torch.Tensor | None = None) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]; with `onto_TH`, added to it in place."""
+        """[T, hidden] -> [T, hidden]; if `onto_TH` is given, the result is added to it in place."""
         return self._apply(x_TH, onto_TH)

@@ -4,20 +4,19 @@ The maths, for a token's hidden state x (no biases):
 
     q        = q_b(norm(q_a(x)))            or q_proj(x) without q_lora_rank;  per head [q_nope | q_rope]
     [c | k]  = kv_a_proj_with_mqa(x)        c the latent, k the rotary key that all heads share
-    cached   = [norm(c) | rope(k)]          and nothing else: C + R values a token and layer
-    k_nope, v = kv_b(norm(c))               per head; with W_UK and W_UV its key and value rows: W_UK c and W_UV c
+    cached   = [norm(c) | rope(k)]          nothing else: C + R values for a token in a layer
+    k_nope, v = kv_b(norm(c))               per head, W_UK c and W_UV c, with the key and value rows of kv_b
     score    = (q_nope . k_nope + rope(q_rope) . rope(k)) * scale
     o        = sum of softmax(score) * v over the positions up to the token's own
 
-Two ways to compute that, equal but for rounding; `plan` picks one for each sequence of a step:
+Two forms give the same result up to rounding; engine.models.mla_plan chooses one for each sequence of a step:
 
-    absorbed   q_nope . (W_UK c) = (W_UK^T q_nope) . c and sum p (W_UV c) = W_UV (sum p c): a head asks the latents
-               directly, and no key or value is ever formed. A pair of query and position costs 2C + R products.
-    expanded   keys and values are formed from the cached latents, C (D + V) products a position and head; then a pair
-               costs only D + R + V. That pays once C (D + V) / (2C - D - V) queries share it: 171 in DeepSeek's sizes.
+    absorbed   q_nope . (W_UK c) = (W_UK^T q_nope) . c and sum p (W_UV c) = W_UV (sum p c): attention runs over the
+               latents, and no keys or values are computed.
+    expanded   keys and values are computed from the cached latents, then attention runs over them.
 
-DeepSeek's RoPE pairs neighbouring dimensions. kernels.rotary pairs halves; permuting the rows that make the rotary
-dimensions, for queries and keys alike, turns one into the other and leaves every product as it was.
+DeepSeek's RoPE pairs neighbouring dimensions, and kernels.rotary pairs halves. The rows of the projections that give
+rotary dimensions are permuted at load, for queries and keys alike, so every score stays the same.
 
 Shapes: T tokens, H hidden, N heads (G of them at a time), Q q_lora_rank or the queries of a chunk, L its positions, C
 kv_lora_rank, D qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim.
@@ -26,63 +25,30 @@ kv_lora_rank, D qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from engine.models.indexer import Indexer
+from engine.models.mla_plan import MLAPlan, make_plan
 from kernels.kv_cache import Int8Cache, take
 from kernels.linear_int8 import QuantizedWeight
-from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
-    from engine.models.config import MLAConfig, ModelConfig
-    from engine.models.decoder import ModelBatch
+    from engine.model_batch import ModelBatch
+    from engine.models.config import ModelConfig
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
+    from kernels.paged_attention import AttentionBatch
     from kernels.types import Linear, Weight
 
-_NORM_EPS = 1e-6  # of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps says (DeepSeek's code, and transformers')
-_EXPANDED_VALUES = 1 << 25  # values of expanded keys and values held at once
-
-
-@dataclass(frozen=True, slots=True)
-class ExpandedChunk:
-    """A sequence whose attention is computed expanded: rows first to last of the step, over context_len positions."""
-
-    first: int
-    last: int
-    context_len: int
-    block_ids: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class MLAPlan:
-    """How a step's sequences are attended.
-
-    Attributes:
-        absorbed: the kernel's plan for those that are computed absorbed; None if there are none.
-        absorbed_rows: their rows of the step; None if they are all rows.
-    """
-
-    absorbed: Any
-    absorbed_rows: torch.Tensor | None
-    expanded: list[ExpandedChunk]
-
-    @property
-    def is_capturable(self) -> bool:
-        """Whether a captured step can be replayed with this plan: expanded chunks are computed with torch."""
-        return not self.expanded
-
-    def assign(self, other: MLAPlan) -> None:
-        """Hold what another capturable plan holds, where captured kernels look for it."""
-        self.absorbed.assign(other.absorbed)
+_NORM_EPS = 1e-6  # q_a_layernorm and kv_a_layernorm ignore rms_norm_eps (DeepSeek's code and transformers)
+_MAX_EXPANDED_VALUES = 1 << 25  # size of the expanded keys and values in memory
 
 
 class MultiHeadLatentAttention:
-    """MLA over a cache of latents; with an indexer (V3.2), over the positions that it selects."""
+    """MLA over cached latents; with an indexer (V3.2), over the positions that the indexer selects."""
 
     def __init__(self, build: Builder, prefix: str) -> None:
         config, mla = build.config, build.config.mla
@@ -90,7 +56,7 @@ class MultiHeadLatentAttention:
         self._mla, self._ops, self._num_heads = mla, build.ops, config.num_attention_heads
         self._scale = softmax_scale(config)
         head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
-        # x feeds two products, made one: the compressed query (or the query itself) and the latent with its rotary key.
+        # Two projections of x are one product: the (compressed) query, and the latent with its rotary key.
         first = "q_proj" if mla.q_lora_rank is None else "q_a_proj"
         self._q_size = mla.q_lora_rank or self._num_heads * head_dim
         order = _half_split_rows if mla.rope_interleave else _same_rows
@@ -118,7 +84,7 @@ class MultiHeadLatentAttention:
         key_up_NDC, value_up_NVC = up_NXC.split([mla.qk_nope_head_dim, mla.v_head_dim], dim=1)
         self._absorb_keys = build.ops.head_linear(key_up_NDC)
         self._expand_keys = build.ops.head_linear(key_up_NDC.transpose(1, 2))
-        self._value_up = build.ops.head_linear(value_up_NVC.transpose(1, 2))  # before the mix or after it
+        self._value_up = build.ops.head_linear(value_up_NVC.transpose(1, 2))  # after or before attention
         self._out = build.linear(
             f"{prefix}.o_proj",
             in_size=self._num_heads * mla.v_head_dim,
@@ -129,48 +95,26 @@ class MultiHeadLatentAttention:
 
     @staticmethod
     def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
-        """What is cached for one token and layer: the latent with its rotary key, and the indexer's key if any."""
+        """Shapes cached for one token in one layer: the latent with its rotary key, and the indexer's key if any."""
         assert config.mla is not None
         latent = (1, config.mla.kv_lora_rank + config.mla.qk_rope_head_dim)
         return (latent,) if config.indexer is None else (latent, (1, config.indexer.index_head_dim))
 
     @staticmethod
     def cache_scales(config: ModelConfig) -> tuple[int, ...]:
-        """How many scales each of these has for a token, as int8: of the latent and of its rotary key."""
-        assert config.indexer is None, "the engine refuses int8 for a model that selects"
+        """Number of scales of each for a token, if cached as int8: one of the latent, one of its rotary key."""
+        assert config.indexer is None, "the engine refuses an int8 cache for a model with an indexer"
         return (2,)
 
     @staticmethod
     def plan(config: ModelConfig, ops: Ops, batch: AttentionBatch) -> MLAPlan:
-        """Which sequences are attended absorbed and which expanded, and what all layers of the step share."""
-        assert config.mla is not None
-        enough = _queries_that_pay_for_expansion(config.mla)
-        if config.indexer is not None:
-            return MLAPlan(ops.sparse_latent_attention.plan(batch), None, [])
-        if max(batch.query_lens) < enough:
-            return MLAPlan(ops.latent_attention.plan(batch), None, [])
-        expanded: list[ExpandedChunk] = []
-        absorbed: list[int] = []
-        rows: list[int] = []
-        first = 0
-        for i, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
-            if query_len >= enough:
-                table = batch.block_tables[i][: -(-context_len // batch.block_size)]
-                block_ids = torch.tensor(table, device=batch.device)
-                expanded.append(ExpandedChunk(first, first + query_len, context_len, block_ids))
-            else:
-                absorbed.append(i)
-                rows += range(first, first + query_len)
-            first += query_len
-        if not absorbed:
-            return MLAPlan(None, None, expanded)
-        plan = ops.latent_attention.plan(batch.only(absorbed))
-        return MLAPlan(plan, torch.tensor(rows, device=batch.device), expanded)
+        """The plan that all layers of a step share."""
+        return make_plan(config, ops, batch)
 
     def forward(
         self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
     ) -> torch.Tensor:
-        """[T, H] -> [R, H]: stores the latents of all tokens, and returns what the wanted rows (None: all) bring.
+        """[T, H] -> [R, H]: store the latents of all T tokens, return the output of the R wanted rows (None: all).
 
         `cache` is (latents,) or (latents, index keys), each [blocks, 1, slots, values].
         """
@@ -231,7 +175,7 @@ class MultiHeadLatentAttention:
         plan: Any,
         selection: Any,
     ) -> torch.Tensor:
-        """[T, N, V]; `rotation`, cosines and sines, is yet to be applied to q_rope."""
+        """[T, N, V]; q_rope_TNR is not rotated yet, `rotation` holds its cosines and sines."""
         mla, ops = self._mla, self._ops
         num_tokens, num_heads, _ = q_nope_TND.shape
         q_TNX = q_nope_TND.new_empty(num_tokens, num_heads, mla.kv_lora_rank + mla.qk_rope_head_dim)
@@ -244,10 +188,10 @@ class MultiHeadLatentAttention:
         return o_TNV
 
     def _attend_expanded(self, q_QNX: torch.Tensor, latents_LX: torch.Tensor) -> torch.Tensor:
-        """The last Q of L positions over all of them, [Q, N, V]; some heads at a time, so that memory is bounded."""
+        """[Q, N, V]: the last Q of L positions attend to all L; computed for a few heads at a time, to bound memory."""
         mla, (num_queries, num_heads, key_dim), context_len = self._mla, q_QNX.shape, len(latents_LX)
         o_QNV = q_QNX.new_empty(num_queries, num_heads, mla.v_head_dim)
-        step = max(1, min(num_heads, _EXPANDED_VALUES // (context_len * (key_dim + mla.v_head_dim))))
+        step = max(1, min(num_heads, _MAX_EXPANDED_VALUES // (context_len * (key_dim + mla.v_head_dim))))
         k_LGX = q_QNX.new_empty(context_len, step, key_dim)
         k_LGX[..., mla.qk_nope_head_dim :] = latents_LX[:, None, mla.kv_lora_rank :]
         v_LGV = q_QNX.new_empty(context_len, step, mla.v_head_dim)
@@ -261,14 +205,8 @@ class MultiHeadLatentAttention:
         return o_QNV
 
 
-def _queries_that_pay_for_expansion(mla: MLAConfig) -> float:
-    """Products to expand one position, over those that one query then saves on it (module docstring)."""
-    heads = mla.qk_nope_head_dim + mla.v_head_dim
-    return mla.kv_lora_rank * heads / max(2 * mla.kv_lora_rank - heads, 1)
-
-
 def softmax_scale(config: ModelConfig) -> float:
-    """1 / sqrt(query dimensions of a head), times YaRN's mscale squared where the checkpoint scales all dimensions."""
+    """1 / sqrt(query dimensions of a head), times YaRN's mscale squared if mscale_all_dim is set."""
     assert config.mla is not None
     scale = 1.0 / math.sqrt(config.mla.qk_nope_head_dim + config.mla.qk_rope_head_dim)
     all_dim, factor = (float(config.rope_scaling.get(key) or 0) for key in ("mscale_all_dim", "factor"))
@@ -282,11 +220,11 @@ def _rows(weight: Weight, order: torch.Tensor) -> Weight:
 
 
 def _half_split_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
-    """An order of the rows of heads, each [plain | rotary], with the rotary ones' even rows before the odd."""
+    """Row order of heads [plain | rotary] that puts the even rotary rows of each head before the odd ones."""
     head = torch.cat([torch.arange(plain), plain + torch.arange(0, rotary, 2), plain + torch.arange(1, rotary, 2)])
     return (torch.arange(num_heads)[:, None] * (plain + rotary) + head).flatten()
 
 
 def _same_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
-    """The order of checkpoints that pair halves themselves (rope_interleave: false)."""
+    """Row order for checkpoints whose RoPE pairs halves already (rope_interleave: false)."""
     return torch.arange(num_heads * (plain + rotary))

@@ -1,4 +1,4 @@
-"""A mixture-of-experts block (DeepSeekMoE, arXiv 2401.06066): routed experts as chosen, shared experts always.
+"""A mixture-of-experts block (DeepSeekMoE, arXiv 2401.06066): routed experts for some tokens, shared ones for all.
 
     y = sum over chosen experts of weight * expert(x), plus shared_experts(x)
 

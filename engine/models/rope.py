@@ -1,7 +1,7 @@
-"""Rotary embedding: inverse frequencies under the scalings that Llama checkpoints use, and tables of cos and sin.
+"""Rotary embedding: inverse frequencies for each kind of scaling, and tables of cos and sin.
 
 Sources: linear (kaiokendev 2023), dynamic NTK (Emozilla 2023), YaRN (Peng et al. 2023, arXiv 2309.00071), llama3
-(Meta's Llama 3.1 release); all as transformers computes them (modeling_rope_utils).
+(Meta's Llama 3.1 release). All follow transformers' modeling_rope_utils.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ SUPPORTED_SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 class RotaryTable:
-    """cos and sin for every position, laid out for kernels.rotary."""
+    """cos and sin of every position, in the layout of kernels.rotary."""
 
     def __init__(self, inv_freq: torch.Tensor, attention_factor: float, num_positions: int) -> None:
-        """Tabulate.
+        """Compute the table.
 
         Args:
             inv_freq: [D/2] radians per position, fp32.
-            attention_factor: multiplies cos and sin (YaRN's mscale).
-            num_positions: positions to tabulate, from 0.
+            attention_factor: a factor for cos and sin (YaRN's mscale).
+            num_positions: length of the table.
         """
         angles_PD = torch.outer(torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device), inv_freq)
         cos, sin = angles_PD.cos() * attention_factor, angles_PD.sin() * attention_factor
@@ -51,15 +51,15 @@ def inverse_frequencies(
     """The inverse frequencies [dim/2] and the attention factor.
 
     Args:
-        dim: dimensions that rotate.
+        dim: rotary dimensions of a head.
         theta: rope_theta.
         scaling: rope_scaling of the checkpoint; empty for plain RoPE.
         max_position_embeddings: of the checkpoint.
-        num_positions: the longest sequence to be served, which dynamic scaling adapts to.
-        factors: [dim/2] divisors that a GGUF file holds ready-made (its form of llama3 scaling).
+        num_positions: length of the longest sequence, to which dynamic scaling adapts.
+        factors: [dim/2] divisors stored in a GGUF file (its form of llama3 scaling).
 
     Raises:
-        ModelError: the scaling is of a kind not computed here, or lacks a key.
+        ModelError: this kind of scaling is not supported, or a key is missing.
     """
     kind = scaling.get("rope_type", "default")
     try:
@@ -87,22 +87,22 @@ def _plain(dim: int, theta: float) -> torch.Tensor:
 
 
 def _llama3(inv_freq: torch.Tensor, scaling: Mapping[str, Any]) -> torch.Tensor:
-    """Keep high frequencies, divide low ones, blend between."""
+    """Keep high frequencies, divide low frequencies by the factor, and interpolate in between."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    turns = inv_freq * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)  # over the original context
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    rotations = inv_freq * float(scaling["original_max_position_embeddings"]) / (2 * math.pi)  # in the original context
+    keep = ((rotations - low) / (high - low)).clamp(0, 1)
     return inv_freq * (keep + (1 - keep) / float(scaling["factor"]))
 
 
 def _yarn(
     dim: int, theta: float, scaling: Mapping[str, Any], max_position_embeddings: int
 ) -> tuple[torch.Tensor, float]:
-    """NTK-by-parts interpolation, and the factor for cos and sin."""
+    """Inverse frequencies by NTK-by-parts interpolation, and the factor for cos and sin."""
     factor = float(scaling["factor"])
     original = scaling.get("original_max_position_embeddings") or max_position_embeddings
 
-    def dimension_with(turns: float) -> float:
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    def dimension_with(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = dimension_with(scaling.get("beta_fast") or 32)
     high = dimension_with(scaling.get("beta_slow") or 1)

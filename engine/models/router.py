@@ -1,14 +1,12 @@
-"""The gate of a mixture of experts: which experts a token goes through, and how much each counts (kernels.routing).
+"""The gate of a mixture of experts: chooses and weights the experts of each token (kernels.routing).
 
-DeepSeek's versions differ in numbers:
+    V1, V2   softmax scores; a group's score is its best expert's
+    V3       sigmoid scores, plus e_score_correction_bias for the choice; a group's score is the sum of its best two
 
-    V1, V2   softmax, a group counts by its best expert
-    V3       sigmoid, chosen by scores + e_score_correction_bias, a group counts by the sum of its best two
-
-The weights are, as DeepSeek's own code does it, renormalised or scaled: softmax routers with norm_topk_prob
-renormalise, others scale by routed_scaling_factor; sigmoid routers renormalise if norm_topk_prob, and always scale; one
-expert alone is never renormalised. (transformers' V2 ignores norm_topk_prob, and its V3 renormalises one expert too; no
-released model tells the difference.)
+Weights follow DeepSeek's own code. A softmax router with norm_topk_prob renormalises weights; without it, it scales
+weights by routed_scaling_factor. A sigmoid router with norm_topk_prob renormalises, and always scales. A single expert
+is never renormalised. (transformers' V2 ignores norm_topk_prob, and its V3 renormalises a single expert; no released
+model has such settings.)
 
 Shapes: T tokens, H hidden, E n_routed_experts, K num_experts_per_tok.
 """
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Router:
-    """A gate: hidden states to expert ids and weights."""
+    """Computes expert ids and weights from hidden states."""
 
     def __init__(self, build: Builder, prefix: str) -> None:
         config = build.config.moe
@@ -47,7 +45,7 @@ class Router:
 
 
 def routing_rule(config: MoEConfig) -> RoutingRule:
-    """What the config says, in the terms of kernels.routing."""
+    """The config as a rule of kernels.routing."""
     is_sigmoid, is_greedy = config.scoring_func == "sigmoid", config.topk_method == "greedy"
     renormalises = config.norm_topk_prob and config.num_experts_per_tok > 1
     experts_of_group = config.n_routed_experts // config.n_group

@@ -1,7 +1,7 @@
-"""What a step must compute and read at least, from the model's shape: what measured times are held against.
+"""The least arithmetic and memory traffic of a step, from the model's shape. Measured times are compared with it.
 
-Counted are products of matrices and of attention, weights that are read once however many tokens share them, and cached
-entries of the contexts. Not counted: norms, activations, the sampler, and what a kernel reads twice.
+Counted are matrix products, attention, each weight once a step, and the cached entries of all contexts. Not counted are
+norms, activations, the sampler, and repeated reads in a kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Of one step: 2 flops for a multiplication with its addition; bytes that are read."""
+    """Flops of a step (2 for a multiply-add), and bytes read."""
 
     flops: float
     bytes: float
@@ -32,15 +32,15 @@ def step_work(
     weight_size: float,
     entry_size: float,
 ) -> Work:
-    """The work of a step; an expert's weights are read as often as some token is likely to choose it.
+    """The work of a step. An expert's weights count with the probability that at least one token chooses the expert.
 
     Args:
         config: the model's shape.
-        query_lens: tokens that are computed, of each sequence.
-        context_lens: tokens of each sequence up to the last of these.
-        num_logits: tokens that reach the head.
-        weight_size: bytes of a weight's value.
-        entry_size: bytes that are cached of a token in one layer.
+        query_lens: number of computed tokens of each sequence.
+        context_lens: number of tokens of each sequence, computed tokens included.
+        num_logits: number of tokens whose logits are computed.
+        weight_size: bytes of one value of a weight.
+        entry_size: bytes cached for one token in one layer.
     """
     num_tokens = sum(query_lens)
     attention = config.num_hidden_layers * _attention_weights(config)
@@ -57,19 +57,19 @@ def step_work(
     mlp = 3 * config.hidden_size * config.intermediate_size
     flops_per_token += 2.0 * dense * mlp
     read += dense * mlp
-    of_pairs = sum(
+    pair_flops = sum(
         _pair_flops(config, is_decode=query_len == 1) * query_len * (context_len - (query_len - 1) / 2)
         for query_len, context_len in zip(query_lens, context_lens, strict=True)
     )
     return Work(
-        flops=flops_per_token * num_tokens + config.num_hidden_layers * of_pairs + 2.0 * head * num_logits,
+        flops=flops_per_token * num_tokens + config.num_hidden_layers * pair_flops + 2.0 * head * num_logits,
         bytes=(read + (head if num_logits else 0)) * weight_size
         + config.num_hidden_layers * sum(context_lens) * entry_size,
     )
 
 
 def _attention_weights(config: ModelConfig) -> int:
-    """Values of a layer's projections."""
+    """Number of weights in the projections of one layer."""
     hidden, heads = config.hidden_size, config.num_attention_heads
     if (mla := config.mla) is None:
         return hidden * config.head_dim * 2 * (heads + config.num_key_value_heads)
@@ -85,7 +85,7 @@ def _attention_weights(config: ModelConfig) -> int:
 
 
 def _pair_flops(config: ModelConfig, *, is_decode: bool) -> float:
-    """Of a query and a position that it sees, all heads, in one layer; a prompt's keys and values are expanded."""
+    """Flops of a query and one visible position in one layer, over all heads. A prompt's MLA counts as expanded."""
     if (mla := config.mla) is None:
         return 4.0 * config.num_attention_heads * config.head_dim
     size = mla.qk_rope_head_dim + (2 * mla.kv_lora_rank if is_decode else mla.qk_nope_head_dim + mla.v_head_dim)

@@ -1,1 +1,1 @@
-"""Making int8 checkpoints: calibrate on text, choose a scheme for each layer, write. Serving them needs none of it."""
+"""Makes int8 checkpoints: calibrates on text, chooses a scheme for each layer, writes. Not needed to serve them."""

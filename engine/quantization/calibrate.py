@@ -1,7 +1,6 @@
-"""Running a model, layer by layer, over calibration text, to see what int8 would do to each of its linear layers.
+"""Runs a model over calibration text and measures each linear layer: the range of inputs, the error of int8 outputs.
 
-One decoder layer is loaded at a time; between layers only the text's hidden states are kept. What is measured of each
-linear layer is the range of its inputs and the error that int8 makes in its outputs.
+One decoder layer is loaded at a time. Between layers only the hidden states of the text are kept.
 
 Shapes: T tokens of the text, H hidden.
 """
@@ -12,27 +11,30 @@ import re
 import sys
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from engine.kv_cache_pool import KVCachePool
 from engine.loading.weights import Weights
-from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
+from engine.model_batch import ModelBatch
+from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table
 from engine.models.layers import Builder
+from engine.step import ScheduledSequence, StepPlan
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.ops import Ops, TorchOps, resolve
-from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
+    from engine.models.rope import RotaryTable
+    from kernels.paged_attention import AttentionBatch
     from kernels.types import Linear
 
-_TOKENS_AT_ONCE = 2048
-_ROWS_MEASURED = 256  # of the inputs of one layer, evenly chosen
+_MAX_BATCHED_TOKENS = 2048
+_MAX_MEASURED_ROWS = 256  # of one layer's inputs, evenly spaced
 _BLOCK_SIZE = 16
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(.*)")
 
@@ -42,11 +44,11 @@ class Measurement:
     """One linear layer as the model computes it.
 
     Attributes:
-        layers: the checkpoint's layers in it: those stacked because they read the same input, and for routed experts
-            those of all experts of a decoder layer, so that an expert that the text never chose has a range too.
-        cost: multiplications a token.
-        grid: over the range of its inputs.
-        static_error, dynamic_error: of the outputs, the mean over tokens of |error|^2 / |output|^2.
+        layers: the checkpoint's layers that are stacked in it, because they read the same input. For routed experts,
+            the layers of all experts of a decoder layer, so that an expert that no token chose has a range too.
+        cost: multiplications for each token.
+        grid: the static grid over the range of inputs.
+        static_error, dynamic_error: |error|^2 / |output|^2 of the outputs, mean over tokens.
     """
 
     layers: tuple[str, ...]
@@ -57,8 +59,8 @@ class Measurement:
 
 
 @dataclass
-class _Watched:
-    """One packed weight, and the inputs that it got."""
+class _WatchedLayer:
+    """One packed weight, and its inputs so far."""
 
     layers: tuple[str, ...]
     weight_OI: torch.Tensor
@@ -71,10 +73,10 @@ def calibrate(
     """Measure every linear layer that can be int8.
 
     Args:
-        tensors: the model's.
-        config: its shape.
-        prompts: token ids, each prompt a sequence of its own.
-        dtype: to compute in.
+        tensors: the model's tensors.
+        config: the model's shape.
+        prompts: token ids; each prompt is one sequence.
+        dtype: dtype of the computation.
         progress: show a bar.
 
     Raises:
@@ -85,22 +87,16 @@ def calibrate(
     ops = _watching(resolve("auto", device, dtype), weights, dtype)
     build = Builder(config, weights, ops)
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    table = make_rotary_table(config, weights, max(map(len, prompts)))
+    planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
     shapes = attention_class(config).cache_shapes(config)
     for group in _groups(prompts):
-        attention, num_blocks = _attention_batch(group, device)
+        plan = _plan(group)
+        num_blocks = plan.scheduled[-1].block_ids[-1] + 1
         pools.append(KVCachePool(shapes, 1, num_blocks, _BLOCK_SIZE, dtype, device))
-        positions_T = torch.cat([torch.arange(len(prompt)) for prompt in group])
-        cos_TD, sin_TD = table.at(positions_T)
-        slots = [table[p // _BLOCK_SIZE] * _BLOCK_SIZE + p % _BLOCK_SIZE
-                 for prompt, table in zip(group, attention.block_tables, strict=True)
-                 for p in range(len(prompt))]  # fmt: skip
-        token_ids_T = torch.tensor([token for prompt in group for token in prompt])
-        plan = attention_class(config).plan(config, ops, attention)
-        batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(slots), plan))
-        states.append((None, ops.embedding(embedding_VH, token_ids_T)))
+        batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
+        states.append((None, ops.embedding(embedding_VH, batches[-1].token_ids_T)))
     measurements = []
     with torch.inference_mode():
         for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
@@ -113,15 +109,27 @@ def calibrate(
     return measurements
 
 
-class _WatchedWeights(Weights):
-    """Hands out dequantized weights, and knows which of them each packed linear layer is made of.
+@dataclass(frozen=True)
+class _Planner:
+    """What a batch needs of a model of which only one layer is there at a time."""
 
-    Layers are packed in the order in which their weights were taken, so names wait in a queue for their rows.
+    config: ModelConfig
+    ops: Ops
+    rotary_table: RotaryTable
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        return attention_class(self.config).plan(self.config, self.ops, batch)
+
+
+class _WatchedWeights(Weights):
+    """Hands out dequantized weights, and finds out which of them each packed linear layer holds.
+
+    Layers are packed in the order in which their weights are taken, so a queue of names is enough.
     """
 
     def __init__(self, source: TensorSource, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(source, device, dtype, fp8_block=config.weight_block_size, progress=False, int8=config.int8)
-        self.watched: list[_Watched] = []
+        self.watched: list[_WatchedLayer] = []
         self._taken: deque[tuple[str, int]] = deque()
 
     def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
@@ -129,7 +137,7 @@ class _WatchedWeights(Weights):
         return self.take(f"{layer}.weight", shape)
 
     def watch(self, weight_OI: torch.Tensor, product: Linear) -> Linear:
-        """A linear layer that notes its inputs, if the layer can be int8."""
+        """The linear layer; it also records its inputs, if it can be int8."""
         names, rows = [], 0
         while self._taken and rows < len(weight_OI):
             name, size = self._taken.popleft()
@@ -138,7 +146,7 @@ class _WatchedWeights(Weights):
         if not names:
             return product
         assert rows == len(weight_OI), f"{names} are not the rows of this weight"
-        watched = _Watched(tuple(names), weight_OI)
+        watched = _WatchedLayer(tuple(names), weight_OI)
         self.watched.append(watched)
 
         def apply(x_TI: torch.Tensor) -> torch.Tensor:
@@ -148,14 +156,14 @@ class _WatchedWeights(Weights):
         return apply
 
     def check(self) -> None:
-        """Raise for tensors that were missing or misshapen so far."""
-        left, self._left = self._left, set()
+        """Raise if a tensor was missing or misshapen so far."""
+        unused, self._unused = self._unused, set()
         self.finish()
-        self._left = left
+        self._unused = unused
 
 
 def _watching(ops: Ops, weights: _WatchedWeights, dtype: torch.dtype) -> Ops:
-    """The same operations with linear layers that note their inputs; MLPs and experts are made of linear layers."""
+    """The same operations, with linear layers that record their inputs. MLPs and experts consist of linear layers."""
 
     class Watching(type(ops)):  # type: ignore[misc]
         mlp, grouped_mlp = TorchOps.mlp, TorchOps.grouped_mlp
@@ -170,28 +178,29 @@ def _watching(ops: Ops, weights: _WatchedWeights, dtype: torch.dtype) -> Ops:
 
 
 def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Prompts that are computed together."""
+    """The prompts in groups that are computed together."""
     groups: list[list[list[int]]] = [[]]
     for prompt in prompts:
-        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _TOKENS_AT_ONCE:
+        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _MAX_BATCHED_TOKENS:
             groups.append([])
         groups[-1].append(prompt)
     return groups
 
 
-def _attention_batch(prompts: list[list[int]], device: torch.device) -> tuple[AttentionBatch, int]:
-    """All of these prompts at once, each with blocks of its own; and how many blocks that takes."""
-    lens, tables, first = [len(prompt) for prompt in prompts], [], 0
-    for length in lens:
-        num_blocks = -(-length // _BLOCK_SIZE)
-        tables.append(list(range(first, first + num_blocks)))
+def _plan(prompts: list[list[int]]) -> StepPlan:
+    """All of these prompts at once, each with blocks of its own."""
+    scheduled: list[ScheduledSequence] = []
+    first = 0
+    for number, prompt in enumerate(prompts):
+        num_blocks = -(-len(prompt) // _BLOCK_SIZE)
+        scheduled.append(ScheduledSequence(number, prompt, 0, list(range(first, first + num_blocks))))
         first += num_blocks
-    return AttentionBatch(lens, lens, tables, _BLOCK_SIZE, device), first
+    return StepPlan(scheduled)
 
 
-def _measure(watched: list[_Watched], num_tokens: int) -> list[Measurement]:
+def _measure(watched: list[_WatchedLayer], num_tokens: int) -> list[Measurement]:
     """The measurements of one decoder layer."""
-    sites: dict[tuple[str, ...], list[_Watched]] = {}
+    sites: dict[tuple[str, ...], list[_WatchedLayer]] = {}
     for item in watched:
         matches = [_EXPERT.fullmatch(layer) for layer in item.layers]
         key = item.layers if None in matches else tuple(f"{match[1]} {match[2]}" for match in matches if match)
@@ -199,7 +208,8 @@ def _measure(watched: list[_Watched], num_tokens: int) -> list[Measurement]:
     return [_measure_site(items, num_tokens) for items in sites.values()]
 
 
-def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
+def _measure_site(items: list[_WatchedLayer], num_tokens: int) -> Measurement:
+    """The measurement of one linear layer, or of the same layer of all routed experts."""
     used = [item for item in items if item.inputs]
     ranges = [x.aminmax() for item in used for x in item.inputs if x.numel()]
     low = min((float(found.min) for found in ranges), default=-1.0)
@@ -210,7 +220,7 @@ def _measure_site(items: list[_Watched], num_tokens: int) -> Measurement:
     for item in used:
         x_TI = torch.cat(item.inputs)
         cost += len(x_TI) / num_tokens * item.weight_OI.numel()
-        rows = torch.linspace(0, len(x_TI) - 1, min(len(x_TI), max(1, _ROWS_MEASURED // len(used)))).long()
+        rows = torch.linspace(0, len(x_TI) - 1, min(len(x_TI), max(1, _MAX_MEASURED_ROWS // len(used)))).long()
         x_TI = x_TI[rows].float()
         y_TO = x_TI @ item.weight_OI.float().T
         for input_, found in errors.items():

@@ -1,4 +1,4 @@
-"""Text to calibrate on: a user's file, or English prose and code from Python's own help, which is there offline."""
+"""Text to calibrate on: a user's file, or the prose and code of Python's own help, which needs no download."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from engine.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_HELD_OUT = 4  # every fourth topic is kept for benchmarks.quality
+_HELD_OUT_INTERVAL = 4  # every fourth topic is for benchmarks.quality
 
 
 def builtin_text(*, held_out: bool) -> str:
-    """Help topics, longest first: those to calibrate on, or those held out to measure with; no paragraph is in both."""
+    """Help topics, longest first: for calibration, or held out for measurement. The two share no paragraph."""
     ordered = sorted(topics, key=lambda name: (-len(topics[name]), name))
     parts: dict[bool, list[str]] = {True: [], False: []}
     seen: set[str] = set()
@@ -24,12 +24,12 @@ def builtin_text(*, held_out: bool) -> str:
             words = " ".join(paragraph.split())
             if words and words not in seen:  # topics repeat parts of each other
                 seen.add(words)
-                parts[number % _HELD_OUT == 1].append(paragraph)
+                parts[number % _HELD_OUT_INTERVAL == 1].append(paragraph)
     return "\n\n".join(parts[held_out])
 
 
 def read_texts(path: Path) -> list[str]:
-    """A file's texts: one of plain text, or each line's "text" or "prompt" of a .jsonl file.
+    """The texts in a file: the whole of a plain file, or "text" or "prompt" of each line of a .jsonl file.
 
     Raises:
         ConfigError: the file cannot be read, or has no text.

@@ -1,9 +1,9 @@
-"""Which layers get which scheme: the one that was asked for, but for those that calibration shows it would hurt.
+"""Chooses a scheme for each layer: the scheme that was asked for, or a finer one where calibration shows a large error.
 
-Measured on SmolLM2-135M-Instruct, whose down_proj inputs hold massive activations (3,375 beside values under 1): with
-one static grid for each input, layer 11's down_proj loses its whole output. Errors there are a thousand times those of
-other layers, so a threshold on a layer's own error tells them apart, and no search over whole-model quality is needed.
-Where more layers pass it than may be spared, those go first that lose most for their arithmetic.
+Measured on SmolLM2-135M-Instruct, whose down_proj inputs have massive activations (3,375 beside values under 1): with
+one static grid for each input, layer 11's down_proj loses its whole output. Its error is a thousand times the error of
+other layers, so a threshold on each layer's error finds it, without a search over the quality of whole models. The
+share of layers with a finer scheme is limited; layers with the most error for their arithmetic come first.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from engine.quantization.calibrate import Measurement
 
 SCHEMES = ("w8a8-static", "w8a8-dynamic", "w8")
-_DYNAMIC_INSTEAD = 0.35  # of the arithmetic in linear layers may be dynamic in a static checkpoint
-_STATIC_LOSS = 1e-3  # of |error|^2 / |output|^2 by which static may exceed dynamic
-_LEFT_OUT = 0.05  # of the arithmetic may stay in numbers
-_DYNAMIC_LOSS = 5e-4  # of |error|^2 / |output|^2 in a layer's outputs; int8 weights alone make about 1e-4
+_MAX_DYNAMIC_SHARE = 0.35  # of a static checkpoint's arithmetic in linear layers
+_MAX_STATIC_LOSS = 1e-3  # |error|^2 / |output|^2, static less dynamic
+_MAX_UNQUANTIZED_SHARE = 0.05  # of the arithmetic in linear layers
+_MAX_DYNAMIC_LOSS = 5e-4  # |error|^2 / |output|^2 of a layer's outputs; int8 weights alone cause about 1e-4
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How each linear layer is to be stored.
+    """How each linear layer will be stored.
 
     Attributes:
-        inputs: of each layer, how it treats its input; None where its weight stays as it is.
-        shares: of the arithmetic in linear layers, "static", "dynamic", "float" (weights only) and "kept" (no int8).
+        inputs: how each layer quantises its input; None if the layer is not quantised.
+        shares: shares of the arithmetic in linear layers: "static", "dynamic", "float" (weight only), "kept" (no int8).
     """
 
     inputs: dict[str, StaticInput | Input | None]
@@ -39,16 +39,16 @@ class Recipe:
 
 
 def choose(scheme: str, measurements: list[Measurement]) -> Recipe:
-    """A recipe for one of SCHEMES; layers that read one input share its grid."""
+    """A recipe for one of SCHEMES; layers that read the same input share one grid."""
     kept: set[int] = set()
     dynamic: set[int] = set()
     if scheme != "w8":
-        kept = _worst(measurements, lambda item: item.dynamic_error, _DYNAMIC_LOSS, _LEFT_OUT)
+        kept = _worst(measurements, lambda item: item.dynamic_error, _MAX_DYNAMIC_LOSS, _MAX_UNQUANTIZED_SHARE)
     if scheme == "w8a8-static":
         loss = {id(item): item.static_error - item.dynamic_error for item in measurements}
         rest = [item for item in measurements if id(item) not in kept]
         total = sum(item.cost for item in measurements)
-        dynamic = _worst(rest, lambda item: loss[id(item)], _STATIC_LOSS, _DYNAMIC_INSTEAD, total)
+        dynamic = _worst(rest, lambda item: loss[id(item)], _MAX_STATIC_LOSS, _MAX_DYNAMIC_SHARE, total)
     inputs: dict[str, StaticInput | Input | None] = {}
     shares = dict.fromkeys(("static", "dynamic", "float", "kept"), 0.0)
     total = sum(item.cost for item in measurements) or 1.0
@@ -64,7 +64,7 @@ def choose(scheme: str, measurements: list[Measurement]) -> Recipe:
 
 
 def kind_of(input_: StaticInput | Input | None) -> str:
-    """The word for it in Recipe.shares and in engine.models.int8_scheme."""
+    """The name of this kind of input in Recipe.shares and in engine.models.int8_scheme."""
     if input_ is None:
         return "kept"
     return "static" if isinstance(input_, StaticInput) else input_.value
@@ -77,9 +77,9 @@ def _worst(
     share: float,
     total: float | None = None,
 ) -> set[int]:
-    """Those that lose more than a threshold, as many as fit into a share of the arithmetic (as ids).
+    """The ids of layers whose loss exceeds a threshold, as many as fit into a share of the arithmetic.
 
-    First come those that lose most for their arithmetic.
+    Layers with the most loss for their arithmetic come first.
     """
     ordered = sorted(measurements, key=lambda item: loss(item) / max(item.cost, 1e-9), reverse=True)
     budget = share * (total if total is not None else sum(item.cost for item in ordered))

@@ -1,4 +1,4 @@
-"""From a model to an int8 checkpoint: calibrate, choose, write."""
+"""Makes an int8 checkpoint from a model: calibrate, choose, write."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import device as devices
+from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
 from engine.loading.open import open_tensors
 from engine.quantization.calibrate import calibrate
 from engine.quantization.choose import choose
 from engine.quantization.write import write
+from engine.resolve import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +25,8 @@ class Report:
     """What was written.
 
     Attributes:
-        num_bytes: of all tensors.
-        shares: as Recipe.shares.
+        num_bytes: size of all tensors.
+        shares: see Recipe.shares.
     """
 
     num_bytes: int
@@ -36,22 +38,23 @@ def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[
 
     Args:
         source: the model.
-        folder: gets config.json, weights, and the tokenizer's files where the source has such.
+        folder: where config.json, weights and the tokenizer's files are written.
         scheme: one of choose.SCHEMES.
         prompts: token ids to calibrate on.
         progress: show bars.
 
     Raises:
-        ConfigError, ModelError: the text or the model are at fault.
+        ConfigError: the text is empty.
+        ModelError: the model is int8 already, or cannot be read or written.
     """
-    config = source.read_config()
+    resolved = resolve(EngineConfig(device="cpu"), source)
+    config = resolved.model
     if config.int8 is not None:
         raise ModelError(f"{source.path} is an int8 checkpoint already")
     prompts = [prompt[: config.max_position_embeddings] for prompt in prompts]
     if not prompts:
         raise ConfigError("the calibration text has no tokens")
-    devices.set_threads(None)
+    devices.set_threads(resolved.threads)
     tensors = open_tensors(source, config)
-    dtype = devices.resolve_dtype("auto", config.dtype, devices.resolve_device("cpu"))
-    recipe = choose(scheme, calibrate(tensors, config, prompts, dtype, progress=progress))
+    recipe = choose(scheme, calibrate(tensors, config, prompts, resolved.dtype, progress=progress))
     return Report(write(folder, source, tensors, config, recipe, progress=progress), recipe.shares)

@@ -1,4 +1,4 @@
-"""Writing an int8 checkpoint in the format of compressed-tensors, one tensor at a time."""
+"""Writes an int8 checkpoint in the format of compressed-tensors, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import ModelError
+from engine.loading import fp8
 from engine.loading.shards import ShardWriter
-from engine.loading.weights import dequantize_fp8
 from engine.models.config_keys import read_json
 from engine.models.int8_scheme import INPUT_KINDS, Int8Scheme
 from engine.quantization.choose import kind_of
@@ -29,28 +29,28 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
     from engine.quantization.choose import Recipe
 
-_BESIDE = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
+_COPIED_FILES = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
            "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
-_NEVER = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*")
+_NEVER_QUANTIZED = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*")
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)")
 
 
 def write(
     folder: Path, source: ModelSource, tensors: TensorSource, config: ModelConfig, recipe: Recipe, *, progress: bool
 ) -> int:
-    """Write config.json, the weights, and whatever files of the source's folder belong to its tokenizer.
+    """Write config.json and the weights, and copy the tokenizer's files from the source's folder.
 
     Returns:
-        The bytes of all tensors.
+        The size of all tensors in bytes.
 
     Raises:
-        ModelError: the source is a GGUF file of an architecture whose config.json is not known here.
+        ModelError: the source is a GGUF file whose config.json cannot be written.
     """
     raw = _raw_config(source, config)
     raw["quantization_config"] = to_scheme(recipe).to_config()
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if not source.is_gguf:
-        for path in sorted({path for pattern in _BESIDE for path in source.path.glob(pattern) if path.is_file()}):
+        for path in sorted({path for pattern in _COPIED_FILES for path in source.path.glob(pattern) if path.is_file()}):
             shutil.copy(path, folder / path.name)
     shards, size = ShardWriter(folder), 0
     names = sorted(name for name in tensors.names() if not name.endswith("_scale_inv"))
@@ -63,10 +63,10 @@ def write(
 
 
 def to_scheme(recipe: Recipe) -> Int8Scheme:
-    """The recipe's layers by kind of input; experts of one decoder layer are one expression."""
+    """The recipe's layers by kind of input; one regular expression stands for all experts of a decoder layer."""
     targets = {kind: _targets(recipe, kind) for kind in INPUT_KINDS}
     groups = tuple((kind, found) for kind, found in targets.items() if found)
-    return Int8Scheme(groups, (*_NEVER, *_targets(recipe, "kept")))
+    return Int8Scheme(groups, (*_NEVER_QUANTIZED, *_targets(recipe, "kept")))
 
 
 def _targets(recipe: Recipe, kind: str) -> tuple[str, ...]:
@@ -81,23 +81,24 @@ def _targets(recipe: Recipe, kind: str) -> tuple[str, ...]:
 def _stored(
     name: str, tensors: TensorSource, config: ModelConfig, recipe: Recipe, *, is_gguf: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """What one tensor of the source becomes."""
+    """The tensors that are written for one tensor of the source."""
     tensor = tensors.read(name)
     layer = name.removesuffix(".weight")
     if tensor.dtype == torch.float8_e4m3fn:
-        factors = tensors.read(f"{name}_scale_inv")
-        tensor = dequantize_fp8(tensor, factors, config.weight_block_size).bfloat16()
+        scales = tensors.read(f"{name}_scale_inv")
+        tensor = fp8.dequantize(tensor, scales, config.weight_block_size).bfloat16()
     if name == layer or (input_ := recipe.inputs.get(layer)) is None:
-        # GGUF files hold as fp32 what they do not quantise, and what they do is read as fp32
-        is_fp32 = name.endswith("e_score_correction_bias") or not is_gguf
-        yield name, tensor if is_fp32 or tensor.dtype != torch.float32 else tensor.bfloat16()
+        # A GGUF file stores small tensors as fp32, and its quantised blocks are read as fp32. Both are written as bf16.
+        keeps_dtype = name.endswith("e_score_correction_bias") or not is_gguf
+        yield name, tensor if keeps_dtype or tensor.dtype != torch.float32 else tensor.bfloat16()
         return
     weight = quantize_weight(tensor, input_)
     yield name, weight.values_OI
     yield f"{layer}.weight_scale", weight.scale_O[:, None]
     if isinstance(input_, StaticInput):
         yield f"{layer}.input_scale", torch.tensor([input_.scale])
-        yield f"{layer}.input_zero_point", torch.tensor([input_.zero_point - 128], dtype=torch.int8)  # for s8
+        # the file's zero point is for int8 inputs, ours for uint8
+        yield f"{layer}.input_zero_point", torch.tensor([input_.zero_point - 128], dtype=torch.int8)
 
 
 def _raw_config(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def _raw_config(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
                 if key != "quantization_config"}  # fmt: skip
     if config.mla is not None or config.rope_scaling:
         raise ModelError(
-            f"{source.path} is a GGUF file whose config.json cannot be told from it; quantize writes from Hugging Face "
-            "folders and from Llama's GGUF files without RoPE scaling (--quantization int8 serves any)"
+            f"{source.path} is a GGUF file from which no config.json can be written; valid sources are Hugging Face "
+            "folders, and Llama's GGUF files without RoPE scaling (--quantization int8 serves any model)"
         )
     return {
         "architectures": [config.architecture],

@@ -1,9 +1,11 @@
-"""Causal attention of one sequence over keys and values that lie in a row, each head with its own.
+"""Causal attention of one sequence over contiguous keys and values; each query head has its own keys and values.
 
-    causal_attention(q_QNX, k_LNX, v_LNV, scale) -> o_QNV       the last Q of L positions over those up to their own
+    causal_attention(q_QNX, k_LNX, v_LNV, scale) -> o_QNV       the queries are the last Q of L positions
 
-Q queries, L positions, N heads, X values of a key, V of a value. All may be views whose last dimension is packed. Cost:
+Each query sees the positions up to its own. All tensors may be views whose last dimension is contiguous. Cost:
 O(Q * L * N * (X + V)).
+
+Shapes: Q queries, L positions, N heads, X key dimension, V value dimension.
 """
 
 from kernels.causal_attention import native, reference, torch_ops

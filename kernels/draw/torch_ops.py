@@ -1,9 +1,9 @@
-"""draw in torch's own operators, on any device. Contract: kernels.draw."""
+"""draw through torch's own operators, on any device. Contract: kernels.draw."""
 
 import torch
 import torch.nn.functional as F
 
-_PART = 256  # probabilities summed at once where a row is searched
+_PART = 256  # probabilities in one sum of the first level
 
 
 def draw(logits_RV: torch.Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
@@ -21,7 +21,7 @@ def draw(logits_RV: torch.Tensor, temperatures: list[float], uniforms: list[floa
 
 def _draw(logits_RV: torch.Tensor, temperatures: list[float], uniforms: list[float]) -> torch.Tensor:
     device = logits_RV.device
-    tops_R1 = logits_RV.amax(-1, keepdim=True)  # taken off first, so that a small temperature makes no infinity
+    tops_R1 = logits_RV.amax(-1, keepdim=True)  # subtracted first, so that a small temperature gives no infinity
     probs_RV = ((logits_RV - tops_R1) / torch.tensor(temperatures, device=device)[:, None]).softmax(-1)
     return inverse_cdf(probs_RV, torch.tensor(uniforms, dtype=torch.float64, device=device)[:, None])
 
@@ -29,7 +29,7 @@ def _draw(logits_RV: torch.Tensor, temperatures: list[float], uniforms: list[flo
 def inverse_cdf(probs_RK: torch.Tensor, u_R1: torch.Tensor) -> torch.Tensor:
     """The index in each row at which the cumulative probability first exceeds u times its total, [R].
 
-    In two levels: a running sum over the whole vocabulary cannot be vectorised and would cost more than the softmax.
+    The search has two levels, because a running sum over the whole vocabulary costs more than the softmax.
     """
     num_rows, size = probs_RK.shape
     parts_RPS = F.pad(probs_RK, (0, -size % _PART)).view(num_rows, -1, _PART)
@@ -42,6 +42,6 @@ def inverse_cdf(probs_RK: torch.Tensor, u_R1: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(cumulative_RX: torch.Tensor, target_R1: torch.Tensor) -> torch.Tensor:
-    """The first index at which a row's running sum exceeds its target, [R, 1]; always one where the sum grows."""
-    below_total = cumulative_RX[:, -1:] * (1 - 1e-15)  # rounding may have brought the target to the total
+    """The first index at which a row's running sum exceeds its target, [R, 1]; the sum increases there."""
+    below_total = cumulative_RX[:, -1:] * (1 - 1e-15)  # rounding can make the target equal to the total
     return torch.searchsorted(cumulative_RX, torch.minimum(target_R1, below_total), right=True)

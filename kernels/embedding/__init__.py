@@ -1,4 +1,4 @@
-"""Embeddings of tokens, in fp32, as the residual stream begins.
+"""Token embeddings in fp32: the start of the residual stream.
 
     embedding(weight_VH, token_ids_T) -> x_TH        x[t] = weight[token_ids[t]]; token ids int64, x fp32
 

@@ -1,12 +1,12 @@
-"""The routed experts of a mixture: each token through its own few MLPs, computed expert by expert.
+"""The routed experts of a mixture of experts: each token goes through its own K experts, computed expert by expert.
 
-    grouped_mlp(projection, silu_mul, experts) -> apply     of each expert (gate_up: [2F, H], gate first; down: [H, F])
-    apply(x_TH, ids_TK, weights_TK) -> y_TH                 y = sum over k of weight * expert id of x, and
-                                                            an expert is down(silu(gate x) * up x)
+    grouped_mlp(projection, silu_mul, experts) -> apply     experts: (gate_up [2F, H], gate first; down [H, F]) of each
+    apply(x_TH, ids_TK, weights_TK) -> y_TH                 y[t] = sum over k of weights[t, k] * expert[ids[t, k]](x[t])
+                                                            expert(x) = down(silu(gate x) * up x)
 
-`projection` and `silu_mul` are those of kernels.ops: each of an expert's two weights is a tensor or a QuantizedWeight
-(kernels.linear_int8). weights_TK are fp32 and the sum is taken in fp32. Cost: O(T * K) rows of arithmetic and the
-weights of the experts that some token chose; experts that none chose cost nothing.
+`projection` and `silu_mul` are operations of kernels.ops. Weights are tensors or QuantizedWeights
+(kernels.linear_int8). weights_TK is fp32, and the sum is computed in fp32. Cost: arithmetic for T * K rows; only the
+weights of chosen experts are read.
 
 Shapes: T tokens, H hidden, F moe_intermediate_size, K num_experts_per_tok.
 """

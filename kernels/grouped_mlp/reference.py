@@ -1,4 +1,4 @@
-"""The experts, one token and one expert at a time. Contract: kernels.grouped_mlp."""
+"""The experts, token by token. Contract: kernels.grouped_mlp."""
 
 from __future__ import annotations
 

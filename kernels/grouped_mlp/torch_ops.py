@@ -1,4 +1,4 @@
-"""The experts over tokens sorted by expert, each of those chosen at once. Contract: kernels.grouped_mlp.
+"""The experts over tokens sorted by expert: one call for each chosen expert. Contract: kernels.grouped_mlp.
 
 Shapes: P = T * K pairs of token and expert, sorted by expert.
 """
@@ -31,7 +31,7 @@ def pack_with(
     silu_mul: Callable[[torch.Tensor], torch.Tensor],
     experts: Iterable[tuple[Weight, Weight]],
 ) -> GroupedMLP:
-    """The same with another way to sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
+    """grouped_mlp with another sum over experts: combine(y_PH, where_TK, weights_TK) -> y_TH."""
     packed = [(projection(gate_up, None), projection(down, None)) for gate_up, down in experts]
 
     def apply(x_TH: torch.Tensor, ids_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:

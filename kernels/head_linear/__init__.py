@@ -1,10 +1,12 @@
-"""A linear layer of its own for each head, as latent attention has before and after it.
+"""A separate linear layer for each head, as latent attention needs before and after it.
 
-    head_linear(weight_NKM) -> apply               once, when a model is loaded
-    apply(x_TNK, out_TNM, first=0)                 out[t, n] = x[t, n] @ weight[first + n], in place
+    head_linear(weight_NKM) -> apply               once, at load
+    apply(x_TNK, out_TNM, first=0)                 out[t, n] = x[t, n] @ weight[first + n]
 
-T tokens, N heads (x and out may have some of the weight's, from `first` on), K values in, M out. x and out may be views
-whose last dimension is packed; out has x's dtype. Sums are fp32.
+x and out may have fewer heads than the weight: its heads from `first` on. x and out may be views whose last dimension
+is contiguous; out has x's dtype. Sums are fp32.
+
+Shapes: T tokens, N heads, K values in, M values out.
 """
 
 from kernels.head_linear import native, reference, torch_ops

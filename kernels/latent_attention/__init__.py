@@ -3,10 +3,10 @@
     backend.plan(batch) -> plan                                   once a step; the same plan as kernels.paged_attention
     backend.forward(q_TNX, cache_B1SX, plan, scale, value_dim, selection) -> o_TNC      once a layer
 
-All N query heads share one key, which is the cached vector of X = C + R values (latent, then rotary part), and one
-value, which is its first C = value_dim values. A `selection` (kernels.lightning_indexer) narrows what each query
-sees; None is all up to its own position, and all that the native version computes. Cost: O(sum of query_len *
-context_len * N * X), or with a selection O(N * X * topk) for a decoding sequence.
+All N query heads share one key and one value for each position: the key is the cached vector of X = C + R values
+(latent, then rotary key), the value is its first C = value_dim values. Each query sees the positions up to its own; a
+`selection` (kernels.lightning_indexer) reduces them. The native version supports only selection = None. Cost: O(sum of
+query_len * context_len * N * X); with a selection, O(N * X * topk) for a decoding sequence.
 
 Shapes: T tokens, N heads, B blocks of S slots.
 """

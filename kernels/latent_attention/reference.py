@@ -1,4 +1,4 @@
-"""Latent attention, one query at a time, in fp32. Contract: kernels.latent_attention."""
+"""Latent attention, query by query, in fp32. Contract: kernels.latent_attention."""
 
 import torch
 
@@ -8,7 +8,7 @@ from kernels.paged_attention.batch import AttentionBatch
 
 
 class ReferenceLatentAttention:
-    """The obvious version."""
+    """Softmax over all visible positions."""
 
     reads_unwritten_slots = False
 

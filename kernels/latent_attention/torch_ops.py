@@ -2,7 +2,7 @@
 
 Decoding sequences are gathered into padded groups (the plan of kernels.paged_attention.torch_ops); the heads of a
 sequence are the rows of one matrix. A prefill chunk is computed in slices of queries, over the positions up to the
-last of a slice: that bounds the scores' memory, and skips most of what the causal order hides.
+slice's last query. This bounds the memory of the scores and skips most masked positions.
 
 Shapes: G sequences of a group, L padded context, Q queries of a chunk.
 """
@@ -17,7 +17,7 @@ from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.torch_ops import DecodeGroup, Plan, Prefill, TorchAttention
 
 _QUERIES_AT_ONCE = 128
-_MAX_SCORES = 1 << 25  # held at once in a prefill
+_MAX_SCORES = 1 << 25  # in memory during a prefill
 
 
 class TorchLatentAttention:
@@ -67,13 +67,12 @@ def _attend_decodes(
             len(q_GNX), -1, q_GNX.shape[2]
         )
     else:
-        assert not isinstance(cache, Int8Cache), "the engine refuses int8 for a model that selects"
+        assert not isinstance(cache, Int8Cache), "the engine refuses an int8 cache for a model with an indexer"
         block_size = cache.shape[2]
         blocks_GP = blocks_GB.gather(1, positions_GP // block_size)
         latents_GLX = cache[blocks_GP, 0, positions_GP % block_size]
-        mask_G1L = mask_G1L.gather(
-            2, positions_GP[:, None]
-        )  # a shorter sequence's selection is filled up with unseen ones
+        # The selection of a shorter sequence is padded with masked positions.
+        mask_G1L = mask_G1L.gather(2, positions_GP[:, None])
     scores_GNL = torch.bmm(q_GNX, latents_GLX.transpose(1, 2)).mul_(scale).add_(mask_G1L)
     return torch.bmm(scores_GNL.softmax(-1), latents_GLX[..., :value_dim])
 
@@ -97,7 +96,7 @@ def _attend_prefill(
         scores_RNL = (q_RNX @ latents_LX[:seen].T).mul_(scale)
         if visible_QL is not None:
             scores_RNL.masked_fill_(~visible_QL[first : first + step, None, :seen], float("-inf"))
-        else:  # of the slice's own positions, a query sees none of those that come after it
+        else:  # later positions of the same slice are masked
             own = scores_RNL[:, :, seen - len(q_RNX) :]
             own.masked_fill_(own.new_ones(len(q_RNX), len(q_RNX), dtype=torch.bool).triu_(1)[:, None], float("-inf"))
         out.append(scores_RNL.softmax(-1) @ latents_LX[:seen, :value_dim])

@@ -1,4 +1,4 @@
-"""The indexer, one query at a time. Contract: kernels.lightning_indexer."""
+"""The indexer, query by query. Contract: kernels.lightning_indexer."""
 
 import torch
 

@@ -11,16 +11,16 @@ import torch
 
 from kernels.paged_attention.torch_ops import DecodeGroup, Plan, Prefill
 
-_QUERIES_AT_ONCE = 64  # of a prefill: their scores are sorted at once
+_QUERIES_AT_ONCE = 64  # of a prefill chunk; their scores are sorted together
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What queries attend to.
+    """The positions that queries attend to.
 
     Attributes:
-        positions: for each decode group, [G, P], or None where all of it is kept; may hold masked positions.
-        visible: for each prefill chunk, [Q, L], or None where the causal order says all.
+        positions: [G, P] for each decode group, or None for all positions; may contain masked positions.
+        visible: [Q, L] for each prefill chunk, or None for the plain causal order.
     """
 
     positions: list[torch.Tensor | None]
@@ -77,5 +77,5 @@ def _select_prefill(
 
 
 def _best(scores_XL: torch.Tensor, topk: int) -> torch.Tensor:
-    """The topk best positions of each row; of equal ones (relu makes zeros), the first, whatever the batch."""
+    """The topk best positions of each row; of equal scores (zeros, after relu) the first, in any batch."""
     return scores_XL.sort(dim=-1, descending=True, stable=True).indices[:, :topk]

@@ -1,10 +1,10 @@
-"""A linear layer whose weight is packed once, when the model is loaded.
+"""A linear layer; its weight is packed once, at load.
 
     linear(weight_OI, bias_O or None, out_dtype=None) -> apply
     apply(x_TI) -> y_TO                                         y = x @ weight^T + bias
 
-y has out_dtype, or else x's dtype. The product is computed in the weight's dtype, which is x's or fp32. `linear` may
-keep the weight in a layout of its own, so the caller drops weight_OI afterwards.
+y has out_dtype, by default x's dtype. The product is computed in the weight's dtype: x's dtype or fp32. `linear` may
+copy the weight into another layout, so the caller should not keep weight_OI.
 
 Shapes: T tokens, I values in, O values out.
 """

@@ -1,16 +1,15 @@
-"""A linear layer whose weight is int8, and whose input may be too: one scale for each output channel.
+"""A linear layer with an int8 weight, one scale for each output channel, and an input in 8 bits or floats.
 
     linear_int8(weight: QuantizedWeight, bias_O or None, out_dtype=None) -> apply
-    apply(x_TI) -> y_TO, of out_dtype or else x's dtype
+    apply(x_TI) -> y_TO                                         y has out_dtype, by default x's dtype
 
     static, dynamic   y = scale_x * scale_O * ((sum over i of x_q w_q) - zero_point * (sum over i of w_q)) + bias
                       x_q = clamp(round(x * (1 / scale_x)) + zero_point, 0, 255), halves to even, in fp32;
-                      the sums are exact integers (int32 holds them up to in_size 66,000)
+                      the sums are exact (int32 suffices up to in_size 66,000)
     weight only       y = scale_O * (sum over i of x w_q) + bias
 
-Where a scale and zero point come from, see `Input`. A row's result depends on no other row. A dynamic row with a NaN
-gives NaN, and a row of zeros gives the bias. `linear_int8` may keep the weight in a layout of its own, so the caller
-drops it.
+`Input` and `StaticInput` define scale and zero point. Rows are independent. A dynamic row with a NaN gives NaN, a row
+of zeros gives the bias. `linear_int8` may copy the weight into another layout, so the caller should not keep it.
 
 Shapes: T tokens, I in_size, O out_size.
 """

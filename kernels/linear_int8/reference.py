@@ -1,4 +1,4 @@
-"""An int8 linear layer in whole numbers, as the contract (kernels.linear_int8) writes it down."""
+"""An int8 linear layer in integers, term by term. Contract: kernels.linear_int8."""
 
 from collections.abc import Callable
 

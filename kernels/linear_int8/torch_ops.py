@@ -1,7 +1,7 @@
 """An int8 linear layer through torch: oneDNN's u8 x s8 product where it is exact. Contract: kernels.linear_int8.
 
-Without VNNI, oneDNN multiplies by vpmaddubsw, which adds two products in 16 bits and saturates; and on a GPU it does
-not run. There the same whole numbers are multiplied in fp32, slowly: 24 bits of mantissa round sums past 16 million.
+Without VNNI, oneDNN uses vpmaddubsw, which adds two products in 16 bits and saturates. On a GPU oneDNN does not run. In
+both cases the integers are multiplied in fp32, which is slow, and rounds sums above 2^24.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
-_FEW_ROWS = 8  # up to which the product that reads int8 beats making bf16 of the weight first
+_FEW_ROWS = 8  # up to here torch's int8 product is faster than a product with the weight dequantized to bf16
 
 
 def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Apply:
@@ -29,8 +29,8 @@ def _pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
     bias = None if bias_O is None else bias_O.float()
     if isinstance(weight.input, StaticInput):
         return _static(_product(weight.values_OI, scale_O * weight.input.scale, bias), weight.input)
-    # The rows' own zero points come after the product. It takes them less 128, which keeps its sums small: oneDNN
-    # gives them as fp32, exact up to 2^24.
+    # The zero point of each row is subtracted after the product. The product subtracts 128, which keeps sums small:
+    # oneDNN returns them as fp32, exact up to 2^24.
     sums_O = weight.values_OI.sum(1, dtype=torch.int32).float() * scale_O
     product = _product(weight.values_OI, scale_O, None)
 
@@ -77,9 +77,9 @@ def _product(
     linear = torch.ops.onednn.qlinear_pointwise
 
     def onednn_product(x_q: torch.Tensor, zero_point: int, dtype: torch.dtype) -> torch.Tensor:
-        made = torch.float32 if dtype is torch.float16 else dtype  # oneDNN makes no fp16 of whole numbers
+        out_dtype = torch.float32 if dtype is torch.float16 else dtype  # oneDNN has no fp16 output here
         y_TO: torch.Tensor = linear(
-            x_q, 1.0, zero_point, packed, scale_O, no_zeros, bias_O, 1.0, 0, made, "none", [], ""
+            x_q, 1.0, zero_point, packed, scale_O, no_zeros, bias_O, 1.0, 0, out_dtype, "none", [], ""
         )
         return y_TO.to(dtype)
 
@@ -89,7 +89,7 @@ def _product(
 def _weight_only(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
     values_OI, scale_O = weight.values_OI.contiguous(), weight.scale_O
     ones_O = torch.ones_like(scale_O, dtype=torch.bfloat16)
-    # torch's product of bf16 and int8 reads past the end of rows that are no multiple of its vectors
+    # torch's product of bf16 and int8 reads past the end of a row whose length is not a multiple of its vectors.
     is_whole = values_OI.device.type == "cpu" and values_OI.shape[0] % 16 == 0 and values_OI.shape[1] % 64 == 0
 
     def apply(x_TI: torch.Tensor) -> torch.Tensor:

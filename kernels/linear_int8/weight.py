@@ -1,4 +1,4 @@
-"""An int8 weight with what it says of its input, and the arithmetic that makes int8 of numbers."""
+"""An int8 weight, the kind of input that it is multiplied with, and quantisation to 8 bits."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 
 _VALUES_AT_ONCE = 1 << 22
-_SMALLEST = 1e-30  # scale of a row: below it everything is 0
+_MIN_SCALE = 1e-30  # of a row; smaller values round to 0
 
 
 class Input(enum.Enum):
-    """How a linear layer's input is treated, where it has no scale of its own (StaticInput).
+    """The input of a linear layer without a static grid (StaticInput).
 
-    DYNAMIC: each row is made uint8 by its own range, widened to hold 0. FLOAT: it stays as it is (weight only).
+    DYNAMIC: each row is quantised to uint8 over its own range, extended to 0. FLOAT: the input stays in floats.
     """
 
     DYNAMIC = "dynamic"
@@ -31,25 +31,25 @@ class StaticInput:
 
     @classmethod
     def over(cls, low: float, high: float) -> StaticInput:
-        """The grid over a range, widened to hold 0 (which it then holds exactly)."""
+        """The grid over a range, extended to 0. The grid represents 0 exactly."""
         low, high = min(low, 0.0), max(high, 0.0)
         scale = (high - low) / 255 or 1.0
         return cls(scale, round(-low / scale))
 
     @property
     def range(self) -> tuple[float, float]:
-        """The least and the greatest number of the grid."""
+        """The smallest and the largest value of the grid."""
         return -self.zero_point * self.scale, (255 - self.zero_point) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """A weight in int8, symmetric: values_OI * scale_O[:, None].
+    """A symmetric int8 weight: values_OI * scale_O[:, None].
 
     Attributes:
-        values_OI: int8, -127 to 127 (-128 is read, and never made).
+        values_OI: int8, -127 to 127. A checkpoint may contain -128 too.
         scale_O: fp32, positive.
-        input: how the layer's input is treated.
+        input: how the layer's input is quantised.
     """
 
     values_OI: torch.Tensor
@@ -67,18 +67,18 @@ class QuantizedWeight:
         return (self.input.scale, self.input.zero_point) if isinstance(self.input, StaticInput) else (0.0, 0)
 
     def rows(self, order: torch.Tensor) -> QuantizedWeight:
-        """Some rows, in an order."""
+        """The weight with these rows, in this order."""
         return QuantizedWeight(self.values_OI[order], self.scale_O[order], self.input)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight as numbers, [O, I]."""
+        """The weight in floats, [O, I]."""
         return (self.values_OI * self.scale_O[:, None]).to(dtype)
 
 
 def quantize_weight(weight_OI: torch.Tensor, input_: StaticInput | Input) -> QuantizedWeight:
-    """The nearest int8 weight whose largest value in each row is 127; a row of zeros gets scale 1.
+    """Round a weight to int8; the largest absolute value of each row becomes 127. A row of zeros has scale 1.
 
-    Some rows at a time, so that little memory is needed beside the two weights.
+    Rows are quantised in slices, to bound the temporary memory.
     """
     values_OI = torch.empty_like(weight_OI, dtype=torch.int8)
     scale_O = torch.empty(len(weight_OI), device=weight_OI.device)
@@ -94,9 +94,9 @@ def quantize_weight(weight_OI: torch.Tensor, input_: StaticInput | Input) -> Qua
 
 
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """Layers that read the same input as one, rows after rows; None where they treat it in different ways.
+    """Stack the weights of layers that read the same input; None if their kinds of input differ.
 
-    Of several static grids, the one over the widest range is taken.
+    Several static grids are replaced by one grid over all their ranges.
     """
     inputs = {weight.input for weight in weights}
     grids = [input_ for input_ in inputs if isinstance(input_, StaticInput)]
@@ -112,17 +112,17 @@ def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
 
 
 def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A dynamic input: uint8 rows [T, I], with each row's scale [T, 1] and zero point [T, 1], both fp32."""
+    """Quantise a dynamic input: uint8 [T, I], and each row's scale and zero point [T, 1], both fp32."""
     x_TI = x_TI.float()
     low, high = x_TI.aminmax(dim=1, keepdim=True)
     low, high = low.clamp_(max=0), high.clamp_(min=0)
-    scale_T1 = ((high - low) / 255).clamp_(min=_SMALLEST)
+    scale_T1 = ((high - low) / 255).clamp_(min=_MIN_SCALE)
     inverse_T1 = scale_T1.reciprocal()
     zero_T1 = (-low * inverse_T1).round_()
     return (x_TI * inverse_T1).round_().add_(zero_T1).clamp_(0, 255).to(torch.uint8), scale_T1, zero_T1
 
 
 def quantize_static(x_TI: torch.Tensor, grid: StaticInput) -> torch.Tensor:
-    """A static input: uint8 [T, I]."""
+    """Quantise a static input: uint8 [T, I]."""
     x_TI = x_TI.float() * (1 / grid.scale)
     return x_TI.round_().add_(grid.zero_point).clamp_(0, 255).to(torch.uint8)

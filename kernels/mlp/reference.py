@@ -1,4 +1,4 @@
-"""The block made of other operations. Contract: kernels.mlp."""
+"""The block composed of other operations. Contract: kernels.mlp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The batch that attention computes, and the shape of a backend."""
+"""The batch of an attention kernel, and the protocols of its backends."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kernels.kv_cache import Cache
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """A packed step; see kernels.paged_attention. Decoding sequences (one query each) come first.
+    """The sequences of a packed step (kernels.paged_attention). Decoding sequences (one query each) come first.
 
     Attributes:
-        query_lens: tokens of each sequence in this step.
-        context_lens: positions that each sequence has in the cache, this step's tokens included.
-        block_tables: ids of the blocks that hold them, in order of position.
+        query_lens: number of tokens of each sequence in this step.
+        context_lens: number of cached positions of each sequence, this step's tokens included.
+        block_tables: block ids of each sequence, in order of position.
         block_size: slots in a block.
-        device: where the tensors of a plan shall live.
+        device: device of a plan's tensors.
     """
 
     query_lens: list[int]
@@ -29,7 +29,7 @@ class AttentionBatch:
     device: torch.device
 
     def only(self, members: list[int]) -> AttentionBatch:
-        """The batch of some of its sequences, in their order."""
+        """The batch of these sequences only, in the given order."""
         return AttentionBatch(
             [self.query_lens[i] for i in members],
             [self.context_lens[i] for i in members],
@@ -40,7 +40,7 @@ class AttentionBatch:
 
     @property
     def num_decodes(self) -> int:
-        """Sequences at the front that have one query each."""
+        """Number of sequences at the front with one query each."""
         return next((i for i, n in enumerate(self.query_lens) if n != 1), len(self.query_lens))
 
 
@@ -48,28 +48,28 @@ class PagedAttention(Protocol):
     """A backend; see kernels.paged_attention.
 
     Attributes:
-        reads_unwritten_slots: it multiplies the slots behind a sequence's last by zero instead of leaving them out, so
-            they must not hold NaN.
+        reads_unwritten_slots: the backend multiplies slots after a sequence's last position by zero instead of skipping
+            them, so these slots must not contain NaN.
     """
 
     reads_unwritten_slots: bool
 
     def plan(self, batch: AttentionBatch) -> Any:
-        """What all layers of a step share."""
+        """The plan that all layers of a step share."""
 
     def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Any, scale: float) -> torch.Tensor:
-        """One layer's attention, [T, N, D]."""
+        """The attention of one layer, [T, N, D]."""
 
 
 class LatentAttention(Protocol):
-    """A backend for cached latents; see kernels.latent_attention, and PagedAttention for the attribute."""
+    """A backend for cached latents; see kernels.latent_attention. The attribute is explained in PagedAttention."""
 
     reads_unwritten_slots: bool
 
     def plan(self, batch: AttentionBatch) -> Any:
-        """What all layers of a step share."""
+        """The plan that all layers of a step share."""
 
     def forward(
         self, q_TNX: torch.Tensor, cache: Cache, plan: Any, scale: float, value_dim: int, selection: Any
     ) -> torch.Tensor:
-        """One layer's mixes of latents, [T, N, value_dim]."""
+        """The weighted sums of latents in one layer, [T, N, value_dim]."""

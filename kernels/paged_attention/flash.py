@@ -1,7 +1,7 @@
 """Attention through the flash-attn package on a GPU (Dao 2023). Contract: kernels.paged_attention.
 
-flash-attn's own paged form wants blocks of 256 tokens; to keep small blocks, the step's blocks are gathered into one
-packed [sum of context_lens, K, D] and the variable-length kernel runs on that.
+flash-attn's own paged kernel needs blocks of 256 tokens. To allow small blocks, the blocks of a step are gathered into
+a packed tensor [sum of context_lens, K, D] for the variable-length kernel.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class _Plan:
     cu_seqlens_k: torch.Tensor
     max_seqlen_q: int
     max_seqlen_k: int
-    blocks: torch.Tensor  # [sum of context_lens], and offsets within them
-    offsets: torch.Tensor
+    blocks: torch.Tensor  # [sum of context_lens]
+    offsets: torch.Tensor  # [sum of context_lens], slots within blocks
 
 
 class FlashAttention:
@@ -54,8 +54,8 @@ class FlashAttention:
         )
 
     def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: _Plan, scale: float) -> torch.Tensor:
-        assert not isinstance(k_cache, Int8Cache), "the table refuses int8 for flash-attn"
-        assert not isinstance(v_cache, Int8Cache), "the table refuses int8 for flash-attn"
+        assert not isinstance(k_cache, Int8Cache), "the engine refuses an int8 cache for flash-attn"
+        assert not isinstance(v_cache, Int8Cache), "the engine refuses an int8 cache for flash-attn"
         out: torch.Tensor = self._attend(
             q_TND,
             k_cache[plan.blocks, :, plan.offsets],

@@ -1,4 +1,4 @@
-"""Attention, one sequence and one head at a time, in fp32. Contract: kernels.paged_attention."""
+"""Attention, sequence by sequence and head by head, in fp32. Contract: kernels.paged_attention."""
 
 import torch
 
@@ -7,7 +7,7 @@ from kernels.paged_attention.batch import AttentionBatch
 
 
 class ReferenceAttention:
-    """The obvious version."""
+    """Softmax over all visible positions."""
 
     reads_unwritten_slots = False
 

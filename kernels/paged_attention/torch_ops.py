@@ -1,11 +1,12 @@
-"""Attention in torch's own operators, on any device. Contract: kernels.paged_attention.
+"""Attention through torch's own operators, on any device. Contract: kernels.paged_attention.
 
-Decoding sequences are computed together: sorted by context length into groups whose members are at most twice as long
-as the shortest, each group's blocks are gathered into one padded batch and multiplied as batched matrices. The query
-heads that share a key head are the rows of one such matrix, so keys are never repeated. Prefill chunks are computed
-one by one with scaled_dot_product_attention.
+Decoding sequences are sorted by context length into groups; the longest of a group is at most twice as long as the
+shortest. The blocks of a group are gathered into one padded batch and multiplied as batched matrices. The query heads
+that share a key head are rows of one matrix, so keys are not repeated. Prefill chunks are computed one by one with
+scaled_dot_product_attention.
 
-Shapes: G sequences of a group, K key heads, R query heads a key head, L padded context, D head dimension, Q queries.
+Shapes: G sequences of a group, K key heads, R query heads for each key head, L padded context, D head dimension, Q
+queries of a chunk.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class DecodeGroup:
     """Decoding sequences of similar length.
 
     Attributes:
-        rows_G: which rows of the packed batch they are.
-        block_ids_G1B: their blocks, padded to a common number.
+        rows_G: the sequences' rows in the packed batch.
+        block_ids_G1B: the sequences' blocks, padded to the same number.
         mask_G11L: 0 where visible, else -inf.
     """
 
@@ -39,8 +40,8 @@ class Prefill:
     """A prefill chunk: rows `first` to `last` of the packed batch over the first `context_len` positions.
 
     Attributes:
-        mask_QL: what each query sees; None where the chunk starts its sequence, so that plain causal order holds, and
-            for latent attention, which needs none.
+        mask_QL: the positions that each query sees. None if the chunk starts its sequence (is_causal suffices), and for
+            latent attention, which does not use it.
     """
 
     first: int
@@ -52,7 +53,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What all layers of a step share."""
+    """Decode groups and prefill chunks of a step."""
 
     groups: list[DecodeGroup]
     prefills: list[Prefill]
@@ -92,7 +93,7 @@ class TorchAttention:
 
     def _decode_group(self, batch: AttentionBatch, members: list[int]) -> DecodeGroup:
         num_blocks = max(len(_blocks(batch, i)) for i in members)
-        # Padding repeats the sequence's first block: memory that is always valid, and always masked.
+        # Padding repeats the sequence's first block: valid memory, and always masked.
         tables = [table + table[:1] * (num_blocks - len(table)) for table in (_blocks(batch, i) for i in members)]
         lens = torch.tensor([batch.context_lens[i] for i in members], device=batch.device)
         hidden = torch.arange(num_blocks * batch.block_size, device=batch.device) >= lens[:, None]
@@ -120,7 +121,7 @@ def _attend_decodes(
 
 
 def _by_head(cache: Cache) -> Cache:
-    """Blocks and heads as one dimension."""
+    """The cache with blocks and heads flattened into one dimension."""
     return Int8Cache(*(x.flatten(0, 1) for x in cache)) if isinstance(cache, Int8Cache) else cache.flatten(0, 1)
 
 

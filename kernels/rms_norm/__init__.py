@@ -2,10 +2,12 @@
 
     rms_norm(x_TH, weight_H, eps, residual_TH=None) -> y_TH        y = x / sqrt(mean(x^2) + eps) * weight
 
-With a residual stream, residual += x comes first, in place, and y is made of the residual stream.
+With residual_TH, residual += x is computed first, in place, and y is the norm of the residual stream.
 
-The residual stream is fp32, whatever the dtype of x: what many layers add up is not rounded at each. x may be
-rows of it too. All in fp32; y has the weight's dtype. T tokens, H values each.
+The residual stream is always fp32, so that no layer rounds the sum. x may be rows of the residual stream too. The
+computation is in fp32; y has the weight's dtype.
+
+Shapes: T tokens, H values each.
 """
 
 from kernels.rms_norm import native, reference, torch_ops

@@ -9,5 +9,5 @@ def rotary(
     half = x_TND.shape[-1] // 2
     cos, sin = cos_TD[:, None, half:], sin_TD[:, None, half:]
     low, high = x_TND[..., :half].float(), x_TND[..., half:].float()
-    turned = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_TND.dtype)
-    return turned if y_TND is None else y_TND.copy_(turned)
+    rotated = torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x_TND.dtype)
+    return rotated if y_TND is None else y_TND.copy_(rotated)

@@ -7,5 +7,5 @@ def rotary(
     x_TND: torch.Tensor, cos_TD: torch.Tensor, sin_TD: torch.Tensor, y_TND: torch.Tensor | None = None
 ) -> torch.Tensor:
     swapped = x_TND.roll(x_TND.shape[-1] // 2, dims=-1)
-    turned = torch.addcmul(x_TND * cos_TD[:, None], swapped, sin_TD[:, None]).to(x_TND.dtype)
-    return turned if y_TND is None else y_TND.copy_(turned)
+    rotated = torch.addcmul(x_TND * cos_TD[:, None], swapped, sin_TD[:, None]).to(x_TND.dtype)
+    return rotated if y_TND is None else y_TND.copy_(rotated)

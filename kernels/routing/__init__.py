@@ -1,12 +1,12 @@
-"""Which experts a token goes through, and how much each counts. All in fp32.
+"""The experts of each token, and their weights. Computed in fp32.
 
     routing(logits_TE, bias_E or None, rule) -> ids_TK int64, weights_TK fp32
 
-Scores are the logits' softmax or sigmoids, and what experts are chosen by is their score plus their bias. A group of
-experts counts by the sum of its best; the experts of the topk_group best groups are eligible, and of these the
-num_experts_per_tok best are taken, in any order, weighted by their scores (without the bias): divided by their sum if
-the rule says so, then times its scale. Ids are those of experts and differ from each other whatever the logits are,
-NaN too. A token's experts depend on no other token. Cost: O(T * E * K).
+An expert's score is the softmax or the sigmoid of its logit. Experts are chosen by score + bias: a group's value is the
+sum over its best_of_group best experts; the experts of the topk_group best groups are eligible; the num_experts_per_tok
+best eligible experts are chosen, in any order. A chosen expert's weight is its score (without bias), divided by the sum
+of the chosen scores if the rule renormalises, times the rule's scale. The K ids of a token are valid and different for
+any logits, NaN included. Tokens are independent. Cost: O(T * E * K).
 
 Shapes: T tokens, E experts, G groups of X = E / G neighbours, K num_experts_per_tok.
 """

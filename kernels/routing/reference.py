@@ -1,4 +1,4 @@
-"""route, a token at a time. Contract: kernels.routing."""
+"""routing, token by token. Contract: kernels.routing."""
 
 import math
 

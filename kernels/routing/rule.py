@@ -1,4 +1,4 @@
-"""A router's numbers. Contract: kernels.routing."""
+"""The parameters of a router. Contract: kernels.routing."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ class RoutingRule:
     """How experts are chosen and weighted.
 
     Attributes:
-        num_experts_per_tok: of a token, K; no more than the eligible groups have.
+        num_experts_per_tok: chosen experts of a token, K; at most the number of eligible experts.
         is_sigmoid: scores are sigmoids; else a softmax.
-        n_group, topk_group: groups of experts, and how many of them are eligible.
-        best_of_group: experts whose sum is what a group counts for; X at most.
+        n_group, topk_group: number of groups of experts, and number of eligible groups.
+        best_of_group: number of experts in the sum that is a group's value; at most X.
         renormalises: weights are divided by their sum.
-        scale: what they are multiplied with then.
+        scale: a factor for the weights.
     """
 
     num_experts_per_tok: int

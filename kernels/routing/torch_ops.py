@@ -1,4 +1,4 @@
-"""route through torch's own operators, all tokens at once. Contract: kernels.routing."""
+"""routing through torch's own operators. Contract: kernels.routing."""
 
 import torch
 

@@ -1,8 +1,8 @@
 """The gated activation of a decoder's MLP (SwiGLU, Shazeer 2020).
 
-    silu_mul(gate_up_TF2) -> y_TF        y = silu(gate) * up, gate and up the two halves of the last dimension
+    silu_mul(gate_up_TF2) -> y_TF        y = silu(gate) * up; gate_up = [gate, up]
 
-T tokens, F = intermediate_size.
+Shapes: T tokens, F intermediate_size.
 """
 
 from kernels.silu_mul import native, reference, torch_ops

@@ -1,4 +1,4 @@
-"""Token by token, and composed of the references of other operations. Contract: kernels.store_kv."""
+"""store_kv token by token; the others composed of other operations' references. Contract: kernels.store_kv."""
 
 import torch
 

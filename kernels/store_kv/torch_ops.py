@@ -1,4 +1,4 @@
-"""As scatters. Contract: kernels.store_kv."""
+"""store_kv as an indexed assignment; the others composed of other operations. Contract: kernels.store_kv."""
 
 import torch
 

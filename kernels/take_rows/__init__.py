@@ -4,7 +4,7 @@
 
 A captured step (kernels.native.capture) computes what follows for these rows alone.
 
-Shapes: N rows of X values, R of them wanted.
+Shapes: N rows of X values, R wanted rows.
 """
 
 from kernels.take_rows import native, reference

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import compare
 from benchmarks.compare import Case
 from benchmarks.load.targets import Target, TargetError, is_healthy, running
-from tests.processes import wait_gone
+from tests.support.processes import wait_gone
 
 SERVER = textwrap.dedent('''
     """/health, and completions of one token; with a child that must end with it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from engine.protocol import (
     FromEngine,
     GenerateRequest,
     SamplingParams,
+    SequenceOutput,
     Shutdown,
     StepOutput,
     Terms,
@@ -41,8 +41,8 @@ class Parent:
     def __init__(self, process: subprocess.Popen[bytes], socket: zmq.Socket[bytes], log_path: Path) -> None:
         self.process, self._socket, self._log_path = process, socket, log_path
 
-    def send(self, message: ToEngine) -> None:
-        self._socket.send(encode(message))
+    def send(self, message: ToEngine | bytes) -> None:
+        self._socket.send(message if isinstance(message, bytes) else encode(message))
 
     def receive(self) -> FromEngine:
         assert self._socket.poll(_TIMEOUT * 1000), self.log
@@ -57,7 +57,7 @@ class Parent:
 @contextlib.contextmanager
 def start(folder: Path, config: EngineConfig) -> Iterator[Parent]:
     endpoint = f"ipc://{folder}/engine"
-    settings = {"engine": dataclasses.asdict(config), "log_level": "info", "log_format": "%(message)s"}
+    settings = {"engine": config.model_dump(), "log_level": "info", "log_format": "%(message)s"}
     log_path = folder / "log"
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket, log_path.open("wb") as log:
         socket.linger = 0
@@ -81,6 +81,31 @@ def parent(tiny_llama: Path, tmp_path: Path) -> Iterator[Parent]:
 
 def endless() -> GenerateRequest:
     return GenerateRequest("r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, Terms(time.monotonic()))
+
+
+def test_no_message_ends_the_engine(parent: Parent) -> None:
+    for request_id, prompt, max_tokens in (("vocab", [10**6], 1), ("empty", [], 1), ("pool", [65], 64 * 16)):
+        parent.send(GenerateRequest(request_id, prompt, SamplingParams(max_tokens=max_tokens), 2, Terms(0.0)))
+        reasons = [output.finish_reason for output in outputs_of(parent, request_id, 2)]
+        assert reasons == ["error", "error"]
+    parent.send(b"\xc1 is no MessagePack")
+    parent.send(encode({"type": "generate", "request_id": 7}))
+    parent.send(GenerateRequest("good", [65], SamplingParams(max_tokens=3, ignore_eos=True), 1, Terms(0.0)))
+    assert [len(output.token_ids) for output in outputs_of(parent, "good", 3)] == [1, 1, 1]
+    assert parent.log.count("cannot be taken in") == 3
+    assert parent.log.count("cannot be decoded") == 2
+    assert parent.log.count("Traceback") == 5
+
+
+def outputs_of(parent: Parent, request_id: str, number: int) -> list[SequenceOutput]:
+    """The next outputs; all are of this request."""
+    outputs: list[SequenceOutput] = []
+    while len(outputs) < number:
+        step = parent.receive()
+        assert isinstance(step, StepOutput)
+        outputs += step.outputs
+    assert {output.request_id for output in outputs} == {request_id}
+    return outputs
 
 
 def test_told_to_stop_it_ends_orderly_in_the_middle_of_work(parent: Parent) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.e2e.server_process import ServerProcess
-from tests.processes import wait_gone
+from tests.support.processes import wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

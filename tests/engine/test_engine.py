@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from engine.engine import Engine
-from engine.errors import ConfigError, RequestError
-from engine.protocol import AbortRequest, GenerateRequest, SamplingParams, Terms
-from tests import tiny
-from tests.engine.running import Result, finish, generate, greedy_params, load, make_prompt, request
+from engine.errors import RequestError
+from engine.protocol import AbortRequest, SamplingParams
+from tests.support import tiny
+from tests.support.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
 LENGTHS = [1, 2, 15, 16, 17, 33, 64, 90, 5, 120]
 PROMPTS = [make_prompt(length, seed=length) for length in LENGTHS]
@@ -209,7 +209,7 @@ def test_aborting_one_of_n_leaves_the_others(engine):
 
 def test_a_sequence_whose_logits_are_not_finite_ends_alone(tiny_llama):
     engine = load(tiny_llama)
-    decoder = engine._runner._model
+    decoder = engine.executor.runner.model
     compute = decoder.logits
 
     def logits(*arguments: torch.Tensor) -> torch.Tensor:
@@ -221,19 +221,6 @@ def test_a_sequence_whose_logits_are_not_finite_ends_alone(tiny_llama):
     first, second = generate(engine, [make_prompt(4), make_prompt(6)], greedy_params(1))
     assert (first.token_ids, first.finish_reason) == ([], "error")
     assert (len(second.token_ids), second.finish_reason) == (1, "length")
-
-
-def test_the_info_says_what_was_resolved(tiny_llama):
-    info = load(tiny_llama, max_seq_len=300, num_kv_blocks=50, block_size=8).info
-    assert (info.max_seq_len, info.vocab_size, info.num_blocks, info.block_size) == (300, 258, 50, 8)
-    assert (info.device, info.dtype) == ("cpu", "float32")
-
-
-def test_a_pool_smaller_than_a_sequence_shortens_max_seq_len(tiny_llama):
-    engine = load(tiny_llama, num_kv_blocks=3)
-    assert engine.info.max_seq_len == 48
-    (result,) = generate(engine, [make_prompt(40)], greedy_params(8))
-    assert len(result.token_ids) == 8
 
 
 def test_a_sequence_may_fill_the_context_to_its_end(engine):
@@ -254,41 +241,10 @@ def test_a_sequence_may_fill_the_context_to_its_end(engine):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_request_that_can_never_be_computed_is_refused(engine, prompt, params, message, param, code):
+def test_a_request_that_can_never_be_computed_is_refused_by_the_info(engine, prompt, params, message, param, code):
     with pytest.raises(RequestError, match=message) as caught:
-        engine.add(GenerateRequest("refused", prompt, SamplingParams(**params), 1, Terms(0.0)))
+        engine.info.check(prompt, SamplingParams(**params))
     assert (caught.value.param, caught.value.code) == (param, code)
-    assert stats_are_idle(engine)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_seq_len": 513}, "--max-seq-len is 513; the model was made for 512"),
-        ({"kv_cache_memory": 1e-9}, "--kv-cache-memory is 1e-09 GiB; one block has"),
-        ({"kernels": "flash-attn"}, "--kernels flash-attn cannot run here: it needs a GPU"),
-    ],
-)
-def test_settings_that_do_not_fit_the_model_or_the_machine_are_refused(tiny_llama, options, message):
-    with pytest.raises(ConfigError, match=message):
-        load(tiny_llama, **options)
-
-
-def test_kv_cache_memory_sizes_the_pool(tiny_llama):
-    one_block = 2 * 2 * 16 * 4 * 3 * 16  # keys and values, 2 heads of 16 in fp32, 3 layers, 16 slots
-    engine = load(tiny_llama, kv_cache_memory=(10.5 * one_block) / (1 << 30))
-    assert engine.info.num_blocks == 10
-
-
-def test_the_default_pool_holds_no_more_than_a_full_batch_needs(tiny_llama):
-    assert load(tiny_llama, max_batch_size=3, max_seq_len=33).info.num_blocks == 3 * 3
-
-
-@pytest.mark.parametrize("max_seq_len", [1, 2, 3])
-def test_the_shortest_contexts_load_and_compute(tiny_llama, max_seq_len):
-    engine = load(tiny_llama, max_seq_len=max_seq_len)
-    (result,) = generate(engine, [[5]], greedy_params(max_seq_len - 1))
-    assert len(result.token_ids) == max_seq_len - 1
 
 
 def test_bfloat16_is_near_float32(tiny_llama, alone):
@@ -302,21 +258,7 @@ def test_bfloat16_is_near_float32(tiny_llama, alone):
 @pytest.mark.parametrize("kernels", ["auto", "torch", "reference"])
 def test_what_a_broken_sequence_left_in_the_cache_harms_no_other(tiny_llama, alone, kernels):
     engine = load(tiny_llama, kernels=kernels)
-    for layer in engine._runner._kv_pool.layers:
+    for layer in engine.executor.runner.kv_pool.layers:
         for cache in layer:
             cache.fill_(float("nan"))  # as after sequences whose activations overflowed
     assert tokens(generate(engine, PROMPTS[:4], greedy_params(24))) == tokens(alone["greedy"])[:4]
-
-
-@pytest.mark.parametrize(
-    "options", [{"num_kv_blocks": 10**12}, {"kv_cache_memory": 1e300}, {"kv_cache_memory": 1e5}], ids=str
-)
-def test_a_cache_beyond_the_memory_is_refused_with_what_is_free(tiny_llama, options):
-    with pytest.raises(ConfigError, match=r"needs .* GiB; .* are free"):
-        load(tiny_llama, **options)
-
-
-@pytest.mark.parametrize("options", [{"threads": 10**11}, {"block_size": 10**11}, {"max_batch_size": 10**9}], ids=str)
-def test_absurd_settings_are_refused(tiny_llama, options):
-    with pytest.raises(ConfigError, match="must be at most"):
-        load(tiny_llama, **options)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from engine.errors import ConfigError
-from tests import tiny_deepseek
-from tests.engine.running import generate, greedy_params, load
-from tests.tiny import write_llama
+from tests.support import tiny_deepseek
+from tests.support.running import generate, greedy_params, load
+from tests.support.tiny import write_llama
 
 PROMPTS = [[(7 * i + j * j) % 250 for j in range(length)] for i, length in enumerate((3, 90, 31, 64, 200))]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine.protocol import AbortRequest
-from tests.engine.running import generate, greedy_params, load, make_prompt, record_logits, relative_error, request
+from tests.support.running import generate, greedy_params, load, make_prompt, record_logits, relative_error, request
 
 BEGINNING = make_prompt(70, seed=1)
 PROMPTS = [BEGINNING + make_prompt(length, seed=length) for length in (1, 9, 30)] + [BEGINNING[:40], BEGINNING]

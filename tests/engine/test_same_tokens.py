@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.engine.running import finish, generate, greedy_params, load, make_prompt, request
+from tests.support.running import finish, generate, greedy_params, load, make_prompt, request
 
 BEGINNING = make_prompt(48, seed=1)
 PROMPTS = [

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
-from engine.config import EngineConfig
+from engine.config import BatchingSettings, EngineConfig, ModelSettings, flag
+from engine.policies import POLICIES
 from server.cli import parse
 from server.config import ServerConfig
 
-COMMAND = Path(sys.executable).with_name("deepseek-serve")
-FIELDS = [field.name for config in (EngineConfig, ServerConfig) for field in dataclasses.fields(config)]
+GROUPS = {"model": ModelSettings, "batching and memory": BatchingSettings, "server": ServerConfig}
+SETTINGS = {name: field for group in GROUPS.values() for name, field in group.model_fields.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +27,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """What is said when `argv` is refused, with exit status 2."""
+    """What is said, in one line, when `argv` is refused with exit status 2."""
     with pytest.raises(SystemExit) as caught:
         parse(list(argv))
     assert caught.value.code == 2
-    return capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"deepseek-serve: error: .*\n", said.err)
+    return said.err
 
 
 def test_no_flags_give_the_defaults() -> None:
@@ -42,14 +47,41 @@ def test_flags_reach_both_configs() -> None:
     assert engine == EngineConfig(max_batch_size=64, kv_cache_memory=0.5, dtype="float32")
 
 
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_setting_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    config = next(c for c in (EngineConfig, ServerConfig) if name in c.__dataclass_fields__)
-    field = config.__dataclass_fields__[name]
-    choices = field.metadata["choices"]
-    monkeypatch.setenv(f"DEEPSEEK_SERVE_{name.upper()}", choices[-1] if choices else "4096")
-    value = getattr(next(c for c in parse([]) if isinstance(c, config)), name)
-    assert str(value).removesuffix(".0") == (choices[-1] if choices else "4096")
+def test_the_groups_hold_every_setting_once() -> None:
+    names = [name for group in GROUPS.values() for name in group.model_fields]
+    assert sorted(names) == sorted([*EngineConfig.model_fields, *ServerConfig.model_fields])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("source", ["flag", "environment", "yaml", "toml"])
+def test_every_setting_has_a_flag_an_environment_variable_and_a_file_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str
+) -> None:
+    """A valid value other than the default reaches its config, and nothing else changes."""
+    choices = get_args(SETTINGS[name].annotation) if get_origin(SETTINGS[name].annotation) is Literal else ()
+    value = next(str(choice) for choice in (*choices, 4096) if choice != SETTINGS[name].default)
+    kind = ServerConfig if name in ServerConfig.model_fields else EngineConfig
+    argv = []
+    if source == "flag":
+        argv = [flag(name), value]
+    elif source == "environment":
+        monkeypatch.setenv(f"DEEPSEEK_SERVE_{name.upper()}", value)
+    else:
+        path = tmp_path / f"serve.{source}"
+        key, literal = name.replace("_", "-"), value if value.isdigit() or source == "yaml" else f'"{value}"'
+        path.write_text(f"{key}: {literal}" if source == "yaml" else f"{key} = {literal}")
+        argv = ["--config", str(path)]
+    parsed = parse(argv)
+    assert str(getattr(next(config for config in parsed if type(config) is kind), name)).removesuffix(".0") == value
+    for config in parsed:
+        defaults = type(config)()
+        assert all(
+            getattr(config, other) == getattr(defaults, other) for other in type(config).model_fields.keys() - {name}
+        )
+
+
+def test_the_policies_to_choose_from_are_those_there_are() -> None:
+    assert get_args(SETTINGS["policy"].annotation) == tuple(POLICIES)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +120,10 @@ def test_the_environment_may_name_the_file(monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("serve.yaml", "max-batch-sise: 7\n", "max-batch-sise"),
-        ("serve.toml", "max-batch-sise = 7\n", "max-batch-sise"),
-        ("serve.yaml", "port: many\n", "invalid int value: 'many'"),
+        ("serve.yaml", "max-batch-sise: 7\nmodle: x\n", "unknown keys: max-batch-sise, modle; deepseek-serve --help"),
+        ("serve.toml", "max-batch-sise = 7\n", "unknown keys: max-batch-sise; deepseek-serve --help"),
+        ("serve.yaml", "port: many\n", "--port is 'many'; it must be a valid integer"),
+        ("serve.yaml", "config: other.yaml\n", "unknown keys: config;"),
         ("serve.yaml", "dtype: int3\n", "float32"),
         ("serve.yaml", "max-batch-size: 0\n", "--max-batch-size is 0; it must be at least 1"),
         ("serve.yaml", "port: [1, 2]\n", "plain values"),
@@ -113,40 +146,58 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("argv", "messages"),
+    ("argv", "message"),
     [
-        (["--dtype", "int3"], ["--dtype", "auto", "bfloat16", "float16", "float32"]),
-        (["--device", "tpu"], ["--device", "auto", "cpu", "cuda"]),
-        (["--log-level", "loud"], ["--log-level", "debug", "info", "warning", "error"]),
-        (["--kernels", "magic"], ["--kernels", "auto", "reference"]),
-        (["--port", "abc"], ["--port", "'abc'"]),
-        (["--port", "-1"], ["--port is -1", "at least 0"]),
-        (["--port", "65536"], ["--port is 65536", "65535"]),
-        (["--max-batch-size", "0"], ["--max-batch-size is 0", "at least 1"]),
-        (["--max-seq-len", "-5"], ["--max-seq-len is -5", "at least 1"]),
-        (["--block-size", "0"], ["--block-size is 0", "at least 1"]),
-        (["--threads", "0"], ["--threads is 0", "at least 1"]),
-        (["--num-kv-blocks", "0"], ["--num-kv-blocks is 0", "at least 1"]),
-        (["--seed", "-1"], ["--seed is -1", "at least 0"]),
-        (["--shutdown-timeout", "-1"], ["--shutdown-timeout is -1", "at least 0"]),
-        (["--shutdown-timeout", "nan"], ["--shutdown-timeout is nan"]),
-        (["--shutdown-timeout", "inf"], ["--shutdown-timeout is inf"]),
-        (["--kv-cache-memory", "0"], ["--kv-cache-memory is 0", "more than 0"]),
-        (["--kv-cache-memory", "nan"], ["--kv-cache-memory is nan", "more than 0"]),
-        (["--kv-cache-memory", "inf"], ["--kv-cache-memory is inf"]),
-        (["--kv-cache-memory", "1", "--num-kv-blocks", "1"], ["--kv-cache-memory", "--num-kv-blocks", "one of them"]),
-        (["--max-batched-tokens", "8"], ["--max-batched-tokens is 8", "--max-batch-size (32)"]),
-        (["--max-batch"], ["--max-batch"]),  # no abbreviations
-        (["--no-such-flag", "1"], ["--no-such-flag"]),
-        (["serve"], ["serve"]),
+        (["--dtype", "int3"], "--dtype is 'int3'; valid are auto, bfloat16, float16, float32"),
+        (["--quantization", "int2"], "--quantization is 'int2'; valid are none, int8"),
+        (["--device", "tpu"], "--device is 'tpu'; valid are auto, cpu, cuda"),
+        (["--kernels", "magic"], "--kernels is 'magic'; valid are auto, native, torch, flash-attn, reference"),
+        (["--policy", "luck"], "--policy is 'luck'; valid are length, fcfs, priority, fair"),
+        (["--kv-cache-dtype", "int3"], "--kv-cache-dtype is 'int3'; valid are auto, int8"),
+        (["--prefix-caching", "true"], "--prefix-caching is 'true'; valid are on, off"),
+        (["--reasoning", "x"], "--reasoning is 'x'; valid are auto, none"),
+        (["--log-level", "loud"], "--log-level is 'loud'; valid are debug, info, warning, error"),
+        (["--port", "abc"], "--port is 'abc'; it must be a valid integer"),
+        (["--port", "-1"], "--port is -1; it must be at least 0"),
+        (["--port", "65536"], "--port is 65536; it must be at most 65535"),
+        (["--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["--threads", "65537"], "--threads is 65537; it must be at most 65536"),
+        (["--max-batch-size", "0"], "--max-batch-size is 0; it must be at least 1"),
+        (["--max-batch-size", "1048577"], "--max-batch-size is 1048577; it must be at most 1048576"),
+        (["--max-seq-len", "-5"], "--max-seq-len is -5; it must be at least 1"),
+        (["--max-batched-tokens", "0"], "--max-batched-tokens is 0; it must be at least 1"),
+        (["--max-batched-tokens", "8"], "--max-batched-tokens is 8; it must be at least --max-batch-size (32)"),
+        (["--target-itl", "0"], "--target-itl is 0; it must be more than 0"),
+        (["--prefill-share", "0"], "--prefill-share is 0; it must be more than 0"),
+        (["--prefill-share", "nan"], "--prefill-share is nan; it must be more than 0"),
+        (["--block-size", "0"], "--block-size is 0; it must be at least 1"),
+        (["--block-size", "65537"], "--block-size is 65537; it must be at most 65536"),
+        (["--num-kv-blocks", "0"], "--num-kv-blocks is 0; it must be at least 1"),
+        (["--seed", "-1"], "--seed is -1; it must be at least 0"),
+        (["--kv-cache-memory", "0"], "--kv-cache-memory is 0; it must be more than 0"),
+        (["--kv-cache-memory", "nan"], "--kv-cache-memory is nan; it must be a finite number"),
+        (["--kv-cache-memory", "inf"], "--kv-cache-memory is inf; it must be a finite number"),
+        (["--kv-cache-memory", "1", "--num-kv-blocks", "1"], "--kv-cache-memory and --num-kv-blocks both size the KV"),
+        (["--host", ""], "--host is empty; 127.0.0.1 is this machine"),
+        (["--api-key", ""], "--api-key is empty or has a space in it"),
+        (["--max-body-size", "0"], "--max-body-size is 0; it must be more than 0"),
+        (["--max-queued-requests", "0"], "--max-queued-requests is 0; it must be at least 1"),
+        (["--max-queued-tokens", "0"], "--max-queued-tokens is 0; it must be at least 1"),
+        (["--request-timeout", "0"], "--request-timeout is 0; it must be more than 0"),
+        (["--queue-timeout", "0"], "--queue-timeout is 0; it must be more than 0"),
+        (["--shutdown-timeout", "-1"], "--shutdown-timeout is -1; it must be at least 0"),
+        (["--shutdown-timeout", "inf"], "--shutdown-timeout is inf; it must be a finite number"),
+        (["--max-batch", "3"], "unrecognized arguments: --max-batch 3; deepseek-serve --help"),  # no abbreviations
+        (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag 1; deepseek-serve --help"),
+        (["serve"], "unrecognized arguments: serve; deepseek-serve --help"),
+        (["--model"], "argument --model: expected one argument; deepseek-serve --help"),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_a_bad_flag_is_named_with_what_is_valid(
-    capsys: pytest.CaptureFixture[str], argv: list[str], messages: list[str]
+def test_a_mistake_is_named_with_what_is_valid(
+    capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
-    error = refused(capsys, *argv)
-    assert [message for message in messages if message not in error] == []
+    assert refused(capsys, *argv).startswith(f"deepseek-serve: error: {message}")
 
 
 def test_a_bad_environment_variable_is_refused(
@@ -156,18 +207,32 @@ def test_a_bad_environment_variable_is_refused(
     assert "float32" in refused(capsys)
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([COMMAND, *argv], capture_output=True, text=True, timeout=60, check=False)
+def run(*argv: str, script: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("deepseek-serve")] if script else [sys.executable, "-m", "server.cli"]
+    return subprocess.run([*command, *argv], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_help_lists_every_setting() -> None:
-    outcome = run("--help")
+@pytest.mark.parametrize("script", [True, False])
+def test_help_lists_every_setting_in_its_group_with_its_default(script: bool) -> None:
+    outcome = run("--help", script=script)
     assert outcome.returncode == 0
-    missing = [name for name in FIELDS if f"--{name.replace('_', '-')} " not in outcome.stdout]
-    assert missing == []
+    sections = dict(re.findall(r"^(\w[\w ]*):\n((?:  .*\n)+)", outcome.stdout, re.MULTILINE))
+    assert [title for title in sections if title in GROUPS] == list(GROUPS)
+    for title, group in GROUPS.items():
+        listed = re.split(r"^  (?=--)", sections[title], flags=re.MULTILINE)[1:]
+        assert [entry.split()[0] for entry in listed] == [flag(name) for name in group.__annotations__]
+        for entry, name in zip(listed, group.__annotations__, strict=True):
+            text, default = " ".join(entry.split()), group.model_fields[name].default
+            assert (default is None) == ("(default:" not in text)
+            assert default is None or f"(default: {default})" in text
+            assert all(
+                str(choice) in text for choice in get_args(group.model_fields[name].annotation) if default == "auto"
+            )
     assert "%(" not in outcome.stdout
     assert "%%" not in outcome.stdout
     assert "DEEPSEEK_SERVE_MAX_BATCH_SIZE" in outcome.stdout
+    assert "--config FILE" in sections["options"]
+    assert "deepseek-serve --config serve.yaml" in sections["examples"]
 
 
 def test_version_is_the_distributions() -> None:
@@ -176,9 +241,15 @@ def test_version_is_the_distributions() -> None:
     assert outcome.stdout.startswith("deepseek-serve 0.")
 
 
-def test_the_command_answers_a_bad_value_with_status_2_and_no_traceback() -> None:
-    outcome = run("--dtype", "int3")
-    assert outcome.returncode == 2
-    assert "float32" in outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert outcome.stdout == ""
+@pytest.mark.parametrize("command", ["quantize", "make-checkpoint"])
+def test_the_other_commands_have_their_own_help(command: str) -> None:
+    outcome = run(command, "--help")
+    assert outcome.returncode == 0
+    assert outcome.stdout.startswith(f"usage: deepseek-serve {command} ")
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_the_command_answers_a_bad_value_with_status_2_and_one_line(script: bool) -> None:
+    outcome = run("--dtype", "int3", script=script)
+    assert (outcome.returncode, outcome.stdout) == (2, "")
+    assert outcome.stderr == "deepseek-serve: error: --dtype is 'int3'; valid are auto, bfloat16, float16, float32\n"

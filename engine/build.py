@@ -1,0 +1,117 @@
+"""From a ResolvedConfig to a loaded and warmed-up engine.
+
+One value is settled here: the number of KV blocks, which depends on the memory that is free after loading.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from engine import device as devices
+from engine.dynamic_batcher import DynamicBatcher
+from engine.engine import Engine
+from engine.errors import ConfigError, ModelError
+from engine.executor import LocalExecutor
+from engine.kv_cache_manager import KVCacheManager
+from engine.loading.open import open_tensors
+from engine.loading.weights import Weights
+from engine.memory import keep_freed_memory
+from engine.model_runner import ModelRunner
+from engine.models.decoder import Decoder
+from engine.protocol import EngineInfo
+
+if TYPE_CHECKING:
+    from engine.resolve import ResolvedConfig
+
+logger = logging.getLogger(__name__)
+
+
+def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
+    """Load the weights, size the KV cache, and compute a step so that the first request meets warm kernels.
+
+    Raises:
+        ConfigError, ModelError: the settings or the model are at fault.
+    """
+    started = time.monotonic()
+    devices.set_threads(config.threads)
+    model = _load_model(config, progress=progress)
+    if config.ops.name == "native":
+        devices.leave_cores_to_kernels()
+    keep_freed_memory()
+    loaded = time.monotonic()
+    num_blocks = _size_kv_cache(config)
+    runner = ModelRunner(model, num_blocks, config.block_size, config.dtype, config.device, config.kv_cache_scales)
+    info = _info(config, num_blocks)
+    batcher = _make_batcher(config, num_blocks)
+    engine = Engine(info, batcher, LocalExecutor(runner), frozenset(config.model.eos_token_ids), config.seed)
+    engine.warm_up()
+    logger.info(
+        "loaded %s in %.1f s, warmed up in %.1f s: max_seq_len %d, %d KV blocks of %d tokens",
+        config.source.path,
+        loaded - started,
+        time.monotonic() - loaded,
+        info.max_seq_len,
+        num_blocks,
+        config.block_size,
+    )
+    return engine
+
+
+def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
+    is_int8 = config.model.int8 is not None
+    weights = Weights(
+        open_tensors(config.source, config.model),
+        config.device,
+        config.dtype,
+        fp8_block=config.model.weight_block_size,
+        progress=progress,
+        int8=config.model.int8,
+        quantizes=lambda layer: config.quantization == "int8" and (not is_int8 or layer == "lm_head"),
+    )
+    try:
+        return Decoder(config.model, weights, config.ops, config.max_seq_len)
+    except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
+        raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
+def _size_kv_cache(config: ResolvedConfig) -> int:
+    """The number of KV blocks, once the weights are loaded: as set, if they fit; else as many as fit."""
+    if config.num_kv_blocks is None:
+        num_fitting = devices.default_kv_cache_bytes(config.device) // config.bytes_per_block
+        return max(1, min(num_fitting, config.max_kv_blocks))
+    num_bytes, free = config.num_kv_blocks * config.bytes_per_block, devices.available_bytes(config.device)
+    if num_bytes > free:
+        raise ConfigError(
+            f"a KV cache of {config.num_kv_blocks} blocks (--num-kv-blocks or --kv-cache-memory) needs "
+            f"{num_bytes / devices.GIB:.4g} GiB; {free / devices.GIB:.4g} are free"
+        )
+    return config.num_kv_blocks
+
+
+def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
+    max_seq_len = min(config.max_seq_len, num_blocks * config.block_size)
+    if max_seq_len < config.max_seq_len:
+        logger.warning(
+            "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", config.max_seq_len, max_seq_len
+        )
+    return EngineInfo(
+        max_seq_len=max_seq_len,
+        vocab_size=config.model.vocab_size,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        device=str(config.device),
+        dtype=str(config.dtype).removeprefix("torch."),
+    )
+
+
+def _make_batcher(config: ResolvedConfig, num_blocks: int) -> DynamicBatcher:
+    return DynamicBatcher(
+        KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching),
+        config.max_batch_size,
+        config.max_batched_tokens,
+        policy=config.policy,
+        target_itl=config.target_itl,
+        prefill_share=config.prefill_share,
+    )

@@ -1,0 +1,34 @@
+"""DeepSeek-V3's block-wise FP8: e4m3 values, and one fp32 scale for each block of rows and columns.
+
+The blocks at the right and lower edge may be smaller. Shapes: M rows, N columns.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """The number of blocks in each dimension of a weight."""
+    return tuple(-(-size // length) for size, length in zip(shape, block, strict=False))
+
+
+def dequantize(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """The weight in fp32."""
+    return weight_MN.float() * _expand(scales.float(), weight_MN.shape, block)
+
+
+def quantize(weight_MN: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The e4m3 values, and the scales. A scale maps the largest value of its block to 448, e4m3's maximum."""
+    (num_rows, num_columns), (height, width) = weight_MN.shape, block
+    padded = F.pad(weight_MN.abs().float(), (0, -num_columns % width, 0, -num_rows % height))
+    largest = padded.unflatten(0, (-1, height)).unflatten(2, (-1, width)).amax(dim=(1, 3))
+    scales = largest.clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return (weight_MN.float() / _expand(scales, weight_MN.shape, block)).to(torch.float8_e4m3fn), scales
+
+
+def _expand(scales: torch.Tensor, shape: torch.Size, block: tuple[int, int]) -> torch.Tensor:
+    """Each block's scale repeated for each value of the block, [M, N]."""
+    (num_rows, num_columns), (height, width) = shape, block
+    return scales.repeat_interleave(height, 0)[:num_rows].repeat_interleave(width, 1)[:, :num_columns]

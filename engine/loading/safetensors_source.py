@@ -1,0 +1,74 @@
+"""The tensors of a Hugging Face folder of safetensors files, sharded or not, memory-mapped and read one at a time.
+
+Pickled weights are refused, because a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from engine.errors import ModelError
+from engine.memory import drop_pages
+from engine.models.config_keys import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+_INDEX = "model.safetensors.index.json"
+_MAX_NAMES_SHOWN = 10  # in one error
+
+
+class SafetensorsSource:
+    """A TensorSource (engine.loading.weights): an index and its shards, or all .safetensors files of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open all files.
+
+        Raises:
+            ModelError: the folder has no safetensors files, or a shard is missing or damaged.
+        """
+        self._handles = {}
+        self._files = contextlib.ExitStack()
+        for file in _find_files(folder):
+            try:
+                handle = self._files.enter_context(safe_open(file, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{file} cannot be read: {error}") from None
+            self._handles.update(dict.fromkeys(handle.keys(), handle))
+
+    def names(self) -> set[str]:
+        return set(self._handles)
+
+    def read(self, name: str) -> torch.Tensor:
+        mapped: torch.Tensor = self._handles[name].get_tensor(name)
+        tensor = mapped.clone()  # a copy: a file that changes later must not change a running server's weights
+        drop_pages(mapped.data_ptr(), mapped.nbytes)
+        return tensor
+
+
+def _find_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if index.exists():
+        files = _shards(folder, read_json(index).get("weight_map"))
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if absent := [file.name for file in files if not file.exists()]:
+        raise ModelError(f"{folder} lacks shards that its index names: {', '.join(absent[:_MAX_NAMES_SHOWN])}")
+    if not files:
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
+        hint = f" ({pickled[0]} is a pickle, which could run code and is never read)" if pickled else ""
+        raise ModelError(f"{folder} has no .safetensors files{hint}")
+    return files
+
+
+def _shards(folder: Path, weight_map: Any) -> list[Path]:
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{folder}/{_INDEX} has no weight_map")
+    names = set(map(str, weight_map.values()))
+    if outside := [name for name in sorted(names) if Path(name).name != name]:
+        raise ModelError(f"{folder}/{_INDEX} names a shard outside the folder: {outside[0]}")
+    return sorted(folder / name for name in names)

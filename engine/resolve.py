@@ -1,0 +1,147 @@
+"""From settings, a checkpoint's config and the machine to a ResolvedConfig: every "auto" and None is settled here.
+
+Nothing is loaded or allocated: `engine.build` does that. `engine.loading.resolve` finds the model's files before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine import device as devices
+from engine.errors import ConfigError
+from engine.kv_cache_pool import KVCachePool
+from engine.models.decoder import attention_class
+from kernels.ops import KernelUnavailableError
+from kernels.ops import resolve as resolve_ops
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.config import EngineConfig
+    from engine.loading.resolve import ModelSource
+    from engine.models.config import ModelConfig
+    from kernels.ops import Ops
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """All that an engine is built from.
+
+    Attributes:
+        target_itl: in seconds.
+        kv_cache_shapes: [heads, values] of what one token leaves in one layer's cache.
+        kv_cache_scales: how many scales each of these has where the cache is int8, else None.
+        bytes_per_block: of all layers.
+        num_kv_blocks: as set; None means as many as fit into the memory that is free after loading.
+        max_kv_blocks: the most that None can mean: a full batch of whole sequences needs no more.
+    """
+
+    source: ModelSource
+    model: ModelConfig
+    device: torch.device
+    dtype: torch.dtype
+    ops: Ops
+    threads: int
+    quantization: str
+    max_batch_size: int
+    max_seq_len: int
+    max_batched_tokens: int
+    policy: str
+    target_itl: float | None
+    prefill_share: float
+    block_size: int
+    kv_cache_shapes: tuple[tuple[int, int], ...]
+    kv_cache_scales: tuple[int, ...] | None
+    bytes_per_block: int
+    num_kv_blocks: int | None
+    max_kv_blocks: int
+    prefix_caching: bool
+    seed: int
+
+    def __str__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {"source": self.source.path, "model": self.model.architecture, "ops": self.ops.name}
+        return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
+    """Settle every "auto" and None.
+
+    Raises:
+        ConfigError: a setting does not fit the model or this machine; the text says what does.
+        ModelError: the checkpoint's config cannot be served.
+    """
+    model = source.read_config()
+    device = devices.resolve_device(config.device)
+    dtype = devices.resolve_dtype(config.dtype, model.dtype, device)
+    try:
+        ops = resolve_ops(config.kernels, device, dtype)
+    except KernelUnavailableError as error:
+        raise ConfigError(str(error)) from None
+    max_seq_len = _max_seq_len(config, model)
+    shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
+    bytes_per_block = KVCachePool.bytes_per_block(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
+    resolved = ResolvedConfig(
+        source=source,
+        model=model,
+        device=device,
+        dtype=dtype,
+        ops=ops,
+        threads=config.threads or devices.num_cores(),
+        quantization=config.quantization,
+        max_batch_size=config.max_batch_size,
+        max_seq_len=max_seq_len,
+        max_batched_tokens=config.max_batched_tokens
+        or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type]),
+        policy=config.policy,
+        target_itl=None if config.target_itl is None else config.target_itl / 1000,
+        prefill_share=config.prefill_share,
+        block_size=config.block_size,
+        kv_cache_shapes=shapes,
+        kv_cache_scales=scales,
+        bytes_per_block=bytes_per_block,
+        num_kv_blocks=_num_kv_blocks(config, bytes_per_block),
+        max_kv_blocks=config.max_batch_size * -(-max_seq_len // config.block_size),
+        prefix_caching=config.prefix_caching == "on",
+        seed=config.seed,
+    )
+    logger.info("resolved: %s", resolved)
+    return resolved
+
+
+def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
+    limit = model.max_position_embeddings
+    is_longer = config.max_seq_len is not None and config.max_seq_len > limit
+    if is_longer and model.rope_scaling.get("rope_type") != "dynamic":
+        raise ConfigError(
+            f"--max-seq-len is {config.max_seq_len}; the model was made for {limit} (max_position_embeddings)"
+        )
+    return config.max_seq_len or limit
+
+
+def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:
+    if config.kv_cache_dtype != "int8":
+        return None
+    if model.indexer is not None:
+        raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
+    if ops.name == "flash-attn":
+        raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
+    return attention_class(model).cache_scales(model)
+
+
+def _num_kv_blocks(config: EngineConfig, bytes_per_block: int) -> int | None:
+    if config.kv_cache_memory is None:
+        return config.num_kv_blocks
+    num_blocks = int(min(config.kv_cache_memory, 1e9) * devices.GIB) // bytes_per_block
+    if num_blocks < 1:
+        raise ConfigError(
+            f"--kv-cache-memory is {config.kv_cache_memory} GiB; one block has {bytes_per_block / devices.GIB:.3g}"
+        )
+    return num_blocks

@@ -1,0 +1,48 @@
+"""FP8 checkpoints as DeepSeek-V3's: the same model as their dequantized twin."""
+
+import pytest
+
+from tests.support import checkpoints, tiny_deepseek
+from tests.support.running import generate, greedy_params, load, make_prompt, prompt_logits, relative_error
+
+
+@pytest.fixture
+def fp8(make_deepseek, tmp_path):
+    tiny_deepseek.quantize_fp8(make_deepseek("v3"), tmp_path / "fp8", tmp_path / "twin")
+    return tmp_path / "fp8"
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 256}, {}])
+def test_fp8_weights_give_what_their_dequantized_twin_gives(make_deepseek, tmp_path, sizes):
+    tiny_deepseek.quantize_fp8(make_deepseek("v3", **sizes), tmp_path / "fp8", tmp_path / "twin")
+    logits = [prompt_logits(load(tmp_path / name), make_prompt(30), 16) for name in ("fp8", "twin")]
+    assert relative_error(*logits) <= 1e-5  # the same weights; products may sum in another order
+
+
+def test_blocks_of_another_size_and_scales_that_do_not_fit(make_deepseek, tmp_path):
+    tiny_deepseek.quantize_fp8(make_deepseek("v3"), tmp_path / "fp8", tmp_path / "twin", block=(48, 20))
+    results = [generate(load(tmp_path / name), [make_prompt(30)], greedy_params(16)) for name in ("fp8", "twin")]
+    assert results[0] == results[1]
+    quantization = checkpoints.read_config(tmp_path / "fp8")["quantization_config"] | {"weight_block_size": [128, 128]}
+    checkpoints.edit_config(tmp_path / "fp8", {"quantization_config": quantization})
+    message = checkpoints.refusal(tmp_path / "fp8")
+    assert "misshapen: " in message
+    assert "down_proj.weight_scale_inv is [2, 5], expected [1, 1]" in message
+
+
+def test_weights_without_their_scales_are_refused_by_name(fp8):
+    name = "model.layers.1.self_attn.kv_a_proj_with_mqa.weight_scale_inv"
+    checkpoints.edit_weights(fp8, lambda tensors: tensors.pop(name))
+    assert checkpoints.refusal(fp8).endswith(f"missing: {name}")
+
+
+def test_an_fp8_mtp_layer_is_ignored(fp8):
+    expected = generate(load(fp8), [make_prompt(20)], greedy_params(8))
+
+    def add_mtp(tensors):
+        for name, tensor in list(tensors.items()):
+            if name.startswith("model.layers.2."):
+                tensors[name.replace(".2.", ".3.", 1)] = tensor.clone()
+
+    checkpoints.edit_weights(fp8, add_mtp)
+    assert generate(load(fp8), [make_prompt(20)], greedy_params(8)) == expected

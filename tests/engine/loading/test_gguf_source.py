@@ -1,0 +1,130 @@
+"""A GGUF file's tensors: the same model as the folder that the file was made from, in both forms of kv_b."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from engine.loading.gguf_file import GGUFFile
+from tests.support import checkpoints, tiny, tiny_deepseek
+from tests.support.gguf_writer import GGUF_VARIANTS, write_gguf
+from tests.support.running import assert_parity, load, make_prompt
+
+WHOLE_BLOCKS = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "v_head_dim": 24, "q_lora_rank": 32}  # rows of 32 values
+LLAMA_KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1]
+both_forms = pytest.mark.parametrize("split_kv_b", [True, False], ids=["split kv_b", "whole kv_b"])
+
+
+def reference_with(folder, target, tensors):
+    """A folder's model in transformers, with other weights."""
+    checkpoints.copy(folder, target)
+    checkpoints.write_weights(target, tensors)
+    return tiny_deepseek.reference(target)
+
+
+def zeros(*shape):
+    return np.zeros(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", LLAMA_KINDS, ids=lambda kind: kind.name)
+def test_parity_of_llama_for_every_stored_type(tiny_llama, tmp_path, kind):
+    stored = write_gguf(tiny_llama, tmp_path / "model.gguf", kind)
+    reference = reference_with(tiny_llama, tmp_path / "twin", stored)
+    assert_parity(load(tmp_path / "model.gguf"), reference, make_prompt(37), 32)
+
+
+@both_forms
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q5_1], ids=lambda kind: kind.name)
+def test_parity_of_deepseek_for_every_stored_type(make_deepseek, tmp_path, kind, split_kv_b):
+    folder, path = make_deepseek("v3", **WHOLE_BLOCKS), tmp_path / "model.gguf"
+    stored = write_gguf(folder, path, kind, split_kv_b=split_kv_b)
+    assert {Kind(tensor.ggml_type) for tensor in GGUFFile(path).tensors.values()} == {kind, Kind.F32}
+    assert_parity(load(path), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32)
+
+
+def test_keys_and_values_of_kv_b_may_have_different_types(make_deepseek, tmp_path):
+    folder, path = make_deepseek("v3", **(WHOLE_BLOCKS | {"qk_nope_head_dim": 20})), tmp_path / "model.gguf"
+    stored = write_gguf(folder, path, Kind.Q8_0)
+    kinds = [GGUFFile(path).tensors[f"blk.1.attn_{part}_b.weight"].ggml_type for part in "kv"]
+    assert kinds == [Kind.F16, Kind.Q8_0]
+    assert_parity(load(path), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_key_value_heads": 1},
+        {"num_key_value_heads": 4, "head_dim": 32},
+        {"mlp_bias": True},
+        {"attention_bias": True, "num_key_value_heads": 4},
+        {"attention_bias": True},
+        {"tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_parity_of_other_llamas(make_llama, tmp_path, config):
+    folder = make_llama(**config)
+    stored = write_gguf(folder, tmp_path / "model.gguf")
+    assert ("lm_head.weight" in stored) == ("tie_word_embeddings" not in config)
+    assert_parity(load(tmp_path / "model.gguf"), tiny.reference(folder), make_prompt(37), 32)
+
+
+@both_forms
+@pytest.mark.parametrize("variant", GGUF_VARIANTS)
+def test_parity_of_deepseek(make_deepseek, tmp_path, variant, split_kv_b):
+    folder, path = make_deepseek(variant), tmp_path / "model.gguf"
+    write_gguf(folder, path, split_kv_b=split_kv_b)
+    names = GGUFFile(path).tensors
+    assert ("blk.0.attn_k_b.weight" in names, "blk.0.attn_kv_b.weight" in names) == (split_kv_b, not split_kv_b)
+    assert_parity(load(path), tiny_deepseek.reference(folder), make_prompt(40), 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("blk.0.mystery.weight", zeros(3), r"unexpected: blk\.0\.mystery\.weight$"),
+        ("blk.1.attn_v_b.weight", None, r"lacks blk\.1\.attn_v_b\.weight"),
+        ("blk.1.attn_k_b.weight", None, r"missing: model\.layers\.1\.self_attn\.kv_b_proj\.weight$"),
+        ("blk.1.attn_k_b.weight", zeros(4, 24, 21), r"kv_b_proj\.weight is \[132, 24\], expected \[128, 24\]"),
+        ("blk.1.attn_v_b.weight", zeros(4, 13, 24), r"kv_b_proj\.weight is \[132, 24\], expected \[128, 24\]"),
+        ("blk.1.attn_k_b.weight", zeros(5, 24, 20), r"kv_b_proj|blk\.1\.attn_k_b"),
+        ("blk.1.attn_k_b.weight", zeros(4, 25, 20), r"kv_b_proj|blk\.1\.attn_k_b"),
+        ("blk.1.attn_k_b.weight", zeros(96, 20), r"kv_b_proj|blk\.1\.attn_k_b"),
+        ("blk.1.attn_v_b.weight", zeros(48, 24), r"kv_b_proj|blk\.1\.attn_v_b"),
+        ("blk.1.ffn_up_exps.weight", zeros(7, 32, 64), r"missing: model\.layers\.1\.mlp\.experts\.7\.up_proj\.weight$"),
+        ("blk.2.ffn_down_exps.weight", zeros(9, 64, 32), r"unexpected: model\.layers\.2\.mlp\.experts\.8\.down_proj"),
+        ("blk.1.ffn_gate_exps.weight", None, r"missing: model\.layers\.1\.mlp\.experts\.0\.gate_proj\.weight, "),
+        (
+            "blk.1.ffn_up_exps.weight",
+            zeros(8, 64, 32),
+            r"experts\.0\.up_proj\.weight is \[64, 32\], expected \[32, 64\]",
+        ),
+        ("blk.1.ffn_up_exps.weight", zeros(), r"up_proj|blk\.1\.ffn_up_exps"),
+        ("blk.1.exp_probs_b.bias", None, r"unexpected: model\.layers\.2\.mlp\.gate\.e_score_correction_bias$"),
+        ("blk.2.exp_probs_b.bias", None, r"missing: model\.layers\.2\.mlp\.gate\.e_score_correction_bias$"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(make_deepseek, tmp_path, name, tensor, message):
+    write_gguf(make_deepseek("v3"), tmp_path / "model.gguf", extra={name: tensor})
+    assert re.search(message, checkpoints.refusal(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1])
+def test_tensors_cut_short_are_refused(tiny_gguf, tmp_path, left):
+    whole, cut = tiny_gguf.read_bytes(), tmp_path / "cut.gguf"
+    last = max(GGUFFile(tiny_gguf).tensors.values(), key=lambda tensor: tensor.offset)
+    size = 4 * math.prod(last.shape)
+    cut.write_bytes(whole[: last.offset + (left if left >= 0 else size + left)])
+    assert re.search(r"cut short: .* runs past its end", checkpoints.refusal(cut))
+
+
+def test_a_tensor_of_an_unknown_type_is_refused(tiny_gguf, tmp_path):
+    damaged = bytearray(tiny_gguf.read_bytes())
+    name = b"output_norm.weight"
+    where = damaged.rfind(name) + len(name) + 4 + 8  # after the number of dimensions and the one dimension: the type
+    assert int.from_bytes(damaged[where : where + 4], "little") == Kind.F32
+    damaged[where : where + 4] = (222).to_bytes(4, "little")
+    (tmp_path / "model.gguf").write_bytes(damaged)
+    assert "norm.weight has GGML type 222" in checkpoints.refusal(tmp_path / "model.gguf")

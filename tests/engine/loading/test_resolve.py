@@ -1,0 +1,91 @@
+"""From settings to a ResolvedConfig: every "auto" and None is settled before a weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError
+from engine.loading.resolve import ModelSource
+from engine.resolve import ResolvedConfig, resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint's config without its weights."""
+    folder = tmp_path_factory.mktemp("config")
+    shutil.copy(tiny_llama / "config.json", folder)
+    return folder
+
+
+def resolved(folder: Path, **options: Any) -> ResolvedConfig:
+    return resolve(EngineConfig(**{"device": "cpu", **options}), ModelSource(folder, "tiny"))
+
+
+def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
+    config = resolved(folder)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    assert {name for name, value in values.items() if value is None} == {
+        "target_itl",
+        "kv_cache_scales",
+        "num_kv_blocks",
+    }
+    assert "auto" not in values.values()
+    assert config.dtype in (torch.bfloat16, torch.float32)
+    assert (config.max_seq_len, config.max_batched_tokens, config.max_kv_blocks) == (512, 512, 32 * 32)
+    assert config.threads >= 1
+
+
+def test_the_defaults_follow_other_settings(folder: Path) -> None:
+    config = resolved(folder, max_batch_size=600, max_seq_len=33, target_itl=20, kv_cache_dtype="int8", dtype="float32")
+    assert (config.max_batched_tokens, config.max_kv_blocks, config.target_itl) == (600, 600 * 3, 0.02)
+    assert config.kv_cache_shapes == ((2, 16), (2, 16))
+    assert config.kv_cache_scales == (1, 1)
+    assert config.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # values of a byte and a scale; 3 layers, 16 slots
+
+
+def test_values_that_are_set_are_kept(folder: Path) -> None:
+    options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7, "policy": "fair", "seed": 5, "block_size": 8}
+    config = resolved(folder, **options, kernels="torch", dtype="float16", prefix_caching="off")
+    assert {name: getattr(config, name) for name in options} == options
+    assert (config.ops.name, config.dtype, config.prefix_caching) == ("torch", torch.float16, False)
+
+
+def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "engine.resolve")
+    resolved(folder, kernels="torch")
+    [line] = [record.getMessage() for record in caplog.records if record.name == "engine.resolve"]
+    assert line.startswith(f"resolved: source {folder}, model LlamaForCausalLM, device cpu, dtype torch.")
+    assert "\n" not in line
+    assert all(f"{field.name} " in line for field in dataclasses.fields(ResolvedConfig))
+    assert "ops torch, " in line
+
+
+def test_it_is_frozen(folder: Path) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolved(folder).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_seq_len": 513}, "--max-seq-len is 513; the model was made for 512"),
+        ({"kv_cache_memory": 1e-9}, "--kv-cache-memory is 1e-09 GiB; one block has"),
+        ({"kernels": "flash-attn"}, "--kernels flash-attn cannot run here: it needs a GPU"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit_the_model_or_the_machine_are_refused(
+    folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolved(folder, **options)

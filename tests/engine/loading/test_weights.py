@@ -1,0 +1,127 @@
+"""The account of a checkpoint's tensors: the missing, misshapen and unused are named in a ModelError."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.models.int8_scheme import Int8Scheme
+from server import make_checkpoint
+from tests.support import checkpoints
+from tests.support.checkpoints import edit_weights, refusal
+from tests.support.int8 import make_int8
+from tests.support.running import generate, greedy_params, load, make_prompt
+
+
+def test_missing_misshapen_and_unexpected_tensors_are_named_together(folder):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(64, 65)
+        tensors["model.layers.9.mlp.up_proj.weight"] = torch.zeros(2)
+
+    edit_weights(folder, spoil)
+    message = refusal(folder)
+    assert "missing: model.layers.1.mlp.up_proj.weight" in message
+    assert "misshapen: model.layers.0.self_attn.q_proj.weight is [64, 65], expected [64, 64]" in message
+    assert "unexpected: model.layers.9.mlp.up_proj.weight" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.2.input_layernorm.weight"],
+)
+def test_a_missing_tensor_is_named_wherever_it_stands(folder, name):
+    edit_weights(folder, lambda tensors: tensors.pop(name))
+    assert refusal(folder).endswith(f"missing: {name}")
+
+
+def test_of_many_names_the_first_are_listed_and_the_others_counted(folder):
+    edit_weights(folder, lambda tensors: tensors.update({f"extra.{i:02}": torch.zeros(1) for i in range(25)}))
+    message = refusal(folder)
+    assert "extra.09 and 15 more" in message
+    assert "extra.10" not in message
+
+
+def test_buffers_of_old_checkpoints_are_ignored(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    expected = generate(load(folder), [make_prompt(9)], greedy_params(4))
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.zeros(8)}))
+    assert generate(load(folder), [make_prompt(9)], greedy_params(4)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64], ids=str)
+def test_weights_that_are_no_floats_are_refused(folder, dtype):
+    name = "model.layers.0.mlp.down_proj.weight"
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    assert f"{name} is stored as {str(dtype).removeprefix('torch.')}" in refusal(folder)
+
+
+@pytest.fixture(scope="module")
+def int8(tiny_llama, tmp_path_factory):
+    """An int8 checkpoint with a static group and a group of weights only."""
+    folder = make_int8(tiny_llama, tmp_path_factory.mktemp("int8") / "static", "w8")
+    scheme = Int8Scheme((("static", (r"re:.*\.up_proj$", r"re:.*\.gate_proj$")), ("float", ("Linear",))), ("lm_head",))
+    checkpoints.edit_config(folder, {"quantization_config": scheme.to_config()})
+
+    def add_grids(tensors):
+        for name in [name for name in tensors if re.search(r"(up|gate)_proj.weight$", name)]:
+            layer = name.removesuffix(".weight")
+            tensors[f"{layer}.input_scale"] = torch.ones(1)
+            tensors[f"{layer}.input_zero_point"] = torch.zeros(1, dtype=torch.int8)
+
+    edit_weights(folder, add_grids)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"model.layers.0.mlp.down_proj.weight_scale": None}, "missing: model.layers.0.mlp.down_proj.weight_scale"),
+        ({"model.layers.0.mlp.down_proj.weight_scale": torch.ones(3)}, "weight_scale is [3], expected [64, 1]"),
+        ({"model.layers.0.mlp.up_proj.input_scale": torch.zeros(1)}, "input_scale and input_zero_point are 0.0"),
+        ({"model.layers.0.mlp.up_proj.input_scale": None}, "missing: model.layers.0.mlp.up_proj.input_scale"),
+        ({"lm_head.weight": torch.ones(258, 64, dtype=torch.int8), "lm_head.weight_scale": torch.ones(258, 1)},
+         "lm_head.weight is int8, but in no group"),
+    ],
+)  # fmt: skip
+def test_damaged_int8_checkpoints_are_refused_by_tensor(int8, tmp_path, damage, message):
+    load(int8, num_kv_blocks=16)
+    damaged = shutil.copytree(int8, tmp_path / "damaged")
+    tensors = checkpoints.read_weights(int8) | damage
+    checkpoints.write_weights(damaged, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    assert message in refusal(damaged, num_kv_blocks=16)
+
+
+PEAK = """
+import sys
+from engine.config import EngineConfig
+from engine.engine import Engine
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def load(model):
+    Engine.load(EngineConfig(model=model, dtype="bfloat16", device="cpu", num_kv_blocks=4, max_seq_len=64, threads=1))
+
+load(sys.argv[1])  # what libraries need, once, is not the model's
+before = peak()
+load(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_a_load_needs_the_model_s_memory_once(tmp_path, tiny_llama):
+    """Neither the mapped file nor what conversion leaves behind may stand beside the model."""
+    small = ["--layers", "7", "--hidden", "1024", "--intermediate", "4096", "--moe-intermediate", "1024"]
+    arguments = ["--like", "v2-lite", "--experts", "8", "--tokenizer", str(tiny_llama), *small]
+    assert make_checkpoint.main(["--out", str(tmp_path / "model"), *arguments]) == 0
+    size = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert size > 300e6
+    command = [sys.executable, "-c", PEAK, str(tiny_llama), str(tmp_path / "model")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert peak < 1.3 * size
