@@ -19,6 +19,7 @@ import time
 import torch
 
 from benchmarks.kernels import peak_flops, read_bandwidth
+from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.protocol import GenerateRequest, SamplingParams, Terms
@@ -48,7 +49,7 @@ def main() -> None:
         kv_cache_dtype=args.kv_cache_dtype,
         max_batch_size=args.batch,
     )
-    engine = Engine.load(config)
+    engine = load_engine(config)
     peak = peak_flops(getattr(torch, engine.info.dtype)) * (2 if args.quantization == "int8" else 1)
     bandwidth = read_bandwidth()
     runs = [_run(engine, args.batch, args.input_len, args.output_len, seed) for seed in range(args.repeats)]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import resolve_model
@@ -79,7 +80,7 @@ def _variant(text: str) -> tuple[str, dict[str, Any]]:
 def _run(options: dict[str, Any], prompts: list[list[int]], output_len: int) -> Outcome:
     gc.collect()
     longest = max(map(len, prompts)) + output_len + 1
-    engine = Engine.load(
+    engine = load_engine(
         EngineConfig(**{"prefix_caching": "off", "max_seq_len": longest, "max_batch_size": 8, **options})
     )
     recorded = _record_logprobs(engine)

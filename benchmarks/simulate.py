@@ -156,11 +156,11 @@ def simulate(
 
 def fit(model: str | None) -> StepCost:
     """Measure several kinds of steps on a model, and fit the four costs."""
+    from engine.build import load_engine
     from engine.config import EngineConfig
-    from engine.engine import Engine
     from engine.protocol import GenerateRequest
 
-    engine = Engine.load(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
+    engine = load_engine(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
     rows, times, rng = [], [], random.Random(0)
     schedule = engine.batcher.schedule
     plans: list[StepPlan] = []

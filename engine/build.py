@@ -16,16 +16,28 @@ from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
 from engine.loading.open import open_tensors
+from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo
+from engine.resolve import resolve
 
 if TYPE_CHECKING:
+    from engine.config import EngineConfig
     from engine.resolve import ResolvedConfig
 
 logger = logging.getLogger(__name__)
+
+
+def load_engine(config: EngineConfig, *, progress: bool = False) -> Engine:
+    """Find the model, resolve the settings, build.
+
+    Raises:
+        ConfigError, ModelError: the settings or the model are at fault.
+    """
+    return build(resolve(config, resolve_model(config.model)), progress=progress)
 
 
 def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:

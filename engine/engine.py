@@ -1,23 +1,46 @@
 """The engine: takes requests, runs steps, gives back what each step brought. One thread, no HTTP, no text.
 
-add, abort  ->  step: schedule -> execute -> update  ->  StepOutput
+serve:  messages  ->  add, abort  ->  step: schedule -> execute -> update  ->  StepOutput
+
+A transport carries the messages: ZeroMQ for the engine's process (engine.process), a queue for an engine in the
+server's own process (server.engine_client). The engine knows neither.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from engine.loading.resolve import resolve_model
-from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput, Terms
+from engine.protocol import (
+    AbortRequest,
+    EngineInfo,
+    GenerateRequest,
+    SamplingParams,
+    SequenceOutput,
+    Shutdown,
+    StepOutput,
+    Terms,
+)
 from engine.sampler import uniform
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from engine.config import EngineConfig
     from engine.dynamic_batcher import DynamicBatcher
     from engine.executor import Executor
-    from engine.protocol import AbortRequest, EngineStats
+    from engine.protocol import EngineStats, ToEngine
+
+logger = logging.getLogger(__name__)
+
+
+class Transport(Protocol):
+    """The line to whoever sends requests."""
+
+    def receive(self, *, wait: bool) -> ToEngine | None:
+        """The next message; without `wait`, None if none is there."""
+
+    def send(self, message: StepOutput) -> None:
+        """Send a message; never waits."""
 
 
 class Engine:
@@ -38,22 +61,27 @@ class Engine:
         self._seed = seed
         self._num_requests = 0
 
-    @classmethod
-    def load(cls, config: EngineConfig, *, progress: bool = False) -> Engine:
-        """Find the model, resolve the settings, build.
-
-        Raises:
-            ConfigError, ModelError: the settings or the model are at fault.
-        """
-        from engine.build import build  # which makes an Engine
-        from engine.resolve import resolve
-
-        return build(resolve(config, resolve_model(config.model)), progress=progress)
-
     @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
         return self.batcher.has_work
+
+    def serve(self, transport: Transport) -> None:
+        """Serve until Shutdown. Each round sends one StepOutput, also where messages left nothing to compute."""
+        while True:
+            outputs: list[SequenceOutput] = []
+            message = transport.receive(wait=False)
+            if message is None and not self.has_work:
+                if self.prepare():
+                    continue
+                message = transport.receive(wait=True)
+            while message is not None:
+                if isinstance(message, Shutdown):
+                    return
+                outputs += self._take(message)
+                message = transport.receive(wait=False)
+            step = self.step() if self.has_work else StepOutput([], self.stats())
+            transport.send(StepOutput(outputs + step.outputs, step.stats))
 
     def add(self, request: GenerateRequest) -> None:
         """Take in a request's `n` sequences.
@@ -106,6 +134,23 @@ class Engine:
     def stats(self) -> EngineStats:
         """The load at this moment."""
         return self.batcher.stats()
+
+    def _take(self, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
+        """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
+
+        This is the engine's one error boundary. The server refuses bad requests before it sends them
+        (EngineInfo.check); whatever still goes wrong must not end the requests of others.
+        """
+        if isinstance(message, AbortRequest):
+            self.abort(message)
+            return []
+        try:
+            self.add(message)
+        except Exception:
+            logger.exception("request %s cannot be taken in", message.request_id)
+            self.abort(AbortRequest(message.request_id))  # the sequences added before the failure
+            return [SequenceOutput(message.request_id, index, [], "error") for index in range(message.n)]
+        return []
 
     def warm_up(self) -> None:
         """Compute a token or two, so that libraries build their kernels before the first request."""

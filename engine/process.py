@@ -19,7 +19,6 @@ import msgspec
 import zmq
 
 from engine.errors import ConfigError, ModelError
-from engine.loop import serve
 from engine.protocol import EngineFailed, decode_to_engine, encode
 
 if TYPE_CHECKING:
@@ -63,23 +62,20 @@ def main() -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     transport = ZmqTransport(endpoint)
     gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
-    from engine.build import build  # imports torch
+    from engine.build import load_engine  # imports torch
     from engine.config import EngineConfig
-    from engine.loading.resolve import resolve_model
-    from engine.resolve import resolve
 
     gc.freeze()
     gc.enable()
     try:
-        config = EngineConfig(**settings["engine"])
-        engine = build(resolve(config, resolve_model(config.model)), progress=sys.stderr.isatty())
+        engine = load_engine(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty())
     except (ConfigError, ModelError) as error:
         transport.send(EngineFailed(str(error)))
         transport.close(linger=1000)
         return 2
     gc.freeze()  # what is loaded stays: no step has to wait while the collector walks through it
     transport.send(engine.info)
-    serve(engine, transport)
+    engine.serve(transport)
     transport.close(linger=0)
     return 0
 

@@ -1,7 +1,7 @@
 """The server's end of the line to the engine: send requests, give out what each step brought, keep the latest stats.
 
 `EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies;
-`InProcessEngine` runs it in a thread of this one (tests, embedding). The engine's end is engine.loop.
+`InProcessEngine` runs it in a thread of this one (tests, embedding). The engine's end is `Engine.serve`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import EngineUnavailableError, ModelError
-from engine.loop import serve
 from engine.protocol import (
     EngineFailed,
     EngineInfo,
@@ -221,7 +220,7 @@ class InProcessEngine(EngineClient):
     async def run(self) -> None:
         self._transport = _QueueTransport(asyncio.get_running_loop(), self._dispatch)
         self._ready(self._engine.info)
-        serving = asyncio.create_task(asyncio.to_thread(serve, self._engine, self._transport))
+        serving = asyncio.create_task(asyncio.to_thread(self._engine.serve, self._transport))
         try:
             await asyncio.shield(serving)
         finally:

@@ -14,6 +14,7 @@ import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 from tokenizers import Tokenizer as HFTokenizer
 
+from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import ModelSource
@@ -153,7 +154,7 @@ def tiny_engine(tiny_llama: Path) -> Engine:
     config = EngineConfig(
         model=str(tiny_llama), dtype="float32", device="cpu", threads=1, num_kv_blocks=256, max_batch_size=16
     )
-    return Engine.load(config)
+    return load_engine(config)
 
 
 @pytest.fixture(scope="session")

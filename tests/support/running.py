@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.protocol import GenerateRequest, SamplingParams, Terms
@@ -47,7 +48,7 @@ class Result:
 
 def load(model: Path, **options: Any) -> Engine:
     """An engine in fp32 on the CPU."""
-    return Engine.load(
+    return load_engine(
         EngineConfig(**{"model": str(model), "dtype": "float32", "device": "cpu", "threads": 1, **options})
     )
 

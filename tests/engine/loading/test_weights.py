@@ -99,13 +99,14 @@ def test_damaged_int8_checkpoints_are_refused_by_tensor(int8, tmp_path, damage, 
 PEAK = """
 import sys
 from engine.config import EngineConfig
+from engine.build import load_engine
 from engine.engine import Engine
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 
 def load(model):
-    Engine.load(EngineConfig(model=model, dtype="bfloat16", device="cpu", num_kv_blocks=4, max_seq_len=64, threads=1))
+    load_engine(EngineConfig(model=model, dtype="bfloat16", device="cpu", num_kv_blocks=4, max_seq_len=64, threads=1))
 
 load(sys.argv[1])  # what libraries need, once, is not the model's
 before = peak()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.loop import serve
 from engine.protocol import AbortRequest, GenerateRequest, SequenceOutput, Shutdown, StepOutput, Terms
 from tests.support.running import greedy_params, load
 
@@ -70,7 +69,7 @@ def test_a_request_that_cannot_be_taken_in_gets_an_error_and_others_their_tokens
     engine: Engine, caplog: pytest.LogCaptureFixture, bad: GenerateRequest
 ) -> None:
     line = Line(generate("before", [65]), bad, generate("after", [66]))
-    serve(engine, line)
+    engine.serve(line)
     assert line.outputs("bad") == [SequenceOutput("bad", index, [], "error") for index in range(2)]
     for request_id in ("before", "after"):
         check_answered(line, engine, request_id)
@@ -91,23 +90,23 @@ def test_a_failure_half_way_takes_back_the_sequences_already_in(
 
     monkeypatch.setattr(engine.batcher, "add", fails)
     line = Line(generate("bad", [65], n=4), generate("good", [66]))
-    serve(engine, line)
+    engine.serve(line)
     assert line.outputs("bad") == [SequenceOutput("bad", index, [], "error") for index in range(4)]
     check_answered(line, engine, "good")
 
 
 def test_every_step_and_every_abort_is_one_message(engine: Engine) -> None:
     line = Line(generate("r", [65]))
-    serve(engine, line)
+    engine.serve(line)
     assert [[len(output.token_ids) for output in step.outputs] for step in line.sent] == [[1], [1], [1], [1]]
     line = Line(generate("r", [65]), AbortRequest("r"))
-    serve(engine, line)
+    engine.serve(line)
     assert line.sent == [StepOutput([], engine.stats())]
 
 
 def test_told_to_stop_it_leaves_work_undone(engine: Engine) -> None:
     line = Line(generate("r", [65]), Shutdown(), generate("never", [65]))
-    serve(engine, line)
+    engine.serve(line)
     assert line.sent == []
     assert engine.has_work
     engine.abort(AbortRequest("r"))
