@@ -86,7 +86,7 @@ def main() -> None:
         bandwidth, peak = read_bandwidth(), peak_flops(dtype)
         backends = {name: resolve(name, _CPU, dtype) for name in ("native", "torch")}
         sys.stderr.write(
-            f"{native.isa()}, {args.dtype}, {threads} threads: {bandwidth / 1e9:.1f} GB/s read, "
+            f"{native.ISA}, {args.dtype}, {threads} threads: {bandwidth / 1e9:.1f} GB/s read, "
             f"{peak / 1e9:.0f} GFLOP/s\n{'':52}{'native':>10}{'torch':>10}{'best':>10} ms\n"
         )
         results = []
@@ -97,7 +97,7 @@ def main() -> None:
             ms = {name: 1e3 * _fastest(case.make(ops)) for name, ops in backends.items()}
             sys.stderr.write(f"{case.name:52}{ms['native']:10.3f}{ms['torch']:10.3f}{best:10.3f}\n")
             results.append({"name": case.name, "best_ms": best, **{f"{name}_ms": value for name, value in ms.items()}})
-    machine = {"isa": native.isa(), "threads": threads, "read_bytes_per_second": bandwidth, "flops_per_second": peak}
+    machine = {"isa": native.ISA, "threads": threads, "read_bytes_per_second": bandwidth, "flops_per_second": peak}
     sys.stdout.write(json.dumps({"dtype": args.dtype, **machine, "cases": results}) + "\n")
 
 
@@ -236,10 +236,8 @@ def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: i
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), 4096, dtype)
         qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
         cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
-        blocks_T, offsets_T = torch.randperm(4096)[:num_tokens], torch.randint(_BLOCK, (num_tokens,))
-        return _round_robin(
-            layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, blocks_T, offsets_T)
-        )
+        slot_mapping_T = torch.randperm(4096)[:num_tokens] * _BLOCK + torch.randint(_BLOCK, (num_tokens,))
+        return _round_robin(layers, lambda k, v: ops.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k, v, slot_mapping_T))
 
     return Case(name, make, 2.0 * num_tokens * (num_heads + 2 * num_kv_heads) * dim * dtype.itemsize, 0.0)
 

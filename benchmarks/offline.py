@@ -86,7 +86,7 @@ def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int)
     engine.batcher.observe = observe  # type: ignore[method-assign]
     sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "flops", "bytes")}
     for plan, step_seconds in plans:
-        kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.work(plan)
+        kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.executor.runner.work(plan)
         for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
             sums[f"{kind}_{name}"] += value
     return {

@@ -108,7 +108,7 @@ def _request(name: str, prompt: list[int], max_tokens: int, **sampling: Any) -> 
 
 def _record_logprobs(engine: Engine) -> list[torch.Tensor]:
     """A list that gets the log-probabilities [rows, vocab] of every later call of Decoder.logits."""
-    decoder, recorded = engine._runner._model, []
+    decoder, recorded = engine.executor.runner.model, []
     compute = decoder.logits
 
     def logits(hidden_RH: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> 
         started = time.perf_counter()
         plan = batcher.schedule(0.0)
         scheduled = time.perf_counter()
-        result = StepResult([SampledToken(5) for item in plan.scheduled if item.samples], [[] for _ in plan.scheduled])
+        result = StepResult([SampledToken(5) for item in plan.scheduled if item.sample is not None])
         sampled = time.perf_counter()
         batcher.update(plan, result)
         if plan.num_decodes == num_running:

@@ -47,7 +47,7 @@ class StepCost:
 
     def of(self, plan: StepPlan) -> float:
         """Seconds of a step."""
-        context = sum(item.start + item.num_tokens for item in plan.scheduled)
+        context = sum(item.context_len for item in plan.scheduled)
         prefill = plan.num_tokens - plan.num_decodes
         return self.base + self.decode * plan.num_decodes + self.prefill * prefill + self.context * context
 
@@ -133,8 +133,8 @@ def simulate(
         plan = batcher.schedule(now)
         seconds = cost.of(plan)
         now += seconds
-        tokens = [SampledToken(7) for item in plan.scheduled if item.samples]
-        for output in batcher.update(plan, StepResult(tokens, [[] for _ in plan.scheduled])):
+        tokens = [SampledToken(7) for item in plan.scheduled if item.sample is not None]
+        for output in batcher.update(plan, StepResult(tokens)):
             arrival = arrivals[int(output.request_id)]
             if output.request_id in last_token:
                 outcome.itl.append(now - last_token[output.request_id])
@@ -175,7 +175,7 @@ def fit(model: str | None) -> StepCost:
             engine.step()
             times.append(time.perf_counter() - started)
             plan = plans[-1]
-            context = sum(item.start + item.num_tokens for item in plan.scheduled)
+            context = sum(item.context_len for item in plan.scheduled)
             rows.append([1, plan.num_decodes, plan.num_tokens - plan.num_decodes, context])
     return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
 

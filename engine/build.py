@@ -13,11 +13,12 @@ from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.engine import Engine
 from engine.errors import ConfigError, ModelError
+from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
-from engine.kv_cache_pool import KVCachePool
 from engine.loading.open import open_tensors
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
+from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
 from engine.protocol import EngineInfo
 
@@ -41,18 +42,10 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     keep_freed_memory()
     loaded = time.monotonic()
     num_blocks = _size_kv_cache(config)
-    kv_pool = KVCachePool(
-        config.kv_cache_shapes,
-        config.model.num_hidden_layers,
-        num_blocks,
-        config.block_size,
-        config.dtype,
-        config.device,
-        config.kv_cache_scales,
-    )
+    runner = ModelRunner(model, num_blocks, config.block_size, config.dtype, config.device, config.kv_cache_scales)
     info = _info(config, num_blocks)
     batcher = _make_batcher(config, num_blocks)
-    engine = Engine(info, batcher, model, kv_pool, frozenset(config.model.eos_token_ids), config.seed)
+    engine = Engine(info, batcher, LocalExecutor(runner), frozenset(config.model.eos_token_ids), config.seed)
     engine.warm_up()
     logger.info(
         "loaded %s in %.1f s, warmed up in %.1f s: max_seq_len %d, %d KV blocks of %d tokens",

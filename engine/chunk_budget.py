@@ -13,9 +13,10 @@ _MARGIN = 0.9  # of the target that is planned for
 
 
 class ChunkBudget:
-    """Learns from computed steps what they cost: `base + per_decode * decodes + per_token * prompt tokens`.
+    """Bounds a step's tokens by what steps cost: `base + per_decode * decodes + per_token * prompt tokens`.
 
-    Steps with prompts and steps without are remembered apart, lest many of one kind make it forget the other.
+    The costs are learnt from the steps before. Steps with prompts and steps without are remembered apart, lest many of
+    one kind make it forget the other.
     """
 
     def __init__(self, limit: int, target: float = 0.0, share: float = 0.0) -> None:
@@ -32,7 +33,11 @@ class ChunkBudget:
 
     def tokens(self, num_decodes: int, num_prompts: int = 1) -> int:
         """Tokens of the next step at most, its decodes included."""
-        if num_decodes == 0 or self._share == math.inf:
+        return self.within(self._target, self._share * num_prompts, num_decodes)
+
+    def within(self, target: float, share: float, num_decodes: int) -> int:
+        """The same for another target, and a share that all prompts have together."""
+        if num_decodes == 0 or share == math.inf:
             return self._limit
         without, with_prompts = self._steps
         if not with_prompts:
@@ -42,7 +47,7 @@ class ChunkBudget:
             self._costs = fit_costs(steps[:, :3], steps[:, 3])
         base, per_decode, per_token = self._costs
         decodes = base + per_decode * num_decodes
-        room = max(self._target * _MARGIN - decodes, self._share * num_prompts * decodes) / max(per_token, 1e-9)
+        room = max(target * _MARGIN - decodes, share * decodes) / max(per_token, 1e-9)
         return int(min(self._limit, num_decodes + max(_LEAST, room)))
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:

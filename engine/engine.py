@@ -1,6 +1,6 @@
 """The engine: takes requests, runs steps, gives back what each step brought. One thread, no HTTP, no text.
 
-add, abort  ->  step: schedule -> execute -> sample -> update  ->  StepOutput
+add, abort  ->  step: schedule -> execute -> update  ->  StepOutput
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING
 
 from engine.loading.resolve import resolve_model
-from engine.model_runner import ModelRunner
 from engine.protocol import EngineInfo, GenerateRequest, SamplingParams, StepOutput, Terms
 from engine.sampler import uniform
 from engine.sequence import Sequence
@@ -17,11 +16,8 @@ from engine.sequence import Sequence
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.dynamic_batcher import DynamicBatcher
-    from engine.kv_cache_pool import KVCachePool
-    from engine.models.decoder import Decoder
-    from engine.models.work import Work
+    from engine.executor import Executor
     from engine.protocol import AbortRequest, EngineStats
-    from engine.step import StepPlan
 
 
 class Engine:
@@ -31,15 +27,13 @@ class Engine:
         self,
         info: EngineInfo,
         batcher: DynamicBatcher,
-        model: Decoder,
-        kv_pool: KVCachePool,
+        executor: Executor,
         eos_token_ids: frozenset[int],
         seed: int,
     ) -> None:
         self.info = info
         self.batcher = batcher
-        self._kv_pool = kv_pool
-        self._runner = ModelRunner(model, kv_pool)
+        self.executor = executor
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
@@ -100,18 +94,14 @@ class Engine:
         outputs = self.batcher.expire(started)
         if self.has_work:
             plan = self.batcher.schedule(started)
-            result = self._runner.run(plan)
+            result = self.executor.execute(plan)
             outputs += self.batcher.update(plan, result)
             self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
 
-    def work(self, plan: StepPlan) -> Work:
-        """What a step must compute and read at least, to hold its time against."""
-        return self._runner.work(plan)
-
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
-        return self._kv_pool.prepare(self.batcher.kv_cache.num_ever_taken)
+        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
 
     def stats(self) -> EngineStats:
         """The load at this moment."""
@@ -123,7 +113,7 @@ class Engine:
         self.add(GenerateRequest("warm-up", [0], params, 1, Terms(time.monotonic())))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
-            self.batcher.update(plan, self._runner.run(plan))
+            self.batcher.update(plan, self.executor.execute(plan))
         self._num_requests = 0
         self.batcher.check_idle()
 

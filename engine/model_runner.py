@@ -1,4 +1,7 @@
-"""From a StepPlan to tensors, through the model, to a StepResult. Owns the KV tensors; knows nothing of who waits."""
+"""From a StepPlan to tensors, through the model, to a StepResult.
+
+Owns the model, the KV pool and the captured graph of one rank. Keeps nothing of a sequence but its keys and values.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.models.decoder import ModelBatch
+from engine import step_graph
+from engine.kv_cache_pool import KVCachePool
+from engine.model_batch import ModelBatch
 from engine.sampler import sample, top_logprobs
 from engine.step import StepPlan, StepResult
-from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
-    from engine.kv_cache_pool import KVCachePool
     from engine.models.decoder import Decoder
     from engine.models.work import Work
     from engine.protocol import TokenLogprobs
-    from engine.step import SampledToken, ScheduledSequence
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 
@@ -24,109 +26,68 @@ _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 class ModelRunner:
     """Runs steps. Cost of a step: O(its tokens) in the layers, plus attention over the contexts of its sequences."""
 
-    def __init__(self, model: Decoder, kv_pool: KVCachePool) -> None:
-        self._model, self._kv_pool, self._device = model, kv_pool, kv_pool.device
+    def __init__(
+        self,
+        model: Decoder,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        scales: tuple[int, ...] | None = None,
+    ) -> None:
+        """Make the KV pool, int8 with `scales` (Decoder.cache_scales), and capture the model's forward on it."""
+        self.model = model
+        self.kv_pool = KVCachePool(
+            model.cache_shapes(), model.config.num_hidden_layers, num_blocks, block_size, dtype, device, scales
+        )
+        self.graph = step_graph.capture(model, self.kv_pool.layers, block_size)
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan) -> StepResult:
         """Compute a step: fill the cache, sample where sequences reach their last token."""
-        if self._model.attention.reads_unwritten_slots:
-            self._kv_pool.clear(self._entered_blocks(plan))
-        batch = self._prepare(plan)
-        rows = self._wanted_rows(plan)
-        if not rows:
-            self._model.forward(batch, self._kv_pool.layers, torch.tensor([0]))
-            return StepResult([], [[] for _ in plan.scheduled])
-        hidden_RH = self._model.forward(batch, self._kv_pool.layers, torch.tensor(rows))
-        prompt_logprobs, sampled, first = [], [], 0
-        for item in plan.scheduled:
-            start, stop = self._reported(item)
-            prompt_logprobs.append(self._prompt_logprobs(item, start, stop, hidden_RH[first : first + stop - start]))
-            first += stop - start
-            if item.samples:
-                sampled.append(first)
-                first += 1
-        if not sampled:
+        if self.model.attention.reads_unwritten_slots:
+            self.kv_pool.clear(_entered_blocks(plan, self.kv_pool.block_size))
+        batch = ModelBatch.build(plan, self.model, self.kv_pool.block_size, self.kv_pool.device)
+        if self.graph is not None and self.graph.can_replay(batch):
+            hidden_RH = self.graph.replay(batch)
+        else:
+            hidden_RH = self.model.forward(batch, self.kv_pool.layers, batch.rows_R)
+        prompt_logprobs, num_rows = self._prompt_logprobs(plan, hidden_RH)
+        samples = [item.sample for item in plan.scheduled if item.sample is not None]
+        if not samples:
             return StepResult([], prompt_logprobs)
-        logits_RV = self._model.logits(hidden_RH[sampled] if len(sampled) < len(rows) else hidden_RH)
-        return StepResult(self._sample(plan, logits_RV), prompt_logprobs)
+        logits_RV = self.model.logits(hidden_RH[num_rows:])
+        return StepResult(sample(logits_RV, samples, self.model.ops.draw), prompt_logprobs)
 
-    def _reported(self, item: ScheduledSequence) -> tuple[int, int]:
-        if item.seq.sampling.prompt_logprobs is None:
-            return 0, 0
-        start = max(item.start, len(item.seq.prompt_logprobs))
-        return start, max(start, min(item.start + item.num_tokens, item.seq.num_prompt_tokens - 1))
-
-    def _wanted_rows(self, plan: StepPlan) -> list[int]:
-        rows: list[int] = []
-        first = 0
-        for item in plan.scheduled:
-            start, stop = self._reported(item)
-            rows += range(first + start - item.start, first + stop - item.start)
-            first += item.num_tokens
-            if item.samples:
-                rows.append(first - 1)
-        return rows
+    def prepare(self, num_taken: int) -> bool:
+        """Use some milliseconds to warm memory of blocks behind the first num_taken; False if there is none to warm."""
+        return self.kv_pool.prepare(num_taken)
 
     def work(self, plan: StepPlan) -> Work:
         """What a step must compute and read at least."""
-        return self._model.work(
+        return self.model.work(
             [item.num_tokens for item in plan.scheduled],
-            [item.start + item.num_tokens for item in plan.scheduled],
-            sum(item.samples for item in plan.scheduled),
-            self._kv_pool.entry_size,
+            [item.context_len for item in plan.scheduled],
+            sum(item.sample is not None for item in plan.scheduled),
+            self.kv_pool.entry_size,
         )
 
-    def _sample(self, plan: StepPlan, logits_RV: torch.Tensor) -> list[SampledToken]:
-        sampling = [item.seq for item in plan.scheduled if item.samples]
-        return sample(logits_RV, sampling, self._model.ops.draw)
+    def _prompt_logprobs(self, plan: StepPlan, hidden_RH: torch.Tensor) -> tuple[list[list[TokenLogprobs]], int]:
+        """What the plan wants to know of prompts, and how many of the rows that took."""
+        reports: list[list[TokenLogprobs]] = []
+        row = 0
+        for prompt in [item.prompt_logprobs for item in plan.scheduled if item.prompt_logprobs is not None]:
+            reports.append([])
+            for first in range(0, len(prompt.token_ids), _LOGPROB_ROWS):
+                token_ids = prompt.token_ids[first : first + _LOGPROB_ROWS]
+                logits_RV = self.model.logits(hidden_RH[row : row + len(token_ids)])
+                reports[-1] += top_logprobs(
+                    logits_RV.float().log_softmax(-1), token_ids, [prompt.count] * len(token_ids)
+                )
+                row += len(token_ids)
+        return reports, row
 
-    def _entered_blocks(self, plan: StepPlan) -> list[int]:
-        """Blocks whose first slot this step writes."""
-        size = self._kv_pool.block_size
-        return [
-            block
-            for item in plan.scheduled
-            for block in item.seq.block_table[-(-item.start // size) : -(-(item.start + item.num_tokens) // size)]
-        ]
 
-    def _prepare(self, plan: StepPlan) -> ModelBatch:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        blocks: list[int] = []
-        block_size = self._kv_pool.block_size
-        for item in plan.scheduled:
-            table = item.seq.block_table
-            span = range(item.start, item.start + item.num_tokens)
-            token_ids += item.seq.token_ids[span.start : span.stop]
-            positions += span
-            blocks += [table[position // block_size] for position in span]
-        positions_T = torch.tensor(positions, device=self._device)
-        cos_TD, sin_TD = self._model.rotary_table.at(positions_T)
-        attention = AttentionBatch(
-            query_lens=[item.num_tokens for item in plan.scheduled],
-            context_lens=[item.start + item.num_tokens for item in plan.scheduled],
-            block_tables=[item.seq.block_table for item in plan.scheduled],
-            block_size=block_size,
-            device=self._device,
-        )
-        return ModelBatch(
-            token_ids_T=torch.tensor(token_ids, device=self._device),
-            cos_TD=cos_TD,
-            sin_TD=sin_TD,
-            blocks_T=torch.tensor(blocks, device=self._device),
-            offsets_T=positions_T % block_size,
-            attention_plan=self._model.plan(attention),
-        )
-
-    def _prompt_logprobs(
-        self, item: ScheduledSequence, start: int, stop: int, hidden_CH: torch.Tensor
-    ) -> list[TokenLogprobs]:
-        reports: list[TokenLogprobs] = []
-        for first in range(start, stop, _LOGPROB_ROWS):
-            last = min(first + _LOGPROB_ROWS, stop)
-            logits = self._model.logits(hidden_CH[first - start : last - start])
-            following = item.seq.token_ids[first + 1 : last + 1]
-            count = item.seq.sampling.prompt_logprobs or 0
-            reports += top_logprobs(logits.float().log_softmax(-1), following, [count] * len(following))
-        return reports
+def _entered_blocks(plan: StepPlan, block_size: int) -> list[int]:
+    """Blocks whose first slot the step writes."""
+    return [block for item in plan.scheduled for block in item.block_ids[-(-item.start // block_size) :]]

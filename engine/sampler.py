@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from engine.protocol import TokenLogprobs
-from engine.step import SampledToken
+from engine.step import Sample, SampledToken
 from kernels.draw.torch_ops import draw as torch_draw
 from kernels.draw.torch_ops import inverse_cdf
-
-if TYPE_CHECKING:
-    from engine.sequence import Sequence
 
 Draw = Callable[[torch.Tensor, list[float], list[float]], list[int]]
 
@@ -31,68 +27,68 @@ _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before fa
 _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
 
 
-def sample(logits_RV: torch.Tensor, seqs: list[Sequence], draw: Draw = torch_draw) -> list[SampledToken]:
+def sample(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw = torch_draw) -> list[SampledToken]:
     """Choose each sequence's next token.
 
     Args:
         logits_RV: the model's; not changed.
-        seqs: one for each row.
+        samples: one for each row.
         draw: kernels.draw, for the rows that ask for nothing but a temperature.
 
     Returns:
         One choice a row; token_id None where the row's logits are not finite.
     """
-    plain = [i for i, seq in enumerate(seqs) if _is_plain(seq)]
-    if len(plain) == len(seqs):
-        return _draw_plain(logits_RV, seqs, draw)
-    result: list[SampledToken] = [SampledToken(None)] * len(seqs)
-    others = [i for i in range(len(seqs)) if i not in set(plain)]
+    plain = [i for i, sample in enumerate(samples) if _is_plain(sample)]
+    if len(plain) == len(samples):
+        return _draw_plain(logits_RV, samples, draw)
+    result: list[SampledToken] = [SampledToken(None)] * len(samples)
+    others = [i for i in range(len(samples)) if i not in set(plain)]
     for rows, choose in ((plain, functools.partial(_draw_plain, draw=draw)), (others, _sample_adjusted)):
         if rows:
-            chosen = choose(logits_RV[rows], [seqs[i] for i in rows])
+            chosen = choose(logits_RV[rows], [samples[i] for i in rows])
             for i, choice in zip(rows, chosen, strict=True):
                 result[i] = choice
     return result
 
 
-def _is_plain(seq: Sequence) -> bool:
+def _is_plain(sample: Sample) -> bool:
     """Whether a sequence's token follows from its logits and a temperature, without a report."""
-    params = seq.sampling
+    params = sample.params
     return not (
         params.logprobs is not None
         or params.logit_bias
         or params.has_penalties
-        or _filters(seq)
-        or seq.num_output_tokens < params.min_tokens
+        or _filters(sample)
+        or sample.num_output_tokens < params.min_tokens
     )
 
 
-def _draw_plain(logits_RV: torch.Tensor, seqs: list[Sequence], draw: Draw) -> list[SampledToken]:
-    temperatures = [seq.sampling.temperature for seq in seqs]
+def _draw_plain(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw) -> list[SampledToken]:
+    temperatures = [sample.params.temperature for sample in samples]
     temperatures = [value if value >= _GREEDY_TEMPERATURE else 0.0 for value in temperatures]
-    uniforms = [uniform(seq.seed, seq.num_output_tokens) for seq in seqs]
+    uniforms = [uniform(sample.seed, sample.num_output_tokens) for sample in samples]
     return [SampledToken(token if token >= 0 else None) for token in draw(logits_RV, temperatures, uniforms)]
 
 
-def _sample_adjusted(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[SampledToken]:
+def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[SampledToken]:
     logits_RV = logits_RV.float()  # a copy: the rows were picked out
     finite = logits_RV.sum(-1).isfinite().tolist()
-    reported = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None and finite[i]]
+    reported = [i for i, sample in enumerate(samples) if sample.params.logprobs is not None and finite[i]]
     logprobs_RV = logits_RV[reported].log_softmax(-1) if reported else None
 
-    for row_V, seq in zip(logits_RV, seqs, strict=True):
-        _adjust(row_V, seq)
+    for row_V, sample in zip(logits_RV, samples, strict=True):
+        _adjust(row_V, sample)
     finite = [good and top for good, top in zip(finite, logits_RV.amax(-1).isfinite().tolist(), strict=True)]
     chosen = logits_RV.argmax(-1).tolist()
-    drawn = [i for i, seq in enumerate(seqs) if seq.sampling.temperature >= _GREEDY_TEMPERATURE and finite[i]]
+    drawn = [i for i, sample in enumerate(samples) if sample.params.temperature >= _GREEDY_TEMPERATURE and finite[i]]
     if drawn:
-        tokens = _draw(logits_RV[drawn], [seqs[i] for i in drawn])
+        tokens = _draw(logits_RV[drawn], [samples[i] for i in drawn])
         for i, token_id in zip(drawn, tokens, strict=True):
             chosen[i] = token_id
 
     result = [SampledToken(token_id if finite[i] else None) for i, token_id in enumerate(chosen)]
     if logprobs_RV is not None:
-        counts = [seqs[i].sampling.logprobs or 0 for i in reported]
+        counts = [samples[i].params.logprobs or 0 for i in reported]
         for i, report in zip(reported, top_logprobs(logprobs_RV, [chosen[i] for i in reported], counts), strict=True):
             result[i] = SampledToken(chosen[i], report)
     return result
@@ -118,56 +114,57 @@ def uniform(seed: int, index: int) -> float:
     return float((z ^ (z >> 31)) >> 11) / (1 << 53)
 
 
-def _adjust(row_V: torch.Tensor, seq: Sequence) -> None:
+def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
     """Apply logit_bias, min_tokens and penalties to one row, in place; free for a sequence that asks for none."""
-    params = seq.sampling
+    params = sample.params
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row_V.device)
         row_V[ids] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
-    if seq.num_output_tokens < params.min_tokens and seq.stop_token_ids:
-        row_V[list(seq.stop_token_ids)] = float("-inf")
+    if sample.num_output_tokens < params.min_tokens and sample.stop_token_ids:
+        row_V[list(sample.stop_token_ids)] = float("-inf")
     if not params.has_penalties:
         return
     if params.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(seq.token_ids)), device=row_V.device)
+        seen = torch.tensor(sorted({*sample.prompt_token_ids, *sample.output_token_ids}), device=row_V.device)
         values = row_V[seen]
         row_V[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
-    output = torch.tensor(seq.token_ids[seq.num_prompt_tokens :], dtype=torch.int64, device=row_V.device)
+    output = torch.tensor(sample.output_token_ids, dtype=torch.int64, device=row_V.device)
     ids, counts = output.unique(return_counts=True)
     row_V[ids] -= counts * params.frequency_penalty + params.presence_penalty
 
 
-def _draw(logits_RV: torch.Tensor, seqs: list[Sequence]) -> list[int]:
+def _draw(logits_RV: torch.Tensor, samples: list[Sample]) -> list[int]:
     """One random token a row."""
-    temperatures = torch.tensor([seq.sampling.temperature for seq in seqs], device=logits_RV.device)
+    temperatures = torch.tensor([sample.params.temperature for sample in samples], device=logits_RV.device)
     tops_R1 = logits_RV.amax(-1, keepdim=True)  # taken off first, so that a small temperature makes no infinity
     probs_RV = ((logits_RV - tops_R1) / temperatures[:, None]).softmax(-1)
-    uniforms = [uniform(seq.seed, seq.num_output_tokens) for seq in seqs]
+    uniforms = [uniform(sample.seed, sample.num_output_tokens) for sample in samples]
     u_R1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)[:, None]
-    filtered = [i for i, seq in enumerate(seqs) if _filters(seq)]
-    plain = [i for i in range(len(seqs)) if i not in filtered]
-    tokens = [0] * len(seqs)
+    filtered = [i for i, sample in enumerate(samples) if _filters(sample)]
+    plain = [i for i in range(len(samples)) if i not in filtered]
+    tokens = [0] * len(samples)
     if plain:
         for i, token_id in zip(plain, inverse_cdf(probs_RV[plain], u_R1[plain]).tolist(), strict=True):
             tokens[i] = token_id
     if filtered:
-        probs_RK, ids_RK = _candidates(probs_RV[filtered], [seqs[i] for i in filtered])
+        probs_RK, ids_RK = _candidates(probs_RV[filtered], [samples[i] for i in filtered])
         picks = inverse_cdf(probs_RK, u_R1[filtered])
         for i, token_id in zip(filtered, ids_RK.gather(1, picks[:, None])[:, 0].tolist(), strict=True):
             tokens[i] = token_id
     return tokens
 
 
-def _filters(seq: Sequence) -> bool:
-    return seq.sampling.top_k > 0 or seq.sampling.top_p < 1 or seq.sampling.min_p > 0
+def _filters(sample: Sample) -> bool:
+    return sample.params.top_k > 0 or sample.params.top_p < 1 or sample.params.min_p > 0
 
 
-def _candidates(probs_RV: torch.Tensor, seqs: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+def _candidates(probs_RV: torch.Tensor, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     """The likeliest tokens' probabilities, sorted, 0 where top_k, top_p or min_p exclude them; and their ids."""
     device, vocab_size = probs_RV.device, probs_RV.shape[1]
-    top_k = torch.tensor([min(seq.sampling.top_k or vocab_size, vocab_size) for seq in seqs], device=device)[:, None]
-    top_p = torch.tensor([max(seq.sampling.top_p, 1e-9) for seq in seqs], dtype=torch.float64, device=device)[:, None]
-    min_p = torch.tensor([seq.sampling.min_p for seq in seqs], device=device)[:, None]
+    params = [sample.params for sample in samples]
+    top_k = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params], device=device)[:, None]
+    top_p = torch.tensor([max(p.top_p, 1e-9) for p in params], dtype=torch.float64, device=device)[:, None]
+    min_p = torch.tensor([p.min_p for p in params], device=device)[:, None]
     for num_candidates in (min(_CANDIDATES, vocab_size), vocab_size):
         probs_RK, ids_RK = probs_RV.topk(num_candidates, dim=-1)
         kept = probs_RK * (torch.arange(num_candidates, device=device) < top_k)

@@ -7,7 +7,7 @@
               '--+--- tokens stay)'                                   |
                  '-- abort, timeout ----------------------------------'
 
-FINISHED is reached through DynamicBatcher._finish only, which releases the blocks, whatever the state before.
+A sequence's blocks are not here: KVCacheManager has its block table.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from engine.protocol import FinishReason, SamplingParams, Terms, TokenLogprobs
+from engine.protocol import FinishReason, SamplingParams, SequenceOutput, Terms, TokenLogprobs
+from engine.step import PromptLogprobs, Sample, SampledToken, ScheduledSequence
 
 
 class SequenceStatus(enum.Enum):
@@ -33,13 +34,12 @@ class Sequence:
     Attributes:
         index: which of the request's `n` sequences this is.
         token_ids: prompt, then output.
-        num_computed_tokens: tokens whose keys and values are in the cache.
-        block_table: ids of the KV blocks that hold them, in order of position.
         seed: what the sampler's random numbers derive from.
         stop_token_ids: tokens that end the sequence; empty with ignore_eos and none of its own.
-        block_hashes: of its full blocks, as far as KVCacheManager has computed them.
+        sequence_id: its number, in order of arrival; the batcher gives it.
+        num_computed_tokens: tokens whose keys and values are in the cache.
         num_cached_tokens: tokens that came from the prefix cache when it first started.
-        place: where it stands among the waiting, smallest first: (what the policy says, arrival number).
+        place: where it stands among the waiting, smallest first: (what the policy says, sequence_id).
         num_charged: tokens of it that were to be computed when it arrived, without those in the prefix cache.
         num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
@@ -53,10 +53,9 @@ class Sequence:
     seed: int
     stop_token_ids: frozenset[int]
     terms: Terms
+    sequence_id: int = -1
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
-    block_table: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)
     num_cached_tokens: int = 0
     place: tuple[float, int] = (0, 0)
     num_charged: int = 0
@@ -64,6 +63,10 @@ class Sequence:
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    has_penalties: bool = field(init=False)  # of `sampling`, which need not be asked in every step
+
+    def __post_init__(self) -> None:
+        self.has_penalties = self.sampling.has_penalties
 
     @property
     def num_tokens(self) -> int:
@@ -79,3 +82,56 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that the model has yet to see: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    def next_chunk(self, num_tokens: int, block_ids: list[int]) -> ScheduledSequence:
+        """The next num_tokens to compute, as plain values; block_ids hold all up to the last of them."""
+        start = self.num_computed_tokens
+        stop = start + num_tokens
+        sample = self._sample() if stop == len(self.token_ids) else None
+        prompt_logprobs = None if self.sampling.prompt_logprobs is None else self._prompt_logprobs(start, stop)
+        token_ids = self.token_ids[start:stop]
+        return ScheduledSequence(self.sequence_id, token_ids, start, block_ids, sample, prompt_logprobs)
+
+    def advance(self, sampled: SampledToken) -> SequenceOutput:
+        """Take in what the sampler chose; the output says what that adds, and why the sequence ends if it does."""
+        assert self.first_step_time is not None
+        is_first = len(self.token_ids) == self.num_prompt_tokens
+        token_ids = [] if sampled.token_id is None or self.sampling.max_tokens == 0 else [sampled.token_id]
+        self.token_ids += token_ids
+        reason = self._end_with(sampled.token_id)
+        return SequenceOutput(
+            request_id=self.request_id,
+            index=self.index,
+            token_ids=token_ids,
+            finish_reason=reason,
+            stop_token_id=token_ids[0] if reason == "stop" else None,
+            logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
+            prompt_logprobs=self.prompt_logprobs if is_first and self.sampling.prompt_logprobs is not None else None,
+            queue_time=self.first_step_time - self.terms.arrival_time if is_first else None,
+            num_cached_tokens=self.num_cached_tokens if is_first else 0,
+        )
+
+    def _end_with(self, token_id: int | None) -> FinishReason | None:
+        """Why the sequence ends with the token sampled last, if it does."""
+        params, num_output_tokens = self.sampling, len(self.token_ids) - self.num_prompt_tokens
+        if params.max_tokens == 0:
+            return "length"
+        if token_id is None:
+            return "error"
+        if token_id in self.stop_token_ids and num_output_tokens >= params.min_tokens:
+            return "stop"
+        return "length" if num_output_tokens == params.max_tokens else None
+
+    def _sample(self) -> Sample:
+        params, count = self.sampling, self.num_prompt_tokens
+        num_output_tokens = len(self.token_ids) - count
+        if not self.has_penalties:
+            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids)
+        prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
+        return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output)
+
+    def _prompt_logprobs(self, start: int, stop: int) -> PromptLogprobs | None:
+        """Of the prompt tokens that follow those of a chunk, the ones that were not reported before."""
+        count, first = self.sampling.prompt_logprobs, max(start, len(self.prompt_logprobs))
+        following = self.token_ids[first + 1 : min(stop + 1, self.num_prompt_tokens)]
+        return PromptLogprobs(count, first - start, following) if count is not None and following else None

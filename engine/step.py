@@ -1,64 +1,110 @@
-"""A step as it goes from the batcher to the model and back: StepPlan, then StepResult."""
+"""A step as it goes from the batcher to the executor and back: StepPlan, then StepResult.
+
+Owns the shapes of both, which are plain values: msgspec.msgpack sends them to other ranks as they are, msgspec.json
+logs them. Neither holds a live object, and a plan holds all that a rank needs beside its weights and its KV cache.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
-from engine.protocol import TokenLogprobs
-from engine.sequence import Sequence
+from engine.protocol import SamplingParams, TokenLogprobs
+
+# gc=False: hundreds of these are made in each step, and none can be part of a cycle.
 
 
-class ScheduledSequence(msgspec.Struct, frozen=True):  # a Struct, as these are made by the hundred in each step
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """What the sampler needs of one sequence.
+
+    Attributes:
+        seed: what the sequence's random numbers derive from.
+        num_output_tokens: tokens generated so far, the index of the next one.
+        stop_token_ids: tokens that cannot be chosen before `params.min_tokens`.
+        prompt_token_ids: the prompt, if `params` has penalties; else empty. output_token_ids likewise.
+    """
+
+    params: SamplingParams
+    seed: int
+    num_output_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    prompt_token_ids: tuple[int, ...] = ()
+    output_token_ids: tuple[int, ...] = ()
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, gc=False):
+    """Which prompt tokens' logprobs a chunk reports.
+
+    Attributes:
+        count: alternatives to report beside each token.
+        first: the first of the chunk's rows that is reported.
+        token_ids: the tokens that follow this row and those behind it, one a row.
+    """
+
+    count: int
+    first: int
+    token_ids: list[int]
+
+
+class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """One sequence's share of a step.
 
     Attributes:
-        start: position of the first token to compute.
-        num_tokens: how many to compute, from there on.
-        samples: whether the step reaches the sequence's last token, so that its logits give the next one.
+        token_ids: the tokens to compute.
+        start: position of the first of them.
+        block_ids: the sequence's block table, up to the last of them.
+        sample: how to choose the next token; None where the chunk does not reach the sequence's last token.
+        prompt_logprobs: what to report of the prompt; None for nothing.
     """
 
-    seq: Sequence
+    sequence_id: int
+    token_ids: list[int]
     start: int
-    num_tokens: int
-    samples: bool
+    block_ids: list[int]
+    sample: Sample | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
-    @classmethod
-    def next_of(cls, seq: Sequence, budget: int) -> ScheduledSequence:
-        """What a sequence computes next, within a budget of tokens."""
-        num_tokens = min(seq.num_uncomputed_tokens, budget)
-        return cls(seq, seq.num_computed_tokens, num_tokens, num_tokens == seq.num_uncomputed_tokens)
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute."""
+        return len(self.token_ids)
+
+    @property
+    def context_len(self) -> int:
+        """Positions of the sequence that the cache holds after the step."""
+        return self.start + len(self.token_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """What one step computes: num_decodes decoding sequences, then prefill chunks; their blocks are allocated."""
+class StepPlan(msgspec.Struct, frozen=True):
+    """What one step computes: num_decodes decoding sequences of one token each, then chunks of prompts."""
 
-    scheduled: tuple[ScheduledSequence, ...]
+    scheduled: list[ScheduledSequence]
     num_decodes: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of chunks."""
+        return sum(len(item.token_ids) for item in self.scheduled[self.num_decodes :])
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
-        return sum(item.num_tokens for item in self.scheduled)
+        return self.num_decodes + self.num_prompt_tokens
 
 
-class SampledToken(msgspec.Struct, frozen=True):
+class SampledToken(msgspec.Struct, frozen=True, gc=False):
     """The sampler's choice for one sequence; token_id is None when its logits were not finite."""
 
     token_id: int | None
     logprobs: TokenLogprobs | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True):
     """What a step brought.
 
     Attributes:
-        sampled: one entry for each scheduled sequence with `samples`, in the plan's order.
-        prompt_logprobs: for each scheduled sequence, in the plan's order, those of prompt tokens not collected before.
+        sampled: one entry for each scheduled sequence with `sample`, in the plan's order.
+        prompt_logprobs: one list for each scheduled sequence with `prompt_logprobs`, in the plan's order.
     """
 
     sampled: list[SampledToken]
-    prompt_logprobs: list[list[TokenLogprobs]]
+    prompt_logprobs: list[list[TokenLogprobs]] = []

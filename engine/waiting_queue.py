@@ -1,4 +1,4 @@
-"""Sequences that wait, smallest place first. `push`, `pop` and `discard` cost O(log waiting); nothing else grows."""
+"""Sequences that wait, smallest place first. `push`, `next` and `discard` cost O(log waiting); nothing else grows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from engine.sequence import SequenceStatus
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
+
+MAX_PASSED = 32  # sequences that may start before one that stands before them
 
 
 class WaitingQueue:
@@ -21,22 +23,21 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._heap) - self._num_dead
 
-    def push(self, seq: Sequence) -> None:
-        """Take in a sequence whose status is WAITING."""
-        heapq.heappush(self._heap, (seq.place, seq))
+    def push(self, *seqs: Sequence) -> None:
+        """Take in sequences whose status is WAITING."""
+        for seq in seqs:
+            heapq.heappush(self._heap, (seq.place, seq))
 
-    def first(self) -> Sequence | None:
-        """The next one, which stays."""
-        while self._heap and self._heap[0][1].status is SequenceStatus.FINISHED:
-            heapq.heappop(self._heap)
+    def next(self, passed: list[Sequence]) -> Sequence | None:
+        """Take out the next one; None if nothing waits, or if one of those passed cannot be passed once more."""
+        if any(seq.num_passed >= MAX_PASSED for seq in passed):
+            return None
+        while self._heap:
+            seq = heapq.heappop(self._heap)[1]
+            if seq.status is not SequenceStatus.FINISHED:
+                return seq
             self._num_dead -= 1
-        return self._heap[0][1] if self._heap else None
-
-    def pop(self) -> Sequence:
-        """Take out the next one; there must be one."""
-        while (seq := heapq.heappop(self._heap)[1]).status is SequenceStatus.FINISHED:
-            self._num_dead -= 1
-        return seq
+        return None
 
     def discard(self) -> None:
         """Say that one of the waiting is now FINISHED."""

@@ -34,11 +34,11 @@ from kernels import (
     take_rows,
 )
 from kernels.kv_cache import Cache
-from kernels.latent_attention.native import CPULatentAttention
+from kernels.latent_attention.native import NativeLatentAttention
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.flash import FlashAttention
-from kernels.paged_attention.native import CPUAttention
+from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
 from kernels.routing import RoutingRule
@@ -70,9 +70,10 @@ class Ops(Protocol):
     def linear(weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
         """Pack the weight of a linear layer."""
 
-    @staticmethod
     @abstractmethod
-    def linear_int8(weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+    def linear_int8(
+        self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
+    ) -> Linear:
         """Pack the int8 weight of a linear layer."""
 
     @staticmethod
@@ -105,7 +106,7 @@ class Ops(Protocol):
 
     @staticmethod
     @abstractmethod
-    def store_kv(x_TKD: Tensor, cache: Tensor, blocks_T: Tensor, offsets_T: Tensor) -> None:
+    def store_kv(x_TKD: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
         """Write rows into the paged cache as they are."""
 
     @staticmethod
@@ -116,8 +117,7 @@ class Ops(Protocol):
         sin_TD: Tensor,
         k_cache: Cache,
         v_cache: Cache,
-        blocks_T: Tensor,
-        offsets_T: Tensor,
+        slot_mapping_T: Tensor,
     ) -> Tensor:
         """Rotate queries and keys, write keys and values into the paged cache, return the queries."""
 
@@ -130,8 +130,7 @@ class Ops(Protocol):
         cos_TR: Tensor,
         sin_TR: Tensor,
         cache: Cache,
-        blocks_T: Tensor,
-        offsets_T: Tensor,
+        slot_mapping_T: Tensor,
     ) -> None:
         """Normalise latents, rotate their keys, write both into the paged cache."""
 
@@ -157,7 +156,7 @@ class Ops(Protocol):
 
     @staticmethod
     @abstractmethod
-    def take_rows(x_TX: Tensor, rows_R: Tensor) -> Tensor:
+    def take_rows(x_NX: Tensor, rows_R: Tensor) -> Tensor:
         """Gather rows."""
 
     @staticmethod
@@ -246,36 +245,32 @@ class NativeOps(TorchOps):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
         self._dtype = dtype
-        self.paged_attention = CPUAttention(dtype)
-        self.latent_attention = CPULatentAttention(dtype)
-        self._norm, self._store = rms_norm.native.RMSNorm(dtype), store_kv.native.CPUStore(dtype)
-        self.head_linear = head_linear.native.bind(dtype)
-        self.rotary = rotary.native.bind(dtype)
-        self.silu_mul = silu_mul.native.bind(dtype)
-        self.rotate_and_store = self._store.rotate_and_store
-        self.store_latents = self._store.store_latents
-        self.causal_attention = causal_attention.native.bind(dtype)
-        self.routing = routing.native.bind()
-        self.draw = draw.native.bind(torch.float32)
+        self.paged_attention = NativeAttention()
+        self.latent_attention = NativeLatentAttention()
 
-    def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
-        return linear.native.bind(self._dtype, weight_dtype=weight_OI.dtype, out_dtype=out_dtype)(weight_OI, bias_O)
+    linear = staticmethod(linear.native.linear)
+    head_linear = staticmethod(head_linear.native.head_linear)
+    rms_norm = staticmethod(rms_norm.native.rms_norm)
+    rotary = staticmethod(rotary.native.rotary)
+    silu_mul = staticmethod(silu_mul.native.silu_mul)
+    rotate_and_store = staticmethod(store_kv.native.rotate_and_store)
+    store_latents = staticmethod(store_kv.native.store_latents)
+    causal_attention = staticmethod(causal_attention.native.causal_attention)
+    routing = staticmethod(routing.native.routing)
+    embedding = staticmethod(embedding.native.embedding)
+    take_rows = staticmethod(take_rows.native.take_rows)
+    draw = staticmethod(draw.native.draw)
 
     def linear_int8(
         self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
     ) -> Linear:
-        return linear_int8.native.bind(self._dtype, out_dtype)(weight, bias_O)
-
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
-        if residual_TH is None:
-            return self._norm.rms_norm(x_TH, weight_H, eps)
-        return self._norm.add_rms_norm(x_TH, residual_TH, weight_H, eps)
+        return linear_int8.native.linear_int8(weight, bias_O, self._dtype, out_dtype)
 
     def mlp(self, gate_up: Layer, down: Layer) -> MLP:
-        return mlp.native.bind(self._dtype)(self.projection, self.silu_mul, gate_up, down)
+        return mlp.native.mlp(self.projection, self.silu_mul, gate_up, down, self._dtype)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
-        return grouped_mlp.native.bind(self._dtype)(self.projection, self.silu_mul, experts)
+        return grouped_mlp.native.grouped_mlp(self.projection, self.silu_mul, experts, self._dtype)
 
 
 class FlashAttnOps(TorchOps):

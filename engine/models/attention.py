@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
-    from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
@@ -64,9 +64,7 @@ class GroupedQueryAttention:
         """
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
-        q_TND = self._ops.rotate_and_store(
-            qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.blocks_T, batch.offsets_T
-        )
+        q_TND = self._ops.rotate_and_store(qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.slot_mapping_T)
         o_TND = self._ops.paged_attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
         o_TX = o_TND.reshape(x_TH.shape[0], -1)
         return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))

@@ -8,7 +8,6 @@ Shapes: T tokens of the step, H hidden, V vocab, R rows (tokens) whose hidden st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,41 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.loading.weights import Weights
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
-
-
-@dataclass(frozen=True, slots=True)
-class ModelBatch:
-    """A step as the layers see it: made once by the model runner, passed to every layer.
-
-    Attributes:
-        token_ids_T: int64.
-        cos_TD, sin_TD: rotary cosines and sines of each token's position, fp32.
-        blocks_T, offsets_T: each token's slot mapping as block id and slot in the block, int64.
-        attention_plan: what `Decoder.plan` returned.
-    """
-
-    token_ids_T: torch.Tensor
-    cos_TD: torch.Tensor
-    sin_TD: torch.Tensor
-    blocks_T: torch.Tensor
-    offsets_T: torch.Tensor
-    attention_plan: Any
-
-    def first(self, num_tokens: int) -> ModelBatch:
-        """Views of its first tokens, with the plan as it is."""
-        return replace(self, **{name: getattr(self, name)[:num_tokens] for name in _OF_TOKENS})
-
-    def become(self, other: ModelBatch) -> None:
-        """Hold what another batch of as many tokens holds, in the same places; but for the plan."""
-        for name in _OF_TOKENS:
-            getattr(self, name).copy_(getattr(other, name))
-
-
-_OF_TOKENS = ("token_ids_T", "cos_TD", "sin_TD", "blocks_T", "offsets_T")  # a batch's tensors
 
 
 class DecoderLayer:

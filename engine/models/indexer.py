@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from engine.models.decoder import ModelBatch
+    from engine.model_batch import ModelBatch
     from engine.models.layers import Builder
 
 _NORM_EPS = 1e-6
@@ -57,7 +57,7 @@ class Indexer:
         q_TJI = self._query(q_TQ).view(len(x_TH), config.index_n_heads, config.index_head_dim)
         norm = (config.index_head_dim,), self._norm_weight, self._norm_bias, _NORM_EPS
         k_T1I = F.layer_norm(self._key(x_TH), *norm)[:, None]
-        self._ops.store_kv(self._rotate(k_T1I, batch), cache, batch.blocks_T, batch.offsets_T)
+        self._ops.store_kv(self._rotate(k_T1I, batch), cache, batch.slot_mapping_T)
         weights_TJ = self._weigh(x_TH).float() * (config.index_n_heads**-0.5 * config.index_head_dim**-0.5)
         return self._ops.lightning_indexer(
             self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan.absorbed, config.index_topk

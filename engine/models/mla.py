@@ -35,8 +35,8 @@ from kernels.kv_cache import Int8Cache, take
 from kernels.linear_int8 import QuantizedWeight
 
 if TYPE_CHECKING:
+    from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
-    from engine.models.decoder import ModelBatch
     from engine.models.layers import Builder
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
@@ -139,8 +139,7 @@ class MultiHeadLatentAttention:
             batch.cos_TD,
             batch.sin_TD,
             cache[0],
-            batch.blocks_T,
-            batch.offsets_T,
+            batch.slot_mapping_T,
         )
         selection = None
         if self._indexer is not None:

@@ -44,9 +44,14 @@ class MLAPlan:
     absorbed_rows: torch.Tensor | None
     expanded: list[ExpandedChunk]
 
-    def become(self, other: MLAPlan) -> bool:
-        """Copy another plan's values into this plan's memory; False if one of the plans has expanded chunks."""
-        return not (self.expanded or other.expanded) and self.absorbed.become(other.absorbed)
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a captured step can be replayed with this plan. Expanded chunks are computed with torch."""
+        return not self.expanded
+
+    def assign(self, other: MLAPlan) -> None:
+        """Copy another capturable plan into the memory that captured kernels read."""
+        self.absorbed.assign(other.absorbed)
 
 
 def make_plan(config: ModelConfig, ops: Ops, batch: AttentionBatch) -> MLAPlan:

@@ -11,23 +11,26 @@ import re
 import sys
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from engine.kv_cache_pool import KVCachePool
 from engine.loading.weights import Weights
-from engine.models.decoder import DecoderLayer, ModelBatch, attention_class, make_rotary_table
+from engine.model_batch import ModelBatch
+from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table
 from engine.models.layers import Builder
+from engine.step import ScheduledSequence, StepPlan
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.ops import Ops, TorchOps, resolve
-from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
+    from engine.models.rope import RotaryTable
+    from kernels.paged_attention import AttentionBatch
     from kernels.types import Linear
 
 _MAX_BATCHED_TOKENS = 2048
@@ -84,21 +87,16 @@ def calibrate(
     ops = _watching(resolve("auto", device, dtype), weights, dtype)
     build = Builder(config, weights, ops)
     embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-    table = make_rotary_table(config, weights, max(map(len, prompts)))
+    planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
     shapes = attention_class(config).cache_shapes(config)
     for group in _groups(prompts):
-        attention, num_blocks = _attention_batch(group, device)
+        plan = _plan(group)
+        num_blocks = plan.scheduled[-1].block_ids[-1] + 1
         pools.append(KVCachePool(shapes, 1, num_blocks, _BLOCK_SIZE, dtype, device))
-        positions_T = torch.cat([torch.arange(len(prompt)) for prompt in group])
-        cos_TD, sin_TD = table.at(positions_T)
-        blocks = [table[p // _BLOCK_SIZE] for prompt, table in zip(group, attention.block_tables, strict=True)
-                  for p in range(len(prompt))]  # fmt: skip
-        token_ids_T = torch.tensor([token for prompt in group for token in prompt])
-        plan = attention_class(config).plan(config, ops, attention)
-        batches.append(ModelBatch(token_ids_T, cos_TD, sin_TD, torch.tensor(blocks), positions_T % _BLOCK_SIZE, plan))
-        states.append((None, ops.embedding(embedding_VH, token_ids_T)))
+        batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
+        states.append((None, ops.embedding(embedding_VH, batches[-1].token_ids_T)))
     measurements = []
     with torch.inference_mode():
         for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
@@ -109,6 +107,18 @@ def calibrate(
             measurements += _measure(weights.watched, sum(map(len, prompts)))
             weights.watched.clear()
     return measurements
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """The part of a decoder that ModelBatch needs; only one layer is loaded at a time."""
+
+    config: ModelConfig
+    ops: Ops
+    rotary_table: RotaryTable
+
+    def plan(self, batch: AttentionBatch) -> Any:
+        return attention_class(self.config).plan(self.config, self.ops, batch)
 
 
 class _WatchedWeights(Weights):
@@ -177,14 +187,15 @@ def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def _attention_batch(prompts: list[list[int]], device: torch.device) -> tuple[AttentionBatch, int]:
-    """One batch of all these prompts, each with its own blocks; and the number of blocks."""
-    lens, tables, first = [len(prompt) for prompt in prompts], [], 0
-    for length in lens:
-        num_blocks = -(-length // _BLOCK_SIZE)
-        tables.append(list(range(first, first + num_blocks)))
+def _plan(prompts: list[list[int]]) -> StepPlan:
+    """One step of all these prompts, each with its own blocks."""
+    scheduled: list[ScheduledSequence] = []
+    first = 0
+    for number, prompt in enumerate(prompts):
+        num_blocks = -(-len(prompt) // _BLOCK_SIZE)
+        scheduled.append(ScheduledSequence(number, prompt, 0, list(range(first, first + num_blocks))))
         first += num_blocks
-    return AttentionBatch(lens, lens, tables, _BLOCK_SIZE, device), first
+    return StepPlan(scheduled)
 
 
 def _measure(watched: list[_WatchedLayer], num_tokens: int) -> list[Measurement]:

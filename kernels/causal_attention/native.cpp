@@ -1,5 +1,6 @@
 // Causal attention on a CPU. Contract: kernels/causal_attention/__init__.py; the algorithm:
 // ../paged_attention/attention.h, over one block that holds all positions.
+#include "../native/binding.h"
 #include "../paged_attention/attention.h"
 
 #include <vector>
@@ -40,13 +41,23 @@ void causal_attention(const T* q, int64_t q_token, int64_t q_head, const T* k, i
 
 }  // namespace
 
-#define DEFINE(NAME, T)                                                                                                \
-    extern "C" void NAME(const T* q, int64_t q_token, int64_t q_head, const T* k, int64_t k_slot, int64_t k_head,      \
-                         const T* v, int64_t v_slot, int64_t v_head, T* out, int64_t num_queries, int64_t context_len, \
-                         int64_t num_heads, int64_t dim, int64_t value_dim, float scale) {                             \
-        causal_attention(q, q_token, q_head, k, k_slot, k_head, v, v_slot, v_head, out, num_queries, context_len,      \
-                         num_heads, dim, value_dim, scale);                                                            \
-    }
-
-DEFINE(causal_attention_bf16, native::bf16)
-DEFINE(causal_attention_f32, float)
+void native::bind_causal_attention(nb::module_& m) {
+    m.def(
+        "causal_attention",
+        [](Tensor q_QNX, Tensor k_LNX, Tensor v_LNV, float scale, Tensor out_QNV) {
+            with_dtype(q_QNX, "q_QNX", [&](auto number) {
+                using T = decltype(number);
+                const auto q = q_QNX.view<const T>("q_QNX", {ANY, ANY, ANY});
+                const auto k = k_LNX.view<const T>("k_LNX", {ANY, q.shape[1], q.shape[2]});
+                const auto v = v_LNV.view<const T>("v_LNV", {k.shape[0], q.shape[1], ANY});
+                const auto out = out_QNV.packed<T>("out_QNV", {q.shape[0], q.shape[1], v.shape[2]});
+                check_value(q.shape[0] <= k.shape[0], "there must be a key for each query");
+                launch_uncaptured("causal_attention", [=] {
+                    causal_attention(q.data, q.stride[0], q.stride[1], k.data, k.stride[0], k.stride[1], v.data,
+                                     v.stride[0], v.stride[1], out.data, q.shape[0], k.shape[0], q.shape[1], q.shape[2],
+                                     v.shape[2], scale);
+                });
+            });
+        },
+        "q_QNX"_a, "k_LNX"_a, "v_LNV"_a, "scale"_a, "out_QNV"_a);
+}

@@ -1,6 +1,9 @@
 // draw, three passes over a row. Contract: kernels/draw/__init__.py.
+#include "../native/binding.h"
 #include "../native/common.h"
 #include "../native/pool.h"
+
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <limits>
@@ -70,22 +73,30 @@ int64_t draw(const T* row, int64_t size, float temperature, double uniform) {
 }
 
 template <typename T>
-int draw_rows(const T* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures,
-              const double* uniforms, int64_t* tokens) {
+void draw_rows(const T* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures,
+               const double* uniforms, int64_t* tokens) {
     parallel(num_rows,
              [&](int64_t row) { tokens[row] = draw(logits + row * stride, size, temperatures[row], uniforms[row]); });
-    return 0;
 }
 
 }  // namespace
 
-extern "C" {
-int draw_bf16(const native::bf16* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures,
-              const double* uniforms, int64_t* tokens) {
-    return draw_rows(logits, stride, num_rows, size, temperatures, uniforms, tokens);
-}
-int draw_f32(const float* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures,
-             const double* uniforms, int64_t* tokens) {
-    return draw_rows(logits, stride, num_rows, size, temperatures, uniforms, tokens);
-}
+void native::bind_draw(nb::module_& m) {
+    m.def(
+        "draw",
+        [](Tensor logits_RV, const std::vector<float>& temperatures, const std::vector<double>& uniforms) {
+            std::vector<int64_t> tokens(temperatures.size());
+            const int64_t num_rows = tokens.size();
+            check_value(uniforms.size() == tokens.size(), "each temperature must have its uniform");
+            with_dtype(logits_RV, "logits_RV", [&](auto number) {
+                const auto logits = logits_RV.view<const decltype(number)>("logits_RV", {num_rows, ANY});
+                check_value(logits.shape[1] > 0, "there must be at least one token to draw");
+                launch_uncaptured("draw", [&] {
+                    draw_rows(logits.data, logits.stride[0], num_rows, logits.shape[1], temperatures.data(),
+                              uniforms.data(), tokens.data());
+                });
+            });
+            return tokens;
+        },
+        "logits_RV"_a, "temperatures"_a, "uniforms"_a);
 }

@@ -9,7 +9,9 @@
 //
 // Work is shared out by panels of experts that have rows; an expert without rows costs nothing, and each panel is read
 // once for every 32 rows of its expert.
+#include "../native/binding.h"
 #include "../native/gemm.h"
+#include "../native/packed.h"
 #include "../silu_mul/silu.h"
 
 #include <algorithm>
@@ -222,24 +224,98 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
     });
 }
 
-}  // namespace
+// The experts of a layer, packed; each is in one of two lists, and null in the other.
+class Experts {
+ public:
+    Experts(int64_t hidden, int64_t inter) : hidden(hidden), inter(inter) {}
 
-#define DEFINE(KIND, A)                                                                                               \
-    extern "C" int experts_pack_##KIND(                                                                               \
-        const native::Operands<A>::Weight* gate_up, const native::Operands<A>::Weight* down, int64_t hidden,          \
-        int64_t inter, native::Operands<A>::Weight* packed_gate_up, native::Operands<A>::Weight* packed_down) {       \
-        native::pack<A>(gate_up, inter, hidden, packed_gate_up, 0, 2);                                                \
-        native::pack<A>(gate_up + inter * hidden, inter, hidden, packed_gate_up, 1, 2);                               \
-        native::pack<A>(down, hidden, inter, packed_down, 0, 1);                                                      \
-        return 0;                                                                                                     \
-    }                                                                                                                 \
-    extern "C" int experts_##KIND(const native::bf16* x, const int64_t* ids, const float* weights, const void* table, \
-                                  int64_t num_tokens, int64_t top_k, int64_t num_experts, int64_t hidden,             \
-                                  int64_t inter, int64_t add, native::bf16* y) {                                      \
-        experts(x, ids, weights, static_cast<const Expert<A>*>(table),                                                \
-                Sizes{num_tokens, top_k, num_experts, hidden, inter}, add, y);                                        \
-        return 0;                                                                                                     \
+    void add(Tensor gate_up_2FH, Tensor down_HF) {
+        own.push_back(packed<bf16>(gate_up_2FH, down_HF));
+        own_int8.emplace_back();
+        has_own = true;
     }
 
-DEFINE(bf16, native::bf16)
-DEFINE(int8, uint8_t)
+    void add_int8(Tensor gate_up_2FH, Tensor gate_up_scale, Tensor down_HF, Tensor down_scale, float in_scale,
+                  int32_t in_zero, float inner_scale, int32_t inner_zero) {
+        Expert<uint8_t> expert = packed<uint8_t>(gate_up_2FH, down_HF);
+        const auto gate_up = gate_up_2FH.packed<const int8_t>("gate_up_2FH", {2 * inter, hidden});
+        const auto down = down_HF.packed<const int8_t>("down_HF", {hidden, inter});
+        expert.gate_up_scales = hold(whole_panels(gate_up_scale.packed<const float>("gate_up_scale", {2 * inter}), 2));
+        expert.down_scales = hold(whole_panels(down_scale.packed<const float>("down_scale", {hidden})));
+        expert.gate_up_totals = hold(row_totals(gate_up, 2));
+        expert.down_totals = hold(row_totals(down));
+        expert.in = {in_scale, in_zero};
+        expert.inner = {inner_scale, inner_zero};
+        own.emplace_back();
+        own_int8.push_back(expert);
+        has_int8 = true;
+    }
+
+    static void forward(const std::shared_ptr<Experts>& self, Tensor x_TH, std::optional<Tensor> ids_TK,
+                        std::optional<Tensor> weights_TK, Tensor y_TH, bool adds) {
+        const auto x = x_TH.packed<const bf16>("x_TH", {ANY, self->hidden});
+        const auto y = y_TH.packed<bf16>("y_TH", x.shape);
+        check_value(bool(ids_TK) == bool(weights_TK), "ids_TK and weights_TK must be given together");
+        check_value(!self->own.empty(), "there must be an expert");
+        View<const int64_t, 2> ids{nullptr, {x.shape[0], 1}};
+        const float* weights = nullptr;
+        if (ids_TK) {
+            ids = ids_TK->packed<const int64_t>("ids_TK", {x.shape[0], ANY});
+            weights = weights_TK->packed<const float>("weights_TK", ids.shape).data;
+        }
+        launch(x.shape[0], [=](int64_t rows) {
+            const Sizes sizes{rows, ids.shape[1], int64_t(self->own.size()), self->hidden, self->inter};
+            if (ids.data) check_indices(ids.data, rows * sizes.top_k, sizes.num_experts, "ids_TK");
+            if (self->has_own) experts(x.data, ids.data, weights, self->own.data(), sizes, adds, y.data);
+            if (self->has_int8)
+                experts(x.data, ids.data, weights, self->own_int8.data(), sizes, adds || self->has_own, y.data);
+        });
+    }
+
+ private:
+    template <typename A>
+    Expert<A> packed(const Tensor& gate_up_2FH, const Tensor& down_HF) {
+        typedef typename Operands<A>::Weight W;
+        const auto gate_up = gate_up_2FH.packed<const W>("gate_up_2FH", {2 * inter, hidden});
+        const auto down = down_HF.packed<const W>("down_HF", {hidden, inter});
+        const auto to_gate_up = weights<W>(2 * round_up(inter, PANEL) * padded<A>(hidden));
+        const auto to_down = weights<W>(round_up(hidden, PANEL) * padded<A>(inter));
+        launch_uncaptured("packing a weight", [&] {
+            pack<A>(gate_up.data, inter, hidden, to_gate_up.get(), 0, 2);
+            pack<A>(gate_up.data + inter * hidden, inter, hidden, to_gate_up.get(), 1, 2);
+            pack<A>(down.data, hidden, inter, to_down.get(), 0, 1);
+        });
+        Expert<A> expert{};
+        expert.gate_up = hold(to_gate_up);
+        expert.down = hold(to_down);
+        return expert;
+    }
+
+    template <typename T>
+    T* hold(const std::shared_ptr<T>& memory) {
+        held.push_back(memory);
+        return memory.get();
+    }
+
+    int64_t hidden, inter;
+    std::vector<Expert<bf16>> own;
+    std::vector<Expert<uint8_t>> own_int8;
+    bool has_own = false, has_int8 = false;
+    std::vector<std::shared_ptr<void>> held;
+};
+
+}  // namespace
+
+void native::bind_experts(nb::module_& m) {
+    nb::class_<Experts>(m, "Experts")
+        .def(nb::init<int64_t, int64_t>(), "hidden_size"_a, "intermediate_size"_a)
+        .def("add", &Experts::add, "gate_up_2FH"_a, "down_HF"_a)
+        .def("add_int8", &Experts::add_int8, "gate_up_2FH"_a, "gate_up_scale"_a, "down_HF"_a, "down_scale"_a,
+             nb::kw_only(), "in_scale"_a, "in_zero"_a, "inner_scale"_a, "inner_zero"_a)
+        .def(
+            "forward",
+            [](std::shared_ptr<Experts> self, Tensor x_TH, std::optional<Tensor> ids_TK,
+               std::optional<Tensor> weights_TK, Tensor y_TH,
+               bool adds) { Experts::forward(self, x_TH, ids_TK, weights_TK, y_TH, adds); },
+            "x_TH"_a, "ids_TK"_a.none(), "weights_TK"_a.none(), "y_TH"_a, "adds"_a);
+}

@@ -1,4 +1,5 @@
 // The sum over a token's experts. Contract: kernels/grouped_mlp/__init__.py.
+#include "../native/binding.h"
 #include "../native/common.h"
 #include "../native/pool.h"
 
@@ -31,13 +32,21 @@ void combine(const T* rows, const int64_t* where, const float* weights, T* y, in
 
 }  // namespace
 
-extern "C" {
-void combine_bf16(const native::bf16* rows, const int64_t* where, const float* weights, native::bf16* y,
-                  int64_t num_tokens, int64_t top_k, int64_t size) {
-    combine(rows, where, weights, y, num_tokens, top_k, size);
-}
-void combine_f32(const float* rows, const int64_t* where, const float* weights, float* y, int64_t num_tokens,
-                 int64_t top_k, int64_t size) {
-    combine(rows, where, weights, y, num_tokens, top_k, size);
-}
+void native::bind_combine(nb::module_& m) {
+    m.def(
+        "combine",
+        [](Tensor y_PH, Tensor where_TK, Tensor weights_TK, Tensor out_TH) {
+            with_dtype(y_PH, "y_PH", [&](auto number) {
+                using T = decltype(number);
+                const auto where = where_TK.packed<const int64_t>("where_TK", {ANY, ANY});
+                const auto weights = weights_TK.packed<const float>("weights_TK", where.shape);
+                const auto y = y_PH.packed<const T>("y_PH", {where.shape[0] * where.shape[1], ANY});
+                const auto out = out_TH.packed<T>("out_TH", {where.shape[0], y.shape[1]});
+                launch(where.shape[0], [=](int64_t rows) {
+                    check_indices(where.data, rows * where.shape[1], y.shape[0], "where_TK");
+                    combine(y.data, where.data, weights.data, out.data, rows, where.shape[1], y.shape[1]);
+                });
+            });
+        },
+        "y_PH"_a, "where_TK"_a, "weights_TK"_a, "out_TH"_a);
 }

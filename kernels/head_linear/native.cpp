@@ -1,4 +1,6 @@
 // head_linear on a CPU. Contract: kernels/head_linear/__init__.py.
+#include "../native/binding.h"
+#include "../native/memory.h"
 #include "../native/panels.h"
 #include "../native/pool.h"
 #include "../native/scratch.h"
@@ -49,15 +51,72 @@ void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Ope
     });
 }
 
+// Matrices [K, M] of type T as the panels that head_linear takes.
+template <typename T, typename O>
+void pack_heads(const View<const T, 3>& weight, int64_t inner, O* packed) {
+    const int64_t num_in = weight.shape[1], num_out = weight.shape[2], size = round_up(num_out, LANES) * inner;
+    parallel_spans(weight.shape[0], 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n)
+            for (int64_t k = 0; k < num_in; ++k)
+                for (int64_t m = 0; m < num_out; ++m)
+                    store1(packed + n * size + m / LANES * LANES * inner +
+                               (k / WIDTH<O> * LANES + m % LANES) * WIDTH<O> + k % WIDTH<O>,
+                           load1(weight.data + (n * num_in + k) * num_out + m));
+    });
+}
+
+// A layer's packed weights, for x of their dtype.
+struct HeadLinear {
+    Element dtype;
+    std::shared_ptr<void> weight;
+    int64_t num_heads, num_in, num_out, inner;
+
+    explicit HeadLinear(Tensor weight_NKM) : dtype(weight_NKM.element("weight_NKM")) {
+        with_element(dtype, "weight_NKM", [&](auto number) {
+            using T = decltype(number);
+            using O = typename Operand<T>::type;
+            const auto from = weight_NKM.packed<const T>("weight_NKM", {ANY, ANY, ANY});
+            num_heads = from.shape[0], num_in = from.shape[1], num_out = from.shape[2];
+            inner = round_up(num_in, LANES * WIDTH<O>);
+            const auto to = weights<O>(num_heads * round_up(num_out, LANES) * inner);
+            launch_uncaptured("packing a weight", [&] { pack_heads(from, inner, to.get()); });
+            weight = to;
+        });
+    }
+};
+
+template <typename T>
+void forward(const std::shared_ptr<HeadLinear>& layer, const Tensor& x_TNK, const Tensor& out_TNM, int64_t first) {
+    const auto x = x_TNK.view<const T>("x_TNK", {ANY, ANY, layer->num_in});
+    const auto out = out_TNM.view<T>("out_TNM", {x.shape[0], x.shape[1], layer->num_out});
+    check_value(first >= 0 && first + x.shape[1] <= layer->num_heads, "x_TNK has more heads than the weight has");
+    launch(x.shape[0], [=](int64_t rows) {
+        const auto* const own = static_cast<const typename Operand<T>::type*>(layer->weight.get()) +
+                                first * round_up(layer->num_out, LANES) * layer->inner;
+        head_linear(x.data, x.stride[0], x.stride[1], own, out.data, out.stride[0], out.stride[1], rows, x.shape[1],
+                    layer->num_in, layer->num_out, layer->inner);
+    });
+}
+
 }  // namespace
 
-#define DEFINE(NAME, T)                                                                                               \
-    extern "C" void NAME(const T* x, int64_t x_token, int64_t x_head, const native::Operand<T>::type* weight, T* out, \
-                         int64_t out_token, int64_t out_head, int64_t num_tokens, int64_t num_heads, int64_t num_in,  \
-                         int64_t num_out, int64_t inner) {                                                            \
-        head_linear(x, x_token, x_head, weight, out, out_token, out_head, num_tokens, num_heads, num_in, num_out,     \
-                    inner);                                                                                           \
-    }
-
-DEFINE(head_linear_bf16, native::bf16)
-DEFINE(head_linear_f32, float)
+void native::bind_head_linear(nb::module_& m) {
+    nb::class_<HeadLinear>(m, "HeadLinear")
+        .def(nb::init<Tensor>(), "weight_NKM"_a)
+        .def(
+            "forward",
+            [](std::shared_ptr<HeadLinear> self, Tensor x_TNK, Tensor out_TNM, int64_t first) {
+                with_element(self->dtype, "x_TNK",
+                             [&](auto number) { forward<decltype(number)>(self, x_TNK, out_TNM, first); });
+            },
+            "x_TNK"_a, "out_TNM"_a, "first"_a = 0);
+    m.def(
+        "operand_width",
+        [](DType dtype) {
+            int64_t width = 0;
+            with_element(dtype.element(), "dtype",
+                         [&](auto number) { width = WIDTH<typename Operand<decltype(number)>::type>; });
+            return width;
+        },
+        "dtype"_a);
+}

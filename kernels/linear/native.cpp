@@ -2,7 +2,9 @@
 //
 // Each task computes all rows for its share of the weight's panels, so that the weight is read once (with up to 32
 // rows) and stays in cache beyond.
+#include "../native/binding.h"
 #include "../native/gemm.h"
+#include "../native/packed.h"
 
 #include <algorithm>
 
@@ -23,8 +25,8 @@ void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y
 }
 
 template <typename A, typename X, typename Y>
-int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,
-           int64_t out_size, Y* y) {
+void linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,
+            int64_t out_size, Y* y) {
     const int64_t K = padded<A>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
     const Whole<A> a = whole_rows<X, A>(x, stride, num_rows, in_size);
     parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
@@ -48,29 +50,50 @@ int linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const 
             }
         }
     });
-    return 0;
+}
+
+// A layer's packed weight, in the dtype that it computes in.
+struct Linear {
+    Element dtype;
+    std::shared_ptr<void> weight;
+    std::shared_ptr<float> bias;  // with memory for whole panels, or null
+    int64_t in_size, out_size;
+
+    Linear(Tensor weight_OI, std::optional<Tensor> bias_O) : dtype(weight_OI.element("weight_OI")) {
+        with_element(dtype, "weight_OI", [&](auto number) {
+            using A = decltype(number);
+            const auto from = weight_OI.packed<const A>("weight_OI", {ANY, ANY});
+            out_size = from.shape[0], in_size = from.shape[1];
+            if (bias_O) bias = whole_panels(bias_O->packed<const float>("bias_O", {out_size}));
+            const auto to = weights<A>(round_up(out_size, PANEL) * padded<A>(in_size));
+            launch_uncaptured("packing a weight", [&] { pack<A>(from.data, out_size, in_size, to.get(), 0, 1); });
+            weight = to;
+        });
+    }
+};
+
+template <typename A, typename X, typename Y>
+void forward(const std::shared_ptr<Linear>& layer, const Tensor& x_TI, const Tensor& y_TO) {
+    const auto x = x_TI.view<const X>("x_TI", {ANY, layer->in_size});
+    const auto y = y_TO.packed<Y>("y_TO", {x.shape[0], layer->out_size});
+    launch(x.shape[0], [=](int64_t rows) {
+        linear<A>(x.data, x.stride[0], rows, static_cast<const A*>(layer->weight.get()), layer->bias.get(),
+                  layer->in_size, layer->out_size, y.data);
+    });
 }
 
 }  // namespace
 
-// bias: null, or fp32 with memory for whole panels.
-#define DEFINE(NAME, X, A, Y)                                                                             \
-    extern "C" int NAME(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, \
-                        int64_t in_size, int64_t out_size, Y* y) {                                        \
-        return linear<A>(x, stride, num_rows, weight, bias, in_size, out_size, y);                        \
-    }
-
-DEFINE(linear_bf16, bf16, bf16, bf16)
-DEFINE(linear_bf16_to_f32, bf16, bf16, float)
-DEFINE(linear_f32, float, float, float)
-DEFINE(linear_f32_of_bf16, bf16, float, float)
-
-// weight [N, K] to `out`, which has memory for whole panels and tiles.
-extern "C" int linear_pack_bf16(const bf16* weight, int64_t N, int64_t K, bf16* out) {
-    pack<bf16>(weight, N, K, out, 0, 1);
-    return 0;
-}
-extern "C" int linear_pack_f32(const float* weight, int64_t N, int64_t K, float* out) {
-    pack<float>(weight, N, K, out, 0, 1);
-    return 0;
+void native::bind_linear(nb::module_& m) {
+    nb::class_<Linear>(m, "Linear")
+        .def(nb::init<Tensor, std::optional<Tensor>>(), "weight_OI"_a, "bias_O"_a.none())
+        .def(
+            "forward",
+            [](std::shared_ptr<Linear> self, Tensor x_TI, Tensor y_TO) {
+                if (self->dtype == Element::BFLOAT16)
+                    with_dtype(y_TO, "y_TO", [&](auto y) { forward<bf16, bf16, decltype(y)>(self, x_TI, y_TO); });
+                else
+                    with_dtype(x_TI, "x_TI", [&](auto x) { forward<float, decltype(x), float>(self, x_TI, y_TO); });
+            },
+            "x_TI"_a, "y_TO"_a);
 }

@@ -2,7 +2,9 @@
 //
 // The rows are made uint8 first; then each task computes all rows for its share of the weight's panels, so that the
 // weight is read once (with up to 32 rows) and stays in cache beyond.
+#include "../native/binding.h"
 #include "../native/gemm.h"
+#include "../native/packed.h"
 
 #include <algorithm>
 
@@ -37,7 +39,7 @@ void finish(const Layer& layer, const int32_t* sums, const Grid* grids, int64_t 
 }
 
 template <typename T, typename Y>
-int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
+void linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
     const int64_t K = padded<uint8_t>(layer.in_size), panel = K * PANEL;
     const int64_t num_panels = (layer.out_size + PANEL - 1) / PANEL;
     static thread_local Scratch<uint8_t> rows;
@@ -68,12 +70,11 @@ int linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
             }
         }
     });
-    return 0;
 }
 
 // Weights alone are int8: a panel at a time becomes numbers, in the caches, and is multiplied as such.
 template <typename A, typename T, typename Y>
-int weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
+void weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
     const int64_t K = padded<A>(layer.in_size), panel = K * PANEL, num_panels = (layer.out_size + PANEL - 1) / PANEL;
     const Whole<A> a = whole_rows<T, A>(x, stride, num_rows, layer.in_size);
     parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
@@ -103,59 +104,79 @@ int weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer
             }
         }
     });
-    return 0;
 }
 
 // weight [N, K] in panels as for numbers of type A.
 template <typename A>
-int pack_weight_only(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
+void pack_weight_only(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
     const int64_t size = padded<A>(K) * PANEL;
-    std::memset(out, 0, round_up(N, PANEL) / PANEL * size);
     parallel_spans((N + PANEL - 1) / PANEL, 1, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin * PANEL; row < std::min(end * PANEL, N); ++row)
             for (int64_t k = 0; k < K; ++k)
                 out[row / PANEL * size + (k / GROUP<A> * PANEL + row % PANEL) * GROUP<A> + k % GROUP<A>] =
                     weight[row * K + k];
     });
-    return 0;
+}
+
+// A layer's packed weight, and what belongs to it.
+struct Int8Linear {
+    Element operand;  // what x is multiplied as: uint8 on a grid, or a number
+    std::shared_ptr<int8_t> weight;
+    std::shared_ptr<float> scales, bias;
+    std::shared_ptr<int32_t> totals;
+    Layer layer;
+
+    Int8Linear(Tensor values_OI, Tensor scale_O, std::optional<Tensor> bias_O, DType operand, float scale,
+               int32_t zero_point)
+        : operand(operand.element()) {
+        const auto values = values_OI.packed<const int8_t>("values_OI", {ANY, ANY});
+        const int64_t out_size = values.shape[0], in_size = values.shape[1];
+        scales = whole_panels(scale_O.packed<const float>("scale_O", {out_size}));
+        if (bias_O) bias = whole_panels(bias_O->packed<const float>("bias_O", {out_size}));
+        const auto make = [&](auto number, const auto& pack) {
+            weight = weights<int8_t>(round_up(out_size, PANEL) * padded<decltype(number)>(in_size));
+            launch_uncaptured("packing a weight", [&] { pack(values.data, out_size, in_size, weight.get()); });
+        };
+        if (this->operand == Element::UINT8) {
+            totals = row_totals(values);
+            make(uint8_t{}, [](auto... sizes) { pack<uint8_t>(sizes..., 0, 1); });
+        } else {
+            with_element(this->operand, "operand", [&](auto number) {
+                make(number, [](auto... sizes) { pack_weight_only<decltype(number)>(sizes...); });
+            });
+        }
+        layer = {weight.get(), scales.get(), totals.get(), bias.get(), in_size, out_size, {scale, zero_point}};
+    }
+};
+
+template <typename X, typename Y>
+void forward(const std::shared_ptr<Int8Linear>& self, const Tensor& x_TI, const Tensor& y_TO) {
+    const auto x = x_TI.view<const X>("x_TI", {ANY, self->layer.in_size});
+    const auto y = y_TO.packed<Y>("y_TO", {x.shape[0], self->layer.out_size});
+    launch(x.shape[0], [=](int64_t rows) {
+        if (self->operand == Element::UINT8)
+            linear_int8(x.data, x.stride[0], rows, self->layer, y.data);
+        else
+            weight_only<X>(x.data, x.stride[0], rows, self->layer, y.data);
+    });
 }
 
 }  // namespace
 
-extern "C" {
-
-// weight [N, K] to `out`, which has memory for round_up(N, 16) * round_up(K, 64) values.
-int linear_int8_pack(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
-    native::pack<uint8_t>(weight, N, K, out, 0, 1);
-    return 0;
-}
-
-int weight_only_pack_bf16(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
-    return pack_weight_only<native::bf16>(weight, N, K, out);
-}
-int weight_only_pack_f32(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
-    return pack_weight_only<float>(weight, N, K, out);
-}
-
-#define DEFINE(NAME, T, Y)                                                                                           \
-    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales,                \
-             const int32_t* totals, const float* bias, int64_t in_size, int64_t out_size, float scale, int64_t zero, \
-             Y* y) {                                                                                                 \
-        const Layer layer{weight, scales, totals, bias, in_size, out_size, {scale, int32_t(zero)}};                  \
-        return linear_int8(x, stride, num_rows, layer, y);                                                           \
-    }
-
-#define DEFINE_WEIGHT_ONLY(NAME, T, Y)                                                                \
-    int NAME(const T* x, int64_t stride, int64_t num_rows, const int8_t* weight, const float* scales, \
-             const float* bias, int64_t in_size, int64_t out_size, Y* y) {                            \
-        const Layer layer{weight, scales, nullptr, bias, in_size, out_size, {}};                      \
-        return weight_only<T>(x, stride, num_rows, layer, y);                                         \
-    }
-
-DEFINE_WEIGHT_ONLY(weight_only_bf16, native::bf16, native::bf16)
-DEFINE_WEIGHT_ONLY(weight_only_f32, float, float)
-DEFINE_WEIGHT_ONLY(weight_only_bf16_to_f32, native::bf16, float)
-DEFINE(linear_int8_bf16, native::bf16, native::bf16)
-DEFINE(linear_int8_f32, float, float)
-DEFINE(linear_int8_bf16_to_f32, native::bf16, float)
+void native::bind_linear_int8(nb::module_& m) {
+    nb::class_<Int8Linear>(m, "Int8Linear")
+        .def(nb::init<Tensor, Tensor, std::optional<Tensor>, DType, float, int32_t>(), "values_OI"_a, "scale_O"_a,
+             "bias_O"_a.none(), "operand"_a, "scale"_a, "zero_point"_a)
+        .def(
+            "forward",
+            [](std::shared_ptr<Int8Linear> self, Tensor x_TI, Tensor y_TO) {
+                const Element dtype = x_TI.element("x_TI");
+                if (self->operand != Element::UINT8 && self->operand != dtype)
+                    throw nb::type_error("x_TI must be of the dtype that the weight is packed for");
+                if (dtype == Element::FLOAT32)
+                    forward<float, float>(self, x_TI, y_TO);
+                else
+                    with_dtype(y_TO, "y_TO", [&](auto y) { forward<bf16, decltype(y)>(self, x_TI, y_TO); });
+            },
+            "x_TI"_a, "y_TO"_a);
 }

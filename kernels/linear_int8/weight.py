@@ -61,6 +61,11 @@ class QuantizedWeight:
         """[O, I]."""
         return self.values_OI.shape
 
+    @property
+    def grid(self) -> tuple[float, int]:
+        """Scale and zero point of the input; scale 0 where they are not known in advance."""
+        return (self.input.scale, self.input.zero_point) if isinstance(self.input, StaticInput) else (0.0, 0)
+
     def rows(self, order: torch.Tensor) -> QuantizedWeight:
         """The weight with these rows, in this order."""
         return QuantizedWeight(self.values_OI[order], self.scale_O[order], self.input)

@@ -11,19 +11,16 @@ from kernels.mlp.reference import mlp as compose
 from kernels.types import MLP, Layer, Projection
 
 
-def bind(dtype: torch.dtype) -> Callable[..., MLP]:
-    """`pack` for one dtype of x: as the only expert of a mixture, where that computes in it; else composed."""
-
-    def pack(
-        projection: Projection,
-        silu_mul: Callable[[torch.Tensor], torch.Tensor],
-        gate_up: Layer,
-        down: Layer,
-    ) -> MLP:
-        weights = gate_up[0], down[0]
-        if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(dtype, *weights):
-            return compose(projection, silu_mul, gate_up, down)
-        run = grouped_mlp.native.pack_native([weights])
-        return lambda x_TH, onto_TH=None: run(x_TH, onto_TH=onto_TH)
-
-    return pack
+def mlp(
+    projection: Projection,
+    silu_mul: Callable[[torch.Tensor], torch.Tensor],
+    gate_up: Layer,
+    down: Layer,
+    dtype: torch.dtype,
+) -> MLP:
+    """For x of one dtype: as the only expert of a mixture, where that computes in it; else composed."""
+    weights = gate_up[0], down[0]
+    if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(dtype, *weights):
+        return compose(projection, silu_mul, gate_up, down)
+    run = grouped_mlp.native.pack_experts([weights])
+    return lambda x_TH, onto_TH=None: run(x_TH, onto_TH=onto_TH)

@@ -1,7 +1,9 @@
-"""Compile kernels/*/*.cpp into one shared library for each instruction set; needs a C++ compiler and nothing else.
+"""Compile kernels/*/*.cpp into one extension module for each instruction set; needs a C++ compiler and nanobind.
 
 Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py`. Imports nothing of
-the project. Sources pick their paths by what the compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...).
+the project. Sources pick their paths by what the compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...). nanobind and
+module.cpp must run on any CPU, so they are compiled for any, and linked first: of an inline function that several
+objects have, the linker takes the first.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,33 +20,29 @@ HERE = Path(__file__).resolve().parent
 _OBJECTS = HERE / "objects"  # kept, so that a rebuild compiles what changed
 _V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 _V4_BF16 = [*_V4, "-mavx512bf16", "-mavx512vnni"]
-ISAS = {  # name -> what the compiler may use; best first: the loader picks the first that the CPU has
+ISAS = {  # name -> what the compiler may use; best first: the loader picks the first that the CPU has (module.cpp)
     "amx": [*_V4_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
     "avx512_bf16": _V4_BF16,  # Zen 4, Cooper Lake
     "avx512": _V4,
     "avx2": ["-march=x86-64-v3"],
 }
-_FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-ffp-contract=fast",
-    "-fPIC",
-    "-Wno-psabi",
-]
+_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wno-psabi"]
+_KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
 
-def library_path(isa: str) -> Path:
-    """Where the library for an instruction set lies, built or not."""
-    return HERE / f"libkernels_{isa}.so"
+def module_path(isa: str) -> Path:
+    """Where the extension module for an instruction set lies, built or not."""
+    return HERE / f"_kernels_{isa}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def build() -> list[Path]:
+def build(isas: list[str] | None = None) -> list[Path]:
     """Compile what is older than its sources, as many files at a time as there are cores.
 
+    Args:
+        isas: instruction sets to build for; all by default.
+
     Returns:
-        The libraries, without those for which the compiler is too old; nothing where there is no compiler.
+        The modules, without those for which the compiler is too old; nothing where there is no compiler.
 
     Raises:
         subprocess.CalledProcessError: the compiler refused the sources.
@@ -51,15 +50,28 @@ def build() -> list[Path]:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or os.uname().machine != "x86_64":
         return []
-    sources = sorted(HERE.parent.glob("*/*.cpp"))
-    shared = max(path.stat().st_mtime for path in (*HERE.parent.glob("*/*.h"), Path(__file__)))
-    isas = [isa for isa, flags in ISAS.items() if _knows(compiler, flags)]
-    jobs = [(isa, source) for isa in isas for source in sources]
+    import nanobind  # which an installed package does without
+
+    library = Path(nanobind.source_dir())
+    includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), sysconfig.get_path("include")]
+    command = [compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
+    portable = [*command, "-Os", "-fno-strict-aliasing"]
+    sources = [path for path in sorted(HERE.parent.glob("*/*.cpp")) if path != HERE / "module.cpp"]
+    known = [isa for isa in isas or ISAS if _knows(compiler, ISAS[isa])]
+    jobs = [(portable, library / "nb_combined.cpp", _OBJECTS / "nanobind.o")]
+    for isa in known:
+        named = [*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"]
+        jobs.append((named, HERE / "module.cpp", _OBJECTS / isa / "native_module.o"))
+        tuned = [*command, *_KERNEL_FLAGS, *ISAS[isa]]
+        jobs += [(tuned, path, _OBJECTS / isa / f"{path.parent.name}_{path.stem}.o") for path in sources]
+    headers = max(path.stat().st_mtime for path in (*HERE.parent.glob("*/*.h"), Path(__file__)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(lambda job: _compile(compiler, *job, newer_than=shared), jobs))
-    for index, isa in enumerate(isas):
-        _link(compiler, isa, objects[index * len(sources) : (index + 1) * len(sources)])
-    return [library_path(isa) for isa in isas]
+        objects = list(pool.map(lambda job: _compile(*job, newer_than=headers), jobs))
+    for isa in known:
+        _link(compiler, module_path(isa), [objects[0], *(path for path in objects if path.parent.name == isa)])
+    modules = [module_path(isa) for isa in known]
+    _write_stub(modules)
+    return modules
 
 
 def _knows(compiler: str, flags: list[str]) -> bool:
@@ -67,26 +79,35 @@ def _knows(compiler: str, flags: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _compile(compiler: str, isa: str, source: Path, *, newer_than: float) -> Path:
-    path = _OBJECTS / isa / f"{source.parent.name}_{source.stem}.o"
+def _compile(command: list[str], source: Path, path: Path, *, newer_than: float) -> Path:
     if not path.exists() or path.stat().st_mtime <= max(newer_than, source.stat().st_mtime):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler, *_FLAGS, *ISAS[isa], "-c", str(source), "-o", str(unfinished)], check=True)
+        subprocess.run([*command, "-c", str(source), "-o", str(unfinished)], check=True)
         unfinished.replace(path)
     return path
 
 
-def _link(compiler: str, isa: str, objects: list[Path]) -> None:
-    path = library_path(isa)
+def _link(compiler: str, path: Path, objects: list[Path]) -> None:
     if path.exists() and path.stat().st_mtime >= max(item.stat().st_mtime for item in objects):
         return
     unfinished = path.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(unfinished)], check=True)
+    subprocess.run([compiler, "-shared", "-s", "-pthread", *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.replace(path)  # atomic, and safe for a process that has the old one loaded
+
+
+def _write_stub(modules: list[Path]) -> None:
+    """What the modules define, for type checkers: _kernels.pyi, from the first one that this CPU can run."""
+    stubgen = [sys.executable, "-m", "nanobind.stubgen", "--quiet", "-i", str(HERE), "-o", str(HERE / "_kernels.pyi")]
+    for path in modules:
+        name = path.name.partition(".")[0]
+        probe = f"import sys; sys.path.insert(0, {str(HERE)!r}); import {name}; sys.exit(not {name}.is_supported)"
+        if subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0:
+            subprocess.run([*stubgen, "-m", name], check=True)
+            return
 
 
 if __name__ == "__main__":
     sys.stdout.write(
-        "".join(f"{path}\n" for path in build()) or "no C++ compiler for this machine; nothing was built\n"
+        "".join(f"{path}\n" for path in build(sys.argv[1:])) or "no C++ compiler for this machine; nothing was built\n"
     )

@@ -141,11 +141,10 @@ void run_tasks(int64_t count, void (*task)(void*, int64_t), void* context) {
     pool->run(count, task, context);
 }
 
-}  // namespace native
-
-extern "C" int set_threads(int64_t count) {
-    const std::lock_guard alone(native::gate);
-    if (native::wanted != count) native::pool.reset();
-    native::wanted = count < 1 ? 1 : int(count);
-    return 0;
+void set_threads(int64_t count) {
+    const std::lock_guard alone(gate);
+    if (wanted != count) pool.reset();
+    wanted = count < 1 ? 1 : int(count);
 }
+
+}  // namespace native

@@ -13,6 +13,9 @@ namespace native {
 // How many threads there are, the caller's included.
 int num_threads();
 
+// The threads start when they are first needed.
+void set_threads(int64_t count);
+
 void run_tasks(int64_t count, void (*task)(void* context, int64_t index), void* context);
 
 // task(index) for each index below count, in any order and at the same time. Tasks call no parallel themselves. Where

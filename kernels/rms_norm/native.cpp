@@ -1,4 +1,5 @@
 // rms_norm and add_rms_norm. Contract: kernels/rms_norm/__init__.py.
+#include "../native/binding.h"
 #include "../native/common.h"
 #include "../native/pool.h"
 
@@ -49,8 +50,8 @@ inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_
 
 // Rows of x, or of the residual where there is one: its rows and y's lie one after another.
 template <typename T>
-int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size,
-             float eps) {
+void rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size,
+              float eps) {
     parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             const T* const from = x ? x + row * stride : nullptr;
@@ -63,16 +64,29 @@ int rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y,
                 normalize<false, true>(from, onto, weight, y + row * size, size, eps);
         }
     });
-    return 0;
 }
 
 }  // namespace
 
-#define DEFINE(NAME, T)                                                                                       \
-    extern "C" int NAME(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, \
-                        int64_t size, float eps) {                                                            \
-        return rms_norm(x, stride, residual, weight, y, num_rows, size, eps);                                 \
-    }
-
-DEFINE(rms_norm_bf16, native::bf16)
-DEFINE(rms_norm_f32, float)
+void native::bind_rms_norm(nb::module_& m) {
+    m.def(
+        "rms_norm",
+        [](Tensor x_TH, Tensor weight_H, float eps, std::optional<Tensor> residual_TH, Tensor y_TH) {
+            with_dtype(weight_H, "weight_H", [&](auto number) {
+                using T = decltype(number);
+                const auto weight = weight_H.packed<const T>("weight_H", {ANY});
+                const auto y = y_TH.packed<T>("y_TH", {ANY, weight.shape[0]});
+                View<const T, 2> x{};
+                View<float, 2> residual{};
+                if (residual_TH) residual = residual_TH->packed<float>("residual_TH", y.shape);
+                if (residual_TH || x_TH.element("x_TH") == element_of<T>())
+                    x = x_TH.view<const T>("x_TH", y.shape);
+                else  // rows of the residual stream, which stay as they are
+                    residual = x_TH.packed<float>("x_TH", y.shape);
+                launch(y.shape[0], [=](int64_t rows) {
+                    rms_norm(x.data, x.stride[0], residual.data, weight.data, y.data, rows, y.shape[1], eps);
+                });
+            });
+        },
+        "x_TH"_a, "weight_H"_a, "eps"_a, "residual_TH"_a.none(), "y_TH"_a);
+}

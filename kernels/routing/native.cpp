@@ -1,4 +1,5 @@
 // route, a token at a time. Contract: kernels/routing/__init__.py.
+#include "../native/binding.h"
 #include "../native/common.h"
 #include "../native/pool.h"
 
@@ -81,15 +82,30 @@ void route(const float* logits, const float* bias, const Rule& rule, int64_t* id
 
 }  // namespace
 
-extern "C" int route(const float* logits, const float* bias, int64_t* ids, float* weights, int64_t num_tokens,
-                     int64_t num_experts, int64_t experts_per_tok, int64_t is_sigmoid, int64_t n_group,
-                     int64_t topk_group, int64_t best_of_group, int64_t renormalises, float scale) {
-    const Rule rule{num_experts, experts_per_tok, is_sigmoid != 0,   n_group,
-                    topk_group,  best_of_group,   renormalises != 0, scale};
-    native::parallel_spans(num_tokens, 8, [&](int64_t first, int64_t last) {
-        for (int64_t token = first; token < last; ++token)
-            route(logits + token * num_experts, bias, rule, ids + token * experts_per_tok,
-                  weights + token * experts_per_tok);
-    });
-    return 0;
+void native::bind_routing(nb::module_& m) {
+    m.def(
+        "routing",
+        [](Tensor logits_TE, std::optional<Tensor> bias_E, Tensor ids_TK, Tensor weights_TK, bool is_sigmoid,
+           int64_t n_group, int64_t topk_group, int64_t best_of_group, bool renormalises, float scale) {
+            const auto logits = logits_TE.packed<const float>("logits_TE", {ANY, ANY});
+            const auto ids = ids_TK.packed<int64_t>("ids_TK", {logits.shape[0], ANY});
+            const auto weights = weights_TK.packed<float>("weights_TK", ids.shape);
+            const int64_t num_experts = logits.shape[1], per_tok = ids.shape[1];
+            const float* bias = bias_E ? bias_E->packed<const float>("bias_E", {num_experts}).data : nullptr;
+            check_value(n_group > 0 && num_experts % n_group == 0 && topk_group <= n_group,
+                        "experts must lie in n_group groups of one size, of which topk_group are eligible");
+            const int64_t group_size = num_experts / n_group;
+            check_value(best_of_group <= group_size && per_tok <= topk_group * group_size,
+                        "more experts are to be chosen than there are");
+            const Rule rule{num_experts, per_tok, is_sigmoid, n_group, topk_group, best_of_group, renormalises, scale};
+            launch(logits.shape[0], [=](int64_t rows) {
+                parallel_spans(rows, 8, [&](int64_t first, int64_t last) {
+                    for (int64_t token = first; token < last; ++token)
+                        route(logits.data + token * num_experts, bias, rule, ids.data + token * per_tok,
+                              weights.data + token * per_tok);
+                });
+            });
+        },
+        "logits_TE"_a, "bias_E"_a.none(), "ids_TK"_a, "weights_TK"_a, nb::kw_only(), "is_sigmoid"_a, "n_group"_a,
+        "topk_group"_a, "best_of_group"_a, "renormalises"_a, "scale"_a);
 }

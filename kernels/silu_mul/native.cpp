@@ -1,4 +1,5 @@
 // silu_mul. Contract: kernels/silu_mul/__init__.py.
+#include "../native/binding.h"
 #include "../native/pool.h"
 #include "silu.h"
 
@@ -27,11 +28,16 @@ void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
 
 }  // namespace
 
-extern "C" {
-void silu_mul_bf16(const native::bf16* gate_up, native::bf16* y, int64_t num_rows, int64_t size) {
-    silu_mul(gate_up, y, num_rows, size);
-}
-void silu_mul_f32(const float* gate_up, float* y, int64_t num_rows, int64_t size) {
-    silu_mul(gate_up, y, num_rows, size);
-}
+void native::bind_silu_mul(nb::module_& m) {
+    m.def(
+        "silu_mul",
+        [](Tensor gate_up_TF2, Tensor y_TF) {
+            with_dtype(gate_up_TF2, "gate_up_TF2", [&](auto number) {
+                using T = decltype(number);
+                const auto y = y_TF.packed<T>("y_TF", {ANY, ANY});
+                const auto gate_up = gate_up_TF2.packed<const T>("gate_up_TF2", {y.shape[0], 2 * y.shape[1]});
+                launch(y.shape[0], [=](int64_t rows) { silu_mul(gate_up.data, y.data, rows, y.shape[1]); });
+            });
+        },
+        "gate_up_TF2"_a, "y_TF"_a);
 }

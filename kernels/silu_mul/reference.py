@@ -3,6 +3,6 @@
 import torch
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    gate, up = gate_up.float().chunk(2, dim=-1)
-    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up_TF2.float().chunk(2, dim=-1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up_TF2.dtype)

@@ -4,6 +4,6 @@ import torch
 import torch.nn.functional as F
 
 
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
+def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up_TF2.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)

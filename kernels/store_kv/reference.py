@@ -7,10 +7,11 @@ from kernels.rms_norm.reference import rms_norm
 from kernels.rotary.reference import rotary
 
 
-def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, blocks_T: torch.Tensor, offsets_T: torch.Tensor) -> None:
-    for x_KD, block, offset in zip(x_TKD, blocks_T.tolist(), offsets_T.tolist(), strict=True):
+def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, slot_mapping_T: torch.Tensor) -> None:
+    block_size = cache.shape[2]
+    for x_KD, slot in zip(x_TKD, slot_mapping_T.tolist(), strict=True):
         for head, x_D in enumerate(x_KD):
-            cache[block, head, offset] = x_D
+            cache[slot // block_size, head, slot % block_size] = x_D
 
 
 def rotate_and_store(
@@ -19,14 +20,13 @@ def rotate_and_store(
     sin_TD: torch.Tensor,
     k_cache: Cache,
     v_cache: Cache,
-    blocks_T: torch.Tensor,
-    offsets_T: torch.Tensor,
+    slot_mapping_T: torch.Tensor,
 ) -> torch.Tensor:
     num_kv_heads = values_of(k_cache).shape[1]
     qk = rotary(qkv_TXD[:, :-num_kv_heads], cos_TD, sin_TD)
     dim = qkv_TXD.shape[2]
-    _write(qk[:, -num_kv_heads:], [dim], k_cache, blocks_T, offsets_T)
-    _write(qkv_TXD[:, -num_kv_heads:], [dim], v_cache, blocks_T, offsets_T)
+    _write(qk[:, -num_kv_heads:], [dim], k_cache, slot_mapping_T)
+    _write(qkv_TXD[:, -num_kv_heads:], [dim], v_cache, slot_mapping_T)
     return qk[:, :-num_kv_heads]
 
 
@@ -37,21 +37,18 @@ def store_latents(
     cos_TR: torch.Tensor,
     sin_TR: torch.Tensor,
     cache: Cache,
-    blocks_T: torch.Tensor,
-    offsets_T: torch.Tensor,
+    slot_mapping_T: torch.Tensor,
 ) -> None:
     latent_dim = len(weight_C)
     latent_TC = rms_norm(x_TY[:, :latent_dim], weight_C, eps)
     key_T1R = rotary(x_TY[:, None, latent_dim:], cos_TR, sin_TR)
     row_T1Y = torch.cat([latent_TC[:, None], key_T1R], dim=2)
-    _write(row_T1Y, [latent_dim, key_T1R.shape[2]], cache, blocks_T, offsets_T)
+    _write(row_T1Y, [latent_dim, key_T1R.shape[2]], cache, slot_mapping_T)
 
 
-def _write(
-    x_TKD: torch.Tensor, sizes: list[int], cache: Cache, blocks_T: torch.Tensor, offsets_T: torch.Tensor
-) -> None:
+def _write(x_TKD: torch.Tensor, sizes: list[int], cache: Cache, slot_mapping_T: torch.Tensor) -> None:
     if not isinstance(cache, Int8Cache):
-        store_kv(x_TKD, cache, blocks_T, offsets_T)
+        store_kv(x_TKD, cache, slot_mapping_T)
         return
     for x, part in zip(quantize(x_TKD, sizes), cache, strict=True):
-        store_kv(x, part, blocks_T, offsets_T)
+        store_kv(x, part, slot_mapping_T)

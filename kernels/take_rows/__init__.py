@@ -2,9 +2,11 @@
 
     take_rows(x_NX, rows_R) -> y_RX        y[r] = x[rows[r]]; rows int64
 
+A captured step (kernels.native.capture) computes its later operations for these rows only.
+
 Shapes: N rows of X values, R wanted rows.
 """
 
-from kernels.take_rows import reference
+from kernels.take_rows import native, reference
 
-__all__ = ["reference"]
+__all__ = ["native", "reference"]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from typing import TYPE_CHECKING, Any
 
 from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.kv_cache_manager import KVCacheManager
+    from engine.step import Sample
+
+_numbers = itertools.count()
 
 
 def make_sequence(
@@ -31,4 +38,19 @@ def make_sequence(
         seed=seed,
         stop_token_ids=frozenset(stop_token_ids),
         terms=terms or Terms(0.0),
+        sequence_id=next(_numbers),
     )
+
+
+def make_sample(name: str = "s", num_prompt_tokens: int = 1, **options: Any) -> Sample:
+    """What the sampler gets of such a sequence."""
+    seq = make_sequence(name, num_prompt_tokens, **options)
+    sample = seq.next_chunk(seq.num_tokens, []).sample
+    assert sample is not None
+    return sample
+
+
+def table_of(manager: KVCacheManager, seq: Sequence) -> list[int]:
+    """A sequence's whole block table; empty if it holds nothing."""
+    own = manager._sequences.get(seq.sequence_id)
+    return [] if own is None else list(own.table)

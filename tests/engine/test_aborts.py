@@ -7,7 +7,7 @@ import pytest
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.sequence import Sequence, SequenceStatus
-from tests.engine.sequences import make_sequence
+from tests.engine.sequences import make_sequence, table_of
 from tests.engine.test_dynamic_batcher import add, step
 
 NUM_ABORTS = 1000
@@ -71,7 +71,7 @@ class Life:
         preemptions = self.batcher.num_preemptions
         while self.batcher.num_preemptions == preemptions:
             self.steps(1)
-        assert (old.status, new.status, new.block_table) == (RUNNING, WAITING, [])
+        assert (old.status, new.status, table_of(self.batcher.kv_cache, new)) == (RUNNING, WAITING, [])
         assert new.num_output_tokens > 0
         return [new, old]
 
@@ -79,13 +79,13 @@ class Life:
         first, second = self.request(20, n=2)
         self.steps(1)
         assert (first.status, second.status) == (RUNNING, WAITING)
-        assert self.batcher.kv_cache.awaits(second, self.batcher.kv_cache.find_prefix(second))
+        assert self.batcher.kv_cache.is_in_flight(second, len(self.batcher.kv_cache.find_prefix(second)))
         return [second, first]
 
     def awaited_by_another(self) -> list[Sequence]:
         second, first = self.awaiting_a_prefix()
         self.batcher.abort(first.request_id, first.index)
-        assert not self.batcher.kv_cache.awaits(second, self.batcher.kv_cache.find_prefix(second))
+        assert not self.batcher.kv_cache.is_in_flight(second, len(self.batcher.kv_cache.find_prefix(second)))
         self.steps(1)
         assert (second.status, second.num_cached_tokens) == (RUNNING, 8)
         return [second]
@@ -115,8 +115,8 @@ def test_a_thousand_aborts_leave_nothing_behind(phase, whole):
     for _ in range(NUM_ABORTS):
         for seq in getattr(life, phase)():
             life.batcher.abort(seq.request_id, None if whole else seq.index)
-            assert (seq.status, seq.block_table) == (FINISHED, [])
+            assert (seq.status, table_of(life.batcher.kv_cache, seq)) == (FINISHED, [])
         assert life.batcher.kv_cache.num_free_blocks == 12
         life.batcher.check_idle()
     assert len(life.batcher._waiting._heap) == 0
-    assert life.batcher._deadlines == []
+    assert life.batcher._live._deadlines == []

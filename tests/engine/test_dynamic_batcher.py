@@ -8,7 +8,7 @@ from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from engine.step import SampledToken, StepPlan, StepResult
-from tests.engine.sequences import make_sequence
+from tests.engine.sequences import make_sequence, table_of
 
 
 def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tokens: int = 64) -> DynamicBatcher:
@@ -23,8 +23,9 @@ def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:
 
 
 def result_of(plan: StepPlan, token_id: int | None = 5) -> StepResult:
-    sampled = [SampledToken(token_id) for item in plan.scheduled if item.samples]
-    return StepResult(sampled, [[] for _ in plan.scheduled])
+    reports = [[TokenLogprobs(0.0, [], [])] * len(item.prompt_logprobs.token_ids) for item in plan.scheduled
+               if item.prompt_logprobs is not None]  # fmt: skip
+    return StepResult([SampledToken(token_id) for item in plan.scheduled if item.sample is not None], reports)
 
 
 def step(batcher: DynamicBatcher, token_id: int | None = 5, now: float = 0.0) -> list[SequenceOutput]:
@@ -32,21 +33,21 @@ def step(batcher: DynamicBatcher, token_id: int | None = 5, now: float = 0.0) ->
     return batcher.update(plan, result_of(plan, token_id))
 
 
-def shares(plan: StepPlan) -> list[tuple[str, int, int]]:
+def shares(batcher: DynamicBatcher, plan: StepPlan) -> list[tuple[str, int, int]]:
     """(request, start, tokens) of each scheduled sequence."""
-    return [(item.seq.request_id, item.start, item.num_tokens) for item in plan.scheduled]
+    return [(batcher._running[item.sequence_id].request_id, item.start, item.num_tokens) for item in plan.scheduled]
 
 
 def test_the_shortest_waiting_prompt_starts_first():
     batcher = make_batcher(tokens=100)
     add(batcher, make_sequence("long", 70), make_sequence("short", 3), make_sequence("middle", 20))
-    assert shares(batcher.schedule(0)) == [("short", 0, 3), ("middle", 0, 20), ("long", 0, 70)]
+    assert shares(batcher, batcher.schedule(0)) == [("short", 0, 3), ("middle", 0, 20), ("long", 0, 70)]
 
 
 def test_equal_prompts_start_in_order_of_arrival():
     batcher = make_batcher()
     add(batcher, *(make_sequence(name, 4) for name in "abc"))
-    assert shares(batcher.schedule(0)) == [("a", 0, 4), ("b", 0, 4), ("c", 0, 4)]
+    assert shares(batcher, batcher.schedule(0)) == [("a", 0, 4), ("b", 0, 4), ("c", 0, 4)]
 
 
 def test_a_step_packs_decodes_then_begun_prompts_then_waiting_ones():
@@ -55,20 +56,20 @@ def test_a_step_packs_decodes_then_begun_prompts_then_waiting_ones():
     step(batcher)
     add(batcher, make_sequence("begun", 15))
     plan = batcher.schedule(0)
-    assert shares(plan) == [("decoding", 2, 1), ("begun", 0, 9)]
-    assert [item.samples for item in plan.scheduled] == [True, False]
+    assert shares(batcher, plan) == [("decoding", 2, 1), ("begun", 0, 9)]
+    assert [item.sample is not None for item in plan.scheduled] == [True, False]
     batcher.update(plan, result_of(plan))
     add(batcher, make_sequence("waiting", 5))
     plan = batcher.schedule(0)
-    assert shares(plan) == [("decoding", 3, 1), ("begun", 9, 6), ("waiting", 0, 3)]
-    assert [item.samples for item in plan.scheduled] == [True, True, False]
+    assert shares(batcher, plan) == [("decoding", 3, 1), ("begun", 9, 6), ("waiting", 0, 3)]
+    assert [item.sample is not None for item in plan.scheduled] == [True, True, False]
     assert plan.num_tokens == 10
 
 
 def test_max_batch_size_bounds_the_running():
     batcher = make_batcher(batch=2, tokens=64)
     add(batcher, *(make_sequence(name, 4) for name in "abc"))
-    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["a", "b"]
+    assert [name for name, _, _ in shares(batcher, batcher.schedule(0))] == ["a", "b"]
     assert batcher.stats().num_waiting == 1
 
 
@@ -84,7 +85,7 @@ def test_a_sequence_starts_only_if_each_running_one_can_still_grow():
     add(batcher, make_sequence("a", 4, max_tokens=4))
     step(batcher)
     add(batcher, make_sequence("b", 4, max_tokens=4))
-    assert shares(batcher.schedule(0)) == [("a", 4, 1)]  # 1 block is free, but it would leave none for a
+    assert shares(batcher, batcher.schedule(0)) == [("a", 4, 1)]  # 1 block is free, but it would leave none for a
     assert batcher.stats().num_waiting == 1
 
 
@@ -95,8 +96,8 @@ def test_the_newest_running_sequence_is_preempted_and_computed_anew():
     for _ in range(3):
         step(batcher)
     assert batcher.kv_cache.num_free_blocks == 0
-    assert shares(batcher.schedule(0)) == [("old", 4, 1)]
-    assert (new.status, new.block_table, new.num_computed_tokens) == (SequenceStatus.WAITING, [], 0)
+    assert shares(batcher, batcher.schedule(0)) == [("old", 4, 1)]
+    assert (new.status, table_of(batcher.kv_cache, new), new.num_computed_tokens) == (SequenceStatus.WAITING, [], 0)
     assert new.token_ids == [0, 0, 5, 5, 5]
     assert batcher.stats().num_preemptions == 1
 
@@ -110,9 +111,9 @@ def test_a_preempted_sequence_comes_back_before_later_arrivals():
     add(batcher, make_sequence("later", 1, max_tokens=1))
     while old.status is SequenceStatus.RUNNING:
         plan = batcher.schedule(0)
-        assert [name for name, _, _ in shares(plan)] == ["old"]
+        assert [name for name, _, _ in shares(batcher, plan)] == ["old"]
         batcher.update(plan, result_of(plan))
-    assert shares(batcher.schedule(0)) == [("new", 0, 5)]
+    assert shares(batcher, batcher.schedule(0)) == [("new", 0, 5)]
 
 
 def test_each_end_has_its_reason_and_frees_the_blocks():
@@ -175,7 +176,7 @@ def test_abort_ends_all_of_a_request_or_one_sequence(index):
     batcher.abort("r", index)
     ended = [seq.index for seq in seqs if seq.finish_reason == "abort"]
     assert ended == ([0, 1, 2] if index is None else [1])
-    assert all(seq.block_table == [] for seq in seqs if seq.index in ended)
+    assert all(table_of(batcher.kv_cache, seq) == [] for seq in seqs if seq.index in ended)
     batcher.abort("r", index)
     batcher.abort("other")
     batcher.abort("r")
@@ -198,7 +199,7 @@ def test_check_idle_notices_a_live_sequence():
 
 
 def test_an_idle_batcher_plans_nothing():
-    assert make_batcher().schedule(0).scheduled == ()
+    assert make_batcher().schedule(0).scheduled == []
 
 
 @pytest.mark.parametrize("length", [18, 160, 1000])
@@ -227,7 +228,7 @@ def test_a_cached_prefix_is_not_computed_again_and_does_not_count_as_length():
     assert output.num_cached_tokens == 0
     add(batcher, make_sequence("long", prompt=[*prefix, 2, 3]), make_sequence("short", prompt=[7, 8, 9]))
     plan = batcher.schedule(0)
-    assert shares(plan) == [("long", 20, 2), ("short", 0, 3)]
+    assert shares(batcher, plan) == [("long", 20, 2), ("short", 0, 3)]
     outputs = batcher.update(plan, result_of(plan))
     assert [output.num_cached_tokens for output in outputs] == [20, 0]
     assert (batcher.stats().num_prompt_tokens, batcher.stats().num_cached_tokens) == (46, 20)
@@ -239,4 +240,4 @@ def test_what_a_broken_sequence_computed_is_not_found_again():
     while batcher.has_work:
         step(batcher, token_id=None)
     add(batcher, make_sequence("next", prompt=list(range(10))))
-    assert shares(batcher.schedule(0)) == [("next", 0, 4)]
+    assert shares(batcher, batcher.schedule(0)) == [("next", 0, 4)]

@@ -209,7 +209,7 @@ def test_aborting_one_of_n_leaves_the_others(engine):
 
 def test_a_sequence_whose_logits_are_not_finite_ends_alone(tiny_llama):
     engine = load(tiny_llama)
-    decoder = engine._runner._model
+    decoder = engine.executor.runner.model
     compute = decoder.logits
 
     def logits(*arguments: torch.Tensor) -> torch.Tensor:
@@ -258,7 +258,7 @@ def test_bfloat16_is_near_float32(tiny_llama, alone):
 @pytest.mark.parametrize("kernels", ["auto", "torch", "reference"])
 def test_what_a_broken_sequence_left_in_the_cache_harms_no_other(tiny_llama, alone, kernels):
     engine = load(tiny_llama, kernels=kernels)
-    for layer in engine._runner._kv_pool.layers:
+    for layer in engine.executor.runner.kv_pool.layers:
         for cache in layer:
             cache.fill_(float("nan"))  # as after sequences whose activations overflowed
     assert tokens(generate(engine, PROMPTS[:4], greedy_params(24))) == tokens(alone["greedy"])[:4]

@@ -6,7 +6,7 @@ import pytest
 
 from engine.kv_cache_manager import KVCacheManager
 from engine.protocol import Terms
-from tests.engine.sequences import make_sequence
+from tests.engine.sequences import make_sequence, table_of
 
 
 def try_start(manager, seq, num_spare):
@@ -24,7 +24,7 @@ def start(manager, prompt, *, num_spare=0, **sampling):
 def compute(manager, seq):
     """As the batcher does after a step that computed all of a sequence."""
     before, seq.num_computed_tokens = seq.num_computed_tokens, seq.num_tokens
-    manager.remember(seq, before)
+    manager.cache_full_blocks(seq, before)
 
 
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (15, 1), (16, 1), (17, 2), (32, 2), (33, 3)])
@@ -36,23 +36,23 @@ def test_a_sequence_starts_with_the_blocks_of_its_tokens_and_grows_by_one_when_i
     manager = KVCacheManager(8, 4)
     seq = start(manager, range(9))
     assert (manager.num_used_blocks, manager.num_free_blocks) == (3, 5)
-    first = list(seq.block_table)
+    first = list(table_of(manager, seq))
     for _ in range(3):
         seq.token_ids.append(0)
         assert manager.grow(seq)
-    assert seq.block_table == first
+    assert table_of(manager, seq) == first
     seq.token_ids.append(0)
     assert manager.grow(seq)
-    assert seq.block_table[:3] == first
-    assert len(set(seq.block_table)) == 4
+    assert table_of(manager, seq)[:3] == first
+    assert len(set(table_of(manager, seq))) == 4
 
 
 def test_a_start_that_leaves_too_few_spare_blocks_changes_nothing():
     manager, seq = KVCacheManager(3, 2), make_sequence(prompt=[0, 1, 2])
     assert try_start(manager, seq, 2) is None
-    assert (seq.block_table, manager.num_free_blocks) == ([], 3)
+    assert (table_of(manager, seq), manager.num_free_blocks) == ([], 3)
     assert try_start(manager, seq, 1) == 0
-    assert len(seq.block_table) == 2
+    assert len(table_of(manager, seq)) == 2
 
 
 def test_growing_beyond_the_pool_gives_nothing():
@@ -60,7 +60,7 @@ def test_growing_beyond_the_pool_gives_nothing():
     seq = start(manager, [0, 1])
     seq.token_ids.append(2)
     assert not manager.grow(seq)
-    assert len(seq.block_table) == 1
+    assert len(table_of(manager, seq)) == 1
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_takes_its_full_blocks():
@@ -69,8 +69,8 @@ def test_a_prompt_that_begins_like_an_earlier_one_takes_its_full_blocks():
     compute(manager, first)
     second = start(manager, [*range(8), 77, 78])
     assert second.num_computed_tokens == 8
-    assert second.block_table[:2] == first.block_table[:2]
-    assert second.block_table[2] != first.block_table[2]
+    assert table_of(manager, second)[:2] == table_of(manager, first)[:2]
+    assert table_of(manager, second)[2] != table_of(manager, first)[2]
     assert manager.num_used_blocks == 4
     manager.check([first, second])
 
@@ -110,7 +110,7 @@ def test_released_blocks_count_as_free_and_are_found_until_memory_is_wanted():
     assert manager.num_used_blocks == 3
 
 
-def test_the_block_unheld_the_longest_goes_first_and_the_end_of_a_prefix_before_its_beginning():
+def test_the_block_evictable_the_longest_goes_first_and_the_end_of_a_prefix_before_its_beginning():
     manager = KVCacheManager(4, 2)
     old, new = start(manager, [1, 2, 3, 4]), start(manager, [5, 6, 7, 8])
     compute(manager, old)
@@ -156,9 +156,9 @@ def test_without_prefix_caching_nothing_is_found():
 def test_check_notices_a_block_that_is_held_and_one_released_twice():
     manager = KVCacheManager(2, 1)
     seq = start(manager, [0])
-    with pytest.raises(AssertionError, match="reference counts"):
+    with pytest.raises(AssertionError, match="outlived"):
         manager.check([])
-    seq.block_table *= 2
+    manager._sequences[seq.sequence_id].table *= 2
     with pytest.raises(AssertionError, match="released twice"):
         manager.release(seq)
 
@@ -173,7 +173,9 @@ def test_random_use_never_loses_or_doubles_a_block():
         if action < 0.4:
             seq = make_sequence(prompt=[rng.randrange(2) for _ in range(rng.randint(1, 20))])
             found = try_start(manager, seq, rng.randrange(3))
-            if found is not None:
+            if found is None:
+                manager.release(seq)
+            else:
                 hits += found
                 seq.num_computed_tokens = found
                 live.append(seq)
@@ -185,7 +187,7 @@ def test_random_use_never_loses_or_doubles_a_block():
                 seq.token_ids.pop()
         elif live:
             manager.release(live.pop(rng.randrange(len(live))), forget=rng.random() < 0.1)
-        evictions += manager.num_free_blocks == len(manager._unheld) > 0
+        evictions += manager.num_free_blocks == len(manager._prefix_cache.evictable) > 0
         manager.check(live)
     assert hits > 500
     assert evictions > 100
@@ -198,19 +200,20 @@ def test_a_block_that_a_running_sequence_is_about_to_fill_is_awaited():
     manager = KVCacheManager(20, 4)
     first = start(manager, range(12))
     first.num_computed_tokens = 4  # as after a first chunk
-    manager.remember(first, 0)
+    manager.cache_full_blocks(first, 0)
     second = make_sequence(prompt=[*range(8), 99])
     assert len(manager.find_prefix(second)) == 1
-    assert manager.awaits(second, manager.find_prefix(second))
-    assert not manager.awaits(make_sequence(prompt=[*range(4), 99, 99, 99, 99, 99]), manager.find_prefix(second))
+    assert manager.is_in_flight(second, len(manager.find_prefix(second)))
+    other = make_sequence(prompt=[*range(4), 99, 99, 99, 99, 99])
+    assert not manager.is_in_flight(other, 1)
     before, first.num_computed_tokens = 4, 8
-    manager.remember(first, before)
-    assert not manager.awaits(second, manager.find_prefix(second))
+    manager.cache_full_blocks(first, before)
+    assert not manager.is_in_flight(second, len(manager.find_prefix(second)))
     third = make_sequence(prompt=[*range(12), 99])
-    assert manager.awaits(third, manager.find_prefix(third))
+    assert manager.is_in_flight(third, len(manager.find_prefix(third)))
     manager.release(first)  # aborted: nobody is computing it any more
-    assert not manager.awaits(third, manager.find_prefix(third))
-    manager.check([])
+    assert not manager.is_in_flight(third, len(manager.find_prefix(third)))
+    manager.check([second, third, other])
 
 
 def test_the_last_block_is_not_awaited_as_it_is_not_taken():
@@ -218,8 +221,8 @@ def test_the_last_block_is_not_awaited_as_it_is_not_taken():
     start(manager, range(8))
     seq = make_sequence(prompt=range(8))
     seq.token_ids = list(range(8))
-    assert manager.awaits(seq, [])
-    assert not manager.awaits(make_sequence(prompt=list(range(4))), [])
+    assert manager.is_in_flight(seq, 0)
+    assert not manager.is_in_flight(make_sequence(prompt=list(range(4))), 0)
 
 
 def test_tenants_do_not_find_each_other_s_blocks():
@@ -228,8 +231,8 @@ def test_tenants_do_not_find_each_other_s_blocks():
     seqs = {tenant: make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=tenant)) for tenant in tenants}
     for seq in seqs.values():
         assert manager.find_prefix(seq) == []
-        assert not manager.awaits(seq, [])
+        assert not manager.is_in_flight(seq, 0)
         assert try_start(manager, seq, 0) == 0
         compute(manager, seq)
     again = make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=b"a"))
-    assert manager.find_prefix(again) == seqs[b"a"].block_table[:2]
+    assert [block.block_id for block in manager.find_prefix(again)] == table_of(manager, seqs[b"a"])[:2]

@@ -2,14 +2,14 @@
 
 import pytest
 
-from engine import dynamic_batcher
+from engine import waiting_queue
 from engine.chunk_budget import ChunkBudget
-from engine.dynamic_batcher import LOOK_AHEAD, MAX_PASSED, DynamicBatcher
+from engine.dynamic_batcher import LOOK_AHEAD, DynamicBatcher
+from engine.fair_share import FairShare
 from engine.kv_cache_manager import KVCacheManager
-from engine.policies import POLICIES
 from engine.protocol import Terms
 from engine.sequence import SequenceStatus
-from engine.waiting_queue import WaitingQueue
+from engine.waiting_queue import MAX_PASSED, WaitingQueue
 from tests.engine.sequences import make_sequence
 from tests.engine.test_dynamic_batcher import add, make_batcher, result_of, shares, step
 
@@ -20,7 +20,7 @@ def order(policy, *seqs):
     started = []
     while batcher.has_work:
         plan = batcher.schedule(0)
-        started += [name for name, start, _ in shares(plan) if start == 0]
+        started += [name for name, start, _ in shares(batcher, plan) if start == 0]
         batcher.abort(started[-1])
     return started
 
@@ -56,7 +56,7 @@ def test_fair_shares_count_tokens_and_weights():
 
 
 def test_a_key_is_given_back_what_its_sequences_did_not_generate():
-    policy = POLICIES["fair"]()
+    policy = FairShare(8, ChunkBudget(64))
     policy.place(of("other", tenant=b"other"), 4, 0)  # somebody else is there all the time
     ended_early = of("a", max_tokens=1000, tenant=b"a")
     assert policy.place(ended_early, 4, 0) == 0
@@ -65,7 +65,7 @@ def test_a_key_is_given_back_what_its_sequences_did_not_generate():
 
 
 def test_an_idle_key_saves_nothing_up():
-    policy = POLICIES["fair"]()
+    policy = FairShare(8, ChunkBudget(64))
     for _ in range(10):
         seq = of("a", tenant=b"busy")
         seq.place = (policy.place(seq, 4, 0), 0)
@@ -86,17 +86,17 @@ def nearly_full():
 def test_what_does_not_fit_is_stepped_over():
     batcher = nearly_full()
     add(batcher, large := of("large", 17, max_tokens=1), of("small", 1, max_tokens=1))
-    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder", "small"]
+    assert [name for name, _, _ in shares(batcher, batcher.schedule(0))] == ["holder", "small"]
     assert (large.status, large.num_passed) == (SequenceStatus.WAITING, 1)
 
 
 def test_after_enough_have_passed_nobody_else_does(monkeypatch):
-    monkeypatch.setattr(dynamic_batcher, "MAX_PASSED", 3)
+    monkeypatch.setattr(waiting_queue, "MAX_PASSED", 3)
     batcher, started = nearly_full(), []
     add(batcher, of("large", 17, max_tokens=1), *(of(f"small {i}", 1, max_tokens=1) for i in range(8)))
     while batcher.has_work:
         plan = batcher.schedule(0)
-        started += [name for name, start, _ in shares(plan) if start == 0]
+        started += [name for name, start, _ in shares(batcher, plan) if start == 0]
         batcher.update(plan, result_of(plan))
     assert started == [f"small {i}" for i in range(3)] + ["large"] + [f"small {i}" for i in range(3, 8)]
 
@@ -104,9 +104,9 @@ def test_after_enough_have_passed_nobody_else_does(monkeypatch):
 def test_one_step_looks_at_a_bounded_number():
     batcher = nearly_full()
     add(batcher, *(of(f"large {i}", 17, max_tokens=1) for i in range(LOOK_AHEAD + 1)), of("small", 1, max_tokens=1))
-    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder"]
+    assert [name for name, _, _ in shares(batcher, batcher.schedule(0))] == ["holder"]
     batcher.abort("large 0")
-    assert [name for name, _, _ in shares(batcher.schedule(0))] == ["holder", "small"]
+    assert [name for name, _, _ in shares(batcher, batcher.schedule(0))] == ["holder", "small"]
 
 
 @pytest.mark.parametrize("n", [2, 5])
@@ -133,8 +133,8 @@ def test_the_queue_forgets_what_ended_while_it_waited():
     assert len(queue) == 10
     assert len(queue._heap) <= 20
     left = []
-    while queue.first() is not None:
-        left.append(queue.pop())
+    while (seq := queue.next([])) is not None:
+        left.append(seq)
     assert left == sorted(seqs[90:], key=lambda seq: seq.place)
     assert len(queue) == 0
 
@@ -191,7 +191,10 @@ def test_a_prompt_brings_its_own_share_when_it_starts_and_none_while_it_waits_fo
     batcher = DynamicBatcher(KVCacheManager(400, 4), 8, 64, prefill_share=0.85)
 
     def chunks(plan):
-        return [(item.seq.request_id, item.num_tokens) for item in plan.scheduled[plan.num_decodes :]]
+        return [
+            (batcher._running[item.sequence_id].request_id, item.num_tokens)
+            for item in plan.scheduled[plan.num_decodes :]
+        ]
 
     def run(steps):
         for _ in range(steps):
@@ -217,7 +220,7 @@ def test_prompts_that_have_begun_go_on_in_the_order_of_the_policy(policy, first)
         plan = batcher.schedule(0)
         batcher.observe(plan, 0.010 + 0.001 * (plan.num_tokens - plan.num_decodes))
         batcher.update(plan, result_of(plan))
-        return [item.seq.request_id for item in plan.scheduled[plan.num_decodes :]]
+        return [batcher._running[item.sequence_id].request_id for item in plan.scheduled[plan.num_decodes :]]
 
     add(batcher, of("stream", 1, max_tokens=100))
     run()

@@ -6,15 +6,15 @@ import torch
 
 from engine import sampler
 from engine.sampler import sample, uniform
-from engine.sequence import Sequence
-from tests.engine.sequences import make_sequence
+from engine.step import Sample
+from tests.engine.sequences import make_sample
 
 PROBS = [0.4, 0.3, 0.2, 0.1]
 
 
 def draw(logits: torch.Tensor, num: int, **sampling) -> list[int]:
     """The choices of `num` sequences that differ in their seeds only, on one row of logits."""
-    seqs = [make_sequence(seed=seed * 7919, **sampling) for seed in range(num)]
+    seqs = [make_sample(seed=seed * 7919, **sampling) for seed in range(num)]
     return [choice.token_id for choice in sample(logits.repeat(num, 1), seqs)]
 
 
@@ -23,23 +23,23 @@ def chi_square(tokens: list[int], probs: torch.Tensor) -> float:
     return sum((counts[i] - float(mean)) ** 2 / float(mean) for i, mean in enumerate(expected))
 
 
-def adjusted(logits: list[float], seq: Sequence) -> list[float]:
+def adjusted(logits: list[float], wanted: Sample) -> list[float]:
     """What logit_bias, min_tokens and penalties make of a row."""
     row = torch.tensor(logits)
-    sampler._adjust(row, seq)
+    sampler._adjust(row, wanted)
     return row.tolist()
 
 
 def test_greedy_is_argmax():
     logits = torch.randn(50, 997, generator=torch.Generator().manual_seed(0))
-    chosen = sample(logits.clone(), [make_sequence(seed=i, temperature=0.0) for i in range(50)])
+    chosen = sample(logits.clone(), [make_sample(seed=i, temperature=0.0) for i in range(50)])
     assert [choice.token_id for choice in chosen] == logits.argmax(-1).tolist()
 
 
 def test_a_vanishing_temperature_is_greedy_and_does_not_overflow():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     for temperature in (1e-300, 1e-6, 1e-4):
-        assert sample(logits.clone(), [make_sequence(temperature=temperature)])[0].token_id == 1
+        assert sample(logits.clone(), [make_sample(temperature=temperature)])[0].token_id == 1
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -51,7 +51,7 @@ def test_draws_follow_the_softmax_at_a_temperature(temperature):
 
 def test_the_draws_of_one_sequence_follow_the_distribution_too():
     logits = torch.tensor(PROBS).log()
-    seqs = [make_sequence(seed=11, output=(0,) * n) for n in range(3000)]
+    seqs = [make_sample(seed=11, output=(0,) * n) for n in range(3000)]
     tokens = [choice.token_id for choice in sample(logits.repeat(3000, 1), seqs)]
     assert chi_square(tokens, torch.tensor(PROBS)) < 16.3  # 3 degrees of freedom, p = 0.001
     pairs = [4 * first + second for first, second in zip(tokens[::2], tokens[1::2], strict=True)]
@@ -67,19 +67,19 @@ def test_uniform_numbers_lie_in_their_range_and_fill_it():
 
 def test_a_seed_gives_the_same_token_again_and_another_seed_another():
     logits = torch.zeros(1, 1000)
-    first, again, other = (sample(logits.clone(), [make_sequence(seed=seed)])[0].token_id for seed in (1, 1, 2))
+    first, again, other = (sample(logits.clone(), [make_sample(seed=seed)])[0].token_id for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_a_draw_does_not_depend_on_batch_mates():
     logits = torch.randn(6, 2000, generator=torch.Generator().manual_seed(1))
     seqs = [
-        make_sequence(seed=5),
-        make_sequence(seed=6, top_p=0.5),
-        make_sequence(seed=7, top_k=3),
-        make_sequence(seed=8, min_p=0.1, temperature=3.0),
-        make_sequence(seed=9, temperature=0.0, logprobs=2),
-        make_sequence(seed=10, repetition_penalty=2.0, temperature=50.0, top_p=0.99),
+        make_sample(seed=5),
+        make_sample(seed=6, top_p=0.5),
+        make_sample(seed=7, top_k=3),
+        make_sample(seed=8, min_p=0.1, temperature=3.0),
+        make_sample(seed=9, temperature=0.0, logprobs=2),
+        make_sample(seed=10, repetition_penalty=2.0, temperature=50.0, top_p=0.99),
     ]
     together = [choice.token_id for choice in sample(logits.clone(), seqs)]
     alone = [sample(logits[i : i + 1].clone(), [seq])[0].token_id for i, seq in enumerate(seqs)]
@@ -91,7 +91,7 @@ def test_a_draw_does_not_depend_on_batch_mates():
 @pytest.mark.parametrize("filters", [{}, {"top_k": 2}], ids=str)
 def test_the_extreme_random_numbers_choose_no_token_of_probability_zero(monkeypatch, number, chosen, filters):
     monkeypatch.setattr(sampler, "uniform", lambda seed, index: number)
-    seq = make_sequence(stop_token_ids=(0, 4), min_tokens=1, **filters)
+    seq = make_sample(stop_token_ids=(0, 4), min_tokens=1, **filters)
     assert sample(torch.tensor([[9.0, 2.0, -200.0, 1.0, 9.0]]), [seq])[0].token_id == chosen
 
 
@@ -160,24 +160,24 @@ def test_top_p_is_of_the_mass_that_a_large_top_k_leaves():
 def test_a_flat_row_and_a_peaked_row_are_filtered_together():
     flat, peaked = torch.zeros(5000), torch.zeros(5000)
     peaked[123] = 50.0
-    seqs = [make_sequence(seed=seed, top_p=0.9) for seed in range(400)]
+    seqs = [make_sample(seed=seed, top_p=0.9) for seed in range(400)]
     tokens = [choice.token_id for choice in sample(torch.stack([flat, peaked]).repeat(200, 1), seqs)]
     assert set(tokens[1::2]) == {123}
     assert len(set(tokens[::2])) > 150
 
 
 def test_presence_and_frequency_penalties_count_the_output_only():
-    seq = make_sequence(prompt=[0, 1, 1], output=(1, 2, 2, 2), presence_penalty=0.5, frequency_penalty=0.25)
+    seq = make_sample(prompt=[0, 1, 1], output=(1, 2, 2, 2), presence_penalty=0.5, frequency_penalty=0.25)
     assert adjusted([1.0, 1.0, 1.0, 1.0], seq) == [1.0, 1 - 0.5 - 0.25, 1 - 0.5 - 0.75, 1.0]
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_prompt_and_output():
-    seq = make_sequence(prompt=[0, 1, 1], output=(2,), repetition_penalty=2.0)
+    seq = make_sample(prompt=[0, 1, 1], output=(2,), repetition_penalty=2.0)
     assert adjusted([3.0, -3.0, 0.5, 4.0, -4.0], seq) == [1.5, -6.0, 0.25, 4.0, -4.0]
 
 
 def test_all_penalties_together_are_applied_in_their_order():
-    seq = make_sequence(
+    seq = make_sample(
         prompt=[0],
         output=(1, 1),
         repetition_penalty=2.0,
@@ -189,11 +189,11 @@ def test_all_penalties_together_are_applied_in_their_order():
 
 
 def test_penalties_before_any_output_leave_the_row_alone():
-    assert adjusted([1.0, 2.0], make_sequence(presence_penalty=2.0, frequency_penalty=2.0)) == [1.0, 2.0]
+    assert adjusted([1.0, 2.0], make_sample(presence_penalty=2.0, frequency_penalty=2.0)) == [1.0, 2.0]
 
 
 def test_logit_bias_adds_to_its_tokens():
-    seq = make_sequence(logit_bias={0: -100.0, 2: 2.5}, temperature=0.0)
+    seq = make_sample(logit_bias={0: -100.0, 2: 2.5}, temperature=0.0)
     assert adjusted([1.0, 1.0, 1.0], seq) == [-99.0, 1.0, 3.5]
     assert set(draw(torch.zeros(5), 200, logit_bias={3: 100.0})) == {3}
     assert 3 not in draw(torch.zeros(5), 500, logit_bias={3: -100.0})
@@ -201,17 +201,17 @@ def test_logit_bias_adds_to_its_tokens():
 
 @pytest.mark.parametrize(("num_output", "chosen"), [(0, 2), (1, 2), (2, 1)])
 def test_min_tokens_masks_the_stop_tokens_until_reached(num_output, chosen):
-    seq = make_sequence(output=(0,) * num_output, stop_token_ids=(1, 3), min_tokens=2, temperature=0.0)
+    seq = make_sample(output=(0,) * num_output, stop_token_ids=(1, 3), min_tokens=2, temperature=0.0)
     assert sample(torch.tensor([[0.0, 9.0, 5.0, 8.0]]), [seq])[0].token_id == chosen
 
 
 def test_logprobs_are_those_of_the_model_s_own_logits():
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2)) * 3
     seqs = [
-        make_sequence(logprobs=5, temperature=0.0),
-        make_sequence(logprobs=None),
-        make_sequence(logprobs=0, temperature=0.7),
-        make_sequence(logprobs=3, temperature=1.5, logit_bias={17: 100.0}, repetition_penalty=1.5, top_k=2),
+        make_sample(logprobs=5, temperature=0.0),
+        make_sample(logprobs=None),
+        make_sample(logprobs=0, temperature=0.7),
+        make_sample(logprobs=3, temperature=1.5, logit_bias={17: 100.0}, repetition_penalty=1.5, top_k=2),
     ]
     expected = logits.log_softmax(-1)
     choices = sample(logits.clone(), seqs)
@@ -226,7 +226,7 @@ def test_logprobs_are_those_of_the_model_s_own_logits():
 
 
 def test_more_logprobs_than_tokens_report_them_all():
-    (choice,) = sample(torch.zeros(1, 3), [make_sequence(logprobs=20)])
+    (choice,) = sample(torch.zeros(1, 3), [make_sample(logprobs=20)])
     assert sorted(choice.logprobs.top_ids) == [0, 1, 2]
     assert choice.logprobs.top_logprobs == pytest.approx([-math.log(3)] * 3)
 
@@ -236,7 +236,7 @@ def test_more_logprobs_than_tokens_report_them_all():
 def test_a_row_that_is_not_finite_gives_no_token_and_spoils_no_neighbour(bad, temperature):
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(3))
     logits[1, 7] = bad
-    seqs = [make_sequence(seed=i, temperature=temperature, logprobs=1, top_p=0.8) for i in range(3)]
+    seqs = [make_sample(seed=i, temperature=temperature, logprobs=1, top_p=0.8) for i in range(3)]
     choices = sample(logits.clone(), seqs)
     assert (choices[1].token_id, choices[1].logprobs) == (None, None)
     for row in (0, 2):
@@ -245,8 +245,8 @@ def test_a_row_that_is_not_finite_gives_no_token_and_spoils_no_neighbour(bad, te
 
 
 def test_a_row_that_its_penalties_make_infinite_gives_no_token_and_spoils_no_neighbour():
-    broken = make_sequence(prompt=[0, 1], temperature=1.0, repetition_penalty=1e-40)
-    fine = make_sequence(prompt=[0, 1], temperature=1.0)
+    broken = make_sample(prompt=[0, 1], temperature=1.0, repetition_penalty=1e-40)
+    fine = make_sample(prompt=[0, 1], temperature=1.0)
     tokens = [choice.token_id for choice in sample(torch.full((2, 300), 5.0), [broken, fine])]
     assert tokens[0] is None
     assert tokens[1] is not None

@@ -1,35 +1,55 @@
-"""A DynamicBatcher under watch: every call is followed by all that the batcher promises, as assertions.
+"""A DynamicBatcher under watch: every call is followed by what the batcher promises, as assertions.
 
-The watch keeps its own books (tests.engine.shadow, fair_books, outputs), from what crosses the line only:
-arguments, plans, outputs, the calls by which the batcher takes and gives back blocks, and the moment between a step's
-two phases. So it knows who is live and in which state, what was delivered, who passed whom, and what lies in every slot
-of every block: a step that would read anything but its sequence's own tokens fails.
+The watch keeps what it needs to know of each sequence by itself, and reads the batcher only to compare.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine import dynamic_batcher
+import pytest
+
+from engine import dynamic_batcher, fair_share, waiting_queue
 from engine.chunk_budget import ChunkBudget
+from engine.dynamic_batcher import DynamicBatcher
+from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
+from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
-from engine.step import SampledToken, StepPlan, StepResult
-from tests.engine.fair_books import FairBooks
-from tests.engine.outputs import check_output, prompt_logprobs
-from tests.engine.probes import Phased, WatchedCache, constants
-from tests.engine.shadow import Record, ShadowBlocks
+from engine.step import SampledToken, ScheduledSequence, StepPlan, StepResult
+from tests.engine.sequences import table_of
+from tests.engine.shadow import ShadowBlocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, SequenceStatus.FINISHED
 
 
+@dataclass(eq=False)
+class Record:
+    """What the watch knows of one sequence."""
+
+    seq: Sequence
+    tokens: list[int]  # prompt, then output
+    place: tuple[float, int]
+    num_computed: int = 0
+    num_passed: int = 0
+    first_start: float | None = None
+    num_cached: int = 0  # when it started for the first time
+    reports: list[TokenLogprobs] = field(default_factory=list)
+    num_outputs: int = 0
+
+    @property
+    def num_left(self) -> int:
+        return len(self.tokens) - self.num_computed
+
+
 class WatchedBatcher:
-    """See the module. Use: `add`, `abort`, `expire`, `step` in any order; in the end `drain`."""
+    """Use: `add`, `abort`, `expire`, `step` in any order; in the end `drain`."""
 
     def __init__(
         self,
@@ -42,120 +62,98 @@ class WatchedBatcher:
         target_itl: float | None = None,
         prefill_share: float = 0.8,
         prefix_caching: bool = True,
-        max_passed: int = dynamic_batcher.MAX_PASSED,
+        max_passed: int = waiting_queue.MAX_PASSED,
         look_ahead: int = dynamic_batcher.LOOK_AHEAD,
         burst: int = 100,
         pace: float = 0.012,
     ) -> None:
         """An empty one; the last four stand for the constants, which are too large for a small load."""
-        self.block_size, self.num_blocks = block_size, num_blocks
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.max_batch_size, self.budget = max_batch_size, budget
-        self.policy, self.target_itl, self.prefix_caching = policy, target_itl, prefix_caching
-        self.max_passed, self.look_ahead, self.burst = max_passed, look_ahead, burst
-        self._values = {"MAX_PASSED": max_passed, "LOOK_AHEAD": look_ahead, "BURST": burst, "PACE": pace}
-        self.tried: list[Sequence] = []  # in this step, in order: whose prefix was looked up, in order to start it
-        self.cache = WatchedCache(num_blocks, block_size, prefix_caching=prefix_caching)
-        self.cache.watch = self
-        with constants(**self._values):
-            self.batcher = Phased(
-                self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl, prefill_share=prefill_share
-            )
-        self.batcher.watch = self
-        self._target = ChunkBudget(budget, target_itl or 0.0, 0.0 if target_itl else prefill_share)
-        self._pace = ChunkBudget(budget, pace, share=0.5)
+        self.policy, self.max_passed, self.look_ahead = policy, max_passed, look_ahead
+        self._constants = {
+            dynamic_batcher: {"MAX_PASSED": max_passed, "LOOK_AHEAD": look_ahead},
+            waiting_queue: {"MAX_PASSED": max_passed},
+            fair_share: {"LOOK_AHEAD": look_ahead, "BURST": burst, "PACE": pace},
+        }
+        self.cache = KVCacheManager(num_blocks, block_size, prefix_caching=prefix_caching)
+        self.batcher = DynamicBatcher(
+            self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl, prefill_share=prefill_share
+        )
+        self._budget = ChunkBudget(budget, target_itl or 0.0, 0.0 if target_itl else prefill_share)
+        self.blocks = ShadowBlocks(block_size)
         self.now = 0.0
-        self.records: list[Record] = []  # in order of arrival
         self.live: dict[tuple[str, int], Record] = {}
         self.running: list[Record] = []  # in order of start
-        self.admitted: list[Record] = []  # in this step, in turn or stepping over others
-        self.num_starts = 0  # in this step, with those of underserved tenants
-        self.num_steps = self.num_preemptions = self.num_prompt_tokens = self.num_cached_tokens = 0
+        self.started: list[int] = []  # ids in order of their first start
+        self.totals: Counter[str] = Counter()  # as the stats must have them
         self.events: Counter[str] = Counter()  # the hard cases that were met
-        self.fair = FairBooks(self.running, max_batch_size, max_passed=max_passed, look_ahead=look_ahead, burst=burst)
-        self.blocks = ShadowBlocks(num_blocks, block_size)
-        self._passed_by: dict[Record, int] = {}  # who has started -> later arrivals that had started before it
-
-    @property
-    def waiting(self) -> list[Record]:
-        """In the order in which they may start."""
-        return sorted((r for r in self.live.values() if r not in self.running), key=lambda record: record.place)
 
     # What the outside does.
 
     def add(self, seq: Sequence) -> None:
-        deadlines = (math.inf if when is None else when for when in (seq.terms.deadline, seq.terms.start_deadline))
-        record = Record(seq, len(self.records), list(seq.token_ids), *deadlines)
-        self.blocks.extend(record)
-        num_found = len(self.cache.find_prefix(seq)) * self.block_size
         self.batcher.add(seq)
-        self.records.append(record)
-        self.live[seq.request_id, seq.index] = record
-        record.place = (self._expected_place(record, len(seq.token_ids) - num_found), record.number)
+        self.live[seq.request_id, seq.index] = Record(seq, list(seq.token_ids), seq.place)
+        number = seq.sequence_id
+        if self.policy in ("fcfs", "priority"):
+            assert seq.place == (number if self.policy == "fcfs" else seq.terms.priority, number)
+        if self.policy == "length":
+            num_found = len(self.cache.find_prefix(seq)) * self.block_size
+            assert seq.place == (seq.num_tokens - num_found + AGING * number, number)
         self.check()
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         doomed = [r for r in self.live.values() if r.seq.request_id == request_id and index in (None, r.seq.index)]
-        for record in doomed:
-            self.events["aborted running" if record in self.running else "aborted waiting"] += 1
         self.batcher.abort(request_id, index)
         for record in doomed:
+            self.events["aborted running" if record in self.running else "aborted waiting"] += 1
             self._end(record, "abort")
         self.check()
 
     def expire(self, now: float) -> None:
         self.now = now
-        due = {
-            (r.seq.request_id, r.seq.index)
-            for r in self.live.values()
-            if r.deadline <= now or (r.start_deadline <= now and r.first_start is None)
-        }
+        due = {}
+        for key, record in self.live.items():
+            terms = record.seq.terms
+            limits = [terms.deadline, terms.start_deadline if record.first_start is None else None]
+            if any(limit is not None and limit <= now for limit in limits):
+                due[key] = record
         outputs = self.batcher.expire(now)
-        assert sorted((output.request_id, output.index) for output in outputs) == sorted(due), "deadlines"
-        for output in outputs:
-            assert (output.finish_reason, output.token_ids) == ("timeout", [])
-            self._end(self.live[output.request_id, output.index], "timeout")
-            self.events["timeout"] += 1
-        if outputs:
-            self.check()
+        assert {(output.request_id, output.index) for output in outputs} == due.keys()
+        assert all((output.finish_reason, output.token_ids) == ("timeout", []) for output in outputs)
+        for record in due.values():
+            self._end(record, "timeout")
+        self.check()
 
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
-        self.admitted, self.num_starts, self.tried = [], 0, []
-        self.fair.begin_step()
-        passed_before = {r: r.num_passed for r in self.live.values()}
-        with constants(**self._values):
+        waiting = [record for record in self.live.values() if record not in self.running]
+        with self._with_constants():
             plan = self.batcher.schedule(self.now)
-        assert not self.fair.is_first_phase, "underserved tenants were not looked for"
-        self.num_steps += bool(plan.scheduled)
-        self._check_plan(plan)
-        self._check_nobody_waits_in_vain(plan, passed_before)
+        records = [self._record(item) for item in plan.scheduled]
+        new = self._take_in_schedule(plan, waiting)
+        self._check_plan(plan, records, new)
+        self._check_nobody_waits_in_vain(plan, new)
         self.check()
-        sampling = [self._record(item.seq) for item in plan.scheduled if item.samples]
-        for item in plan.scheduled:
-            self._compute(self._record(item.seq), item.start, item.num_tokens)
-        tokens = [sample() for _ in sampling]
-        result = StepResult(
-            [SampledToken(token) for token in tokens], [prompt_logprobs(item) for item in plan.scheduled]
-        )
-        for item in plan.scheduled:
-            self._record(item.seq).num_computed += item.num_tokens
-            self.fair.serve(self._record(item.seq), item.num_tokens)
-        for record, token in zip(sampling, tokens, strict=True):
-            if token is None and record.seq.sampling.max_tokens > 0:
-                self.blocks.poisoned.update(record.seq.block_table[record.num_cached // self.block_size :])
-        outputs = self.batcher.update(plan, result)
-        for record, token, output in zip(sampling, tokens, outputs, strict=True):
-            reason = check_output(record, token, output)
-            self.blocks.extend(record)
-            if reason is not None:
-                self._end(record, reason)
-                self.events[reason] += 1
+        self._compute(plan, records, new)
+        tokens = [sample() for item in plan.scheduled if item.sample is not None]
+        reports = [
+            [TokenLogprobs(-float(token), [], []) for token in item.prompt_logprobs.token_ids]
+            for item in plan.scheduled
+            if item.prompt_logprobs is not None
+        ]
+        outputs = iter(self.batcher.update(plan, StepResult([SampledToken(token) for token in tokens], reports)))
+        chosen = iter(tokens)
+        for item, record in zip(plan.scheduled, records, strict=True):
+            record.num_computed += item.num_tokens
+            if item.sample is not None:
+                self._check_output(record, next(chosen), next(outputs), item)
+        assert next(outputs, None) is None
         self.check()
         seconds = 0.002 + 0.0005 * plan.num_tokens
         self.now += seconds
         self.batcher.observe(plan, seconds)
-        for budget in (self._target, self._pace):
-            budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
+        self._budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
         return plan
 
     def drain(self, sample: Callable[[], int | None]) -> None:
@@ -165,220 +163,197 @@ class WatchedBatcher:
                 break
             self.expire(self.now)
             self.step(sample)
+        assert not self.live, "a sequence never ends"
         self.batcher.check_idle()
-        assert all(record.ended is not None for record in self.records), "a sequence was lost"
         assert self.cache.num_free_blocks == self.num_blocks
-
-    # What the batcher does, as the cache reports it.
-
-    def started(self, record: Record, num_blocks: int) -> None:
-        """A waiting sequence took its blocks, the first num_blocks of them from the cache."""
-        seq, max_passed = record.seq, self.max_passed
-        waiting = self.waiting
-        assert record in waiting, "started twice"
-        num_cached = num_blocks * self.block_size
-        assert num_cached < len(record.contexts), "the last token must be computed"
-        if not self.prefix_caching or seq.sampling.prompt_logprobs is not None:
-            assert num_cached == 0
-        self.blocks.check(record, num_cached)
-        assert not self.blocks.poisoned & set(seq.block_table[:num_blocks]), (
-            "what a broken sequence wrote was found again"
-        )
-        assert record.num_passed >= max_passed or not self._awaits(record, num_blocks), "a block is computed twice"
-        assert self.cache.num_free_blocks >= len(self.running), "a running sequence cannot grow"
-        passed = [other for other in waiting if other.place < record.place]
-        assert all(other.num_passed < max_passed for other in passed), "stepped over too often"
-        if self.fair.is_first_phase:
-            self.fair.check_start(record, passed, self.tried)
-            self.events["underserved"] += 1
-        else:
-            assert not self.fair.urgent, "started in a step that is others'"
-            assert len(self.running) < self.max_batch_size
-            self.admitted.append(record)
-        if len(self.running) < self.max_batch_size:  # else it takes a place that those before it could not have
-            for other in passed:
-                other.num_passed += 1
-        if record.first_start is None:
-            self._note_first_start(record, num_cached)
-        record.num_computed = record.num_cached = num_cached
-        record.num_at_start = len(record.contexts)
-        self.fair.start(record, in_turn=not passed)
-        self.running.append(record)
-        self.num_starts += 1
-        self.events["prefix found"] += num_cached > 0
-        self.events["stepped over"] += record.num_passed > 0
-        self.events["passed as often as may be"] += record.num_passed == max_passed
-
-    def refused(self, record: Record, prefix: list[int]) -> None:
-        """There were no blocks for a waiting sequence."""
-        held = {block for other in self.running for block in other.seq.block_table}
-        num_new = self.cache.num_blocks_for(len(record.contexts)) - len(held & set(prefix))
-        assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
-
-    def preempted(self, record: Record) -> None:
-        """A running sequence is about to give its blocks back."""
-        if len(self.running) > self.max_batch_size:  # for another tenant
-            self.fair.check_gives_way(record)
-            self.events["gave a place to another tenant"] += 1
-        else:
-            assert not self.fair.is_first_phase
-            assert record is self.running[-1], "not the newest was preempted"
-            assert self.cache.num_free_blocks == 0, "preempted without need"
-            self.events["preempted"] += 1
-        self.running.remove(record)
-        self.fair.stop(record)
-        record.num_computed = 0
-        self.num_preemptions += 1
 
     # What must hold.
 
     def check(self) -> None:
         """What holds between any two calls."""
-        cache, stats = self.cache, self.batcher.stats()
-        cache.check([record.seq for record in self.live.values()])
-        holders: dict[int, tuple[int, int | None]] = {}  # block -> (its place in a table, context at its end)
-        for record in self.running:
-            for number, block in enumerate(record.seq.block_table):
-                end = (number + 1) * self.block_size
-                held = (number, record.contexts[end - 1] if end <= record.num_computed else None)
-                assert block not in holders or (holders[block] == held and held[1] is not None), "a block is held twice"
-                holders[block] = held
-        assert len(holders) == cache.num_used_blocks == stats.num_used_blocks, "blocks leaked"
-        assert cache.num_free_blocks + cache.num_used_blocks == self.num_blocks
+        seqs, stats = [record.seq for record in self.live.values()], self.batcher.stats()
+        self.cache.check(seqs)
+        assert len({block for seq in seqs for block in table_of(self.cache, seq)}) == stats.num_used_blocks
         assert stats.num_running == len(self.running) <= self.max_batch_size
         assert stats.num_waiting == len(self.live) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
-        assert (stats.num_prompt_tokens, stats.num_cached_tokens) == (self.num_prompt_tokens, self.num_cached_tokens)
-        assert (stats.num_preemptions, stats.num_steps) == (self.num_preemptions, self.num_steps)
+        assert self.totals == Counter({name: getattr(stats, name) for name in self.totals})
         assert 0 <= stats.packing <= stats.num_steps
         for record in self.live.values():
-            self._check_record(record)
+            seq, is_running = record.seq, record in self.running
+            assert seq.status is (RUNNING if is_running else WAITING)
+            assert (seq.token_ids, seq.place) == (record.tokens, record.place), "lost its tokens or its place"
+            assert seq.num_computed_tokens == record.num_computed
+            needed = self.cache.num_blocks_for(len(record.tokens)) if is_running else 0
+            assert needed - is_running <= len(table_of(self.cache, seq)) <= needed, "too few or too many blocks"
 
-    def _check_record(self, record: Record) -> None:
-        seq = record.seq
-        is_running = record in self.running
-        assert seq.status is (RUNNING if is_running else WAITING)
-        assert seq.token_ids == record.prompt + record.output, "tokens changed"
-        assert seq.num_computed_tokens == record.num_computed
-        assert seq.place == record.place, "lost its place"
-        assert seq.num_passed == record.num_passed, "passes are miscounted"
-        needed = self.cache.num_blocks_for(len(seq.token_ids)) if is_running else 0
-        assert needed - is_running <= len(seq.block_table) <= needed, "too few or too many blocks"
-
-    def _check_plan(self, plan: StepPlan) -> None:
-        items, scheduled = plan.scheduled, [self._record(item.seq) for item in plan.scheduled]
-        assert bool(items) == bool(self.live), "work waits and nothing advances"
-        assert len(set(scheduled)) == len(scheduled) <= self.max_batch_size
-        assert plan.num_tokens <= self.budget
-        left_out = self.fair.left_out()
-        begun = [record for record in self.running if record not in self.admitted and record not in left_out]
-        decoding = [record for record in begun if record.num_uncomputed == 1]
-        begun = sorted((r for r in begun if r not in decoding), key=lambda record: record.place)
-        assert scheduled[: plan.num_decodes] == decoding, "a decode stalled, or is not first"
-        assert not set(left_out) & set(scheduled), "computed in a step that is others'"
+    def _take_in_schedule(self, plan: StepPlan, waiting: list[Record]) -> list[Record]:
+        """Follow who was preempted and who started, in order; the latter, of which some may have been preempted."""
+        in_batch = [self.live[seq.request_id, seq.index] for seq in self.batcher._running.values()]
+        num_preempted = self.batcher.num_preemptions - self.totals["num_preemptions"]
+        if self.policy == "fair":  # any may give way, also for one that starts and is preempted in the same step
+            stayed = [r for r in self.running if r in in_batch and r.seq.num_computed_tokens == r.num_computed]
+        else:
+            stayed = self.running[: len(self.running) - num_preempted]
+        assert in_batch[: len(stayed)] == stayed, "not the newest were preempted"
+        preempted, new = self.running[len(stayed) :], in_batch[len(stayed) :]
+        queue = sorted(waiting + preempted, key=lambda record: record.place)
+        for record in new if self.policy != "fair" else ():
+            for other in queue[: queue.index(record)]:
+                assert other.num_passed < self.max_passed, "passed too often"
+                other.num_passed += 1
+            queue.remove(record)
+            self.events["stepped over"] += record.num_passed > 0
+            self.events["passed as often as may be"] += record.num_passed == self.max_passed
+        for record in self.live.values():
+            if self.policy == "fair":
+                assert record.num_passed <= record.seq.num_passed <= self.max_passed, "passed too often"
+                record.num_passed = record.seq.num_passed
+            assert record.seq.num_passed == record.num_passed, "passes are miscounted"
         for record in self.running:
-            if record not in left_out:
-                assert len(record.seq.block_table) == self.cache.num_blocks_for(len(record.contexts))
-        for item, record in zip(items, scheduled, strict=True):
-            assert record in self.running
-            assert item.start == record.num_computed, "computed tokens are not contiguous"
-            assert item.num_tokens >= 1
-            assert item.samples == (item.start + item.num_tokens == len(record.contexts))
-        chunks, num_tokens = [], len(decoding)
-        for number, record in enumerate(begun + self.admitted, 1):
-            left = self._most_tokens(plan, max(number, len(begun))) - num_tokens
-            assert left > 0 or number <= len(begun), "started without being computed"
-            if left > 0:
-                chunks.append((record.seq, min(record.num_uncomputed, left)))
-                num_tokens += chunks[-1][1]
-                self.events["chunked"] += left < record.num_uncomputed
-                self.events["paced"] += left < record.num_uncomputed and num_tokens < self.budget
-        assert chunks == [(item.seq, item.num_tokens) for item in items[len(decoding) :]], "prompts are cut otherwise"
-        assert chunks or not begun, "prompts do not advance"
-        self.fair.check_lead(plan, self.budget)
-        self.events["a decode waits"] += any(record.num_uncomputed == 1 for record in left_out)
+            record.num_computed *= record in stayed
+        self.events["preempted"] += num_preempted
+        self.totals["num_preemptions"] += num_preempted
+        self.totals["num_steps"] += bool(plan.scheduled)
+        self.running = in_batch
+        for record in new:
+            self._note_start(record, record.seq.num_computed_tokens)
+        return new
 
-    def _check_nobody_waits_in_vain(self, plan: StepPlan, passed_before: dict[Record, int]) -> None:
-        """With places and tokens left, who waits (LOOK_AHEAD + 1 are looked at) does not fit or awaits a prefix."""
-        look_ahead, max_passed = self.look_ahead, self.max_passed
-        num_sent_back = sum(record.seq.first_step_time is not None for record in self.waiting)
-        may_look = self.num_starts + look_ahead + 1
-        if self.fair.is_shared:  # before, those that start first: in vain, it may be, and again
-            may_look += self.num_starts + look_ahead + num_sent_back
-        assert len(self.tried) <= may_look, "more were looked at than may be"
-        others = self.fair.left_out()
-        num_prompts = sum(r.num_uncomputed > 1 for r in self.running if r not in self.admitted and r not in others)
-        is_spent = plan.num_tokens >= self._most_tokens(plan, num_prompts + len(self.admitted) + 1)
-        if is_spent or self.fair.urgent or len(self.running) == self.max_batch_size:
+    def _note_start(self, record: Record, num_cached: int) -> None:
+        seq = record.seq
+        assert num_cached % self.block_size == 0
+        assert num_cached < len(record.tokens), "the last token must be computed"
+        assert num_cached == 0 or seq.sampling.prompt_logprobs is None
+        record.num_computed = num_cached
+        self.events["prefix found"] += num_cached > 0
+        if record.first_start is not None:
             return
-        for record in self.waiting[: look_ahead + 1]:
+        passed_by = sum(number > seq.sequence_id for number in self.started)
+        if self.policy in ("length", "fcfs"):
+            by_length = seq.num_prompt_tokens / AGING if self.policy == "length" else 0
+            assert passed_by <= by_length + record.num_passed, "passed by too many"
+        self.events["passed by a later arrival"] += passed_by > 0
+        self.started.append(seq.sequence_id)
+        record.first_start, record.num_cached = self.now, num_cached
+        self.totals["num_prompt_tokens"] += seq.num_prompt_tokens
+        self.totals["num_cached_tokens"] += num_cached
+
+    def _check_plan(self, plan: StepPlan, records: list[Record], new: list[Record]) -> None:
+        assert bool(records) == bool(self.live), "work waits and nothing advances"
+        assert len(set(records)) == len(records)
+        assert plan.num_tokens == sum(item.num_tokens for item in plan.scheduled) <= self.budget
+        begun = [record for record in self.running if record not in new]
+        if self.policy == "fair":
+            self._check_fair_plan(plan, records, begun)
+            return
+        decodes = [record for record in begun if record.num_left == 1]
+        assert records[: plan.num_decodes] == decodes, "a decode stalled, or is not first"
+        prompts = sorted((r for r in begun if r.num_left > 1), key=lambda record: record.place)
+        chunks, num_tokens = [], plan.num_decodes
+        for number, record in enumerate(prompts + new, 1):
+            left = self._budget.tokens(plan.num_decodes, max(number, len(prompts))) - num_tokens
+            assert left > 0 or 1 < number <= len(prompts), "prompts do not advance"
+            if left > 0:
+                chunks.append((record, min(record.num_left, left)))
+                num_tokens += chunks[-1][1]
+                self.events["chunked"] += left < record.num_left
+        expected = [(record, item.num_tokens) for record, item in zip(records, plan.scheduled, strict=True)]
+        assert chunks == expected[plan.num_decodes :], "prompts are cut otherwise, or not in the policy's order"
+
+    def _check_fair_plan(self, plan: StepPlan, records: list[Record], begun: list[Record]) -> None:
+        """Steps may be paced, and an urgent one leaves tenants out: with all their sequences."""
+        tenants = {record.seq.terms.tenant for record in records}
+        left_out = [record for record in begun if record.seq.terms.tenant not in tenants]
+        stalled = [record for record in begun if record.num_left == 1 and record not in left_out + records]
+        assert not stalled, "a decode stalled"
+        assert all(record.num_left == 1 for record in records[: plan.num_decodes])
+        assert not left_out or any(record.num_left > 1 for record in records), "a step is urgent without a prompt"
+        self.events["a decode waits"] += any(record.num_left == 1 for record in left_out)
+
+    def _check_nobody_waits_in_vain(self, plan: StepPlan, new: list[Record]) -> None:
+        """With room left, the first LOOK_AHEAD + 1 that wait do not fit, or wait for a prefix in flight."""
+        begun = [r for r in self.running if r not in new and r.num_left > 1]
+        most = self._budget.tokens(plan.num_decodes, len(begun) + len(new) + 1)
+        if self.policy == "fair" or len(self.running) == self.max_batch_size or plan.num_tokens >= most:
+            return
+        waiting = sorted((r for r in self.live.values() if r not in self.running), key=lambda record: record.place)
+        for record in waiting[: self.look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
-            if passed_before[record] >= max_passed or not self._awaits(record, len(prefix)):
-                self.refused(record, prefix)
-            if record.num_passed >= max_passed:
+            if record.num_passed >= self.max_passed or not self.cache.is_in_flight(record.seq, len(prefix)):
+                num_new = self.cache.num_blocks_for(len(record.tokens)) - sum(b.ref_count > 0 for b in prefix)
+                assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
+            if record.num_passed >= self.max_passed:
                 break
 
-    def _most_tokens(self, plan: StepPlan, num_prompts: int) -> int:
-        """What a step may have with so many prompts: less than the limit beside decodes, or where tenants share."""
-        num_tokens = self._target.tokens(plan.num_decodes, num_prompts)
-        is_paced = self.fair.is_shared and not self.fair.urgent
-        return min(num_tokens, self._pace.tokens(plan.num_decodes)) if is_paced else num_tokens
+    def _compute(self, plan: StepPlan, records: list[Record], new: list[Record]) -> None:
+        tables = {record: set(table_of(self.cache, record.seq)) for record in self.running}
+        for item, record in zip(plan.scheduled, records, strict=True):
+            seq, stop = record.seq, item.context_len
+            assert item.start == record.num_computed, "computed tokens are not contiguous"
+            assert item.token_ids == record.tokens[item.start : stop] != []
+            assert item.block_ids == table_of(self.cache, seq)[: self.cache.num_blocks_for(stop)]
+            assert len(tables[record]) == self.cache.num_blocks_for(len(record.tokens))
+            assert (item.sample is not None) == (stop == len(record.tokens))
+            if item.sample is not None:
+                assert (item.sample.params, item.sample.seed) == (seq.sampling, seq.seed)
+                assert item.sample.num_output_tokens == len(record.tokens) - seq.num_prompt_tokens
+            if item.prompt_logprobs is not None:
+                first = item.start + item.prompt_logprobs.first + 1
+                assert first == len(record.reports) + 1, "prompt logprobs are not contiguous"
+                stop = min(stop + 1, seq.num_prompt_tokens)
+                assert item.prompt_logprobs.token_ids == record.tokens[first:stop] != []
+                record.reports += [TokenLogprobs(-float(token), [], []) for token in record.tokens[first:stop]]
+            written = self.blocks.compute(seq, item, is_first=record in new)
+            others = (tables[other] for other in self.running if other is not record)
+            assert not any(written & table for table in others), "wrote into another's block"
 
-    def _awaits(self, record: Record, num_found: int) -> bool:
-        """Whether a running sequence is computing the block after the num_found first ones."""
-        end = (num_found + 1) * self.block_size
-        if not self.prefix_caching or record.seq.sampling.prompt_logprobs is not None or end >= len(record.contexts):
-            return False
-        return any(
-            other.num_computed < end <= other.num_at_start and other.contexts[end - 1] == record.contexts[end - 1]
-            for other in self.running
+    def _check_output(self, record: Record, token: int | None, output: SequenceOutput, item: ScheduledSequence) -> None:
+        seq, params, is_first = record.seq, record.seq.sampling, record.num_outputs == 0
+        tokens = [] if token is None or params.max_tokens == 0 else [token]
+        record.tokens += tokens
+        num_output = len(record.tokens) - seq.num_prompt_tokens
+        if params.max_tokens == 0:
+            reason = "length"
+        elif token is None:
+            reason = "error"
+            self.blocks.poisoned.update(item.block_ids[record.num_cached // self.block_size :])
+        elif token in seq.stop_token_ids and num_output >= params.min_tokens:
+            reason = "stop"
+        else:
+            reason = "length" if num_output == params.max_tokens else None
+        reports = record.reports if is_first and params.prompt_logprobs is not None else None
+        assert reports is None or len(reports) == seq.num_prompt_tokens - 1
+        assert output == SequenceOutput(
+            request_id=seq.request_id,
+            index=seq.index,
+            token_ids=tokens,
+            finish_reason=reason,
+            stop_token_id=token if reason == "stop" else None,
+            prompt_logprobs=reports,
+            queue_time=record.first_start - seq.terms.arrival_time if is_first else None,
+            num_cached_tokens=record.num_cached if is_first else 0,
         )
-
-    # The books.
-
-    def _record(self, seq: Sequence) -> Record:
-        record = self.live[seq.request_id, seq.index]
-        assert record.seq is seq
-        return record
-
-    def _expected_place(self, record: Record, num_to_compute: int) -> float:
-        match self.policy:
-            case "fcfs":
-                return record.number
-            case "priority":
-                return record.seq.terms.priority
-            case "fair":
-                return self.fair.arrive(record.seq, num_to_compute)
-            case _:
-                return num_to_compute + AGING * record.number
-
-    def _note_first_start(self, record: Record, num_cached: int) -> None:
-        passed_by = sum(other.number > record.number for other in self._passed_by)
-        if self.policy == "length":
-            assert passed_by <= len(record.prompt) / AGING + record.num_passed, "passed by too many"
-        if self.policy == "fcfs":
-            assert passed_by <= record.num_passed
-        self.events["passed by a later arrival"] += passed_by > 0
-        self._passed_by[record] = passed_by
-        record.first_start = self.now
-        record.num_cached_first = num_cached
-        self.num_prompt_tokens += len(record.prompt)
-        self.num_cached_tokens += num_cached
-
-    def _compute(self, record: Record, start: int, num_tokens: int) -> None:
-        """What the model does: read all before, write the new; nobody else may hold what is written."""
-        self.blocks.check(record, start)
-        written = self.blocks.write(record, start, num_tokens)
-        others = [other for other in self.running if other is not record]
-        assert not any(written & set(other.seq.block_table) for other in others), "wrote into another's block"
+        record.num_outputs += 1
+        if reason is not None:
+            self._end(record, reason)
 
     def _end(self, record: Record, reason: str) -> None:
-        assert record.ended is None, "ended twice"
         del self.live[record.seq.request_id, record.seq.index]
         if record in self.running:
             self.running.remove(record)
-            self.fair.stop(record)
-        record.ended = reason
+        self.events[reason] += 1
         assert (record.seq.status, record.seq.finish_reason) == (FINISHED, reason)
-        assert record.seq.block_table == []
-        self.fair.end(record)
+        assert table_of(self.cache, record.seq) == []
+
+    def _record(self, item: ScheduledSequence) -> Record:
+        seq = self.batcher._running[item.sequence_id]
+        return self.live[seq.request_id, seq.index]
+
+    @contextmanager
+    def _with_constants(self) -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for module, values in self._constants.items():
+                for name, value in values.items():
+                    patch.setattr(module, name, value)
+            yield

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 _TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2)}
-_LIBRARIES = {isa: library for isa in ISAS if (library := native.load(isa)) is not None}
+LIBRARIES = {isa: library for isa in ISAS if (library := native.load(isa)) is not None}
 
 
 def dtype_id(dtype: torch.dtype) -> str:
@@ -33,15 +33,25 @@ def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def natives(make: Callable[[torch.dtype], Any]) -> dict[str, Callable[[torch.dtype], Any]]:
-    """What `make` binds, from each library that is built and that this CPU can run (not only from the best one)."""
+class _On:
+    """An operation, or a module or object of several, as one native library computes it."""
 
-    def bind(isa: str, dtype: torch.dtype) -> Any:
+    def __init__(self, isa: str, operation: Any) -> None:
+        self._isa, self._operation = isa, operation
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native, "library", lambda: _LIBRARIES[isa])
-            return make(dtype)
+            patch.setattr(native, "library", LIBRARIES[self._isa])
+            result = self._operation(*args, **kwargs)
+        return _On(self._isa, result) if callable(result) else result  # a packed layer
 
-    return {isa: lambda dtype, isa=isa: bind(isa, dtype) for isa in _LIBRARIES}
+    def __getattr__(self, name: str) -> _On:
+        return _On(self._isa, getattr(self._operation, name))
+
+
+def natives(operation: Any) -> dict[str, Any]:
+    """An operation from each library that is built and that this CPU can run (not only from the best one)."""
+    return {isa: _On(isa, operation) for isa in LIBRARIES}
 
 
 def int8_cache(cache: torch.Tensor, sizes: list[int]) -> Int8Cache:
@@ -54,7 +64,7 @@ class Layout:
     """How a native library lays keys and values in a cache [B, K, S, D] (paged_attention/layout.h), and back."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self._width = 4 // native.operand_dtype(dtype).itemsize
+        self._width = native.library.operand_width(dtype)
 
     def keys(self, cache: Cache, *, to_rows: bool = False) -> Cache:
         """Rows to panels, or panels to rows."""

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from kernels import causal_attention
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: causal_attention.torch_ops.causal_attention, **natives(causal_attention.native.bind)}
+VERSIONS = {"torch": causal_attention.torch_ops.causal_attention, **natives(causal_attention.native.causal_attention)}
 
 
 def make(num_queries, context_len, heads, dim, value_dim, dtype):
@@ -22,7 +22,7 @@ def make(num_queries, context_len, heads, dim, value_dim, dtype):
 def test_matches_reference(version, dtype, heads, dim, value_dim, lens):
     case = make(*lens, heads, dim, value_dim, dtype)
     expected = causal_attention.reference.causal_attention(*case, dim**-0.5)
-    assert_close(VERSIONS[version](dtype)(*case, dim**-0.5), expected)
+    assert_close(VERSIONS[version](*case, dim**-0.5), expected)
 
 
 def test_reference_matches_torch_s_own():

@@ -4,11 +4,8 @@ import torch
 from kernels import draw
 from tests.kernels.compare import DTYPES, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda _: draw.torch_ops.draw, **natives(draw.native.bind)}
-
-
-def bind(version, dtype):
-    return draw.reference.draw if version == "reference" else VERSIONS[version](dtype)
+VERSIONS = {"torch": draw.torch_ops.draw, **natives(draw.native.draw)}
+ALL = {"reference": draw.reference.draw, **VERSIONS}
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 255, 256, 257, 1000, 49153])
@@ -20,7 +17,7 @@ def test_matches_reference(version, dtype, size):
     # Away from the edges between tokens, where rounding decides.
     uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
     uniforms[:3] = [0.0, 0.0, 1 - 2**-53]
-    actual = bind(version, dtype)(logits, temperatures, uniforms)
+    actual = VERSIONS[version](logits, temperatures, uniforms)
     expected = draw.reference.draw(logits, temperatures, uniforms)
     different = [i for i in range(40) if actual[i] != expected[i]]
     assert len(different) <= (1 if size > 1000 else 0)
@@ -29,30 +26,30 @@ def test_matches_reference(version, dtype, size):
         assert abs(float(running[min(actual[i], expected[i])]) - uniforms[i]) < 1e-6
 
 
-@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+@pytest.mark.parametrize("version", ALL)
 def test_greedy_takes_the_first_of_the_largest(version):
     logits = torch.zeros(3, 40)
     logits[0, [7, 30]] = 2.0
     logits[1] = -5.0
     logits[2, 39] = 1e-3
-    assert bind(version, torch.float32)(logits, [0.0] * 3, [0.5] * 3) == [7, 0, 39]
+    assert ALL[version](logits, [0.0] * 3, [0.5] * 3) == [7, 0, 39]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("at", [0, 17, 99])
-@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+@pytest.mark.parametrize("version", ALL)
 def test_a_row_that_is_not_finite_has_no_token_and_spoils_no_other(version, at, bad):
     logits = randn(4, 100, dtype=torch.float32)
-    expected = bind(version, torch.float32)(logits, [0.0, 1.0, 1.0, 0.0], [0.3] * 4)
+    expected = ALL[version](logits, [0.0, 1.0, 1.0, 0.0], [0.3] * 4)
     logits[1, at] = logits[3, at] = bad
-    assert bind(version, torch.float32)(logits, [0.0, 1.0, 1.0, 0.0], [0.3] * 4) == [expected[0], -1, expected[2], -1]
+    assert ALL[version](logits, [0.0, 1.0, 1.0, 0.0], [0.3] * 4) == [expected[0], -1, expected[2], -1]
 
 
-@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+@pytest.mark.parametrize("version", ALL)
 def test_a_token_s_share_of_the_uniforms_is_its_probability(version):
     logits = torch.tensor([0.4, 0.1, 0.2, 0.3]).log()
     uniforms = [(i + 0.5) / 1000 for i in range(1000)]
-    tokens = bind(version, torch.float32)(logits.expand(1000, -1), [1.0] * 1000, uniforms)
+    tokens = ALL[version](logits.expand(1000, -1), [1.0] * 1000, uniforms)
     assert tokens == [0] * 400 + [1] * 100 + [2] * 200 + [3] * 300
 
 
@@ -60,4 +57,4 @@ def test_a_token_s_share_of_the_uniforms_is_its_probability(version):
 def test_neither_the_smallest_nor_the_largest_logits_overflow(version):
     logits = torch.tensor([[3e38, -3e38, 0.0], [-3e38, -3e38, -2.9e38], [0.0, 88.0, 1e4]])
     for temperature in (1e-5, 1.0, 100.0):
-        assert bind(version, torch.float32)(logits, [temperature] * 3, [0.9] * 3) == [0, 2, 2]
+        assert ALL[version](logits, [temperature] * 3, [0.9] * 3) == [0, 2, 2]

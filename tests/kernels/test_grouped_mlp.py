@@ -5,7 +5,10 @@ from kernels import grouped_mlp, linear, linear_int8, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: grouped_mlp.torch_ops.grouped_mlp, **natives(grouped_mlp.native.bind)}
+VERSIONS = {
+    "torch": lambda *arguments, dtype: grouped_mlp.torch_ops.grouped_mlp(*arguments),
+    **natives(grouped_mlp.native.grouped_mlp),
+}
 NUM_EXPERTS = 6
 KINDS = {
     "numbers": lambda weight: weight,
@@ -27,8 +30,8 @@ def pack(version, hidden, dtype, kinds=("numbers",)):
     def counted(weight, bias):
         expert = len(calls)
         calls.append([])
-        module = linear_int8 if isinstance(weight, QuantizedWeight) else linear
-        product = module.reference.pack(weight, bias)
+        is_int8 = isinstance(weight, QuantizedWeight)
+        product = (linear_int8.reference.linear_int8 if is_int8 else linear.reference.linear)(weight, bias)
 
         def apply(x):
             calls[expert].append(len(x))
@@ -36,8 +39,10 @@ def pack(version, hidden, dtype, kinds=("numbers",)):
 
         return apply
 
-    make = grouped_mlp.reference.grouped_mlp if version == "reference" else VERSIONS[version](dtype)
-    return make(counted, silu_mul.reference.silu_mul, iter(weights)), calls
+    arguments = counted, silu_mul.reference.silu_mul, iter(weights)
+    if version == "reference":
+        return grouped_mlp.reference.grouped_mlp(*arguments), calls
+    return VERSIONS[version](*arguments, dtype=dtype), calls
 
 
 def route(num_tokens, top_k, experts, seed=0):

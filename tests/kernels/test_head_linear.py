@@ -4,7 +4,7 @@ import torch
 from kernels import head_linear
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: head_linear.torch_ops.head_linear, **natives(head_linear.native.bind)}
+VERSIONS = {"torch": head_linear.torch_ops.head_linear, **natives(head_linear.native.head_linear)}
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 128, 512), (32, 3, 512, 128), (70, 2, 40, 24), (5, 1, 17, 130)], ids=str)
@@ -17,7 +17,7 @@ def test_matches_reference_from_views_into_views(version, dtype, shape):
     wide = randn(num_tokens, num_heads, num_out + 9, dtype=dtype, seed=2)
     expected, actual = wide.clone(), wide.clone()
     head_linear.reference.head_linear(weight)(x, expected[..., :num_out])
-    VERSIONS[version](dtype)(weight.clone())(x, actual[..., :num_out])
+    VERSIONS[version](weight.clone())(x, actual[..., :num_out])
 
     assert_close(actual, expected)
     assert torch.equal(actual[..., num_out:], wide[..., num_out:])
@@ -25,7 +25,7 @@ def test_matches_reference_from_views_into_views(version, dtype, shape):
 
 @pytest.mark.parametrize("version", ["reference", *VERSIONS])
 def test_some_of_the_heads(version):
-    pack = head_linear.reference.head_linear if version == "reference" else VERSIONS[version](torch.float32)
+    pack = head_linear.reference.head_linear if version == "reference" else VERSIONS[version]
     weight, x = randn(5, 24, 40, dtype=torch.float32), randn(7, 1, 24, dtype=torch.float32)
     out, expected = torch.empty(7, 2, 40), torch.einsum("tk,nkm->tnm", x[:, 0], weight[2:4])
     pack(weight.clone())(x.expand(7, 2, 24), out, first=2)

@@ -14,9 +14,9 @@ from tests.kernels.test_paged_attention import BATCHES
 
 ROTARY = 16
 BACKENDS = {
-    "reference": lambda dtype: latent_attention.reference.ReferenceLatentAttention(),
+    "reference": latent_attention.reference.ReferenceLatentAttention(),
     "torch": latent_attention.torch_ops.TorchLatentAttention,
-    **natives(latent_attention.native.CPULatentAttention),
+    **natives(latent_attention.native.NativeLatentAttention()),
 }
 VERSIONS = [name for name in BACKENDS if name != "reference"]
 
@@ -42,7 +42,7 @@ def make_case(query_lens, context_lens, *, width=48, block_size=16, dtype=torch.
 
 
 def attend(module, batch, q, cache, topk=None, weights=None, index_q=None, index_cache=None):
-    backend = BACKENDS[module](q.dtype)
+    backend = BACKENDS[module](q.dtype) if module == "torch" else BACKENDS[module]
     plan, selection = backend.plan(batch), None
     if topk is not None:
         select = getattr(lightning_indexer, {"torch": "torch_ops"}.get(module, module)).lightning_indexer
@@ -94,7 +94,7 @@ def test_a_cache_of_int8_matches_reference(version, dtype, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("isa", natives(latent_attention.native.CPULatentAttention))
+@pytest.mark.parametrize("isa", natives(latent_attention.native))
 def test_native_results_are_the_same_to_the_bit_alone_and_in_a_batch(isa, dtype):
     batch, q, cache = make_case((1, 1, 30, 25), (2600, 70, 300, 1034), dtype=dtype)
     out, _ = attend(isa, batch, q, cache)

@@ -5,13 +5,10 @@ from kernels import linear
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 SHAPES = [(1, 64, 96), (3, 17, 5), (33, 63, 65), (130, 96, 1), (2, 1, 7)]
-CASES = [("torch", dtype) for dtype in DTYPES]
-CASES += [(isa, dtype) for isa in natives(lambda _: None) for dtype in DTYPES]
-VERSIONS = {"torch": lambda _: linear.torch_ops.linear, **natives(linear.native.bind)}
-WIDE = {
-    "torch": lambda _: lambda weight, bias: linear.torch_ops.linear(weight, bias, torch.float32),
-    **natives(lambda dtype: linear.native.bind(dtype, weight_dtype=torch.float32, out_dtype=torch.float32)),
-}
+NATIVE = natives(linear.native.linear)
+VERSIONS = {"torch": linear.torch_ops.linear, **NATIVE}
+WIDE = {"torch": lambda weight, bias: linear.torch_ops.linear(weight, bias, torch.float32), **NATIVE}
+CASES = [(version, dtype) for version in VERSIONS for dtype in DTYPES]
 
 
 def case_id(case: tuple) -> str:
@@ -28,14 +25,14 @@ def test_linear_matches_reference(case, shape, with_bias):
     weight = randn(num_out, num_in, dtype=dtype, seed=2) / num_in**0.5
     bias = randn(num_out, dtype=dtype, seed=3) if with_bias else None
     expected = linear.reference.linear(weight, bias)(x)
-    assert_close(VERSIONS[version](dtype)(weight.clone(), bias)(x), expected)
+    assert_close(VERSIONS[version](weight.clone(), bias)(x), expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_one_packed_weight_serves_any_number_of_tokens(case):
     version, dtype = case
     weight = randn(48, 32, dtype=dtype, seed=2) / 32**0.5
-    apply, expected = VERSIONS[version](dtype)(weight, None), linear.reference.linear(weight, None)
+    apply, expected = VERSIONS[version](weight, None), linear.reference.linear(weight, None)
     for num_tokens in (1, 31, 32, 33, 257):
         x = randn(num_tokens, 32, dtype=dtype, seed=num_tokens)
         assert_close(apply(x), expected(x))
@@ -58,14 +55,16 @@ def test_a_weight_in_fp32_is_computed_with_in_fp32(version, dtype, shape):
     num_tokens, num_in, num_out = shape
     x, weight = randn(num_tokens, num_in, dtype=dtype, seed=1), randn(num_out, num_in, dtype=torch.float32, seed=2)
     bias = randn(num_out, dtype=torch.float32, seed=3)
-    y = WIDE[version](dtype)(weight.clone(), bias)(x)
+    y = WIDE[version](weight.clone(), bias)(x)
     assert y.dtype is torch.float32
     assert_close(y, linear.reference.linear(weight, bias, torch.float32)(x))
 
 
-@pytest.mark.parametrize("version", natives(lambda _: None))
+@pytest.mark.parametrize("version", NATIVE)
 def test_sums_can_be_had_unrounded(version):
     """Of bf16 weights, as logits are wanted."""
-    wide = natives(lambda dtype: linear.native.bind(dtype, out_dtype=torch.float32))[version](torch.bfloat16)
     x, weight = randn(9, 70, dtype=torch.bfloat16, seed=1), randn(33, 70, dtype=torch.bfloat16, seed=2)
-    assert_close(wide(weight, None)(x), linear.reference.linear(weight, None, torch.float32)(x))
+    assert_close(
+        NATIVE[version](weight, None, out_dtype=torch.float32)(x),
+        linear.reference.linear(weight, None, torch.float32)(x),
+    )

@@ -9,9 +9,9 @@ from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_ro
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 VERSIONS = {
-    "reference": lambda _: linear_int8.reference.linear_int8,
-    "torch": lambda _: linear_int8.torch_ops.linear_int8,
-    **natives(linear_int8.native.bind),
+    "reference": lambda weight, bias, _: linear_int8.reference.linear_int8(weight, bias),
+    "torch": lambda weight, bias, _: linear_int8.torch_ops.linear_int8(weight, bias),
+    **natives(linear_int8.native.linear_int8),
 }
 
 GRID = StaticInput(0.05, 93)
@@ -54,7 +54,7 @@ def test_the_product_is_exact_but_for_the_rounding_of_its_result(version, input_
     weight = random_weight(num_out, num_in, input_)
     bias = randn(num_out, dtype=dtype, seed=3) if with_bias else None
     expected = torch.from_numpy(exact(x, weight, bias))
-    y = VERSIONS[version](dtype)(weight, bias)(x)
+    y = VERSIONS[version](weight, bias, dtype)(x)
     assert y.dtype is dtype
     rtol, atol = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 2e-2)
     torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=atol)
@@ -97,16 +97,16 @@ ROWS = {
 def test_dynamic_rows_are_within_half_a_step_of_their_numbers(version, row):
     weight = QuantizedWeight(torch.eye(64, dtype=torch.int8) * 127, torch.full((64,), 1 / 127), Input.DYNAMIC)
     x = torch.stack([randn(64, dtype=torch.float32), row])
-    y = VERSIONS[version](torch.float32)(weight, torch.zeros(64))(x)
+    y = VERSIONS[version](weight, torch.zeros(64), torch.float32)(x)
     step = (row.max().clamp(min=0) - row.min().clamp(max=0)) / 255
     assert (y[1] - row).abs().max() <= step * 0.501
-    assert torch.equal(y[:1], VERSIONS[version](torch.float32)(weight, torch.zeros(64))(x[:1]))
+    assert torch.equal(y[:1], VERSIONS[version](weight, torch.zeros(64), torch.float32)(x[:1]))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_static_inputs_beyond_the_grid_get_its_ends(version):
     weight = QuantizedWeight(torch.tensor([[100]], dtype=torch.int8), torch.tensor([0.01]), GRID)
-    y = VERSIONS[version](torch.float32)(weight, None)(torch.tensor([[-99.0], [0.0], [99.0]]))
+    y = VERSIONS[version](weight, None, torch.float32)(torch.tensor([[-99.0], [0.0], [99.0]]))
     torch.testing.assert_close(y.flatten(), torch.tensor([GRID.range[0], 0.0, GRID.range[1]]))
 
 
@@ -114,14 +114,14 @@ def test_static_inputs_beyond_the_grid_get_its_ends(version):
 def test_the_largest_products_do_not_saturate(version):
     """Where a sum of two u8 x s8 products passes 16 bits."""
     weight = QuantizedWeight(torch.full((4, 128), 127, dtype=torch.int8), torch.ones(4), StaticInput(1.0, 0))
-    y = VERSIONS[version](torch.float32)(weight, None)(torch.full((3, 128), 255.0))
+    y = VERSIONS[version](weight, None, torch.float32)(torch.full((3, 128), 255.0))
     assert (y == 255 * 127 * 128).all()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_row_that_is_nan_spoils_no_other(version):
     x, weight = randn(3, 64, dtype=torch.float32), random_weight(16, 64, Input.DYNAMIC)
-    apply = VERSIONS[version](torch.float32)(weight, None)
+    apply = VERSIONS[version](weight, None, torch.float32)
     expected = apply(x)
     x[1, 7] = float("nan")
     actual = apply(x)

@@ -5,11 +5,13 @@ from kernels import linear, linear_int8, mlp, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-NATIVE = natives(mlp.native.bind)
+NATIVE = natives(mlp.native.mlp)
 
 
 def reference_linear(weight, bias):
-    return (linear_int8 if isinstance(weight, QuantizedWeight) else linear).reference.pack(weight, bias)
+    if isinstance(weight, QuantizedWeight):
+        return linear_int8.reference.linear_int8(weight, bias)
+    return linear.reference.linear(weight, bias)
 
 
 def weights(hidden, inter, dtype):
@@ -17,8 +19,8 @@ def weights(hidden, inter, dtype):
 
 
 def both(version, dtype, x, gate_up, down):
-    packs = mlp.reference.mlp, NATIVE[version](dtype)
-    return [pack(reference_linear, silu_mul.reference.silu_mul, gate_up, down)(x) for pack in packs]
+    arguments = reference_linear, silu_mul.reference.silu_mul, gate_up, down
+    return mlp.reference.mlp(*arguments)(x), NATIVE[version](*arguments, dtype)(x)
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
@@ -51,7 +53,7 @@ def test_each_kind_of_weight_is_computed_as_it_says(version, kinds):
 @pytest.mark.parametrize("version", NATIVE)
 def test_more_and_fewer_tokens_by_turns(version):
     gate_up, down = ((weight, None) for weight in weights(64, 32, torch.bfloat16))
-    run = NATIVE[version](torch.bfloat16)(reference_linear, silu_mul.reference.silu_mul, gate_up, down)
+    run = NATIVE[version](reference_linear, silu_mul.reference.silu_mul, gate_up, down, torch.bfloat16)
     x = randn(40, 64, dtype=torch.bfloat16)
     whole = run(x)
     for count in (1, 39, 2, 40):

@@ -5,6 +5,7 @@ import functools
 import sys
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -13,24 +14,22 @@ import torch.nn.functional as F
 from kernels.kv_cache import Cache, Int8Cache
 from kernels.paged_attention import AttentionBatch, PagedAttention
 from kernels.paged_attention.flash import FlashAttention
-from kernels.paged_attention.native import CPUAttention, Plan
+from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
-from tests.kernels.compare import DTYPES, Layout, assert_close, dtype_id, int8_cache, natives, randn
+from tests.kernels.compare import DTYPES, LIBRARIES, Layout, assert_close, dtype_id, int8_cache, natives, randn
 
 
-class NativeAttention:
-    """CPUAttention, given caches in rows as its reference is."""
+class AttentionOfRows(NativeAttention):
+    """Given caches in rows, as its reference is."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._kernel, self._layout = CPUAttention(dtype), Layout(dtype)
-        self.plan = self._kernel.plan
-
-    def forward(self, q: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Plan, scale: float) -> torch.Tensor:
-        return self._kernel.forward(q, self._layout.keys(k_cache), self._layout.values(v_cache), plan, scale)
+    def forward(self, q: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Any, scale: float) -> torch.Tensor:
+        layout = Layout(q.dtype)
+        return super().forward(q, layout.keys(k_cache), layout.values(v_cache), plan, scale)
 
 
-BACKENDS = {"torch": TorchAttention, "flash": lambda dtype: FlashAttention(), **natives(NativeAttention)}
+NATIVE = {isa: lambda _, backend=backend: backend for isa, backend in natives(AttentionOfRows()).items()}
+BACKENDS = {"torch": TorchAttention, "flash": lambda _: FlashAttention(), **NATIVE}
 SHAPES = [  # query heads a key head, head_dim, block_size
     *((3, 64, block_size) for block_size in (1, 3, 7, 16, 64)),
     *((1, 16, 16), (1, 24, 16), (8, 37, 16), (8, 64, 16), (4, 128, 16), (1, 192, 16), (2, 256, 16)),
@@ -205,13 +204,13 @@ def test_reference_matches_torch_sequence_by_sequence(lens):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("isa", natives(NativeAttention))
+@pytest.mark.parametrize("isa", NATIVE)
 def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(isa, dtype, threads):
     query_lens, context_lens = (1, 1, 40, 130, 100), (2600, 70, 40, 400, 2070)
     together = make_case(query_lens, context_lens, group=3, dtype=dtype)
     kernel = BACKENDS[isa](dtype)
     out, first = together.run(kernel), 0
-    torch.set_num_threads(threads)
+    LIBRARIES[isa].set_threads(threads)
     try:
         for table, query_len, context_len in zip(together.batch.block_tables, query_lens, context_lens, strict=True):
             for start in range(0, query_len, chunk := 13):
@@ -222,7 +221,7 @@ def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(i
                 assert torch.equal(out[rows], alone.run(kernel))
             first += query_len
     finally:
-        torch.set_num_threads(2)
+        LIBRARIES[isa].set_threads(2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,7 +4,7 @@ import torch
 from kernels import rotary
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": lambda dtype: rotary.torch_ops.rotary, **natives(rotary.native.bind)}
+VERSIONS = {"torch": rotary.torch_ops.rotary, **natives(rotary.native.rotary)}
 
 
 def tables(positions: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,7 @@ def test_rotary_matches_reference(version, dtype, shape):
     x = randn(*shape, dtype=dtype)
     cos, sin = tables(torch.arange(shape[0]) * 37 % 501, shape[2])
     before = x.clone()
-    assert_close(VERSIONS[version](dtype)(x, cos, sin), rotary.reference.rotary(x, cos, sin))
+    assert_close(VERSIONS[version](x, cos, sin), rotary.reference.rotary(x, cos, sin))
     assert torch.equal(x, before)
 
 
@@ -31,7 +31,7 @@ def test_rotary_takes_views_of_a_wider_tensor(version, dtype):
     cos, sin = tables(torch.arange(10), 16)
     for x in (qkv[:, :6, :16], qkv.view(10, 18, 16)[:, :12]):  # heads apart; heads together, as the model passes
         expected = rotary.reference.rotary(x.contiguous(), cos, sin)
-        assert_close(VERSIONS[version](dtype)(x, cos, sin), expected)
+        assert_close(VERSIONS[version](x, cos, sin), expected)
 
 
 def test_reference_turns_each_pair_by_the_angle_of_its_position():

@@ -5,8 +5,7 @@ from kernels import routing
 from kernels.routing import RoutingRule
 from tests.kernels.compare import natives, randn
 
-NATIVE = natives(lambda _: routing.native.bind())
-VERSIONS = {"torch": routing.torch_ops.routing, **{isa: make(torch.float32) for isa, make in NATIVE.items()}}
+VERSIONS = {"torch": routing.torch_ops.routing, **natives(routing.native.routing)}
 EXPERTS = 24
 RULES = {
     "V1": RoutingRule(6),

@@ -7,28 +7,26 @@ from tests.kernels.compare import DTYPES, Layout, assert_close, dtype_id, native
 from tests.kernels.test_rotary import tables
 
 
-class NativeStore:
-    """CPUStore, its caches in rows as its reference's are."""
+class StoreOfRows:
+    """Its caches lie in rows, as its reference's do."""
 
-    def __init__(self, dtype):
-        self._kernel, self._layout = store_kv.native.CPUStore(dtype), Layout(dtype)
-        self.store_latents = self._kernel.store_latents
+    store_latents = staticmethod(store_kv.native.store_latents)
 
-    def rotate_and_store(self, qkv, cos, sin, k_cache, v_cache, blocks, offsets):
-        sides = ((k_cache, self._layout.keys), (v_cache, self._layout.values))
+    def rotate_and_store(self, qkv, cos, sin, k_cache, v_cache, slot_mapping):
+        layout = Layout(qkv.dtype)
+        sides = ((k_cache, layout.keys), (v_cache, layout.values))
         laid = [convert(cache) for cache, convert in sides]
-        q = self._kernel.rotate_and_store(qkv, cos, sin, *laid, blocks, offsets)
+        q = store_kv.native.rotate_and_store(qkv, cos, sin, *laid, slot_mapping)
         for inside, (cache, convert) in zip(laid, sides, strict=True):
             values_of(cache).copy_(values_of(convert(inside, to_rows=True)))
         return q
 
 
-VERSIONS = {"torch": lambda dtype: store_kv.torch_ops, **natives(NativeStore)}
+VERSIONS = {"torch": store_kv.torch_ops, **natives(StoreOfRows())}
 
 
-def slots(num_tokens: int, num_blocks: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    flat = torch.randperm(num_blocks * block_size, generator=torch.Generator().manual_seed(3))[:num_tokens]
-    return flat // block_size, flat % block_size
+def slots(num_tokens: int, num_blocks: int, block_size: int) -> torch.Tensor:
+    return torch.randperm(num_blocks * block_size, generator=torch.Generator().manual_seed(3))[:num_tokens]
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16])
@@ -36,24 +34,23 @@ def slots(num_tokens: int, num_blocks: int, block_size: int) -> tuple[torch.Tens
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 def test_store_kv_matches_reference(dtype, num_tokens, num_heads, head_dim, block_size):
     num_blocks = -(-num_tokens // block_size) + 2
-    blocks, offsets = slots(num_tokens, num_blocks, block_size)
+    slot_mapping = slots(num_tokens, num_blocks, block_size)
     x = randn(num_tokens, num_heads + 2, head_dim, dtype=dtype)[:, 1:-1]  # a view, as the model passes
     cache = randn(num_blocks, num_heads, block_size, head_dim, dtype=dtype, seed=1)
     expected, before = cache.clone(), cache.clone()
-    store_kv.reference.store_kv(x, expected, blocks, offsets)
-    store_kv.torch_ops.store_kv(x, cache, blocks, offsets)
+    store_kv.reference.store_kv(x, expected, slot_mapping)
+    store_kv.torch_ops.store_kv(x, cache, slot_mapping)
 
     assert torch.equal(cache, expected)
-    assert torch.equal(cache[blocks, :, offsets], x)
-    written = torch.zeros(num_blocks, block_size, dtype=torch.bool)
-    written[blocks, offsets] = True
-    assert torch.equal(cache.transpose(1, 2)[~written], before.transpose(1, 2)[~written])
+    assert torch.equal(cache.transpose(1, 2).flatten(0, 1)[slot_mapping], x)
+    assert_only_written(cache, before, slot_mapping)
 
 
-def assert_only_written(cache, before, blocks, offsets):
-    kept = torch.ones(cache.shape[0], cache.shape[2], dtype=torch.bool)
-    kept[blocks, offsets] = False
-    assert torch.equal(cache.transpose(1, 2)[kept], before.transpose(1, 2)[kept])
+def assert_only_written(cache, before, slot_mapping):
+    kept = torch.ones(cache.shape[0] * cache.shape[2], dtype=torch.bool)
+    kept[slot_mapping] = False
+    by_slot, before_by_slot = (x.transpose(1, 2).flatten(0, 1) for x in (cache, before))
+    assert torch.equal(by_slot[kept], before_by_slot[kept])
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
@@ -65,19 +62,19 @@ def assert_only_written(cache, before, blocks, offsets):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_rotate_and_store_matches_reference(version, dtype, num_tokens, num_heads, num_kv_heads, head_dim, block_size):
     num_blocks = -(-num_tokens // block_size) + 2
-    blocks, offsets = slots(num_tokens, num_blocks, block_size)
+    slot_mapping = slots(num_tokens, num_blocks, block_size)
     qkv = randn(num_tokens, num_heads + 2 * num_kv_heads, head_dim, dtype=dtype)
     turned = tables(torch.arange(num_tokens) * 37 % 501, head_dim)
     before = [randn(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, seed=i) for i in (1, 2)]
     expected, actual = [x.clone() for x in before], [x.clone() for x in before]
-    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, blocks, offsets)
-    q = VERSIONS[version](dtype).rotate_and_store(qkv, *turned, *actual, blocks, offsets)
+    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, slot_mapping)
+    q = VERSIONS[version].rotate_and_store(qkv, *turned, *actual, slot_mapping)
 
     assert_close(q, expected_q)
     assert_close(actual[0], expected[0])
     assert torch.equal(actual[1], expected[1])
     for cache, old in zip(actual, before, strict=True):
-        assert_only_written(cache, old, blocks, offsets)
+        assert_only_written(cache, old, slot_mapping)
 
 
 @pytest.mark.parametrize("block_size", [1, 16])
@@ -88,17 +85,17 @@ def test_rotate_and_store_matches_reference(version, dtype, num_tokens, num_head
 @pytest.mark.parametrize("version", VERSIONS)
 def test_store_latents_matches_reference(version, dtype, num_tokens, latent_dim, rotary_dim, block_size):
     num_blocks, width = -(-num_tokens // block_size) + 2, latent_dim + rotary_dim
-    blocks, offsets = slots(num_tokens, num_blocks, block_size)
+    slot_mapping = slots(num_tokens, num_blocks, block_size)
     x = randn(num_tokens, width + 10, dtype=dtype)[:, 10:]  # a view, as the model passes
     arguments = (randn(latent_dim, dtype=dtype, seed=4), 1e-6, *tables(torch.arange(num_tokens) * 7, rotary_dim))
     before = randn(num_blocks, 1, block_size, width, dtype=dtype, seed=1)
     expected, actual = before.clone(), before.clone()
-    store_kv.reference.store_latents(x, *arguments, expected, blocks, offsets)
-    VERSIONS[version](dtype).store_latents(x, *arguments, actual, blocks, offsets)
+    store_kv.reference.store_latents(x, *arguments, expected, slot_mapping)
+    VERSIONS[version].store_latents(x, *arguments, actual, slot_mapping)
 
     assert_close(actual, expected)
     assert not torch.equal(actual, before)
-    assert_only_written(actual, before, blocks, offsets)
+    assert_only_written(actual, before, slot_mapping)
 
 
 def empty_int8(num_blocks, num_heads, block_size, width, num_scales):
@@ -106,12 +103,12 @@ def empty_int8(num_blocks, num_heads, block_size, width, num_scales):
     return Int8Cache(values, torch.full((num_blocks, num_heads, block_size, num_scales), float("nan")))
 
 
-def assert_int8_close(actual, expected, blocks, offsets):
+def assert_int8_close(actual, expected, slot_mapping):
     """Scales alike, values within one step (a rounding that falls the other way), and nothing else written."""
     torch.testing.assert_close(actual.scales, expected.scales, rtol=1e-2, atol=0, equal_nan=True)
     assert (actual.values.int() - expected.values.int()).abs().max() <= 1
     assert (actual.values == 127).any() or (actual.values == -127).any()
-    assert_only_written(actual.values, torch.full_like(actual.values, 99), blocks, offsets)
+    assert_only_written(actual.values, torch.full_like(actual.values, 99), slot_mapping)
 
 
 @pytest.mark.parametrize("block_size", [7, 32])
@@ -119,26 +116,26 @@ def assert_int8_close(actual, expected, blocks, offsets):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_rotate_and_store_to_int8_matches_reference(version, dtype, head_dim, block_size):
-    blocks, offsets = slots(20, 6, block_size)
+    slot_mapping = slots(20, 6, block_size)
     qkv = randn(20, 4 + 2 * 2, head_dim, dtype=dtype) * 3
     qkv[3] = 0
     turned = tables(torch.arange(20) * 37 % 501, head_dim)
     expected, actual = ([empty_int8(6, 2, block_size, head_dim, 1) for _ in range(2)] for _ in range(2))
-    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, blocks, offsets)
-    assert_close(VERSIONS[version](dtype).rotate_and_store(qkv, *turned, *actual, blocks, offsets), expected_q)
+    expected_q = store_kv.reference.rotate_and_store(qkv, *turned, *expected, slot_mapping)
+    assert_close(VERSIONS[version].rotate_and_store(qkv, *turned, *actual, slot_mapping), expected_q)
     for mine, reference in zip(actual, expected, strict=True):
-        assert_int8_close(mine, reference, blocks, offsets)
+        assert_int8_close(mine, reference, slot_mapping)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_store_latents_to_int8_matches_reference(version, dtype):
-    blocks, offsets = slots(20, 6, 7)
+    slot_mapping = slots(20, 6, 7)
     arguments = (randn(20, 56, dtype=dtype) * 3, randn(40, dtype=dtype, seed=4), 1e-6, *tables(torch.arange(20), 16))
     expected, actual = empty_int8(6, 1, 7, 56, 2), empty_int8(6, 1, 7, 56, 2)
-    store_kv.reference.store_latents(*arguments, expected, blocks, offsets)
-    VERSIONS[version](dtype).store_latents(*arguments, actual, blocks, offsets)
-    assert_int8_close(actual, expected, blocks, offsets)
+    store_kv.reference.store_latents(*arguments, expected, slot_mapping)
+    VERSIONS[version].store_latents(*arguments, actual, slot_mapping)
+    assert_int8_close(actual, expected, slot_mapping)
 
 
 def test_quantised_rows_come_back_within_half_a_step():

@@ -224,8 +224,7 @@ def say(api: Api, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         row[next(script)] = 10.0
         return row[None]
 
-    monkeypatch.setattr(api.engine._runner._model, "_head", head)
-    monkeypatch.setattr(api.engine._runner._decoder, "_recorded", None)  # which would go on as it was made
+    monkeypatch.setattr(api.engine.executor.runner.model, "_head", head)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -194,7 +194,7 @@ async def test_a_whole_answer_whose_engine_stops_is_a_503(api: Api) -> None:
 async def test_logits_that_are_no_numbers_end_the_request_with_a_server_error(
     api: Api, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    compute: Callable[[StepPlan], StepResult] = api.engine._runner.run
+    compute: Callable[[StepPlan], StepResult] = api.engine.executor.execute
     steps = itertools.count(1)
 
     def run(plan: StepPlan) -> StepResult:
@@ -203,7 +203,7 @@ async def test_logits_that_are_no_numbers_end_the_request_with_a_server_error(
             return StepResult([SampledToken(None) for _ in result.sampled], result.prompt_logprobs)
         return result
 
-    monkeypatch.setattr(api.engine._runner, "run", run)
+    monkeypatch.setattr(api.engine.executor, "execute", run)
     response = await api.post(COMPLETIONS, prompt="a", stream=stream, **LONG)
     if stream:
         error = parse_events(response.text)[-1]["error"]

@@ -87,7 +87,7 @@ def make_prompt(length: int, seed: int = 0, vocab_size: int = 256) -> list[int]:
 
 def record_logits(engine: Engine) -> list[torch.Tensor]:
     """The list to which all logits that the model computes from now on are added, [rows, vocab] a call."""
-    decoder, recorded = engine._runner._model, []
+    decoder, recorded = engine.executor.runner.model, []
     compute = decoder.logits
 
     def logits(*arguments: Any) -> torch.Tensor:

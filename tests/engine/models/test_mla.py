@@ -44,7 +44,7 @@ def test_a_step_of_decodes_short_and_long_chunks_keeps_them_apart(make_deepseek,
 @pytest.mark.parametrize("variant", ["v2-lite", "v3", "v32"])
 def test_the_cache_holds_the_latent_and_the_rotary_key_and_nothing_else(make_deepseek, variant):
     engine = load(make_deepseek(variant), num_kv_blocks=50)
-    values = sum(cache.numel() for layer in engine._runner._kv_pool.layers for cache in layer)
+    values = sum(cache.numel() for layer in engine.executor.runner.kv_pool.layers for cache in layer)
     index_keys = 24 if variant == "v32" else 0
     assert values == 50 * 16 * 3 * (24 + 16 + index_keys)
 

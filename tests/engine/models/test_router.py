@@ -11,7 +11,7 @@ def test_norm_topk_prob_of_a_softmax_router_renormalises_instead_of_scaling(make
     folder, routers = make_deepseek("v2-lite, scaled"), []
     for norm in (False, True):
         engine = load(checkpoints.copy(folder, tmp_path / str(norm), norm_topk_prob=norm))
-        routers.append(engine._runner._model._layers[1]._mlp._router)
+        routers.append(engine.executor.runner.model._layers[1]._mlp._router)
     x = torch.randn(5, 64)
     (ids, scaled), (same_ids, renormalised) = (router.forward(x) for router in routers)
     assert torch.equal(ids, same_ids)

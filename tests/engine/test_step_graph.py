@@ -1,4 +1,4 @@
-"""Recorded steps give the tokens that the model itself gives, whoever comes and goes between them."""
+"""Replayed steps give the tokens that the model itself gives, whoever comes and goes between them."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from kernels import native
 from tests.support import tiny_deepseek
 from tests.support.running import greedy_params, load, make_prompt, request
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
 
 CASES = [
     *(("llama", {"dtype": dtype}) for dtype in ("float32", "bfloat16")),
@@ -33,6 +33,10 @@ def folder(tiny_llama, tmp_path_factory):
         return folders[name]
 
     return find
+
+
+def runner_of(engine):
+    return engine.executor.runner
 
 
 def run(engine, **sampling):
@@ -58,28 +62,44 @@ def run(engine, **sampling):
 @pytest.mark.parametrize(
     ("model", "options"), CASES, ids=lambda case: case if isinstance(case, str) else "-".join(map(str, case.values()))
 )
-def test_recorded_steps_bring_the_same_tokens(folder, model, options):
+def test_replayed_steps_bring_the_same_tokens(folder, model, options):
     steps_alike = {"max_batch_size": 8, "prefill_share": math.inf}  # whatever they last
-    recorded, plain = (load(folder(model), **steps_alike, **options) for _ in range(2))
-    plain._runner._decoder._recorded = None
-    for sampling in ({}, {"temperature": 1.0, "seed": 3}, {}):
-        assert run(recorded, **sampling) == run(plain, **sampling)
-    assert recorded._runner._decoder._recorded is not None
-    assert (recorded.batcher.num_preemptions > 0) == ("num_kv_blocks" in options)
+    replaying, plain = (load(folder(model), **steps_alike, **options) for _ in range(2))
+    runner_of(plain).graph = None
+    for sampling in ({}, {"temperature": 1.0, "seed": 3}, {"prompt_logprobs": 1}):
+        assert run(replaying, **sampling) == run(plain, **sampling)
+    assert runner_of(replaying).graph is not None
+    assert (replaying.batcher.num_preemptions > 0) == ("num_kv_blocks" in options)
 
 
-def test_a_model_that_computes_with_torch_is_not_recorded(folder, caplog):
-    with caplog.at_level(logging.INFO, logger="engine.recorded_decoder"):
+def test_a_model_that_computes_with_torch_is_not_captured(folder, caplog):
+    with caplog.at_level(logging.INFO, logger="engine.step_graph"):
         engine = load(folder("v32"), dtype="bfloat16", max_batch_size=8)
     run(engine)
-    assert [record.message.partition(",")[0] for record in caplog.records] == ["steps are not recorded"]
-    assert engine._runner._decoder._recorded is None
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["steps are computed without a graph"]
+    assert runner_of(engine).graph is None
 
 
 @pytest.mark.parametrize("model", ["llama", "v2-lite"])
 def test_steps_of_every_kind_are_replayed(folder, model, monkeypatch):
-    """But for long chunks whose keys and values are expanded (engine.models.mla)."""
+    """Except for long chunks whose keys and values are expanded (engine.models.mla)."""
     engine = load(folder(model), dtype="bfloat16", max_batch_size=8, max_batched_tokens=40)
-    for name in ("mix", "logits"):
-        monkeypatch.setattr(engine._runner._model, name, None)  # nobody can call it
+    monkeypatch.setattr(runner_of(engine).model, "forward", None)  # nobody can call it
     run(engine, prompt_logprobs=1)
+
+
+def test_asking_whether_a_batch_can_be_replayed_changes_nothing(folder):
+    """A batch with an expanded chunk, then the same batch as before."""
+    engine = load(folder("v2-lite"), dtype="bfloat16", max_batch_size=8)
+    graph = runner_of(engine).graph
+    plain = run(engine)
+    can_replay, asked = graph.can_replay, []
+
+    def ask_twice(batch):
+        asked.append(can_replay(batch))
+        assert can_replay(batch) == asked[-1]
+        return asked[-1]
+
+    graph.can_replay = ask_twice
+    assert run(engine) == plain
+    assert any(asked)

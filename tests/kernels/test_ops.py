@@ -3,34 +3,30 @@ import logging
 import pytest
 import torch
 
-from kernels import native, table
-from kernels.latent_attention.native import CPULatentAttention
+from kernels import native, ops
+from kernels.latent_attention.native import NativeLatentAttention
 from kernels.latent_attention.torch_ops import TorchLatentAttention
-from kernels.paged_attention.native import CPUAttention
+from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-OPERATIONS = ("rms_norm", "add_rms_norm", "rotary", "silu_mul", "rotate_and_store", "store_latents", "route")
+NATIVE = ("linear", "head_linear", "rms_norm", "rotary", "silu_mul", "rotate_and_store", "store_latents",
+          "causal_attention", "routing", "embedding", "take_rows", "draw")  # fmt: skip
 
 
 @pytest.fixture
 def native_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with a compiler; nothing is called, only bound."""
-
-    class Library:
-        def __getattr__(self, name: str):
-            return lambda *arguments: 0
-
-    monkeypatch.setattr(native, "library", Library)
+    """As on a machine with a compiler; nothing is called."""
+    monkeypatch.setattr(native, "ISA", "avx2")
 
 
 @pytest.fixture
 def native_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "ISA", None)
 
 
-def versions(kernels: table.KernelTable, *names: str) -> set[str]:
+def versions(kernels: ops.Ops, *names: str) -> set[str]:
     """Which versions of these operations were taken: their modules' names."""
     return {getattr(kernels, name).__module__.rpartition(".")[2] for name in names}
 
@@ -40,34 +36,36 @@ def versions(kernels: table.KernelTable, *names: str) -> set[str]:
     [("reference", torch.float32, ReferenceAttention), ("torch", torch.bfloat16, TorchAttention)],
 )
 def test_a_choice_by_name_is_taken_for_every_operation(choice, dtype, attention):
-    kernels = table.resolve(choice, CPU, dtype)
+    kernels = ops.resolve(choice, CPU, dtype)
     assert kernels.name == choice
-    assert isinstance(kernels.attention, attention)
-    assert versions(kernels, *OPERATIONS, "linear", "store_kv") == {{"torch": "torch_ops"}.get(choice, choice)}
+    assert isinstance(kernels.paged_attention, attention)
+    assert versions(kernels, "linear", "linear_int8", "rms_norm", "rotary", "routing", "store_kv", "draw") == {
+        {"torch": "torch_ops"}.get(choice, choice)
+    }
 
 
 @pytest.mark.parametrize("choice", ["auto", "native"])
 @pytest.mark.usefixtures("native_is_built")
 def test_a_cpu_with_the_library_takes_native_kernels(choice):
-    kernels = table.resolve(choice, CPU, torch.float32)
+    kernels = ops.resolve(choice, CPU, torch.float32)
     assert kernels.name == "native"
-    assert isinstance(kernels.attention, CPUAttention)
-    assert isinstance(kernels.latent_attention, CPULatentAttention)
-    assert isinstance(kernels.selective_attention, TorchLatentAttention), "only that one computes selections"
-    assert versions(kernels, *OPERATIONS) == {"native"}
+    assert isinstance(kernels.paged_attention, NativeAttention)
+    assert isinstance(kernels.latent_attention, NativeLatentAttention)
+    assert isinstance(kernels.sparse_latent_attention, TorchLatentAttention), "only that one computes selections"
+    assert versions(kernels, *NATIVE) == {"native"}
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_auto_on_a_cpu_without_the_library_falls_back_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        assert table.resolve("auto", CPU, torch.bfloat16).name == "torch"
+        assert ops.resolve("auto", CPU, torch.bfloat16).name == "torch"
     assert "apt install g++" in caplog.text
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_native_by_name_raises_without_the_library():
-    with pytest.raises(table.KernelUnavailableError, match=r"--kernels native cannot run here: .*not built"):
-        table.resolve("native", CPU, torch.bfloat16)
+    with pytest.raises(ops.KernelUnavailableError, match=r"--kernels native cannot run here: .*not built"):
+        ops.resolve("native", CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +77,8 @@ def test_native_by_name_raises_without_the_library():
 )
 @pytest.mark.usefixtures("native_is_built")
 def test_native_by_name_raises_where_it_cannot_run(device, dtype, reason):
-    with pytest.raises(table.KernelUnavailableError, match=reason):
-        table.resolve("native", device, dtype)
+    with pytest.raises(ops.KernelUnavailableError, match=reason):
+        ops.resolve("native", device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -92,15 +90,15 @@ def test_native_by_name_raises_where_it_cannot_run(device, dtype, reason):
     ],
 )
 def test_flash_attn_by_name_raises_where_it_cannot_run(monkeypatch, device, dtype, reason):
-    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(table.KernelUnavailableError, match=reason):
-        table.resolve("flash-attn", device, dtype)
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ops.KernelUnavailableError, match=reason):
+        ops.resolve("flash-attn", device, dtype)
 
 
 def test_auto_on_a_gpu_without_flash_attn_falls_back_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(table.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        kernels = table.resolve("auto", CUDA, torch.bfloat16)
+        kernels = ops.resolve("auto", CUDA, torch.bfloat16)
     assert kernels.name == "torch"
-    assert isinstance(kernels.attention, TorchAttention)
+    assert isinstance(kernels.paged_attention, TorchAttention)
     assert "flash-attn package is not installed" in caplog.text

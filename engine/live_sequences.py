@@ -1,0 +1,50 @@
+"""Sequences that have not ended, by request, and when they are to end unfinished. DynamicBatcher ends them."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from engine.sequence import SequenceStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.sequence import Sequence
+
+
+class LiveSequences:
+    """Every sequence from its arrival to its end. `add` and `due` cost O(log live)."""
+
+    def __init__(self) -> None:
+        self._of_request: dict[str, dict[int, Sequence]] = {}  # request id -> index -> sequence
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap of (when, sequence id, whose)
+
+    def __bool__(self) -> bool:
+        return bool(self._of_request)
+
+    def add(self, seq: Sequence) -> None:
+        """Take in a sequence that has its id."""
+        self._of_request.setdefault(seq.request_id, {})[seq.index] = seq
+        for deadline in (seq.terms.deadline, seq.terms.start_deadline):
+            if deadline is not None:
+                heapq.heappush(self._deadlines, (deadline, seq.sequence_id, seq))
+
+    def remove(self, seq: Sequence) -> None:
+        """One has ended; its deadlines are left lying until they come up."""
+        of_request = self._of_request[seq.request_id]
+        del of_request[seq.index]
+        if not of_request:
+            del self._of_request[seq.request_id]
+
+    def of(self, request_id: str, index: int | None) -> list[Sequence]:
+        """A request's sequences, or the one with this index; none where it is unknown or has ended."""
+        return [seq for i, seq in self._of_request.get(request_id, {}).items() if index in (None, i)]
+
+    def due(self, now: float) -> Iterator[Sequence]:
+        """Those past their deadline, or past the one for their start and still waiting for that."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, _, seq = heapq.heappop(self._deadlines)
+            is_due = deadline == seq.terms.deadline or seq.first_step_time is None
+            if is_due and seq.status is not SequenceStatus.FINISHED:
+                yield seq

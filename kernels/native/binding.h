@@ -1,0 +1,151 @@
+// From Python to typed views: torch tensors are checked here, once, before anything is computed.
+//
+// A tensor is read through its Python attributes, which takes 0.5 us and needs none of torch's headers. (nanobind's
+// ndarray goes through DLPack, which takes 2.2 us.) A wrong dtype or device raises TypeError; a wrong shape or stride,
+// ValueError. Every operation's binding stands below its kernel, in kernels/<operation>/native.cpp.
+#pragma once
+
+#include "common.h"
+#include "graph.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <optional>
+#include <type_traits>
+
+namespace native {
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+enum class Element { BFLOAT16, FLOAT32, INT8, UINT8, INT32, INT64 };
+
+template <typename T>
+constexpr Element element_of() {
+    if constexpr (std::is_same_v<T, bf16>) return Element::BFLOAT16;
+    if constexpr (std::is_same_v<T, float>) return Element::FLOAT32;
+    if constexpr (std::is_same_v<T, int8_t>) return Element::INT8;
+    if constexpr (std::is_same_v<T, uint8_t>) return Element::UINT8;
+    if constexpr (std::is_same_v<T, int32_t>) return Element::INT32;
+    if constexpr (std::is_same_v<T, int64_t>) return Element::INT64;
+}
+
+constexpr int64_t ANY = -1;  // a size that a tensor is free to have
+
+// A tensor's values; strides count values.
+template <typename T, size_t N>
+struct View {
+    T* data;
+    int64_t shape[N], stride[N];
+};
+
+// A torch.Tensor that is not yet checked.
+struct Tensor {
+    nb::handle object;
+
+    // A CPU tensor of this dtype and shape, whose last dimension is contiguous.
+    template <typename T, size_t N>
+    View<T, N> view(const char* name, const int64_t (&shape)[N]) const {
+        return read<T>(name, shape, false);
+    }
+    // The same, and contiguous as a whole.
+    template <typename T, size_t N>
+    View<T, N> packed(const char* name, const int64_t (&shape)[N]) const {
+        return read<T>(name, shape, true);
+    }
+    Element element(const char* name) const;
+
+ private:
+    template <typename T, size_t N>
+    View<T, N> read(const char* name, const int64_t (&shape)[N], bool packed) const {
+        View<T, N> view;
+        view.data = static_cast<T*>(
+            read(name, element_of<std::remove_const_t<T>>(), N, shape, packed, view.shape, view.stride));
+        return view;
+    }
+    void* read(const char* name, Element wanted, int64_t num_dims, const int64_t* expected, bool packed, int64_t* shape,
+               int64_t* stride) const;
+};
+
+// A torch.dtype.
+struct DType {
+    nb::handle object;
+    Element element() const;
+};
+
+// f(zero of the tensor's dtype), which must be bfloat16 or float32.
+template <typename F>
+void with_element(Element element, const char* name, const F& f) {
+    if (element == Element::BFLOAT16) return f(bf16{});
+    if (element == Element::FLOAT32) return f(float{});
+    throw nb::type_error((std::string(name) + " must be of torch.bfloat16 or torch.float32").c_str());
+}
+template <typename F>
+void with_dtype(const Tensor& tensor, const char* name, const F& f) {
+    with_element(tensor.element(name), name, f);
+}
+
+// A layer's cache as kernels.kv_cache has it: a tensor, or int8 values with their scales.
+template <typename C>
+struct CacheView {
+    View<C, 4> values;  // [blocks, key heads, slots, values]
+    float* scales;      // [blocks, key heads, slots, num_scales]; null where values are numbers
+};
+struct KVCache {
+    nb::handle object;
+    bool is_int8() const { return PyTuple_Check(object.ptr()); }
+
+    template <typename C>
+    CacheView<C> view(const char* name, const int64_t (&shape)[4], int64_t num_scales) const {
+        if constexpr (!std::is_same_v<std::remove_const_t<C>, int8_t>) {
+            return {Tensor{object}.packed<C>(name, shape), nullptr};
+        } else {
+            const View<C, 4> values = Tensor{part(name, 0)}.packed<C>(name, shape);
+            const int64_t* own = values.shape;
+            return {values, Tensor{part(name, 1)}.packed<float>(name, {own[0], own[1], own[2], num_scales}).data};
+        }
+    }
+
+ private:
+    nb::handle part(const char* name, int64_t i) const;
+};
+// f(zero of the dtype that the cache holds) for numbers of type T.
+template <typename T, typename F>
+void with_cache(const KVCache& cache, const F& f) {
+    cache.is_int8() ? f(int8_t{}) : f(T{});
+}
+
+void check_value(bool is_valid, const char* message);  // else ValueError
+// Indices that must lie in [0, count), or IndexError.
+void check_indices(const int64_t* indices, int64_t num, int64_t count, const char* name);
+
+void bind_graph(nb::module_&), bind_plan(nb::module_&);
+void bind_causal_attention(nb::module_&), bind_draw(nb::module_&), bind_combine(nb::module_&);
+void bind_embedding(nb::module_&), bind_experts(nb::module_&), bind_head_linear(nb::module_&),
+    bind_latent_attention(nb::module_&);
+void bind_linear(nb::module_&), bind_linear_int8(nb::module_&), bind_paged_attention(nb::module_&);
+void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_routing(nb::module_&), bind_silu_mul(nb::module_&);
+void bind_store_kv(nb::module_&), bind_take_rows(nb::module_&);
+
+}  // namespace native
+
+namespace nanobind::detail {
+
+// Each is handed over as it is, and checked where its name and shape are known.
+#define CASTER(TYPE, NAME)                                              \
+    template <>                                                         \
+    struct type_caster<TYPE> {                                          \
+        NB_TYPE_CASTER(TYPE, const_name(NAME))                          \
+        bool from_python(handle src, uint8_t, cleanup_list*) noexcept { \
+            value.object = src;                                         \
+            return true;                                                \
+        }                                                               \
+    }
+CASTER(native::Tensor, "torch.Tensor");
+CASTER(native::DType, "torch.dtype");
+CASTER(native::KVCache, "torch.Tensor | kernels.kv_cache.Int8Cache");
+#undef CASTER
+
+}  // namespace nanobind::detail

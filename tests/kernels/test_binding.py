@@ -1,0 +1,309 @@
+"""What native functions refuse: every tensor of every function, spoilt in every way, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kernels import native
+from kernels.kv_cache import Int8Cache
+from tests.kernels.compare import randn
+
+pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
+BF16, F32 = torch.bfloat16, torch.float32
+RULE = {"is_sigmoid": False, "n_group": 1, "topk_group": 1, "best_of_group": 1, "renormalises": True, "scale": 1.0}
+GRIDS = {"in_scale": 0.1, "in_zero": 3, "inner_scale": 0.1, "inner_zero": 3}
+
+
+def x(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return randn(*shape, dtype=dtype)
+
+
+def ids(*shape: int) -> torch.Tensor:
+    return torch.arange(torch.Size(shape).numel()).view(shape) % 5
+
+
+def int8(*shape: int) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.int8)
+
+
+def plan(kind: str) -> Any:
+    return getattr(native.library, f"{kind}_plan")([1, 2], [4, 3], [[0], [1]], 16)
+
+
+def linear() -> Any:
+    return native.library.Linear(x(6, 8), x(6, dtype=F32))
+
+
+def experts() -> Any:
+    layer = native.library.Experts(8, 6)
+    for _ in range(5):
+        layer.add(x(12, 8), x(8, 6))
+    return layer
+
+
+INT8 = {"values_OI": int8(6, 8), "scale_O": x(6, dtype=F32)}
+PAIR = {"gate_up_2FH": int8(12, 8), "gate_up_scale": x(12, dtype=F32)}
+PAIR |= {"down_HF": int8(8, 6), "down_scale": x(8, dtype=F32)}
+CACHE = {"k_cache": x(4, 2, 16, 8), "v_cache": x(4, 2, 16, 8)}
+TURN = {"cos_TD": x(3, 8, dtype=F32), "sin_TD": x(3, 8, dtype=F32)}
+STEP = {"qkv_TXD": x(3, 8, 8), **TURN, **CACHE, "slot_mapping_T": ids(3), "q_TND": x(3, 4, 8)}
+LATENTS = {"x_TY": x(3, 24), "weight_C": x(16), "eps": 1e-5, "cos_TR": x(3, 8, dtype=F32), "sin_TR": x(3, 8, dtype=F32)}
+ROUTED = {"logits_TE": x(3, 8, dtype=F32), "bias_E": x(8, dtype=F32), "ids_TK": ids(3, 2)}
+GROUPED = {"x_TH": x(3, 8), "ids_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32), "y_TH": x(3, 8), "adds": False}
+Arguments = dict[str, Any]
+# Of each function that takes tensors: how to get it, its arguments, and the dimensions of any size.
+CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
+    "causal_attention": (
+        lambda: native.library.causal_attention,
+        {"q_QNX": x(3, 2, 8), "k_LNX": x(5, 2, 8), "v_LNV": x(5, 2, 6), "scale": 0.1, "out_QNV": x(3, 2, 6)},
+        set(),
+    ),
+    "combine": (
+        lambda: native.library.combine,
+        {"y_PH": x(6, 8), "where_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32), "out_TH": x(3, 8)},
+        set(),
+    ),
+    "draw": (
+        lambda: native.library.draw,
+        {"logits_RV": x(2, 8), "temperatures": [0.0, 1.0], "uniforms": [0.5, 0.5]},
+        {("logits_RV", 1)},
+    ),
+    "embedding": (
+        lambda: native.library.embedding,
+        {"weight_VH": x(5, 8), "token_ids_T": ids(3), "x_TH": x(3, 8, dtype=F32)},
+        {("weight_VH", 0)},
+    ),
+    "Experts.add": (lambda: native.library.Experts(8, 6).add, {"gate_up_2FH": x(12, 8), "down_HF": x(8, 6)}, set()),
+    "Experts.add_int8": (lambda: native.library.Experts(8, 6).add_int8, {**PAIR, **GRIDS}, set()),
+    "Experts.forward": (lambda: experts().forward, GROUPED, set()),
+    "HeadLinear": (
+        lambda: native.library.HeadLinear,
+        {"weight_NKM": x(2, 8, 6)},
+        {("weight_NKM", i) for i in range(3)},
+    ),
+    "HeadLinear.forward": (
+        lambda: native.library.HeadLinear(x(2, 8, 6)).forward,
+        {"x_TNK": x(3, 2, 8), "out_TNM": x(3, 2, 6)},
+        set(),
+    ),
+    "Int8Linear": (
+        lambda: native.library.Int8Linear,
+        {**INT8, "bias_O": x(6, dtype=F32), "operand": torch.uint8, "scale": 0.1, "zero_point": 3},
+        {("values_OI", 1)},
+    ),
+    "Int8Linear.forward": (
+        lambda: native.library.Int8Linear(**INT8, bias_O=None, operand=BF16, scale=0.0, zero_point=0).forward,
+        {"x_TI": x(3, 8), "y_TO": x(3, 6)},
+        set(),
+    ),
+    "latent_attention": (
+        lambda: native.library.latent_attention,
+        {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "scale": 0.1, "out_TNC": x(3, 2, 6)},
+        {("cache", 0), ("out_TNC", 2)},
+    ),
+    "Linear": (
+        lambda: native.library.Linear,
+        {"weight_OI": x(6, 8), "bias_O": x(6, dtype=F32)},
+        {("weight_OI", 1)},
+    ),
+    "Linear.forward": (lambda: linear().forward, {"x_TI": x(3, 8), "y_TO": x(3, 6)}, set()),
+    "paged_attention": (
+        lambda: native.library.paged_attention,
+        {"q_TND": x(3, 4, 8), **CACHE, "plan": plan, "scale": 0.1, "out_TND": x(3, 4, 8)},
+        set(),
+    ),
+    "rms_norm": (
+        lambda: native.library.rms_norm,
+        {"x_TH": x(3, 8), "weight_H": x(8), "eps": 1e-5, "residual_TH": x(3, 8, dtype=F32), "y_TH": x(3, 8)},
+        set(),
+    ),
+    "rotary": (lambda: native.library.rotary, {"x_TND": x(3, 2, 8), **TURN, "y_TND": x(3, 2, 8)}, set()),
+    "rotate_and_store": (lambda: native.library.rotate_and_store, STEP, set()),
+    "routing": (
+        lambda: native.library.routing,
+        {**ROUTED, "weights_TK": x(3, 2, dtype=F32), **RULE},
+        set(),
+    ),
+    "silu_mul": (lambda: native.library.silu_mul, {"gate_up_TF2": x(3, 12), "y_TF": x(3, 6)}, set()),
+    "store_latents": (
+        lambda: native.library.store_latents,
+        {**LATENTS, "cache": x(4, 1, 16, 24), "slot_mapping_T": ids(3)},
+        {("cache", 0), ("cache", 2)},
+    ),
+    "take_rows": (
+        lambda: native.library.take_rows,
+        {"x_NX": x(5, 8), "rows_R": ids(3), "y_RX": x(3, 8)},
+        {("x_NX", 0)},
+    ),
+}
+TENSORS = [(name, key) for name, case in CASES.items() for key, value in case[1].items() if torch.is_tensor(value)]
+OPTIONAL = {
+    ("Experts.forward", "ids_TK"),
+    ("Experts.forward", "weights_TK"),
+    ("Linear", "bias_O"),
+    ("Int8Linear", "bias_O"),
+    ("rms_norm", "residual_TH"),
+    ("routing", "bias_E"),
+}
+
+
+def call(name: str, **changes: Any) -> None:
+    """Call a function with some of its arguments changed; no argument may be written if it raises."""
+    get, arguments, _ = CASES[name]
+    arguments = {key: value(name) if key == "plan" else value for key, value in arguments.items()} | changes
+    arguments = {
+        key: value.clone() if torch.is_tensor(value) and key not in changes else value
+        for key, value in arguments.items()
+    }
+    before = {key: value.clone() for key, value in arguments.items() if torch.is_tensor(value) and not value.is_meta}
+    try:
+        get()(**arguments)
+    except Exception:
+        assert all(torch.equal(arguments[key], value) for key, value in before.items()), "it computed something"
+        raise
+
+
+def is_float(value: torch.Tensor) -> bool:
+    return value.is_floating_point()
+
+
+def enlarged(value: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.cat([value, value.narrow(dim, 0, 1)], dim)
+
+
+def test_every_function_that_takes_a_tensor_is_here():
+    found = set()
+    for name, item in vars(native.library).items():
+        if isinstance(item, type):
+            methods = {key: method for key, method in vars(item).items() if hasattr(method, "__nb_signature__")}
+            found |= {
+                name if key == "__init__" else f"{name}.{key}"
+                for key, method in methods.items()
+                if "torch.Tensor" in str(method.__nb_signature__)
+            }
+        elif "torch.Tensor" in str(getattr(item, "__nb_signature__", "")):
+            found.add(name)
+    assert found == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arguments_that_fit_are_taken(name):
+    call(name)
+
+
+@pytest.mark.parametrize(("name", "key"), TENSORS)
+def test_another_dtype_or_device_raises_type_error(name, key):
+    value = CASES[name][1][key]
+    others = [value.double(), value.to(torch.int32), value.to("meta"), value.tolist()]
+    if (name, key) not in OPTIONAL:
+        others.append(None)
+    if is_float(value):
+        others.append(value.clone().requires_grad_())
+    for other in others:
+        with pytest.raises(TypeError, match=key.removesuffix("_scale")):
+            call(name, **{key: other})
+
+
+@pytest.mark.parametrize(("name", "key"), TENSORS)
+def test_another_shape_or_stride_raises_value_error(name, key):
+    value, free = CASES[name][1][key], CASES[name][2]
+    others = [value[None], value[0], value.repeat_interleave(2, -1)[..., ::2]]
+    others += [enlarged(value, dim) for dim in range(value.dim()) if (key, dim) not in free]
+    for other in others:
+        with pytest.raises(ValueError, match=r"must|plan|more"):
+            call(name, **{key: other})
+
+
+def test_free_dimensions_are_free():
+    for name, (_, arguments, free) in CASES.items():
+        for key, dim in free:
+            call(name, **{key: enlarged(arguments[key], dim)})
+
+
+@pytest.mark.parametrize("name", ["paged_attention", "rotate_and_store", "latent_attention", "store_latents"])
+def test_the_parts_of_an_int8_cache_are_checked(name):
+    keys = ["cache"] if "latent" in name else ["k_cache", "v_cache"]
+    num_scales = 3 - len(keys)
+    shape = CASES[name][1][keys[0]].shape
+    caches = {key: Int8Cache(int8(*shape), torch.ones(*shape[:3], num_scales)) for key in keys}
+    call(name, **caches)
+    for key in keys:
+        for values, scales, error in (
+            (caches[key].values.int(), caches[key].scales, TypeError),
+            (caches[key].values, caches[key].scales.bfloat16(), TypeError),
+            (caches[key].values, caches[key].scales[..., :0], ValueError),
+            (caches[key].values, caches[key].scales[:2], ValueError),
+        ):
+            with pytest.raises(error, match=key):
+                call(name, **{**caches, key: Int8Cache(values, scales)})
+    if len(keys) == 2:
+        with pytest.raises(TypeError, match="v_cache"):
+            call(name, **{**caches, "v_cache": x(*shape)})
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("combine", "where_TK"),
+        ("embedding", "token_ids_T"),
+        ("Experts.forward", "ids_TK"),
+        ("rotate_and_store", "slot_mapping_T"),
+        ("store_latents", "slot_mapping_T"),
+        ("take_rows", "rows_R"),
+    ],
+)
+@pytest.mark.parametrize("bad", [-1, 64])
+def test_indices_beyond_a_tensor_raise_index_error(name, key, bad):
+    indices = CASES[name][1][key].clone()
+    indices.view(-1)[-1] = bad
+    with pytest.raises(IndexError, match=f"{key} must lie in 0 to .*, and has {bad}"):
+        call(name, **{key: indices})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"n_group": 3}, {"n_group": 4, "topk_group": 5}, {"best_of_group": 9}, {"n_group": 8, "topk_group": 1}],
+    ids=str,
+)
+def test_a_rule_that_chooses_more_experts_than_there_are_raises_value_error(changes):
+    with pytest.raises(ValueError, match="experts"):
+        call("routing", **changes)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "context_lens", "block_tables", "block_size"),
+    [
+        ([1], [4, 4], [[0], [1]], 16),
+        ([0], [4], [[0]], 16),
+        ([5], [4], [[0]], 16),
+        ([1], [17], [[0]], 16),
+        ([1], [4], [[-1]], 16),
+        ([1], [4], [[0]], 0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["paged_attention", "latent_attention"])
+def test_a_plan_of_lengths_that_do_not_fit_raises_value_error(kind, query_lens, context_lens, block_tables, block_size):
+    with pytest.raises(ValueError, match=r"must|block table"):
+        getattr(native.library, f"{kind}_plan")(query_lens, context_lens, block_tables, block_size)
+
+
+@pytest.mark.parametrize(
+    ("query_lens", "block", "block_size"), [([1], 0, 16), ([1, 2], 4, 16), ([1, 2], 0, 8)], ids=str
+)
+@pytest.mark.parametrize("kind", ["paged_attention", "latent_attention"])
+def test_a_plan_for_another_batch_or_cache_raises_value_error(kind, query_lens, block, block_size):
+    tables = [[block]] * len(query_lens)
+    other = getattr(native.library, f"{kind}_plan")(query_lens, query_lens, tables, block_size)
+    with pytest.raises(ValueError, match="the plan is for"):
+        call(kind, plan=other)
+
+
+def test_a_weight_for_one_dtype_refuses_another():
+    for layer, dtype in ((linear(), F32), (native.library.Linear(x(6, 8, dtype=F32), None), None)):
+        wrong = {"x_TI": x(3, 8, dtype=dtype)} if dtype else {"x_TI": x(3, 8)}
+        with pytest.raises(TypeError, match="must be of torch"):
+            layer.forward(**wrong, y_TO=x(3, 6))
