@@ -1,4 +1,4 @@
-"""API keys: who may ask, and whose share of the server a request counts against."""
+"""API keys: which requests are let in, and which tenant a request counts for."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from engine.errors import ConfigError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-PUBLIC_PATHS = frozenset({"/health", "/metrics"})  # for probes and Prometheus; all else needs a key where keys are set
+PUBLIC_PATHS = frozenset({"/health", "/metrics"})  # for probes and Prometheus; other paths need a key if keys are set
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is: a hash of the API key (nothing for requests without one), and the weight of its share."""
+    """Who sends a request: a hash of the API key (empty without a key), and the weight of the key's share."""
 
     tenant: bytes = b""
     weight: float = 1.0
 
 
 class ApiKeys:
-    """The keys that are let in, by their hashes; with none set, everyone is, and a key only tells callers apart."""
+    """The hashes of the keys that are let in. If no key is set, everyone is let in, and a key only names the tenant."""
 
     def __init__(self, weights: dict[str, float]) -> None:
         self._weights = {_hash(key.encode()): weight for key, weight in weights.items()}
 
     @classmethod
     def load(cls, key: str | None, path: str | None) -> ApiKeys:
-        """From --api-key, and from the lines `KEY [WEIGHT]` of --api-keys.
+        """Read keys from --api-key, and from the lines `KEY [WEIGHT]` of the file --api-keys.
 
         Raises:
             ConfigError: the file cannot be read, or a line is not of that form.
@@ -58,7 +58,7 @@ class ApiKeys:
         return cls(weights)
 
     def identify(self, authorization: bytes | None) -> Caller | None:
-        """Who sends this header; None if it must not pass. Hashes are looked up, so the time it takes tells nothing."""
+        """Return who sends this header; None if the key is not let in. Comparing hashes leaks nothing through time."""
         scheme, _, key = (authorization or b"").partition(b" ")
         tenant = _hash(key.strip()) if scheme.lower() == b"bearer" and key.strip() else b""
         if not self._weights:
@@ -68,7 +68,7 @@ class ApiKeys:
 
 
 class ApiKeyMiddleware:
-    """Sets the scope's `caller`, or answers 401. Pure ASGI: it sees the path that is routed, and delays nothing."""
+    """Sets the scope's `caller`, or answers 401. Pure ASGI: the path is the one that is routed; nothing is buffered."""
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
         self._app, self._keys = app, keys

@@ -30,7 +30,7 @@ def create_app(
     config: ServerConfig | None = None,
     keys: ApiKeys | None = None,
 ) -> FastAPI:
-    """An app that serves one model, with these settings and keys; whoever calls it also runs the client."""
+    """Return an app that serves one model with these settings and keys. The caller runs the client."""
     config = config or ServerConfig()
     app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
     metrics = Metrics(model_name, client)

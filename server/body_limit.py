@@ -1,4 +1,4 @@
-"""A bound on request bodies, before anyone holds one in memory."""
+"""A bound on the size of request bodies, applied before a body is in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body of more than max_bytes: by its Content-Length at once, else as soon as it grows beyond."""
+    """Answers 413 to a body of more than max_bytes: from its Content-Length, else when the bytes received exceed it."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes

@@ -1,4 +1,4 @@
-"""A model's chat template: messages to prompt text, rendered in Jinja's sandbox."""
+"""A model's chat template, which makes prompt text from messages. Jinja's sandbox renders it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engine.errors import ConfigError, ModelError, RequestError
 
 _TEMPLATES = Path(__file__).parent / "chat_templates"
 
-# What an expression in a template can raise; the sandbox lets these through.
+# What an expression in a template can raise; the sandbox does not catch these.
 _TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -41,10 +41,10 @@ class ChatTemplate:
             raise ModelError(f"the model's chat template is not valid: {error}") from None
 
     def render(self, messages: list[dict[str, Any]], /, *, add_generation_prompt: bool, **variables: Any) -> str:
-        """The prompt's text; `variables` are further ones that the template may read.
+        """Return the prompt's text; the template can also read `variables`.
 
         Raises:
-            RequestError: the template refuses these messages (an unknown role, say), or trips over them.
+            RequestError: the template refuses these messages (an unknown role, for example), or fails on them.
         """
         own = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
@@ -54,10 +54,10 @@ class ChatTemplate:
 
 
 def named_template(choice: str) -> str:
-    """The source of a template that comes with this server, by name, or of a file.
+    """Return the source of a template: one that comes with this server, by its name, or a file.
 
     Raises:
-        ConfigError: neither; the text names those that there are.
+        ConfigError: there is no such name or file; the text lists the names.
     """
     known = {path.stem: path for path in _TEMPLATES.glob("*.jinja")}
     path = known.get(choice, Path(choice))

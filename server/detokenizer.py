@@ -1,7 +1,7 @@
-"""From token ids, one by one, to pieces of whole characters that join to the decode of all ids at once.
+"""Incremental detokenising: token ids go in one by one, pieces of whole characters come out.
 
-A character's bytes can be spread over several tokens, so the tail that may still become a character is held back;
-`flush` gives it out at the end, as U+FFFD where it never did.
+The pieces join to the decode of all ids at once. A character's bytes can be spread over several tokens, so the bytes of
+an unfinished character are held back. At the end `flush` returns them; an unfinished character is U+FFFD.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Detokenizer(Protocol):
     """One sequence's text so far."""
 
     def push(self, token_id: int) -> str:
-        """Take a token; return the text that became certain."""
+        """Take a token; return the text that no later token can change."""
 
     def flush(self) -> str:
         """Return what was held back."""
 
 
 class TokenBytes:
-    """The bytes of every token of a byte-level vocabulary (GPT-2's and DeepSeek's kind), looked up once each."""
+    """The bytes of each token of a byte-level vocabulary (the kind of GPT-2 and DeepSeek); each is looked up once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -37,7 +37,7 @@ class TokenBytes:
         self._known: dict[int, bytes] = {}
 
     def of(self, token_id: int, *, skip_special: bool) -> bytes:
-        """A token's bytes; none for an id that the tokenizer lacks, or for a special token that is skipped."""
+        """Return a token's bytes: none if the tokenizer lacks the id, or if the token is special and skipped."""
         if skip_special and token_id in self._special:
             return b""
         known = self._known.get(token_id)
@@ -47,7 +47,7 @@ class TokenBytes:
 
 
 class ByteLevelDetokenizer:
-    """Exact and O(1) a token: tokens are bytes, and bytes become characters as UTF-8 says."""
+    """Decodes UTF-8 incrementally, since every token is a string of bytes. Exact, and O(1) for each token."""
 
     def __init__(self, token_bytes: TokenBytes, *, skip_special: bool) -> None:
         self._token_bytes, self._skip_special = token_bytes, skip_special
@@ -61,16 +61,16 @@ class ByteLevelDetokenizer:
 
 
 class WindowDetokenizer:
-    """For every other kind of decoder: decodes a short window of ids again with each token and gives out what grew.
+    """For all other decoders: decodes a short window of ids again with each token, and returns what the text gained.
 
-    The window starts at a token where the text was whole. Decoders that treat the first token apart (a stripped space)
-    see the window's first token in that role both times, so the difference is right.
+    The window starts at a token where no character was unfinished. Some decoders treat the first token in a way of its
+    own (they strip a space). Both decodes start at the same token, so the difference between them is right.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
         self._tokenizer, self._skip_special = tokenizer, skip_special
         self._ids: list[int] = []
-        self._whole = 0  # ids whose text has been given out
+        self._whole = 0  # number of ids whose text has been returned
 
     def push(self, token_id: int) -> str:
         self._ids.append(token_id)

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers, in the shape that OpenAI's SDKs parse: {"error": {"message", "type", "param", "code"}}."""
+"""Maps errors to HTTP answers that OpenAI's SDKs parse: {"error": {"message", "type", "param", "code"}}."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = {"Retry-After": "1"}
 _WRONG_TYPE = ("string_type", "list_type", "int_type")
-_TYPE_NAME = re.compile(
-    r"(constrained-)?(str|int)|list\[.*\]"
-)  # pydantic's, in a path: which of a field's types it tried
+_TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
 _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
@@ -40,7 +38,7 @@ _TYPES = {
 
 
 def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
-    """Status and body for an error raised on purpose; the same body goes into a stream's error event."""
+    """Return the status and body of an error raised on purpose; a stream's error event has the same body."""
     if isinstance(error, UnknownModelError):
         return 404, _body(str(error), "not_found_error", error.param, error.code)
     if isinstance(error, RequestError):
@@ -55,7 +53,7 @@ def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
 
 
 def unauthorized() -> Response:
-    """The answer to a request without a valid key."""
+    """Return the answer to a request without a valid key."""
     body = _body(
         "Incorrect API key: send 'Authorization: Bearer KEY'.", "authentication_error", None, "invalid_api_key"
     )
@@ -63,13 +61,13 @@ def unauthorized() -> Response:
 
 
 def too_large(max_bytes: int) -> Response:
-    """The answer to a body that is larger than this."""
+    """Return the answer to a body that is too large."""
     message = f"The body has more than {max_bytes} bytes, the most that is taken."
     return _response(413, _body(message, _TYPES[413], None, None), {"Connection": "close"})
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app an OpenAI error."""
+    """Make the app answer every error in OpenAI's shape."""
 
     @app.exception_handler(DeepseekServeError)
     async def on_purpose(_: Request, error: DeepseekServeError) -> Response:
@@ -106,10 +104,10 @@ def _response(status: int, body: dict[str, Any], headers: Any = None) -> Respons
 
 
 def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """Pydantic's first complaint, as a sentence, and the request field at fault.
+    """Return pydantic's first problem as a sentence, and the request field at fault.
 
-    Of a field that may be of several types, pydantic complains once for each: what is wrong with a value of the right
-    type says more than that it is not of another.
+    For a field of several types, pydantic reports one problem for each type. A problem with the value says more than
+    one with the type, so it is preferred.
     """
     same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])

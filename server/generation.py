@@ -1,182 +1,98 @@
-"""One API request's generation: its prompts become engine requests, their outputs become text deltas.
+"""One API request's generation: prompts become engine requests, the engine's outputs become deltas of text.
 
-Owns text: detokenising, stop strings, and how far what is known may be given out. Routes turn deltas into JSON.
+Owns the request's counts and its end. Text is `server.choice_text`'s; JSON is the routes'.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
-from engine.protocol import FinishReason, GenerateRequest, SamplingParams, SequenceOutput, Terms, TokenLogprobs
+from engine.protocol import GenerateRequest, SequenceOutput, Terms
+from server.choice_text import ChoiceText, Delta
 from server.metrics import RequestTimer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from server.admission import Ticket
-    from server.detokenizer import Detokenizer
-    from server.engine_client import EngineClient
-    from server.metrics import Metrics
-    from server.output_stream import OutputStream
-    from server.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class TokenReport:
-    """A token with its logprobs, and where its text begins in the choice's text."""
-
-    token_id: int
-    text_offset: int
-    logprobs: TokenLogprobs
-
-
-@dataclass(slots=True)
-class Delta:
-    """What became certain of one choice: text, and the tokens that it came from."""
-
-    choice: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    reports: list[TokenReport] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] | None = None
-    finish_reason: FinishReason | None = None
-
-
-class ChoiceText:
-    """One sequence's text as it grows: detokenised, cut at a stop string, held back where one may be starting."""
-
-    def __init__(self, choice: int, detokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
-        self._choice, self._detokenizer, self._stop = choice, detokenizer, stop
-        self._held = ""  # text that may be the beginning of a stop string
-        self._num_chars = 0  # of all text so far, held or given out
-        self._pending = Delta(choice)
-
-    def push(self, output: SequenceOutput) -> Delta | None:
-        """Take a step's output; give a delta if text became certain or the sequence ended.
-
-        A delta has all tokens since the one before it. If its finish_reason is "stop" and the output's is None, a
-        stop string was found here.
-        """
-        delta = self._pending
-        delta.finish_reason = output.finish_reason
-        if output.prompt_logprobs is not None:
-            delta.prompt_logprobs = output.prompt_logprobs
-        for i, token_id in enumerate(output.token_ids):
-            delta.token_ids.append(token_id)
-            if output.logprobs is not None:
-                delta.reports.append(TokenReport(token_id, self._num_chars, output.logprobs[i]))
-            if token_id != output.stop_token_id:  # the token that ends a sequence is not part of its text
-                self._grow(self._detokenizer.push(token_id))
-        if output.finish_reason is not None:
-            self._grow(self._detokenizer.flush())
-        text = self._held
-        if (end := find_stop(text, self._stop)) is not None:
-            delta.text, self._held, delta.finish_reason = text[:end], "", "stop"
-        else:
-            held = 0 if output.finish_reason is not None else stop_prefix_length(text, self._stop)
-            delta.text, self._held = text[: len(text) - held], text[len(text) - held :]
-        if not delta.text and delta.finish_reason is None:
-            return None
-        self._pending = Delta(self._choice)
-        return delta
-
-    def _grow(self, piece: str) -> None:
-        self._held += piece
-        self._num_chars += len(piece)
-
-
-def find_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the earliest stop string begins."""
-    return min((at for at in map(text.find, stop) if at >= 0), default=None)
-
-
-def stop_prefix_length(text: str, stop: tuple[str, ...]) -> int:
-    """The length of the longest end of `text` that a stop string begins with."""
-    longest = min(len(text), max(map(len, stop), default=0))
-    return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
+    from server.protocol import GenerationRequest
+    from server.state import ServerState
 
 
 class Generation:
-    """The prompts of one API request, `n` choices each: choice number = prompt number * n + index."""
+    """The prompts of one API request, `n` choices for each: choice number = prompt number * n + index."""
 
     def __init__(
-        self,
-        client: EngineClient,
-        tokenizer: Tokenizer,
-        metrics: Metrics,
-        prompts: list[list[int]],
-        sampling: SamplingParams,
-        *,
-        n: int,
-        skip_special_tokens: bool,
-        terms: Terms,
-        ticket: Ticket,
+        self, server: ServerState, body: GenerationRequest, prompts: list[list[int]], terms: Terms, ticket: Ticket
     ) -> None:
         """Check the request against the engine's limits.
 
         Raises:
-            RequestError: it can never be computed here.
-            EngineUnavailableError: no engine takes requests now.
+            RequestError: the engine can never compute it.
+            EngineUnavailableError: the engine takes no requests now.
         """
-        info = client.require_info()
+        info = server.client.require_info()
+        self._sampling = body.sampling(info.max_seq_len - max(map(len, prompts)))
         for prompt in prompts:
-            info.check(prompt, sampling)
-        self.prompts, self.n, self.sampling = prompts, n, sampling
+            info.check(prompt, self._sampling)
+        self.prompts, self._n = prompts, body.n
         self.num_output_tokens = self.num_cached_tokens = 0
-        self._client, self._metrics, self._terms, self._ticket = client, metrics, terms, ticket
+        self._client, self._metrics, self._terms, self._ticket = server.client, server.metrics, terms, ticket
+        self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens)
+        detokenizer = server.tokenizer.detokenizer
         self._texts = [
-            ChoiceText(i, tokenizer.detokenizer(skip_special_tokens=skip_special_tokens), sampling.stop)
+            ChoiceText(i, detokenizer(skip_special_tokens=body.skip_special_tokens), self._sampling.stop)
             for i in range(self.num_choices)
         ]
 
     @property
     def num_choices(self) -> int:
-        """Choices over all prompts."""
-        return len(self.prompts) * self.n
+        """Choices of all prompts."""
+        return len(self.prompts) * self._n
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts, each counted once."""
+        """Tokens of all prompts; each prompt counts once, whatever n is."""
         return sum(map(len, self.prompts))
 
+    async def join(self) -> list[Delta]:
+        """Run to the end; return each choice in one piece. Raises as `deltas` does."""
+        choices = [Delta(i, is_first=True) for i in range(self.num_choices)]
+        async for delta in self.deltas():
+            choices[delta.choice].extend(delta)
+        return choices
+
     async def deltas(self) -> AsyncGenerator[Delta, None]:
-        """Run it. Closing the generator, or cancelling who waits on it, aborts what still runs.
+        """Submit the requests and yield deltas. Closing the generator, or cancelling its consumer, aborts the rest.
 
         Raises:
-            GenerationError, EngineUnavailableError: it ended in the middle.
+            GenerationError, EngineUnavailableError, DeadlineError, OverloadedError: the request ended early.
         """
-        numbers = {f"{uuid.uuid4().hex}": i for i in range(len(self.prompts))}
         requests = [
-            GenerateRequest(request_id, self.prompts[i], self.sampling, self.n, self._terms)
-            for request_id, i in numbers.items()
+            GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._terms) for prompt in self.prompts
         ]
+        first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
         timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens)
-        num_running, started = self.num_choices, set()
+        num_running = self.num_choices
         try:
             with self._client.submit(requests) as stream:
                 async for output in stream:
-                    choice = numbers[output.request_id] * self.n + output.index
-                    if output.queue_time is not None and output.request_id not in started:
-                        started.add(output.request_id)
-                        self._ticket.start()
+                    choice = first_choices[output.request_id] + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
-                    self.num_output_tokens += len(output.token_ids)
-                    if output.index == 0:  # prompt tokens are counted once, whatever n is
-                        self.num_cached_tokens += output.num_cached_tokens
-                    delta = self._take(output, choice, stream)
-                    reason = output.finish_reason or (delta.finish_reason if delta is not None else None)
+                    self._count(output)
+                    delta = self._texts[choice].push(output)
+                    reason = output.finish_reason
+                    if reason is None and delta is not None and delta.finish_reason is not None:
+                        reason = delta.finish_reason  # a stop string, of which the engine knows nothing
+                        stream.abort(output.request_id, output.index)
                     if reason is not None:
-                        self._metrics.count_finished(reason)
                         num_running -= 1
-                    if reason == "timeout":
-                        raise self._too_late(has_started=output.request_id in started)
-                    if reason == "error":
-                        raise GenerationError("The model's output for this request is not a number; it was ended.")
+                        self._metrics.count_finished(reason)
+                    self._check_end(output)
                     if delta is not None:
                         yield delta
         finally:
@@ -184,21 +100,26 @@ class Generation:
                 self._metrics.count_finished("abort")
             timer.end()
 
+    def _count(self, output: SequenceOutput) -> None:
+        if output.queue_time is not None and output.request_id not in self._started:
+            self._started.add(output.request_id)
+            self._ticket.start()
+        self.num_output_tokens += len(output.token_ids)
+        if output.index == 0:  # the n choices share one prompt
+            self.num_cached_tokens += output.num_cached_tokens
+
+    def _check_end(self, output: SequenceOutput) -> None:
+        """Raise if the sequence did not end as it should."""
+        if output.finish_reason == "timeout":
+            raise self._too_late(has_started=output.request_id in self._started)
+        if output.finish_reason == "error":
+            raise GenerationError("The model's output for this request is not a number; it was ended.")
+
     def _too_late(self, *, has_started: bool) -> DeepseekServeError:
-        """Why a sequence ran out of time: its request's, or that for waiting, which the server may set."""
-        seconds = now() - self._terms.arrival_time
-        if not has_started and (self._terms.deadline is None or now() < self._terms.deadline):
+        """Tell the two time limits apart: the request's own, and the server's for waiting."""
+        now = time.monotonic()
+        seconds = now - self._terms.arrival_time
+        if not has_started and (self._terms.deadline is None or now < self._terms.deadline):
             message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
             return OverloadedError(message, self._ticket.retry_after())
         return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")
-
-    def _take(self, output: SequenceOutput, choice: int, stream: OutputStream) -> Delta | None:
-        delta = self._texts[choice].push(output)
-        if delta is not None and delta.finish_reason is not None and output.finish_reason is None:
-            stream.abort(output.request_id, output.index)  # a stop string: the engine would go on
-        return delta
-
-
-def now() -> float:
-    """The clock that arrival times are taken from; all processes of a machine share it."""
-    return time.monotonic()

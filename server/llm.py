@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
 from engine.resolve import resolve
-from server.generation import ChoiceText
+from server.choice_text import ChoiceText, Delta
 from server.tokenizer import Tokenizer
 
 
@@ -73,36 +73,40 @@ class LLM:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        completions: dict[str, Completion] = {}
         texts: dict[str, ChoiceText] = {}
+        answers: dict[str, Delta] = {}
         requests = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
             token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             self.engine.info.check(token_ids, params)
             request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, Terms(time.monotonic()))
             requests.append(request)
-            completions[request.request_id] = Completion(token_ids, "", [], None, [])
+            answers[request.request_id] = Delta(0)
             texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)
         try:
             for request in requests:
                 self.engine.add(request)
-            self._finish(completions, texts)
+            self._finish(answers, texts)
         finally:  # whatever happened, and ctrl-C: the engine is to be idle again
             for request in requests:
                 self.engine.abort(AbortRequest(request.request_id))
-        return list(completions.values())
+        return [
+            Completion(
+                request.prompt_token_ids,
+                answer.text,
+                answer.token_ids,
+                answer.finish_reason,
+                [report.logprobs for report in answer.reports],
+                answer.prompt_logprobs,
+            )
+            for request, answer in zip(requests, answers.values(), strict=True)
+        ]
 
-    def _finish(self, completions: dict[str, Completion], texts: dict[str, ChoiceText]) -> None:
+    def _finish(self, answers: dict[str, Delta], texts: dict[str, ChoiceText]) -> None:
         while self.engine.has_work:
             for output in self.engine.step().outputs:
-                delta = texts[output.request_id].push(output)
-                if delta is None:
+                if (delta := texts[output.request_id].push(output)) is None:
                     continue
-                completion = completions[output.request_id]
-                completion.text += delta.text
-                completion.token_ids += delta.token_ids
-                completion.logprobs += [report.logprobs for report in delta.reports]
-                completion.prompt_logprobs = completion.prompt_logprobs or delta.prompt_logprobs
-                completion.finish_reason = delta.finish_reason
+                answers[output.request_id].extend(delta)
                 if delta.finish_reason is not None and output.finish_reason is None:
                     self.engine.abort(AbortRequest(output.request_id))

@@ -1,4 +1,4 @@
-"""Prometheus metrics. Times are taken in the server, as clients see them; load is the engine's latest word."""
+"""Prometheus metrics. Times are taken in the server, as clients see them; load is the engine's latest stats."""
 
 from __future__ import annotations
 
@@ -19,35 +19,15 @@ if TYPE_CHECKING:
     from server.engine_client import EngineClient
 
 _FAST = (
-    0.0005,
-    0.001,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.015,
-    0.02,
-    0.03,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    10,
-)
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1, 2.5, 5, 10,
+)  # fmt: skip
 _SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
 class Metrics:
-    """All metrics of one server; see docs/operations.md for what each is for."""
+    """All metrics of one server; docs/operations.md explains each."""
 
     def __init__(self, model_name: str, client: EngineClient) -> None:
         self.registry = CollectorRegistry()
@@ -85,11 +65,11 @@ class Metrics:
             self._finished.labels(model_name, reason)
 
     def count_finished(self, reason: str) -> None:
-        """One more sequence has ended."""
+        """Count the end of a sequence."""
         self._finished.labels(self._model_name, reason).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """The engine's load at this moment (prometheus_client calls this at every scrape)."""
+        """Yield the engine's load; prometheus_client calls this at every scrape."""
         stats = self._client.stats or EngineStats(0, 0, 0, num_blocks=1)
 
         def metric(kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, value: float) -> Metric:
@@ -113,7 +93,7 @@ class Metrics:
 
 
 class RequestTimer:
-    """One request's times and counts, reported as they happen."""
+    """Reports one request's times and token counts as they happen."""
 
     def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int) -> None:
         self._metrics, self._arrival_time = metrics, arrival_time
@@ -122,7 +102,7 @@ class RequestTimer:
         metrics.prompt_tokens.inc(num_prompt_tokens)
 
     def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
-        """A step has brought tokens to one of the request's sequences."""
+        """Record a step's new tokens of one choice."""
         if queue_time is not None:
             self._metrics.queue_time.observe(queue_time)
         if num_tokens == 0:
@@ -140,7 +120,7 @@ class RequestTimer:
         self._metrics.generation_tokens.inc(num_tokens)
 
     def end(self) -> None:
-        """The request has ended, one way or another."""
+        """Record the end of the request, whatever ended it."""
         self._metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
         self._metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         self._metrics.request_generation_tokens.observe(self._num_tokens)

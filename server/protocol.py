@@ -1,12 +1,13 @@
 """The OpenAI requests that the API takes, and their translation to SamplingParams.
 
-A field that is not listed here is refused by name, never ignored, unless its value is null or the one that asks for
-nothing (`_NEUTRAL`): clients send those unasked. Ranges are OpenAI's where it has them, else vLLM's.
+A field that is not listed here is refused by name, never ignored. Null and the values in `_NEUTRAL` are taken: clients
+send them unasked, and they ask for nothing. Ranges are OpenAI's where OpenAI has them, else vLLM's.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 
@@ -45,6 +46,14 @@ class StreamOptions(_Strict):
     continuous_usage_stats: bool = False
 
 
+class _Limits(NamedTuple):
+    """Fields of SamplingParams; a max_tokens of None is what the context leaves."""
+
+    max_tokens: int | None
+    logprobs: int | None
+    prompt_logprobs: int | None = None
+
+
 class GenerationRequest(_Strict):
     """What both completion routes take."""
 
@@ -74,7 +83,7 @@ class GenerationRequest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Null means the default; so does, for what is not implemented, the value that asks for nothing."""
+        """Drop fields that ask for nothing: null stands for the default."""
         if not isinstance(data, dict):
             return data
         return {
@@ -98,16 +107,33 @@ class GenerationRequest(_Strict):
         return self
 
     @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def usage_options(self) -> StreamOptions:
+        """When a stream reports usage."""
+        return self.stream_options or StreamOptions()
 
     @property
-    def continuous_usage(self) -> bool:
-        """Whether every chunk of a stream reports usage."""
-        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+    def param_names(self) -> dict[str | None, str]:
+        """The API's names of fields that have other names in the engine's errors."""
+        return {}
 
-    def _sampling(self, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+    @abstractmethod
+    def estimate_tokens(self) -> list[int]:
+        """Return roughly how many tokens each prompt has, before any work on the prompts."""
+
+    @abstractmethod
+    def _limits(self) -> _Limits:
+        """Return what each API says in fields of its own."""
+
+    def sampling(self, room: int) -> SamplingParams:
+        """Return the engine's parameters; `room` is how many tokens the context leaves after the longest prompt.
+
+        Raises:
+            RequestError: min_tokens is more than what can follow.
+        """
+        limits = self._limits()
+        max_tokens = max(1, room) if limits.max_tokens is None else limits.max_tokens
+        if self.min_tokens > max_tokens:
+            raise RequestError(f"'min_tokens' must not exceed the {max_tokens} tokens that can follow", "min_tokens")
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
@@ -123,13 +149,13 @@ class GenerationRequest(_Strict):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
+            logprobs=limits.logprobs,
+            prompt_logprobs=limits.prompt_logprobs,
         )
 
 
 def _prompt(value: Any) -> Any:
-    """Check a prompt by hand: of a union of lists, pydantic would gather every fault of every kind of list."""
+    """Check a prompt by hand: for a union of lists, pydantic would report every fault once for each kind of list."""
     if isinstance(value, str) or (isinstance(value, list) and (_all(value, str) or _are_token_ids(value))):
         return value
     if isinstance(value, list) and all(isinstance(item, list) and _are_token_ids(item) for item in value):
@@ -167,16 +193,18 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """One entry a prompt, whatever the form it came in."""
+        """One entry for each prompt."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if self.prompt and isinstance(self.prompt[0], int):
             return [self.prompt]
         return self.prompt  # type: ignore[return-value]
 
-    def sampling(self) -> SamplingParams:
-        """For the engine."""
-        return self._sampling(self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
+    def estimate_tokens(self) -> list[int]:
+        return list(map(estimate_tokens, self.prompts))
+
+    def _limits(self) -> _Limits:
+        return _Limits(self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
 
 
 class TextPart(_Strict):
@@ -195,7 +223,7 @@ class Message(BaseModel):
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As templates expect it: content as one string."""
+        """Return the message as templates expect it: the content is one string."""
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
@@ -224,24 +252,14 @@ class ChatCompletionRequest(GenerationRequest):
             raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self
 
-    def estimate_tokens(self) -> int:
-        """Tokens of the conversation, roughly, before any work on it."""
-        texts = (message.for_template()["content"] for message in self.messages)
-        return sum(map(estimate_tokens, texts))
+    def estimate_tokens(self) -> list[int]:
+        return [sum(estimate_tokens(message.for_template()["content"]) for message in self.messages)]
+
+    def _limits(self) -> _Limits:
+        max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return _Limits(max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
 
     @property
-    def output_limit(self) -> int | None:
-        """max_completion_tokens, by whichever name it came."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def output_limit_name(self) -> str:
-        """The name that it came by."""
-        return "max_tokens" if self.max_completion_tokens is None and self.max_tokens else "max_completion_tokens"
-
-    def sampling(self, room: int) -> SamplingParams:
-        """For the engine; `room` is what the context leaves after the prompt."""
-        limit = self.output_limit if self.output_limit is not None else max(1, room)
-        if self.min_tokens > limit:
-            raise RequestError(f"'min_tokens' must not exceed the {limit} tokens that can follow", "min_tokens")
-        return self._sampling(limit, (self.top_logprobs or 0) if self.logprobs else None, None)
+    def param_names(self) -> dict[str | None, str]:
+        newer = self.max_completion_tokens is not None or self.max_tokens is None
+        return {"prompt": "messages", "max_tokens": "max_completion_tokens" if newer else "max_tokens"}

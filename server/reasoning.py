@@ -1,31 +1,31 @@
-"""R1-style output in two parts: what stands between <think> and </think> is reasoning, the rest is the answer.
+"""Splits R1-style output: text between <think> and </think> is reasoning, text after it is the answer.
 
-A prompt that ends with <think> (R1's chat template writes it) puts the output inside from its first token; otherwise an
-output that begins with <think> does. Text that may be part of a marker is held back until that is certain.
+Reasoning begins with the output if the prompt ends with <think> (R1's chat template writes it there), or if the output
+itself begins with <think>. Text that may be part of a marker is held back until the marker is complete or excluded.
 """
 
 from __future__ import annotations
 
-from server.generation import stop_prefix_length
+from server.choice_text import stop_prefix_length
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def starts_inside(prompt: str) -> bool:
-    """Whether a prompt leaves its output in the middle of reasoning."""
+    """Whether the output of a prompt begins inside reasoning."""
     return prompt.rstrip().endswith(_OPEN)
 
 
 class ReasoningSplitter:
-    """Splits one choice's text as it grows. Newlines around the markers belong to neither part."""
+    """Splits one choice's text as it grows. Newlines around a marker belong to neither part."""
 
     def __init__(self, *, inside: bool) -> None:
         self._held = ""
         self._inside: bool | None = True if inside else None  # None: too early to say
-        self._at_start = True  # of the part that is being written, where newlines are dropped
+        self._at_start = True  # of reasoning or of the answer; newlines are dropped there
 
     def push(self, text: str, *, final: bool) -> tuple[str, str]:
-        """Take a delta's text; give (reasoning, answer) that became certain. `final` gives out all that was held."""
+        """Take a delta's text; return new text as (reasoning, answer). If `final`, nothing is held back."""
         self._held += text
         reasoning = answer = ""
         if self._inside is None:
@@ -39,7 +39,7 @@ class ReasoningSplitter:
         return reasoning, answer
 
     def _open(self, *, final: bool) -> None:
-        """Decide how the output begins, once that is certain."""
+        """Decide whether the output begins with <think>, once enough text is there."""
         start = self._held.lstrip()
         if start.startswith(_OPEN):
             self._held, self._inside = start[len(_OPEN) :], True
@@ -52,7 +52,7 @@ class ReasoningSplitter:
             reasoning = self._take(before).rstrip("\n")
             self._held, self._inside, self._at_start = after, False, True
             return reasoning, True
-        # Trailing newlines wait too: if the marker follows, they are dropped.
+        # Trailing newlines are held back too: they are dropped if the marker follows.
         keep = 0 if final else stop_prefix_length(self._held, (_CLOSE,))
         body = self._held[: len(self._held) - keep]
         certain = body if final else body.rstrip("\n")

@@ -1,4 +1,4 @@
-"""Server-sent events, and the end of work when a client goes away."""
+"""Server-sent events, and the end of work when a client disconnects. What an event says is the routes'."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from server.errors import error_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
+    from contextlib import AbstractContextManager
 
     from starlette.types import Receive, Scope, Send
-
-    from server.admission import Ticket
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -30,19 +29,20 @@ _encode = msgspec.json.Encoder().encode
 class EventStream(Response):
     """A response of one `data:` line for each chunk, then `[DONE]`.
 
-    An error after the first byte can no longer be a status, so it becomes an event: {"error": ...}, then `[DONE]`. If
-    the client leaves, the generator of chunks is closed at once.
+    An error after the first byte can no longer be a status; the error is sent as an event, {"error": ...}, then
+    `[DONE]`. If the client disconnects, the generator of chunks is closed at once.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[Any, None], ticket: Ticket) -> None:
+    def __init__(self, chunks: AsyncGenerator[Any, None], resources: AbstractContextManager[Any]) -> None:
+        """`resources` are held while the stream runs."""
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._chunks, self._ticket = chunks, ticket
+        self._chunks, self._resources = chunks, resources
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        with self._ticket:
+        with self._resources:
             await run_until_disconnect(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:
@@ -56,7 +56,7 @@ class EventStream(Response):
                     await write(b"data: %b\n\n" % _encode(chunk))
         except DeepseekServeError as error:
             await write(b"data: %b\n\n" % _encode(error_body(error)[1]))
-        except Exception:  # the client must learn that its stream has failed, whatever the reason
+        except Exception:  # the client must learn that its stream has failed
             logger.exception("a stream failed")
             failure = DeepseekServeError("The server had an error while processing your request.")
             await write(b"data: %b\n\n" % _encode(error_body(failure)[1]))
@@ -64,7 +64,7 @@ class EventStream(Response):
 
 
 async def run_until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
-    """Run `work`; cancel it and return None if the client goes away first."""
+    """Run `work` and return its result; if the client disconnects first, cancel `work` and return None."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(receive))
     try:

@@ -1,4 +1,4 @@
-"""Text to token ids and back, from a Hugging Face folder or a GGUF file. Owns BOS: added once, never doubled."""
+"""Text to token ids and back, from a Hugging Face folder or a GGUF file. Owns the rule for BOS: added once at most."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: ModelSource, chat_template: str | None = None) -> Tokenizer:
-        """Read a model's tokenizer; `chat_template` stands in for the model's own.
+        """Read a model's tokenizer; `chat_template` replaces the model's own.
 
         Raises:
-            ModelError: it is missing, damaged, or of a kind not read here.
+            ModelError: the tokenizer is missing, damaged, or of a kind that is not supported.
         """
         try:
             if source.is_gguf:
@@ -70,7 +70,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Token ids lie below this."""
+        """One more than the largest token id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -85,7 +85,7 @@ class Tokenizer:
 
     @functools.cached_property
     def max_token_bytes(self) -> int:
-        """No token stands for more bytes of text than this."""
+        """The most bytes of text that one token can stand for."""
         return max(len(token.encode()) for token in self._tokenizer.get_vocab())
 
     def save(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class Tokenizer:
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; with BOS in front where the model wants one, unless the text begins with it."""
+        """Return a text's token ids. BOS is put in front if the model wants it and the text does not begin with it."""
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError:  # a lone surrogate, which JSON can carry
@@ -103,22 +103,22 @@ class Tokenizer:
         if add_special_tokens and self._add_bos and ids[:1] != [self._bos_id]:
             return [self._bos_id, *ids]  # type: ignore[list-item]
         if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
-            return ids[1:]  # the text carried its own
+            return ids[1:]  # the text begins with BOS, and the tokenizer's post-processor added another
         return ids
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids; what is not valid UTF-8 becomes U+FFFD."""
+        """Return the text of token ids; bytes that are not valid UTF-8 are U+FFFD."""
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 
     def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """A fresh incremental decoder for one sequence."""
+        """Return a new incremental decoder, for one sequence."""
         if self._bytes is not None:
             return ByteLevelDetokenizer(self._bytes, skip_special=skip_special_tokens)
         return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """One token's bytes, as logprobs report them; special tokens by their names."""
+        """Return one token's bytes, as logprobs report them; a special token's bytes are its name."""
         if self._bytes is not None:
             return self._bytes.of(token_id, skip_special=False)
         text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
@@ -180,25 +180,29 @@ def _from_gguf(file: GGUFFile, chat_template: str | None) -> Tokenizer:
     if kind not in _PRE_TOKENIZERS:
         raise ModelError(f"{file.path} splits text as {kind!r}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
     tokens = get("tokens")
-    merges = [tuple(pair.split(" ", 1)) for pair in get("merges")]
-    tokenizer = HFTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[kind])
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, get("token_type"), strict=True):
-        if token_type in (_CONTROL, _USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=token_type == _CONTROL)])
 
     def named(key: str) -> str | None:
         token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
         return None if token_id is None else tokens[token_id]
 
     return Tokenizer(
-        tokenizer,
+        _byte_level_bpe(tokens, get("token_type"), get("merges"), _PRE_TOKENIZERS[kind]),
         bos_token=named("bos"),
         eos_token=named("eos"),
         add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
         chat_template=chat_template or metadata.get("tokenizer.chat_template"),
     )
+
+
+def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> HFTokenizer:
+    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+    tokenizer = HFTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, token_type in zip(tokens, token_types, strict=True):
+        if token_type in (_CONTROL, _USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=token_type == _CONTROL)])
+    return tokenizer
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -217,7 +221,7 @@ _DEEPSEEK_V3 = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# tokenizer.ggml.pre -> how text is split before merging (llama.cpp's names, from its src/llama-vocab.cpp)
+# tokenizer.ggml.pre -> how text is split before merging (names and patterns: llama.cpp, src/llama-vocab.cpp)
 _PRE_TOKENIZERS: dict[str, list[Any]] = {
     "default": [_GPT2],
     "gpt-2": [_GPT2],

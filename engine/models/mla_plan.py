@@ -46,11 +46,11 @@ class MLAPlan:
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a captured step can be replayed with this plan. Expanded chunks are computed with torch."""
+        """Whether a captured step can be replayed with this plan: torch computes parts of the expanded form."""
         return not self.expanded
 
     def assign(self, other: MLAPlan) -> None:
-        """Copy another capturable plan into the memory that captured kernels read."""
+        """Hold what another capturable plan holds, where captured kernels look for it."""
         self.absorbed.assign(other.absorbed)
 
 

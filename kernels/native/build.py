@@ -1,9 +1,9 @@
 """Compile kernels/*/*.cpp into one extension module for each instruction set; needs a C++ compiler and nanobind.
 
-Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py`. Imports nothing of
-the project. Sources pick their paths by what the compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...). nanobind and
-module.cpp must run on any CPU, so they are compiled for any, and linked first: of an inline function that several
-objects have, the linker takes the first.
+Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Imports
+nothing of the project. Sources pick their paths by what the compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...).
+kernels/native/*.cpp and nanobind run before the CPU is known, so they are compiled for any CPU and linked first: of an
+inline function that several objects have, the linker takes the first.
 """
 
 from __future__ import annotations
@@ -55,20 +55,26 @@ def build(isas: list[str] | None = None) -> list[Path]:
     library = Path(nanobind.source_dir())
     includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), sysconfig.get_path("include")]
     command = [compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
-    portable = [*command, "-Os", "-fno-strict-aliasing"]
-    sources = [path for path in sorted(HERE.parent.glob("*/*.cpp")) if path != HERE / "module.cpp"]
+    portable = [*command, "-O2", "-fno-strict-aliasing"]
+    module = HERE / "module.cpp"
+    jobs = [
+        (portable, path, _OBJECTS / f"{path.stem}.o")
+        for path in (library / "nb_combined.cpp", *sorted(HERE.glob("*.cpp")))
+        if path != module
+    ]
     known = [isa for isa in isas or ISAS if _knows(compiler, ISAS[isa])]
-    jobs = [(portable, library / "nb_combined.cpp", _OBJECTS / "nanobind.o")]
     for isa in known:
-        named = [*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"]
-        jobs.append((named, HERE / "module.cpp", _OBJECTS / isa / "native_module.o"))
-        tuned = [*command, *_KERNEL_FLAGS, *ISAS[isa]]
-        jobs += [(tuned, path, _OBJECTS / isa / f"{path.parent.name}_{path.stem}.o") for path in sources]
+        jobs.append(([*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"], module, _OBJECTS / isa / "module.o"))
+        jobs += [
+            ([*command, *_KERNEL_FLAGS, *ISAS[isa]], path, _OBJECTS / isa / f"{path.parent.name}_{path.stem}.o")
+            for path in sorted(HERE.parent.glob("*/*.cpp"))
+            if path.parent != HERE
+        ]
     headers = max(path.stat().st_mtime for path in (*HERE.parent.glob("*/*.h"), Path(__file__)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda job: _compile(*job, newer_than=headers), jobs))
     for isa in known:
-        _link(compiler, module_path(isa), [objects[0], *(path for path in objects if path.parent.name == isa)])
+        _link(compiler, module_path(isa), [path for path in objects if path.parent in (_OBJECTS, _OBJECTS / isa)])
     modules = [module_path(isa) for isa in known]
     _write_stub(modules)
     return modules
@@ -92,7 +98,8 @@ def _link(compiler: str, path: Path, objects: list[Path]) -> None:
     if path.exists() and path.stat().st_mtime >= max(item.stat().st_mtime for item in objects):
         return
     unfinished = path.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-shared", "-s", "-pthread", *map(str, objects), "-o", str(unfinished)], check=True)
+    command = [compiler, "-shared", "-s", "-pthread", "-Wl,-Bsymbolic"]  # a module calls its own inline functions alone
+    subprocess.run([*command, *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.replace(path)  # atomic, and safe for a process that has the old one loaded
 
 

@@ -7,9 +7,9 @@
     store_latents(x_TY, weight_C, eps, cos_TR, sin_TR, cache_B1SY, slot_mapping_T)
         for latent attention: cache[slot // S, 0, slot % S] = [rms_norm(x[:C]) * weight, rotary(x[C:])]; Y = C + R
 
-slot_mapping is int64: block * S + slot in the block; each slot occurs at most once. In a block the slots of one head
-are adjacent, so that a gather by (block, head) gives the operands of a batched product. Within these S x D values the
-native kernels use their own order (paged_attention/layout.h).
+slot_mapping is int64: block * S + the offset in the block; each slot occurs at most once. In a block the slots of one
+head are adjacent, so that a gather by (block, head) gives the operands of a batched product. Within these S x D values
+the native kernels use their own order (paged_attention/layout.h).
 
 Shapes: T tokens, K key heads, D values a head, B blocks of S slots.
 """

@@ -2,7 +2,7 @@
 
     take_rows(x_NX, rows_R) -> y_RX        y[r] = x[rows[r]]; rows int64
 
-A captured step (kernels.native.capture) computes its later operations for these rows only.
+A captured step (kernels.native.capture) computes what follows for these rows alone.
 
 Shapes: N rows of X values, R wanted rows.
 """

@@ -1,1 +1,1 @@
-"""The HTTP routes, one file a concern: what comes in, what goes out."""
+"""The HTTP routes, one file for each API. An API that generates text is an `ApiCall` (server.pipeline)."""

@@ -1,4 +1,4 @@
-"""GET /health and GET /metrics: what probes and scrapers ask."""
+"""GET /health and GET /metrics, for probes and Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API over ASGI: routes, text and a tiny engine in one process, without a socket."""
+"""The API over ASGI, with a tiny engine in the same process and without a socket; and the ways to ask it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import httpx
 import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
+from tokenizers import Tokenizer as HFTokenizer
 
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import ModelSource
+from engine.step import SampledToken, StepResult
 from server.app import create_app
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
+BODIES: dict[str, dict[str, Any]] = {
+    COMPLETIONS: {"prompt": "hi"},
+    CHAT: {"messages": [{"role": "user", "content": "hi"}]},
+}
+EOS_ID = 257
 _DEADLINE = 20.0  # seconds; far more than anything here takes
 
 
@@ -42,18 +49,30 @@ class Api:
     tokenizer: Tokenizer
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
-        return await self.http.post(path, json=body)
+        return await self.http.post(path, json=BODIES[path] | body)
+
+    async def ask(self, path: str, **body: Any) -> dict[str, Any]:
+        """An answer in one piece; the request must succeed."""
+        response = await self.post(path, **body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
 
     async def complete(self, prompt: Any, **body: Any) -> dict[str, Any]:
-        """A completion that must succeed."""
-        return _good(await self.post(COMPLETIONS, prompt=prompt, **body))
+        """The answer to a completion, which must succeed."""
+        return await self.ask(COMPLETIONS, prompt=prompt, **body)
+
+    async def choice(self, prompt: Any, **body: Any) -> dict[str, Any]:
+        """The one choice of a completion, which must succeed."""
+        [choice] = (await self.complete(prompt, **body))["choices"]
+        return choice  # type: ignore[no-any-return]
 
     async def chat(self, content: Any, **body: Any) -> dict[str, Any]:
-        """A chat completion on one user message that must succeed."""
-        return _good(await self.post(CHAT, messages=[{"role": "user", "content": content}], **body))
+        """The answer to one user message, which must succeed."""
+        return await self.ask(CHAT, messages=[{"role": "user", "content": content}], **body)
 
     async def stream(self, path: str, **body: Any) -> list[dict[str, Any]]:
-        """The chunks of a stream that must succeed, `[DONE]` checked and left out."""
+        """The chunks of a stream without `[DONE]`; the request must succeed."""
         response = await self.post(path, stream=True, **body)
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -85,12 +104,6 @@ class Api:
         self.engine.batcher.check_idle()
 
 
-def _good(response: httpx.Response) -> dict[str, Any]:
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
 def parse_events(text: str) -> list[dict[str, Any]]:
     """The JSON of a stream's `data:` lines, which must end with `[DONE]`."""
     *events, end = text.split("\n\n")
@@ -112,10 +125,11 @@ def check_usage(usage: dict[str, Any], num_prompt_tokens: int, num_output_tokens
     }
 
 
-def text_of(chunks: list[dict[str, Any]], choice: int = 0) -> str:
-    """A stream's joined text, of either route."""
-    choices = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice]
-    return "".join(c["text"] if "text" in c else c["delta"].get("content", "") for c in choices)
+def text_of(*answers: dict[str, Any], choice: int = 0) -> str:
+    """One choice's text, from an answer in one piece or from a stream's chunks, of either API."""
+    choices = [c for answer in answers for c in answer["choices"] if c["index"] == choice]
+    contents = [c.get("message", c.get("delta", {"content": c.get("text", "")})) for c in choices]
+    return "".join(content.get("content", "") for content in contents)
 
 
 def check_error(response: httpx.Response, status: int, **expected: Any) -> dict[str, Any]:
@@ -161,12 +175,65 @@ async def running(client: InProcessEngine) -> AsyncIterator[None]:
 
 
 @pytest_asyncio.fixture
-async def api(tiny_engine: Engine, tiny_tokenizer: Tokenizer, tiny_llama: Path) -> AsyncIterator[Api]:
-    """A running API; when the test ends, the engine must be idle or become so."""
-    client = InProcessEngine(tiny_engine)
-    app = create_app(client, tiny_tokenizer, "tiny", tiny_llama)
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with running(client), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        api = Api(app, http, client, tiny_engine, tiny_tokenizer)
-        yield api
-        await api.until_idle()
+async def serve(tiny_engine: Engine, tiny_tokenizer: Tokenizer, tiny_llama: Path) -> AsyncIterator[Callable[..., Any]]:
+    """await serve(...) -> an API with other parts than `api` has; it runs until the test ends."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(tokenizer: Tokenizer = tiny_tokenizer, *, run: bool = True, **parts: Any) -> Api:
+            client = InProcessEngine(tiny_engine)
+            app = create_app(client, tokenizer, "tiny", tiny_llama, **parts)
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            if run:
+                await stack.enter_async_context(running(client))
+            http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
+            return Api(app, http, client, tiny_engine, tokenizer)
+
+        yield start
+
+
+@pytest_asyncio.fixture
+async def api(serve: Callable[..., Any]) -> AsyncIterator[Api]:
+    """A running API; when the test ends, the engine must be idle or become idle."""
+    api: Api = await serve()
+    yield api
+    await api.until_idle()
+
+
+@pytest.fixture(params=[COMPLETIONS, CHAT])
+def path(request):
+    """Each API that generates text."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def reference_tokenizer(tiny_llama):
+    """The `tokenizers` package's own reading of the tiny model's tokenizer; one token is one byte."""
+    return HFTokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def ids_of(reference_tokenizer):
+    """ids_of(text) -> token ids."""
+    return lambda text: reference_tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture
+def letters(ids_of):
+    """letters(text) -> parameters that make output of the bytes of `text` only."""
+    return lambda text: {"logit_bias": {str(i): 100 for i in ids_of(text)}, "ignore_eos": True, "max_tokens": 40}
+
+
+@pytest.fixture
+def say(tiny_engine, monkeypatch):
+    """say(token_ids) has the model say these, whatever it reads; None stands for logits that are not finite."""
+
+    def replace(token_ids):
+        compute, script = tiny_engine.executor.execute, iter(token_ids)
+
+        def run(plan):
+            result = compute(plan)
+            return StepResult([SampledToken(next(script)) for _ in result.sampled], result.prompt_logprobs)
+
+        monkeypatch.setattr(tiny_engine.executor, "execute", run)
+
+    return replace

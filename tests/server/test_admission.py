@@ -1,31 +1,11 @@
-"""A full queue refuses before any work is done, says when to come back, and gets everything back."""
+"""A full queue refuses, says when to come back, and gets everything back."""
 
-from __future__ import annotations
-
-import asyncio
 import contextlib
-import dataclasses
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from engine.errors import OverloadedError
 from server.admission import Admission, estimate_tokens
-from server.config import ServerConfig
-from tests.server.conftest import CHAT, COMPLETIONS, check_error, text_of
-
-if TYPE_CHECKING:
-    from tests.server.conftest import Api
-
-LONG = {"prompt": "abc", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
-
-
-def bound(api: Api, max_requests: int = 100, max_tokens: int = 100_000, **config: Any) -> Admission:
-    """Give a running API new bounds; its admission."""
-    admission = Admission(max_requests, max_tokens)
-    state = dataclasses.replace(api.app.state.server, admission=admission, config=ServerConfig(**config))
-    api.app.state.server = state
-    return admission
 
 
 def test_requests_and_tokens_are_bounded_and_an_empty_queue_takes_any():
@@ -43,7 +23,7 @@ def test_requests_and_tokens_are_bounded_and_an_empty_queue_takes_any():
     for ticket in tickets:
         ticket.close()
         ticket.close()
-    assert (admission.num_requests, admission.num_tokens) == (0, 0)
+    assert (admission.num_prompts, admission.num_tokens) == (0, 0)
 
 
 def test_a_key_of_which_nothing_waits_gets_in_beside_one_that_fills_the_queue():
@@ -59,7 +39,7 @@ def test_a_key_of_which_nothing_waits_gets_in_beside_one_that_fills_the_queue():
     admission.admit(1, 10, b"third").close()
     for ticket in (*flood, polite):
         ticket.close()
-    assert not admission.num_requests_of
+    assert not admission.num_prompts_of
 
 
 def test_idle_time_is_not_taken_for_a_slow_queue():
@@ -84,28 +64,19 @@ def test_what_has_started_waits_no_longer():
     left = []
     for _ in range(3):
         ticket.start()
-        left.append((admission.num_requests, admission.num_tokens))
+        left.append((admission.num_prompts, admission.num_tokens))
     assert left == [(2, 20), (1, 10), (0, 0)]
     ticket.start()
     ticket.close()
-    assert (admission.num_requests, admission.num_tokens) == (0, 0)
+    assert (admission.num_prompts, admission.num_tokens) == (0, 0)
 
 
-def test_a_ticket_is_closed_by_its_with_statement_unless_it_was_kept():
+def test_a_ticket_is_closed_by_its_with_statement():
     admission = Admission(10, 100)
-    with admission.admit(1, 1):
-        pass
-    assert admission.num_requests == 0
-    with contextlib.suppress(ZeroDivisionError), admission.admit(1, 1) as ticket:
-        ticket.keep()
+    with contextlib.suppress(ZeroDivisionError), admission.admit(1, 1):
+        assert admission.num_prompts == 1
         raise ZeroDivisionError
-    assert admission.num_requests == 0
-    with admission.admit(1, 1) as ticket:
-        kept = ticket.keep()
-    assert admission.num_requests == 1
-    with kept:
-        pass
-    assert admission.num_requests == 0
+    assert (admission.num_prompts, admission.num_tokens) == (0, 0)
 
 
 def test_retry_after_is_what_the_queue_takes_at_the_rate_of_its_starts():
@@ -126,90 +97,3 @@ def test_retry_after_is_what_the_queue_takes_at_the_rate_of_its_starts():
 def test_tokens_are_estimated_from_letters_and_counted_from_ids():
     assert estimate_tokens([1, 2, 3]) == 3
     assert 1 <= estimate_tokens("") <= estimate_tokens("a" * 400) <= 400
-
-
-@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
-async def test_a_full_queue_answers_429_and_when_to_come_back(
-    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    admission = bound(api, max_requests=1)
-    with admission.admit(1, 1):
-        monkeypatch.setattr(type(api.tokenizer), "encode", None)  # no work is done on what is refused
-        body = {"prompt": "hi"} if path == COMPLETIONS else {"messages": [{"role": "user", "content": "hi"}]}
-        response = await api.post(path, **body)
-        check_error(response, 429, type="rate_limit_error", code="rate_limit_exceeded")
-        assert 1 <= int(response.headers["retry-after"]) <= 60
-        monkeypatch.undo()
-    assert (await api.complete("hi", max_tokens=1))["choices"]
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        (COMPLETIONS, {"prompt": "hi", "max_tokens": 10**6}),
-        (COMPLETIONS, {"prompt": [1] * 5000}),
-        (COMPLETIONS, {"prompt": [10**8]}),
-        (COMPLETIONS, {"prompt": "x" * 1_000_000}),
-        (CHAT, {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10**6}),
-    ],
-)
-async def test_what_can_never_fit_is_refused_as_such_while_the_queue_is_full(api: Api, path: str, body: Any) -> None:
-    with bound(api, max_requests=1).admit(1, 1):
-        check_error(await api.post(path, **body), 400)
-
-
-async def test_started_requests_make_room_and_every_exit_gives_back(api: Api) -> None:
-    admission = bound(api, max_requests=4)
-    running = [asyncio.create_task(api.stream(COMPLETIONS, **LONG)) for _ in range(2)]
-
-    async def both_run() -> bool:
-        return await api.metric("requests_running") == 2 and admission.num_requests == 0
-
-    await api.until(both_run)
-    assert (await api.post(COMPLETIONS, prompt="x" * 100_000)).status_code == 400
-    assert (await api.post(COMPLETIONS, prompt="x", max_tokens=10**6)).status_code == 400
-    assert admission.num_requests == 0
-    assert len(await api.stream(COMPLETIONS, prompt=["a", "b"], max_tokens=2)) > 0
-    assert admission.num_requests == 0
-    for task in running:
-        assert text_of(await task)
-    assert (admission.num_requests, admission.num_tokens) == (0, 0)
-
-
-async def test_many_more_than_fit_are_answered_or_refused_and_nothing_is_left(api: Api) -> None:
-    admission = bound(api, max_requests=8)
-    responses = await asyncio.gather(*(api.post(COMPLETIONS, prompt="hi", max_tokens=20) for _ in range(120)))
-    statuses = [response.status_code for response in responses]
-    assert set(statuses) == {200, 429}
-    assert statuses.count(200) >= 8
-    assert (admission.num_requests, admission.num_tokens) == (0, 0)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("by", ["request", "server"])
-async def test_a_request_past_its_time_is_ended(api: Api, by: str, *, stream: bool) -> None:
-    bound(api, **({"request_timeout": 0.05} if by == "server" else {}))
-    body = {**LONG, "max_tokens": 500} | ({"timeout": 0.05} if by == "request" else {})
-    response = await api.post(COMPLETIONS, stream=stream, **body)
-    if stream:
-        assert '"code":"request_timeout"' in response.text
-        assert response.text.endswith("data: [DONE]\n\n")
-    else:
-        check_error(response, 408, type="timeout_error", code="request_timeout")
-    await api.until_idle()
-
-
-async def test_a_request_that_waits_too_long_is_refused(api: Api) -> None:
-    running = [asyncio.create_task(api.stream(COMPLETIONS, **{**LONG, "max_tokens": 450})) for _ in range(16)]
-
-    async def full() -> bool:
-        return await api.metric("requests_running") == 16
-
-    await api.until(full)
-    bound(api, queue_timeout=0.05)  # only now: on a busy machine the others may wait longer
-    response = await api.post(COMPLETIONS, prompt="late", max_tokens=1)
-    check_error(response, 429, code="rate_limit_exceeded")
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    await api.until_idle()

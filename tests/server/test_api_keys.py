@@ -1,24 +1,10 @@
-"""API keys: who is let in, and whose share a request counts against."""
+"""API keys: which requests are let in, and which tenant a request counts for."""
 
-from __future__ import annotations
-
-import contextlib
-from typing import TYPE_CHECKING
-
-import httpx
 import pytest
 
 from engine.errors import ConfigError
 from server.api_keys import ApiKeys
-from server.app import create_app
-from server.engine_client import InProcessEngine
-from tests.server.conftest import COMPLETIONS, check_error, running
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from engine.engine import Engine
-    from server.tokenizer import Tokenizer
+from tests.server.conftest import COMPLETIONS, check_error
 
 KEY = "sk-ünïcode-1"
 
@@ -50,52 +36,33 @@ def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
         ApiKeys.load(None, str(tmp_path / "absent"))
 
 
-@contextlib.asynccontextmanager
-async def guarded(engine: Engine, tokenizer: Tokenizer, folder: Path):
-    client = InProcessEngine(engine)
-    app = create_app(client, tokenizer, "tiny", folder, keys=ApiKeys({KEY: 1.0}))
-    transport = httpx.ASGITransport(app)
-    async with running(client), httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        yield http
-
-
 @pytest.mark.parametrize(
     "header", [None, b"", b"Bearer", b"Bearer ", b"Bearer sk-wrong", b"Bearer \xff\xfe", b"Basic x"]
 )
-async def test_no_route_but_the_public_ones_answers_without_a_key(tiny_engine, tiny_tokenizer, tiny_llama, header):
+async def test_no_route_but_the_public_ones_answers_without_a_key(serve, header):
+    http = (await serve(keys=ApiKeys({KEY: 1.0}))).http
     headers = {} if header is None else {"Authorization": header}
-    async with guarded(tiny_engine, tiny_tokenizer, tiny_llama) as http:
-        for path in ("/health", "/metrics"):
-            assert (await http.get(path, headers=headers)).status_code == 200
-        for path in (
-            "/v1/models",
-            "/v1/models/tiny",
-            "/docs",
-            "/openapi.json",
-            "/nothing",
-            "//health",
-            "/health/",
-            "/",
-        ):
-            response = await http.get(path, headers=headers)
-            check_error(response, 401, type="authentication_error", code="invalid_api_key")
-        response = await http.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)
-        check_error(response, 401, code="invalid_api_key")
+    for url in ("/health", "/metrics"):
+        assert (await http.get(url, headers=headers)).status_code == 200
+    for url in ("/v1/models", "/v1/models/tiny", "/docs", "/openapi.json", "/nothing", "//health", "/health/", "/"):
+        response = await http.get(url, headers=headers)
+        check_error(response, 401, type="authentication_error", code="invalid_api_key")
+    response = await http.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)
+    check_error(response, 401, code="invalid_api_key")
 
 
-async def test_the_key_lets_in(tiny_engine, tiny_tokenizer, tiny_llama):
-    headers = {"Authorization": f"Bearer {KEY}".encode()}
-    async with guarded(tiny_engine, tiny_tokenizer, tiny_llama) as http:
-        response = await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=headers)
-        assert response.status_code == 200
-        both = [("Authorization", headers["Authorization"])] * 2
-        assert (await http.get("/v1/models", headers=both)).status_code == 401
+async def test_the_key_lets_in(serve):
+    http = (await serve(keys=ApiKeys({KEY: 1.0}))).http
+    header = ("Authorization", f"Bearer {KEY}".encode())
+    response = await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=[header])
+    assert response.status_code == 200
+    assert (await http.get("/v1/models", headers=[header] * 2)).status_code == 401
 
 
 async def test_a_prefix_is_not_shared_between_keys(api):
     """The time that a cached prefix saves would tell one tenant what another has sent."""
 
-    async def cached(key: str) -> int:
+    async def cached(key):
         body = {"prompt": "p" * 64, "max_tokens": 1}
         response = await api.http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {key}"})
         return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]

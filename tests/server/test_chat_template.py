@@ -1,19 +1,17 @@
 """Chat templates come with models and are not trusted: what they can say, and what they cannot reach."""
 
-from __future__ import annotations
-
 import re
-from typing import Any
 
 import pytest
 
-from engine.errors import ModelError, RequestError
-from server.chat_template import ChatTemplate
+from engine.errors import ConfigError, ModelError, RequestError
+from server.chat_template import ChatTemplate, named_template
+from server.reasoning import starts_inside
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 
 
-def render(source: str, messages: list[dict[str, Any]] = MESSAGES, **kwargs: Any) -> str:
+def render(source, messages=MESSAGES, **kwargs):
     template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
     return template.render(messages, add_generation_prompt=True, **kwargs)
 
@@ -35,7 +33,7 @@ def render(source: str, messages: list[dict[str, Any]] = MESSAGES, **kwargs: Any
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )
-def test_hostile_templates_are_refused(source: str) -> None:
+def test_hostile_templates_are_refused(source):
     with pytest.raises(RequestError, match="The model's chat template refuses these messages") as caught:
         render(source)
     assert caught.value.param == "messages"
@@ -51,54 +49,107 @@ def test_hostile_templates_are_refused(source: str) -> None:
         "{{ cycler.__init__ }}",
     ],
 )
-def test_private_attributes_are_as_good_as_absent(source: str) -> None:
+def test_private_attributes_are_as_good_as_absent(source):
     assert render(source) == ""
 
 
-def test_messages_are_not_changed_by_a_template() -> None:
+def test_messages_are_not_changed_by_a_template():
     messages = [{"role": "user", "content": "hi"}]
     with pytest.raises(RequestError):
         render("{% set _ = messages.pop() %}", messages)
     assert messages == [{"role": "user", "content": "hi"}]
 
 
-def test_raise_exception_refuses_the_request_with_its_message() -> None:
+def test_raise_exception_refuses_the_request_with_its_message():
     with pytest.raises(RequestError, match="roles must alternate") as caught:
         render("{{ raise_exception('roles must alternate') }}")
     assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ a", "{% break %}", "{{ x | no_such_filter }}"])
-def test_a_template_that_is_not_jinja_is_a_model_error(source: str) -> None:
+def test_a_template_that_is_not_jinja_is_a_model_error(source):
     with pytest.raises(ModelError, match="chat template is not valid"):
         ChatTemplate(source, {})
 
 
-def test_tojson_keeps_unicode_and_html_as_they_are() -> None:
+def test_tojson_keeps_unicode_and_html_as_they_are():
     assert render("{{ x | tojson }}", x={"é": "<b>&'"}) == '{"é": "<b>&\'"}'
     assert render("{{ x | tojson(indent=1) }}", x=[1]) == "[\n 1\n]"
 
 
-def test_text_is_not_escaped() -> None:
+def test_text_is_not_escaped():
     assert render("{{ messages[0].content }}", [{"role": "user", "content": "<b>&amp;"}]) == "<b>&amp;"
 
 
-def test_break_and_continue_work() -> None:
+def test_break_and_continue_work():
     skip_users = "{% if m.role == 'user' %}{% continue %}{% endif %}"
     source = "{% for m in messages %}" + skip_users + "{{ m.content }}{% break %}{% endfor %}"
     assert render(source, MESSAGES * 2) == "ho"
 
 
-def test_block_lines_leave_no_white_space() -> None:
+def test_block_lines_leave_no_white_space():
     assert render(
         "{% for m in messages %}\n    {%- if m %}\n  {% set a = 1 %}\n{{ m.role }}\n    {% endif %}\n{% endfor %}"
     ) == ("user\nassistant\n")
 
 
-def test_special_tokens_the_generation_prompt_and_variables_are_there() -> None:
+def test_special_tokens_the_generation_prompt_and_variables_are_there():
     source = "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ enable_thinking }}{{ missing is defined }}"
     assert render(source, enable_thinking=False) == "<s></s>TrueFalseFalse"
 
 
-def test_strftime_now_gives_the_date() -> None:
+def test_strftime_now_gives_the_date():
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", render("{{ strftime_now('%Y-%m-%d') }}"))
+
+
+USER, ASSISTANT, BOS, EOS = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<bos>", "<eos>"
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "<think>\neasy\n</think>\n\nTwo."},
+    {"role": "user", "content": "And 2+2?"},
+]
+
+
+def render_named(name, messages=TALK, *, add_generation_prompt=True, **variables):
+    template = ChatTemplate(named_template(name), {"bos_token": BOS, "eos_token": EOS})
+    return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+
+
+def test_v2():
+    talk = [*TALK[:2], {"role": "assistant", "content": "Two."}, TALK[3]]
+    assert render_named("deepseek-v2", talk) == (
+        f"{BOS}Be brief.\n\nUser: 1+1?\n\nAssistant: Two.{EOS}User: And 2+2?\n\nAssistant:"
+    )
+
+
+def test_v3():
+    talk = [*TALK[:2], {"role": "assistant", "content": "Two."}, TALK[3]]
+    assert render_named("deepseek-v3", talk) == (
+        f"{BOS}Be brief.{USER}1+1?{ASSISTANT}Two.{EOS}{USER}And 2+2?{ASSISTANT}"
+    )
+
+
+def test_r1_history_drops_the_thinking_and_the_answer_begins_in_it():
+    prompt = render_named("deepseek-r1")
+    assert prompt == f"{BOS}Be brief.{USER}1+1?{ASSISTANT}\n\nTwo.{EOS}{USER}And 2+2?{ASSISTANT}<think>\n"
+    assert starts_inside(prompt)
+
+
+def test_v3_1_thinks_when_asked_to():
+    history = f"{BOS}Be brief.{USER}1+1?{ASSISTANT}</think>\n\nTwo.{EOS}{USER}And 2+2?"
+    assert render_named("deepseek-v3.1") == f"{history}{ASSISTANT}</think>"
+    assert render_named("deepseek-v3.1", thinking=True) == f"{history}{ASSISTANT}<think>"
+    assert not starts_inside(render_named("deepseek-v3.1"))
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1"])
+def test_without_a_generation_prompt_the_text_ends_with_the_last_message(name):
+    assert render_named(name, TALK[:2], add_generation_prompt=False).rstrip().endswith("1+1?")
+
+
+def test_a_file_will_do_and_anything_else_is_refused(tmp_path):
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}!", encoding="utf-8")
+    assert render_named(str(tmp_path / "own.jinja")) == "Be brief.!"
+    with pytest.raises(ConfigError, match=r"not one of deepseek-r1, deepseek-v2, deepseek-v3, deepseek-v3\.1"):
+        named_template("deepseek-v9")

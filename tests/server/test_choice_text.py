@@ -1,52 +1,40 @@
 """Stop strings: found wherever they are spread, cut off whole, and nothing of them given out before."""
 
-from __future__ import annotations
-
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 
-from engine.loading.resolve import ModelSource
-from engine.protocol import FinishReason, SequenceOutput, TokenLogprobs
-from server.generation import ChoiceText, Delta, find_stop, stop_prefix_length
-from server.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-EOS_ID = 257
+from engine.protocol import SequenceOutput, TokenLogprobs
+from server.choice_text import ChoiceText, Delta, find_stop, stop_prefix_length
+from tests.server.conftest import EOS_ID
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_llama: Path) -> Tokenizer:
-    """One token a byte."""
-    return Tokenizer.load(ModelSource(tiny_llama, "tiny"))
+@pytest.fixture
+def choice_text(tiny_tokenizer):
+    """choice_text(stop) -> a ChoiceText with these stop strings."""
+    return lambda stop=(), **options: ChoiceText(0, tiny_tokenizer.detokenizer(**options), stop)
 
 
-def outputs(tokenizer: Tokenizer, text: str, tokens_per_step: int = 1) -> Iterable[SequenceOutput]:
-    """What an engine would send whose output is `text`, up to max_tokens."""
-    ids = tokenizer.encode(text)
-    for start in range(0, len(ids), tokens_per_step):
-        end = start + tokens_per_step
-        reason: FinishReason | None = "length" if end >= len(ids) else None
-        yield SequenceOutput("r", 0, ids[start:end], reason)
+@pytest.fixture
+def run(choice_text, ids_of):
+    """run(text, stop) -> the deltas of an output; as in the server, nothing is pushed after a finish_reason."""
 
+    def deltas(text, stop=(), tokens_per_step=1):
+        choice, ids = choice_text(stop), ids_of(text)
+        found = []
+        for start in range(0, len(ids), tokens_per_step):
+            end = start + tokens_per_step
+            output = SequenceOutput("r", 0, ids[start:end], "length" if end >= len(ids) else None)
+            if (delta := choice.push(output)) is not None:
+                found.append(delta)
+                if delta.finish_reason is not None:
+                    break
+        return found
 
-def run(tokenizer: Tokenizer, text: str, stop: tuple[str, ...], tokens_per_step: int = 1) -> list[Delta]:
-    """The deltas up to the end; the caller of ChoiceText stops at a finish_reason, as here."""
-    choice = ChoiceText(0, tokenizer.detokenizer(), stop)
-    deltas: list[Delta] = []
-    for output in outputs(tokenizer, text, tokens_per_step):
-        if (delta := choice.push(output)) is not None:
-            deltas.append(delta)
-            if delta.finish_reason is not None:
-                break
     return deltas
 
 
-def joined(deltas: list[Delta]) -> tuple[str, str | None]:
+def joined(deltas):
     return "".join(delta.text for delta in deltas), deltas[-1].finish_reason
 
 
@@ -70,81 +58,78 @@ def joined(deltas: list[Delta]) -> tuple[str, str | None]:
         ("line\n\nnext", ("\n\n",), "line", "stop"),
     ],
 )
-def test_text_ends_before_the_first_stop_string(
-    tokenizer: Tokenizer, text: str, stop: tuple[str, ...], expected: str, reason: str, tokens_per_step: int
-) -> None:
-    assert joined(run(tokenizer, text, stop, tokens_per_step)) == (expected, reason)
+def test_text_ends_before_the_first_stop_string(run, text, stop, expected, reason, tokens_per_step):
+    assert joined(run(text, stop, tokens_per_step)) == (expected, reason)
 
 
-def test_the_earliest_stop_string_wins_within_one_step(tokenizer: Tokenizer) -> None:
-    assert joined(run(tokenizer, "abcdef", ("ef", "bc"), 100)) == ("a", "stop")
+def test_the_earliest_stop_string_wins_within_one_step(run):
+    assert joined(run("abcdef", ("ef", "bc"), 100)) == ("a", "stop")
 
 
-def test_what_may_begin_a_stop_string_is_held_back_and_no_more(tokenizer: Tokenizer) -> None:
-    texts = [delta.text for delta in run(tokenizer, "a st stop", ("stop",))]
+def test_what_may_begin_a_stop_string_is_held_back_and_no_more(run):
+    texts = [delta.text for delta in run("a st stop", ("stop",))]
     assert texts == ["a", " ", "st ", ""]
 
 
-def test_tokens_that_bring_no_text_come_with_the_next_delta(tokenizer: Tokenizer) -> None:
-    deltas = run(tokenizer, "é漢!", ())
+def test_tokens_that_bring_no_text_come_with_the_next_delta(run):
+    deltas = run("é漢!", ())
     assert [delta.text for delta in deltas] == ["é", "漢", "!"]
     assert [len(delta.token_ids) for delta in deltas] == [2, 3, 1]
 
 
-def test_all_tokens_up_to_the_stop_are_reported(tokenizer: Tokenizer) -> None:
-    deltas = run(tokenizer, "one two", (" t",))
-    assert [i for delta in deltas for i in delta.token_ids] == tokenizer.encode("one t")
+def test_all_tokens_up_to_the_stop_are_reported(run, ids_of):
+    deltas = run("one two", (" t",))
+    assert [i for delta in deltas for i in delta.token_ids] == ids_of("one t")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_part_of_a_stop_string_leaks(tokenizer: Tokenizer, seed: int) -> None:
-    """Against the definition: the whole text up to the earliest occurrence of any stop string."""
+def test_text_is_cut_as_soon_as_any_stop_string_is_complete(run, seed):
+    """By definition: in the shortest beginning of the text that has a stop string, before the earliest of them."""
     rng = random.Random(seed)
     text = "".join(rng.choices("ab漢", k=60))
     stop = tuple("".join(rng.choices("ab漢", k=rng.randint(1, 6))) for _ in range(rng.randint(1, 4)))
-    starts = [text.find(s) for s in stop if s in text]
-    # Of several, the one that is complete first ends the text; the earliest start counts among those complete by then.
-    complete = min((text.find(s) + len(s) for s in stop if s in text), default=None)
-    deltas = run(tokenizer, text, stop, 1)
-    if complete is None:
-        assert joined(deltas) == (text, "length")
-        return
-    end = min(text[:complete].find(s) for s in stop if s in text[:complete])
-    assert joined(deltas) == (text[:end], "stop")
-    assert end >= min(starts)
-    assert all(not delta.text for delta in deltas if delta.finish_reason == "stop" and end == 0)
+    beginnings = [text[:end] for end in range(len(text) + 1)]
+    found = next((b for b in beginnings if any(s in b for s in stop)), None)
+    expected = (text, "length") if found is None else (found[: min(found.find(s) for s in stop if s in found)], "stop")
+    assert joined(run(text, stop)) == expected
 
 
-def test_a_token_that_ends_the_sequence_is_reported_but_not_part_of_the_text(tokenizer: Tokenizer) -> None:
-    choice = ChoiceText(0, tokenizer.detokenizer(skip_special_tokens=False), ())
-    [a] = tokenizer.encode("a")
-    assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a])
+def test_pieces_join(run):
+    first, *rest = run("é漢 stop", ("stop",))
+    assert [first.is_first, *(delta.is_first for delta in rest)] == [True] + [False] * len(rest)
+    for delta in rest:
+        first.extend(delta)
+    assert [first] == run("é漢 stop", ("stop",), 100)
+
+
+def test_a_token_that_ends_the_sequence_is_reported_but_not_part_of_the_text(choice_text, ids_of):
+    choice = choice_text(skip_special_tokens=False)
+    [a] = ids_of("a")
+    assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a], is_first=True)
     assert choice.push(SequenceOutput("r", 0, [EOS_ID], "stop", EOS_ID)) == Delta(0, "", [EOS_ID], finish_reason="stop")
 
 
-def test_an_end_in_the_middle_of_a_character_gives_out_a_replacement(tokenizer: Tokenizer) -> None:
-    choice = ChoiceText(0, tokenizer.detokenizer(), ())
-    first, second, _ = tokenizer.encode("漢")
+def test_an_end_in_the_middle_of_a_character_gives_out_a_replacement(choice_text, ids_of):
+    choice = choice_text()
+    first, second, _ = ids_of("漢")
     assert choice.push(SequenceOutput("r", 0, [first])) is None
     delta = choice.push(SequenceOutput("r", 0, [second], "length"))
-    assert delta == Delta(0, "\N{REPLACEMENT CHARACTER}", [first, second], finish_reason="length")
+    assert delta == Delta(0, "\N{REPLACEMENT CHARACTER}", [first, second], finish_reason="length", is_first=True)
 
 
-def test_a_stop_string_found_only_in_the_flushed_text_still_ends_it(tokenizer: Tokenizer) -> None:
-    choice = ChoiceText(0, tokenizer.detokenizer(), ("\N{REPLACEMENT CHARACTER}",))
-    [a], [first, *_] = tokenizer.encode("a"), tokenizer.encode("漢")
-    assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a])
+def test_a_stop_string_found_only_in_the_flushed_text_still_ends_it(choice_text, ids_of):
+    choice = choice_text(("\N{REPLACEMENT CHARACTER}",))
+    [a], [first, *_] = ids_of("a"), ids_of("漢")
+    assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a], is_first=True)
     assert choice.push(SequenceOutput("r", 0, [first], "length")) == Delta(0, "", [first], finish_reason="stop")
 
 
-def test_logprob_reports_carry_the_tokens_places_in_the_text(tokenizer: Tokenizer) -> None:
-    choice = ChoiceText(0, tokenizer.detokenizer(), ())
+def test_logprob_reports_carry_the_tokens_places_in_the_text(choice_text, ids_of):
+    choice = choice_text()
     offsets = []
-    for token_id in tokenizer.encode("a漢b"):
-        if (
-            delta := choice.push(SequenceOutput("r", 0, [token_id], logprobs=[TokenLogprobs(-1.0, [], [])]))
-        ) is not None:
-            offsets += [report.text_offset for report in delta.reports]
+    for token_id in ids_of("a漢b"):
+        delta = choice.push(SequenceOutput("r", 0, [token_id], logprobs=[TokenLogprobs(-1.0, [], [])]))
+        offsets += [report.text_offset for report in delta.reports] if delta else []
     assert offsets == [0, 1, 1, 1, 2]
 
 
@@ -159,6 +144,6 @@ def test_logprob_reports_carry_the_tokens_places_in_the_text(tokenizer: Tokenize
         ("", ("a",), 0),
     ],
 )
-def test_the_longest_possible_beginning_is_held(text: str, stop: tuple[str, ...], length: int) -> None:
+def test_the_longest_possible_beginning_is_held(text, stop, length):
     assert stop_prefix_length(text, stop) == length
     assert find_stop(text, stop) is None

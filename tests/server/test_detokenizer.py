@@ -1,9 +1,6 @@
 """Streamed pieces must join to what the tokenizer itself makes of all the ids at once."""
 
-from __future__ import annotations
-
 import random
-from typing import TYPE_CHECKING
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
@@ -12,74 +9,65 @@ from engine.loading.resolve import ModelSource
 from server.detokenizer import ByteLevelDetokenizer, TokenBytes, WindowDetokenizer, is_byte_level
 from server.tokenizer import Tokenizer as ServerTokenizer
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from server.detokenizer import Detokenizer
-
 TEXT = "naïve 漢字 👩‍🚀 e\u0301 \U0001f1eb\U0001f1f7 ok"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's stand-in for a space
 
 
-def stream(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
+def stream(detokenizer, ids):
     """Every piece; the last is what `flush` gives."""
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
-@pytest.fixture(scope="module")
-def byte_tokenizer(tiny_llama: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(tiny_llama / "tokenizer.json"))
+def byte_level(tokenizer, *, skip_special=True):
+    return ByteLevelDetokenizer(TokenBytes(tokenizer), skip_special=skip_special)
 
 
 @pytest.fixture(scope="module")
-def smollm2_tokenizer(smollm2: Path) -> Tokenizer:
+def smollm2_tokenizer(smollm2):
     return ServerTokenizer.load(ModelSource(smollm2, "smollm2"))._tokenizer
 
 
 @pytest.mark.parametrize("skip_special", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_random_bytes_join_to_the_full_decode(byte_tokenizer: Tokenizer, seed: int, skip_special: bool) -> None:
-    ids = random.Random(seed).choices(range(byte_tokenizer.get_vocab_size()), k=400)
-    pieces = stream(ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=skip_special), ids)
-    assert "".join(pieces) == byte_tokenizer.decode(ids, skip_special_tokens=skip_special)
+def test_random_bytes_join_to_the_full_decode(reference_tokenizer, seed, skip_special):
+    ids = random.Random(seed).choices(range(reference_tokenizer.get_vocab_size()), k=400)
+    pieces = stream(byte_level(reference_tokenizer, skip_special=skip_special), ids)
+    assert "".join(pieces) == reference_tokenizer.decode(ids, skip_special_tokens=skip_special)
     assert ("<|eos|>" in "".join(pieces)) == (not skip_special and 257 in ids)
 
 
 @pytest.mark.smollm2
 @pytest.mark.parametrize("skip_special", [True, False])
 @pytest.mark.parametrize("seed", range(8))
-def test_random_tokens_of_a_real_vocabulary_join_to_the_full_decode(
-    smollm2_tokenizer: Tokenizer, seed: int, skip_special: bool
-) -> None:
+def test_random_tokens_of_a_real_vocabulary_join_to_the_full_decode(smollm2_tokenizer, seed, skip_special):
     rng = random.Random(seed)
     ids = [
         rng.randrange(smollm2_tokenizer.get_vocab_size()) if rng.random() < 0.9 else rng.randrange(20)
         for _ in range(400)
     ]
-    pieces = stream(ByteLevelDetokenizer(TokenBytes(smollm2_tokenizer), skip_special=skip_special), ids)
+    pieces = stream(byte_level(smollm2_tokenizer, skip_special=skip_special), ids)
     assert "".join(pieces) == smollm2_tokenizer.decode(ids, skip_special_tokens=skip_special)
 
 
-def test_a_character_comes_out_whole_with_its_last_byte(byte_tokenizer: Tokenizer) -> None:
-    ids = byte_tokenizer.encode("a漢b").ids
+def test_a_character_comes_out_whole_with_its_last_byte(reference_tokenizer):
+    ids = reference_tokenizer.encode("a漢b").ids
     assert len(ids) == 5
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=True)
-    assert stream(detokenizer, ids) == ["a", "", "", "漢", "b", ""]
+    assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "漢", "b", ""]
 
 
-def test_a_cut_character_becomes_one_replacement_at_the_end(byte_tokenizer: Tokenizer) -> None:
-    ids = byte_tokenizer.encode("a漢").ids[:-1]
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=True)
-    assert stream(detokenizer, ids) == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]
+def test_a_cut_character_becomes_one_replacement_at_the_end(reference_tokenizer):
+    ids = reference_tokenizer.encode("a漢").ids[:-1]
+    assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]
 
 
-def test_ids_beyond_the_vocabulary_have_no_text(byte_tokenizer: Tokenizer) -> None:
-    detokenizer = ByteLevelDetokenizer(TokenBytes(byte_tokenizer), skip_special=False)
-    assert stream(detokenizer, [5000, *byte_tokenizer.encode("x").ids]) == ["", "x", ""]
+def test_ids_beyond_the_vocabulary_have_no_text(reference_tokenizer):
+    assert stream(
+        byte_level(reference_tokenizer, skip_special=False), [5000, *reference_tokenizer.encode("x").ids]
+    ) == ["", "x", ""]
 
 
 @pytest.fixture(scope="module")
-def sentencepiece() -> Tokenizer:
+def sentencepiece():
     """Built like Llama 2's: spaces as a letter, bytes for what the vocabulary lacks, the first space stripped."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     letters = [SPACE, *"abcdefghijklmnopqrstuvwxyz", "é"]
@@ -94,7 +82,7 @@ def sentencepiece() -> Tokenizer:
     return tokenizer
 
 
-def test_sentencepiece_texts_join_to_themselves(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_texts_join_to_themselves(sentencepiece):
     assert not is_byte_level(sentencepiece)
     for text in (
         TEXT,
@@ -112,7 +100,7 @@ def test_sentencepiece_texts_join_to_themselves(sentencepiece: Tokenizer) -> Non
 
 @pytest.mark.parametrize("skip_special", [True, False])
 @pytest.mark.parametrize("seed", range(12))
-def test_sentencepiece_tokens_join_to_the_full_decode(sentencepiece: Tokenizer, seed: int, skip_special: bool) -> None:
+def test_sentencepiece_tokens_join_to_the_full_decode(sentencepiece, seed, skip_special):
     """Words, special tokens, whole characters in bytes and stray bytes, each run of bytes between other tokens.
 
     (Within one run of bytes, this kind of decoder replaces even whole characters once a broken one follows. A stream
@@ -120,7 +108,7 @@ def test_sentencepiece_tokens_join_to_the_full_decode(sentencepiece: Tokenizer, 
     """
     rng = random.Random(seed)
     whole = [[3 + byte for byte in char.encode()] for char in "漢👩ß"]
-    ids: list[int] = []
+    ids = []
     for _ in range(60):
         ids += rng.choice([*whole, [3 + 0xFF], [3 + 0xE6, 3 + 0xBC]])
         ids += rng.choices(range(259, sentencepiece.get_vocab_size()), k=rng.randint(1, 3))
@@ -130,13 +118,13 @@ def test_sentencepiece_tokens_join_to_the_full_decode(sentencepiece: Tokenizer, 
     assert "".join(pieces) == sentencepiece.decode(ids, skip_special_tokens=skip_special)
 
 
-def test_sentencepiece_holds_back_a_character_until_it_is_whole(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_holds_back_a_character_until_it_is_whole(sentencepiece):
     pieces = stream(WindowDetokenizer(sentencepiece, skip_special=True), sentencepiece.encode("ok漢 the").ids)
     assert "漢" in pieces
     assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces)
 
 
-def test_sentencepiece_gives_out_a_cut_character_at_the_end(sentencepiece: Tokenizer) -> None:
+def test_sentencepiece_gives_out_a_cut_character_at_the_end(sentencepiece):
     ids = sentencepiece.encode("ok漢").ids[:-1]
     pieces = stream(WindowDetokenizer(sentencepiece, skip_special=True), ids)
     assert "".join(pieces) == sentencepiece.decode(ids)

@@ -24,14 +24,14 @@ def llm(tiny_llama: Path) -> LLM:
     return LLM(str(tiny_llama), dtype="float32", device="cpu", threads=1, num_kv_blocks=256)
 
 
-def test_a_text_and_its_ids_give_the_reference_models_tokens(llm: LLM, tiny_llama: Path) -> None:
-    ids = llm.tokenizer.encode("Hello")
+def test_a_text_and_its_ids_give_the_reference_models_tokens(llm, tiny_llama, ids_of, reference_tokenizer):
+    ids = ids_of("Hello")
     expected = tiny.greedy(tiny.reference(tiny_llama), ids, 20)
     for prompts in ("Hello", ["Hello"], [ids]):
         [completion] = llm.generate(prompts, GREEDY)
         assert completion.prompt_token_ids == ids
         assert completion.token_ids == expected
-        assert completion.text == llm.tokenizer.decode(expected)
+        assert completion.text == reference_tokenizer.decode(expected)
         assert completion.finish_reason == "length"
         assert completion.logprobs == []
 

@@ -1,7 +1,5 @@
 """Metric names, buckets and what they count."""
 
-from __future__ import annotations
-
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,19 +21,19 @@ HISTOGRAMS = [
 class StubClient(EngineClient):
     """Only its stats matter here."""
 
-    async def run(self) -> None:
+    async def run(self):
         raise NotImplementedError
 
-    def _send(self, message: object) -> None:
+    def _send(self, message):
         raise NotImplementedError
 
 
 @pytest.fixture
-def metrics() -> Metrics:
+def metrics():
     return Metrics("tiny", StubClient())
 
 
-def samples(metrics: Metrics) -> dict[str, float]:
+def samples(metrics):
     """Sample name and labels but model_name's -> value."""
     text = generate_latest(metrics.registry).decode()
     return {
@@ -45,7 +43,7 @@ def samples(metrics: Metrics) -> dict[str, float]:
     }
 
 
-def test_every_metric_has_the_prefix_the_model_and_a_help_text(metrics: Metrics) -> None:
+def test_every_metric_has_the_prefix_the_model_and_a_help_text(metrics):
     families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     names = {family.name.removeprefix("deepseek_serve_") for family in families}
     gauges = {"requests_running", "requests_waiting", "kv_cache_usage_ratio"}
@@ -57,7 +55,7 @@ def test_every_metric_has_the_prefix_the_model_and_a_help_text(metrics: Metrics)
 
 
 @pytest.mark.parametrize("name", [name for name in HISTOGRAMS if name.endswith("_seconds")])
-def test_latency_buckets_begin_at_half_a_millisecond(metrics: Metrics, name: str) -> None:
+def test_latency_buckets_begin_at_half_a_millisecond(metrics, name):
     families = {f.name: f for f in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
     buckets = [float(s.labels["le"]) for s in families[f"deepseek_serve_{name}"].samples if s.name.endswith("_bucket")]
     assert buckets[0] == 0.0005
@@ -65,7 +63,7 @@ def test_latency_buckets_begin_at_half_a_millisecond(metrics: Metrics, name: str
     assert buckets == sorted(set(buckets))
 
 
-def test_load_is_the_engines_latest_word(metrics: Metrics) -> None:
+def test_load_is_the_engines_latest_word(metrics):
     assert samples(metrics)["deepseek_serve_kv_cache_usage_ratio"] == 0
     metrics._client.stats = EngineStats(
         num_running=3, num_waiting=2, num_used_blocks=5, num_blocks=20, num_preemptions=7
@@ -77,7 +75,7 @@ def test_load_is_the_engines_latest_word(metrics: Metrics) -> None:
     assert found["deepseek_serve_preemptions_total"] == 7
 
 
-def test_reasons_for_an_end_are_counted_from_zero(metrics: Metrics) -> None:
+def test_reasons_for_an_end_are_counted_from_zero(metrics):
     metrics.count_finished("stop")
     found = samples(metrics)
     counts = {
@@ -87,7 +85,7 @@ def test_reasons_for_an_end_are_counted_from_zero(metrics: Metrics) -> None:
     assert counts == {"stop": 1, "length": 0, "abort": 0, "error": 0}
 
 
-def test_a_requests_times_and_tokens_are_counted(monkeypatch: pytest.MonkeyPatch, metrics: Metrics) -> None:
+def test_a_requests_times_and_tokens_are_counted(monkeypatch, metrics):
     clock = [100.0]
     monkeypatch.setattr("server.metrics.time.monotonic", lambda: clock[0])
     timer = RequestTimer(metrics, 100.0, num_prompt_tokens=5)

@@ -1,0 +1,150 @@
+"""The way of every request that generates text: validate, admit, encode, submit, then stream the answer or join it.
+
+Each API is an `ApiCall` in `server.routes`, which says what its prompts are and what its JSON looks like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+
+from engine.errors import RequestError
+from engine.protocol import SamplingParams, Terms
+from server.generation import Generation
+from server.protocol import GenerationRequest
+from server.streaming import EventStream, run_until_disconnect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Sequence
+
+    from server.choice_text import Delta
+    from server.state import ServerState
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Body = TypeVar("Body", bound=GenerationRequest)
+
+
+class ApiCall(ABC, Generic[Body]):
+    """One request in the words of one API: its prompts, and the JSON of its answer.
+
+    An API whose stream is not one chunk for each delta overrides `chunks`.
+
+    Attributes:
+        id_prefix: how the answer's id begins.
+        kind: the `object` of an answer in one piece; chunk_kind is the `object` of a stream's chunks.
+        add_special_tokens: whether the tokenizer puts BOS in front of a prompt.
+    """
+
+    id_prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    add_special_tokens: ClassVar[bool]
+
+    def __init__(self, server: ServerState, body: Body) -> None:
+        self.server, self.body = server, body
+        self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
+
+    @abstractmethod
+    def validate(self, sampling: SamplingParams) -> None:
+        """Refuse what can be refused before any work is done.
+
+        Raises:
+            RequestError: naming the field at fault and what is valid.
+        """
+
+    @abstractmethod
+    def prompts(self) -> Sequence[str | list[int]]:
+        """Return the prompts, as text or token ids; called once the request is admitted."""
+
+    @abstractmethod
+    def chunk(self, delta: Delta, generation: Generation) -> Json:
+        """Return a stream's chunk for one delta, without usage."""
+
+    @abstractmethod
+    async def whole(self, choices: list[Delta], generation: Generation) -> Json:
+        """Return the answer in one piece."""
+
+    async def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
+        """Yield a stream's chunks: one for each delta, then usage if asked for."""
+        options = self.body.usage_options
+        async with contextlib.aclosing(generation.deltas()) as deltas:
+            async for delta in deltas:
+                chunk = self.chunk(delta, generation)
+                if options.include_usage:
+                    chunk["usage"] = usage(generation) if options.continuous_usage_stats else None
+                yield chunk
+        if options.include_usage:
+            yield {**self.head(self.chunk_kind), "choices": [], "usage": usage(generation)}
+
+    def head(self, kind: str) -> Json:
+        """Return the fields that every answer and every chunk begins with."""
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.server.model_name}
+
+
+async def respond(call: ApiCall[Any], request: Request) -> Response:
+    """Answer a call: validate, admit, encode, submit, then stream or join.
+
+    Raises:
+        DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
+    """
+    server, body = call.server, call.body
+    terms = _terms(request, call)
+    try:
+        server.check_model(body.model)
+        call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
+        with contextlib.ExitStack() as stack:
+            sizes = body.estimate_tokens()
+            ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), terms.tenant))
+            prompts = [
+                await server.encode(prompt, add_special_tokens=call.add_special_tokens)
+                async for prompt in in_turns(call.prompts())
+            ]
+            generation = Generation(server, body, prompts, terms, ticket)
+            if body.stream:
+                return EventStream(call.chunks(generation), stack.pop_all())
+            choices = await run_until_disconnect(request.receive, generation.join())
+    except RequestError as error:
+        error.param = body.param_names.get(error.param, error.param)
+        raise
+    if choices is None:  # the client is gone
+        return Response()
+    return Response(msgspec.json.encode(await call.whole(choices, generation)), media_type="application/json")
+
+
+async def in_turns(items: Iterable[T]) -> AsyncGenerator[T, None]:
+    """Yield items; between two of them other requests run, so that a request of many prompts does not delay them."""
+    for item in items:
+        yield item
+        await asyncio.sleep(0)
+
+
+def usage(generation: Generation) -> Json:
+    """Return OpenAI's `usage` object: the tokens so far."""
+    return {
+        "prompt_tokens": generation.num_prompt_tokens,
+        "completion_tokens": generation.num_output_tokens,
+        "total_tokens": generation.num_prompt_tokens + generation.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+    }
+
+
+def _terms(request: Request, call: ApiCall[Any]) -> Terms:
+    """Return what the batcher schedules a request by, if it arrives now."""
+    arrival_time, caller, config = time.monotonic(), request.scope["caller"], call.server.config
+    limits = [seconds for seconds in (call.body.timeout, config.request_timeout) if seconds is not None]
+    return Terms(
+        arrival_time,
+        call.body.priority,
+        caller.tenant,
+        caller.weight,
+        deadline=arrival_time + min(limits) if limits else None,
+        start_deadline=None if config.queue_timeout is None else arrival_time + config.queue_timeout,
+    )

@@ -1,0 +1,18 @@
+"""/v1/models: the one model that is served."""
+
+from tests.server.conftest import check_error
+
+
+async def test_models_lists_the_one_model_with_id_and_root(api, tiny_llama):
+    listing = (await api.http.get("/v1/models")).json()
+    assert listing["object"] == "list"
+    [model] = listing["data"]
+    assert (model["id"], model["object"], model["root"]) == ("tiny", "model", str(tiny_llama))
+    assert model["max_model_len"] == 512
+    assert isinstance(model["created"], int)
+    assert (await api.http.get("/v1/models/tiny")).json() == model
+
+
+async def test_an_unknown_model_is_not_found(api):
+    for name in ("gpt-4", "tiny/x", "Tiny", "a/b/c"):
+        check_error(await api.http.get(f"/v1/models/{name}"), 404, type="not_found_error", code="model_not_found")
