@@ -4,7 +4,6 @@ import msgspec
 
 from engine.protocol import SamplingParams
 from engine.step import StepPlan, StepResult
-from tests.support.running import generate, load, make_prompt
 from tests.engine.sequences import make_sequence
 from tests.support.running import generate, load, make_prompt
 
