@@ -50,7 +50,7 @@ class MLAPlan:
         return not self.expanded
 
     def assign(self, other: MLAPlan) -> None:
-        """Hold what another capturable plan holds, where captured kernels look for it."""
+        """Copy another capturable plan into the memory that captured kernels read."""
         self.absorbed.assign(other.absorbed)
 
 

@@ -111,7 +111,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Planner:
-    """What a batch needs of a model of which only one layer is there at a time."""
+    """The part of a decoder that ModelBatch needs; only one layer is loaded at a time."""
 
     config: ModelConfig
     ops: Ops
@@ -188,7 +188,7 @@ def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
 
 
 def _plan(prompts: list[list[int]]) -> StepPlan:
-    """All of these prompts at once, each with blocks of its own."""
+    """One step of all these prompts, each with its own blocks."""
     scheduled: list[ScheduledSequence] = []
     first = 0
     for number, prompt in enumerate(prompts):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from tests import tiny
 from tests.server.conftest import COMPLETIONS, EOS_ID, check_usage, text_of
+from tests.support import tiny
 
 GREEDY = {"temperature": 0, "ignore_eos": True}
 
