@@ -1,9 +1,10 @@
 """Compile kernels/*/*.cpp into one extension module for each instruction set.
 
-Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Needs a C++
-compiler, Python's headers and nanobind; imports nothing of the project. Sources pick their paths by what the compiler
-defines (`__AMX_BF16__`, `__AVX512BF16__`, ...). kernels/native/*.cpp and nanobind run before the CPU is known, so they
-are compiled for any CPU and linked first: of an inline function that several objects have, the linker takes the first.
+Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Needs a
+C++ compiler, Python's headers and nanobind; imports nothing of the project. Sources pick their paths by what the
+compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...). kernels/native/*.cpp and nanobind run before the CPU is known,
+so they are compiled for any CPU and linked first: of an inline function that several objects have, the linker takes the
+first.
 """
 
 from __future__ import annotations
