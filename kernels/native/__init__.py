@@ -16,6 +16,8 @@ import torch
 
 from kernels.native.build import ISAS, module_path
 
+__all__ = ["ISA", "ISAS", "library", "load", "obstacle", "set_threads"]
+
 
 @functools.cache
 def load(isa: str) -> ModuleType | None:
