@@ -17,7 +17,9 @@ class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
         build = runpy.run_path(str(Path(self.root) / "kernels" / "native" / "build.py"))["build"]
         modules = build()
         if not modules:
-            self.app.display_warning("no C++ compiler for x86-64 here: the CPU kernels fall back to torch's operators")
+            self.app.display_warning(
+                "no C++ compiler for x86-64, or no Python headers: the CPU kernels fall back to torch's operators"
+            )
             return
         build_data["artifacts"] += [str(path.relative_to(self.root)) for path in modules]
         build_data["pure_python"] = False

@@ -51,6 +51,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"they compute in bfloat16 and float32, and the dtype is {dtype}"
     if ISA is None:
         return (
-            "they are not built for this CPU (they need a C++ compiler when the package is installed: apt install g++)"
+            "they are not built for this CPU (when the package is installed, they need a C++ compiler and Python's "
+            "headers: apt install g++ python3-dev)"
         )
     return None

@@ -1,9 +1,10 @@
-"""Compile kernels/*/*.cpp into one extension module for each instruction set; needs a C++ compiler and nanobind.
+"""Compile kernels/*/*.cpp into one extension module for each instruction set.
 
-Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Imports
-nothing of the project. Sources pick their paths by what the compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...).
-kernels/native/*.cpp and nanobind run before the CPU is known, so they are compiled for any CPU and linked first: of an
-inline function that several objects have, the linker takes the first.
+Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Needs a
+C++ compiler, Python's headers and nanobind; imports nothing of the project. Sources pick their paths by what the
+compiler defines (`__AMX_BF16__`, `__AVX512BF16__`, ...). kernels/native/*.cpp and nanobind run before the CPU is known,
+so they are compiled for any CPU and linked first: of an inline function that several objects have, the linker takes the
+first.
 """
 
 from __future__ import annotations
@@ -42,18 +43,19 @@ def build(isas: list[str] | None = None) -> list[Path]:
         isas: instruction sets to build for; all by default.
 
     Returns:
-        The modules, without those for which the compiler is too old; nothing where there is no compiler.
+        The modules, without those for which the compiler is too old; nothing without a compiler or Python's headers.
 
     Raises:
         subprocess.CalledProcessError: the compiler refused the sources.
     """
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None or os.uname().machine != "x86_64":
+    python_headers = Path(sysconfig.get_path("include"))
+    if compiler is None or os.uname().machine != "x86_64" or not (python_headers / "Python.h").exists():
         return []
     import nanobind  # which an installed package does without
 
     library = Path(nanobind.source_dir())
-    includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), sysconfig.get_path("include")]
+    includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), python_headers]
     command = [compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
     portable = [*command, "-O2", "-fno-strict-aliasing"]
     module = HERE / "module.cpp"
@@ -116,5 +118,6 @@ def _write_stub(modules: list[Path]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.write(
-        "".join(f"{path}\n" for path in build(sys.argv[1:])) or "no C++ compiler for this machine; nothing was built\n"
+        "".join(f"{path}\n" for path in build(sys.argv[1:]))
+        or "no C++ compiler or no Python headers here; nothing was built\n"
     )
