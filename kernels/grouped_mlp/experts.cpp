@@ -1,20 +1,18 @@
 // The routed experts, all of a layer in one call. Contract: kernels/grouped_mlp/__init__.py.
 //
-//     gather    each pair of token and expert becomes a row, sorted by expert (uint8 weights: made uint8, once a token)
-//     gate, up  a panel of each at a time, so that silu(gate) * up follows at once
+//     gather    each pair of token and expert becomes a row, sorted by expert (uint8 weights: made uint8)
+//     up        a panel of gate and one of up at a time, so that silu(gate) * up follows at once
 //     down      weighted by the router
 //     combine   each token's K rows summed, in fp32
 //
-// Without a router, tokens are rows: bf16 is read where it lies, and results go straight to where they belong.
-//
-// Work is shared out by panels of experts that have rows; an expert without rows costs nothing, and each panel is read
-// once for every 32 rows of its expert.
+// Without a router, tokens are rows: bf16 is read where it lies, and results go straight to where they belong. Work is
+// shared out by pairs of panels of those experts that have rows.
 #include "../native/binding.h"
-#include "../native/gemm.h"
 #include "../native/packed.h"
+#include "../native/panel_pairs.h"
+#include "../native/quantize.h"
 #include "../silu_mul/silu.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace {
@@ -24,8 +22,8 @@ using namespace native;
 // An expert's weights; null if it is of another kind. Interleaved in gate_up: a panel of gate, a panel of up.
 template <typename A>
 struct Expert {
-    const typename Operands<A>::Weight* gate_up;  // [2 * round_up(F, 16), H]
-    const typename Operands<A>::Weight* down;     // [H, F]
+    const Weight<A>* gate_up;  // [2 * round_up(F, 16), H]
+    const Weight<A>* down;     // [H, F]
     // uint8 only, with memory for whole panels:
     const float *gate_up_scales, *down_scales;
     const int32_t *gate_up_totals, *down_totals;
@@ -38,10 +36,11 @@ struct Sizes {
 
 // Rows sorted by expert, each expert's beginning at a multiple of 16.
 struct Rows {
-    std::vector<int64_t> first, count;  // of each expert
-    std::vector<int64_t> of_pair;       // [T * K]: the row, or -1 for an expert of another kind
-    std::vector<int64_t> token;         // of each row, -1 for those that only fill up
-    std::vector<float> weight;          // the router's
+    std::vector<int64_t> first, count;      // of each expert
+    std::vector<int64_t> active;            // experts that have rows
+    std::vector<int64_t> of_pair;           // [T * K]: the row, or -1 for an expert of another kind
+    std::vector<int64_t> token, of_expert;  // of each row; token is -1 for those that only fill up
+    std::vector<float> weight;              // the router's
     int64_t total;
 };
 
@@ -51,28 +50,137 @@ void sort_rows(Rows& rows, const Sizes& sizes, const Expert<A>* experts, const i
     const int64_t num_pairs = sizes.num_tokens * sizes.top_k;
     rows.count.assign(sizes.num_experts, 0);
     rows.first.resize(sizes.num_experts);
+    rows.active.clear();
     const auto expert_of = [&](int64_t p) { return ids ? ids[p] : 0; };
     for (int64_t p = 0; p < num_pairs; ++p)
         if (experts[expert_of(p)].gate_up) ++rows.count[expert_of(p)];
     rows.total = 0;
     for (int64_t e = 0; e < sizes.num_experts; ++e) {
         rows.first[e] = rows.total;
-        rows.total += round_up(rows.count[e], 16);
+        rows.total += round_up(rows.count[e], ROWS);
+        if (rows.count[e]) rows.active.push_back(e);
     }
     rows.of_pair.resize(num_pairs);
     rows.token.assign(rows.total, -1);
-    rows.weight.assign(rows.total, 0);
+    rows.of_expert.resize(rows.total);
+    rows.weight.resize(rows.total);
     std::vector<int64_t> next = rows.first;
     for (int64_t p = 0; p < num_pairs; ++p) {
         const int64_t expert = expert_of(p), row = experts[expert].gate_up ? next[expert]++ : -1;
         rows.of_pair[p] = row;
-        if (row >= 0) rows.token[row] = p / sizes.top_k, rows.weight[row] = weights ? weights[p] : 1;
+        if (row < 0) continue;
+        rows.token[row] = p / sizes.top_k;
+        rows.of_expert[row] = expert;
+        rows.weight[row] = weights ? weights[p] : 1;
     }
 }
 
-// One panel's share of an expert, or a pair of panels' of its down projection.
-struct Item {
-    int32_t expert, panel;
+// One call's experts, and its rows on their way through them.
+template <typename T, typename A>
+struct Pass {
+    static constexpr bool IS_INT8 = sizeof(A) == 1;
+    typedef std::conditional_t<IS_INT8, float, A> Activated;
+
+    const Expert<A>* experts;
+    const Rows& rows;
+    const int64_t H, F;
+    Matrix<const A> in;           // [rows, H]
+    Matrix<Activated> activated;  // [rows, F]: silu(gate) * up
+    Matrix<A> inner;              // [rows, F]: the same, made uint8
+    Grid *in_grids, *inner_grids;
+
+    // f(row) of the rows that have a token.
+    template <typename F>
+    void each_row(const F& f) const {
+        parallel_spans(rows.total, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t row = begin; row < end; ++row)
+                if (rows.token[row] >= 0) f(row);
+        });
+    }
+
+    void gather(const T* x, A* gathered) const {
+        each_row([&](int64_t row) {
+            const T* from = x + rows.token[row] * H;
+            if constexpr (IS_INT8) {
+                in_grids[row] =
+                    quantize_row(from, H, in.stride, gathered + row * in.stride, experts[rows.of_expert[row]].in);
+            } else {
+                if (gathered) {
+                    std::memcpy(gathered + row * in.stride, from, H * sizeof(A));
+                    std::memset(gathered + row * in.stride + H, 0, (in.stride - H) * sizeof(A));
+                }
+                std::memset(inner.row(row) + F, 0, (inner.stride - F) * sizeof(A));
+            }
+        });
+    }
+
+    // epilogue(expert, panel, row, M, sums) for each expert's product of `source` with the weight that `weight_of` it
+    // gives.
+    template <typename WeightOf, typename Epilogue>
+    void multiply(Matrix<const A> source, int64_t num_panels, const WeightOf& weight_of,
+                  const Epilogue& epilogue) const {
+        const int64_t pairs = (num_panels + 1) / 2, K = source.stride;
+        const auto pair_at = [&](int64_t i) {
+            const int64_t e = rows.active[i / pairs], panel = i % pairs * 2;
+            return Pair<A>{source.from(rows.first[e]), rows.count[e], weight_of(experts[e]) + panel * K * PANEL,
+                           std::min<int64_t>(2, num_panels - panel)};
+        };
+        multiply_pairs<A>(rows.active.size() * pairs, K, pair_at,
+                          [&](int64_t i, int64_t row, int64_t M, const Sum<A>* sums) {
+                              const int64_t e = rows.active[i / pairs];
+                              epilogue(experts[e], i % pairs * 2, rows.first[e] + row, M, sums);
+                          });
+    }
+
+    void up() const {
+        const auto weight_of = [](const Expert<A>& expert) { return expert.gate_up; };
+        multiply(in, 2 * ((F + PANEL - 1) / PANEL), weight_of,
+                 [&](const Expert<A>& expert, int64_t panel, int64_t row, int64_t M, const Sum<A>* sums) {
+                     const Scaling scaling{expert.gate_up_scales, expert.gate_up_totals, in_grids};
+                     const auto value = [&](const Sum<A>* gate, int64_t row, int64_t column) {
+                         return silu(scaling(gate, row, 2 * column)) *
+                                scaling(gate + PANEL, row, 2 * column + PANEL);  // as they are interleaved
+                     };
+                     store_panel(sums, row, M, panel / 2 * PANEL, IS_INT8 ? activated.stride : F, activated, value);
+                 });
+        if constexpr (IS_INT8)
+            each_row([&](int64_t row) {
+                inner_grids[row] = quantize_row(activated.row(row), F, inner.stride, inner.row(row),
+                                                experts[rows.of_expert[row]].inner);
+            });
+    }
+
+    // To `to`, of `width` columns: finish(value, row, column) of each 16 values.
+    template <typename Y, typename Finish>
+    void down(Matrix<Y> to, int64_t width, const Finish& finish) const {
+        const auto weight_of = [](const Expert<A>& expert) { return expert.down; };
+        multiply({inner.data, inner.stride}, (H + PANEL - 1) / PANEL, weight_of,
+                 [&](const Expert<A>& expert, int64_t panel, int64_t row, int64_t M, const Sum<A>* sums) {
+                     const Scaling scaling{expert.down_scales, expert.down_totals, inner_grids};
+                     const auto value = [&](const Sum<A>* own, int64_t row, int64_t column) {
+                         return finish(scaling(own, row, column), row, column);
+                     };
+                     const int64_t first = panel * PANEL;
+                     for (int64_t column = first; column < std::min(first + BLOCK, H); column += PANEL)
+                         store_panel(sums + column - first, row, M, column, width, to, value);
+                 });
+    }
+
+    void combine(Matrix<float> out, const Sizes& sizes, T* y, bool add) const {
+        const int64_t top_k = sizes.top_k;
+        parallel_spans(sizes.num_tokens, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t token = begin; token < end; ++token) {
+                const int64_t* of = rows.of_pair.data() + token * top_k;
+                T* to = y + token * H;
+                for (int64_t h = 0; h < H; h += LANES) {
+                    v16 sum{};
+                    for (int64_t k = 0; k < top_k; ++k)
+                        if (of[k] >= 0) sum += load(out.row(of[k]) + h);
+                    store_to(to, h, H, add ? sum + load_from(to, h, H) : sum);
+                }
+            }
+        });
+    }
 };
 
 template <typename T, typename A>
@@ -80,148 +188,32 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
              bool add, T* y) {
     constexpr bool IS_INT8 = sizeof(A) == 1;
     static thread_local Rows rows;
-    static thread_local Scratch<A> in_rows, inner_rows;
-    static thread_local Scratch<float> float_rows, out_rows;
-    static thread_local Scratch<Grid> grids;
-    static thread_local std::vector<Item> up_items, down_items;
+    static thread_local Scratch<A> in_memory, inner_memory;
+    static thread_local Scratch<float> activated_memory, out_memory;
+    static thread_local Scratch<Grid> grid_memory;
     sort_rows(rows, sizes, experts, ids, weights);
-    const int64_t H = sizes.hidden, F = sizes.inter, in_K = padded<A>(H), inner_K = padded<A>(F), total = rows.total;
-    const int64_t inter_panels = (F + PANEL - 1) / PANEL, hidden_panels = (H + PANEL - 1) / PANEL;
-    const int64_t inner_stride = inter_panels * PANEL, out_stride = hidden_panels * PANEL;
-    up_items.clear();
-    down_items.clear();
-    for (int32_t e = 0; e < sizes.num_experts; ++e) {
-        if (!rows.count[e]) continue;
-        for (int32_t panel = 0; panel < inter_panels; ++panel) up_items.push_back({e, panel});
-        for (int32_t panel = 0; panel < hidden_panels; panel += 2) down_items.push_back({e, panel});
-    }
-    const bool is_routed = ids, is_whole = !IS_INT8 && !is_routed && in_K == H && total == sizes.num_tokens;
-    A *const gathered = is_whole ? nullptr : in_rows.room(total * in_K), *const inner =
-                                                                             inner_rows.room(total * inner_K);
-    const A* const in = is_whole ? reinterpret_cast<const A*>(x) : gathered;
-    float *const activated = IS_INT8 ? float_rows.room(total * inner_stride) : nullptr, *const out =
-                                                                                            is_routed ? out_rows.room(
-                                                                                                            total *
-                                                                                                            out_stride)
-                                                                                                      : nullptr;
-    Grid *const in_grids = grids.room(2 * total), *const inner_grids = in_grids + total;
-    const Rows& r = rows;
-    const std::vector<Item>&ups = up_items, &downs = down_items;
-    if (!is_whole || inner_K > F)
-        parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) {
-                if (r.token[row] < 0) continue;
-                const T* from = x + r.token[row] * H;
-                if constexpr (IS_INT8) {
-                    const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
-                    in_grids[row] = quantize_row(from, H, in_K, gathered + row * in_K, experts[e].in);
-                } else {
-                    if (!is_whole) {
-                        std::memcpy(gathered + row * in_K, from, H * sizeof(A));
-                        std::memset(gathered + row * in_K + H, 0, (in_K - H) * sizeof(A));
-                    }
-                    std::memset(inner + row * inner_K + F, 0, (inner_K - F) * sizeof(A));
-                }
-            }
-        });
-    parallel_pairs(ups.size(), [&](int64_t begin, int64_t end, int64_t next_pair) {
-        const Tiles tiles;
-        alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
-        for (int64_t i = begin; i < end; ++i) {
-            const Item item = ups[i];
-            const Expert<A>& expert = experts[item.expert];
-            const typename Operands<A>::Weight* gate = expert.gate_up + 2 * item.panel * in_K * PANEL;
-            const Item after = ups[i + 1 < end ? i + 1 : next_pair];
-            const typename Operands<A>::Weight* next = experts[after.expert].gate_up + 2 * after.panel * in_K * PANEL;
-            const int64_t at = item.panel * PANEL, num_columns = std::min(PANEL, F - at);
-            const Scaling<A> gate_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at);
-            const Scaling<A> up_scaling(expert.gate_up_scales, expert.gate_up_totals, 2 * at + PANEL);
-            for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
-                const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(in + first * in_K, in_K, M, gate, gate + in_K * PANEL, in_K, sums, done ? nullptr : next);
-                const Grid* const own = in_grids + first;
-                std::conditional_t<IS_INT8, float, A>* const to = [&] {
-                    if constexpr (IS_INT8)
-                        return activated + first * inner_stride + at;
-                    else
-                        return inner + first * inner_K + at;
-                }();
-                const int64_t to_stride = IS_INT8 ? inner_stride : inner_K;
-                for (int64_t m = 0; m < M; ++m) {
-                    const v16 value =
-                        silu(gate_scaling(sums + m * BLOCK, own + m)) * up_scaling(sums + m * BLOCK + PANEL, own + m);
-                    if (IS_INT8 || num_columns == PANEL)
-                        store(to + m * to_stride, value);
-                    else
-                        for (int64_t n = 0; n < num_columns; ++n) store1(to + m * to_stride + n, value[n]);
-                }
-            }
-        }
-    });
+    const int64_t H = sizes.hidden, F = sizes.inter, total = rows.total, in_K = padded<A>(H), inner_K = padded<A>(F);
+    const int64_t activated_stride = round_up(F, PANEL), out_stride = round_up(H, PANEL);
+    const bool is_whole = !IS_INT8 && !ids && in_K == H && total == sizes.num_tokens;
+    A* const gathered = is_whole ? nullptr : in_memory.room(total * in_K);
+    const Matrix<A> inner{inner_memory.room(total * inner_K), inner_K};
+    Grid* const grids = IS_INT8 ? grid_memory.room(2 * total) : nullptr;
+    Pass<T, A> pass{experts, rows,         H, F, {is_whole ? reinterpret_cast<const A*>(x) : gathered, in_K}, {}, inner,
+                    grids,   grids + total};
     if constexpr (IS_INT8)
-        parallel_spans(total, 4, [&](int64_t begin, int64_t end) {
-            for (int64_t row = begin; row < end; ++row) {
-                if (r.token[row] < 0) continue;
-                const int64_t e = std::upper_bound(r.first.begin(), r.first.end(), row) - r.first.begin() - 1;
-                inner_grids[row] =
-                    quantize_row(activated + row * inner_stride, F, inner_K, inner + row * inner_K, experts[e].inner);
-            }
+        pass.activated = {activated_memory.room(total * activated_stride), activated_stride};
+    else
+        pass.activated = inner;
+    if (!is_whole || inner_K > F) pass.gather(x, gathered);
+    pass.up();
+    if (!ids)
+        return pass.down(Matrix<T>{y, H}, H, [=](v16 value, int64_t row, int64_t column) {
+            return add ? value + load_from(y + row * H, column, H) : value;
         });
-    parallel_pairs(downs.size(), [&](int64_t begin, int64_t end, int64_t next_pair) {
-        const Tiles tiles;
-        alignas(64) typename Operands<A>::Sum sums[BLOCK * BLOCK];
-        for (int64_t i = begin; i < end; ++i) {
-            const Item item = downs[i];
-            const Expert<A>& expert = experts[item.expert];
-            const bool has_right = item.panel + 1 < hidden_panels;  // if not, the left one is computed twice
-            const typename Operands<A>::Weight* left = expert.down + item.panel * inner_K * PANEL;
-            const Item after = downs[i + 1 < end ? i + 1 : next_pair];
-            const typename Operands<A>::Weight* next =
-                experts[after.expert].down +
-                std::min<int64_t>(after.panel, std::max<int64_t>(hidden_panels - 2, 0)) * inner_K * PANEL;
-            const int64_t at = item.panel * PANEL;
-            for (int64_t done = 0; done < r.count[item.expert]; done += BLOCK) {
-                const int64_t first = r.first[item.expert] + done, M = std::min(BLOCK, r.count[item.expert] - done);
-                multiply(inner + first * inner_K, inner_K, M, left, has_right ? left + inner_K * PANEL : left, inner_K,
-                         sums, done ? nullptr : next);
-                for (int64_t half = 0; half < 1 + has_right; ++half) {
-                    const int64_t column = at + half * PANEL;
-                    const Scaling<A> scaling(expert.down_scales, expert.down_totals, column);
-                    const typename Operands<A>::Sum* const from = sums + half * PANEL;
-                    const Grid* const own = inner_grids + first;
-                    if (is_routed) {
-                        float* const to = out + first * out_stride + column;
-                        for (int64_t m = 0; m < M; ++m)
-                            store(to + m * out_stride, scaling(from + m * BLOCK, own + m) * r.weight[first + m]);
-                        continue;
-                    }
-                    for (int64_t m = 0; m < M; ++m) {
-                        T* const to = y + (first + m) * H;
-                        const v16 value = scaling(from + m * BLOCK, own + m);
-                        store_to(to, column, H, add ? value + load_from(to, column, H) : value);
-                    }
-                }
-            }
-        }
-    });
-    if (!is_routed) return;
-    parallel_spans(sizes.num_tokens, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t token = begin; token < end; ++token) {
-            const int64_t* of = r.of_pair.data() + token * sizes.top_k;
-            T* to = y + token * H;
-            for (int64_t h = 0; h < H; h += LANES) {
-                v16 sum{};
-                for (int64_t k = 0; k < sizes.top_k; ++k)
-                    if (of[k] >= 0) sum += load(out + of[k] * out_stride + h);
-                if (H - h >= LANES) {
-                    if (add) sum += load(to + h);
-                    store(to + h, sum);
-                } else {
-                    for (int64_t n = 0; n < H - h; ++n) store1(to + h + n, sum[n] + (add ? load1(to + h + n) : 0));
-                }
-            }
-        }
-    });
+    const Matrix<float> out{out_memory.room(total * out_stride), out_stride};
+    const float* const weight = rows.weight.data();
+    pass.down(out, out_stride, [=](v16 value, int64_t row, int64_t) { return value * weight[row]; });
+    pass.combine(out, sizes, y, add);
 }
 
 // The experts of a layer, packed; each is in one of two lists, and null in the other.

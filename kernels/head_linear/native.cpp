@@ -1,12 +1,7 @@
 // head_linear on a CPU. Contract: kernels/head_linear/__init__.py.
 #include "../native/binding.h"
+#include "../native/matmul.h"
 #include "../native/memory.h"
-#include "../native/panels.h"
-#include "../native/pool.h"
-#include "../native/scratch.h"
-
-#include <algorithm>
-#include <type_traits>
 
 namespace {
 
@@ -15,7 +10,18 @@ using namespace native;
 constexpr int64_t COLUMNS = 128;   // a thread's share of a head
 constexpr int64_t ROW_BLOCK = 64;  // rows whose sums are held at a time
 
-// weight: panels [heads][M / 16][K / W][16][W], K and M rounded up to `inner` and 16.
+// x's rows of `dim` values, padded with zeros to whole tiles.
+template <typename T, typename O>
+inline void copy_rows(Matrix<const T> x, int64_t num_rows, int64_t dim, Matrix<O> rows) {
+    std::memset(rows.data, 0, round_up(num_rows, ROWS) * rows.stride * sizeof(O));
+    for (int64_t m = 0; m < num_rows; ++m)
+        if constexpr (std::is_same_v<T, O>)
+            std::memcpy(rows.row(m), x.row(m), dim * sizeof(O));
+        else
+            for (int64_t k = 0; k < dim; k += LANES) store(rows.row(m) + k, load_from(x.row(m), k, dim));
+}
+
+// weight: panels [heads][M / 16][K / GROUP][16][GROUP], K and M rounded up to `inner` and 16.
 template <typename T>
 void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Operand<T>::type* weight, T* out,
                  int64_t out_token, int64_t out_head, int64_t num_tokens, int64_t num_heads, int64_t num_in,
@@ -24,28 +30,21 @@ void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Ope
     const int64_t columns = round_up(num_out, LANES), shares = (columns + COLUMNS - 1) / COLUMNS;
     parallel_spans(num_heads * shares, 1, [&](int64_t begin, int64_t end) {
         const Tiles tiles;
+        char* const memory = scratch(ROW_BLOCK * (inner * sizeof(O) + COLUMNS * sizeof(float)));
+        const Matrix<O> rows{reinterpret_cast<O*>(memory), inner};
+        const Matrix<float> sums{reinterpret_cast<float*>(rows.row(ROW_BLOCK)), COLUMNS};
         for (int64_t share = begin; share < end; ++share) {
             const int64_t head = share / shares, first = share % shares * COLUMNS,
                           count = std::min(COLUMNS, columns - first);
-            O* rows = reinterpret_cast<O*>(scratch(ROW_BLOCK * (inner * sizeof(O) + COLUMNS * sizeof(float))));
-            float* sums = reinterpret_cast<float*>(rows + ROW_BLOCK * inner);
             const O* panels = weight + (head * columns + first) * inner;
             for (int64_t token = 0; token < num_tokens; token += ROW_BLOCK) {
                 const int64_t M = std::min(ROW_BLOCK, num_tokens - token);
-                std::memset(rows, 0, round_up(M, ROWS) * inner * sizeof(O));
-                for (int64_t m = 0; m < M; ++m) {
-                    const T* from = x + (token + m) * x_token + head * x_head;
-                    if constexpr (std::is_same_v<T, O>)
-                        std::memcpy(rows + m * inner, from, num_in * sizeof(O));
-                    else
-                        for (int64_t k = 0; k < num_in; k += LANES)
-                            store(rows + m * inner + k, load_from(from, k, num_in));
-                }
-                product(rows, inner, panels, 16 * inner, sums, COLUMNS, M, count, inner, false);
+                copy_rows<T>({x + token * x_token + head * x_head, x_token}, M, num_in, rows);
+                product<false, O>({rows.data, inner}, M, {panels, PANEL * inner}, count, sums, inner);
+                T* const to = out + token * out_token + head * out_head;
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t n = 0; n < count; n += LANES)
-                        store_to(out + (token + m) * out_token + head * out_head, first + n, num_out,
-                                 load(sums + m * COLUMNS + n));
+                        store_to(to + m * out_token, first + n, num_out, load(sums.row(m) + n));
             }
         }
     });
@@ -60,7 +59,7 @@ void pack_heads(const View<const T, 3>& weight, int64_t inner, O* packed) {
             for (int64_t k = 0; k < num_in; ++k)
                 for (int64_t m = 0; m < num_out; ++m)
                     store1(packed + n * size + m / LANES * LANES * inner +
-                               (k / WIDTH<O> * LANES + m % LANES) * WIDTH<O> + k % WIDTH<O>,
+                               (k / GROUP<O> * LANES + m % LANES) * GROUP<O> + k % GROUP<O>,
                            load1(weight.data + (n * num_in + k) * num_out + m));
     });
 }
@@ -77,7 +76,7 @@ struct HeadLinear {
             using O = typename Operand<T>::type;
             const auto from = weight_NKM.packed<const T>("weight_NKM", {ANY, ANY, ANY});
             num_heads = from.shape[0], num_in = from.shape[1], num_out = from.shape[2];
-            inner = round_up(num_in, LANES * WIDTH<O>);
+            inner = round_up(num_in, LANES * GROUP<O>);
             const auto to = weights<O>(num_heads * round_up(num_out, LANES) * inner);
             launch_uncaptured("packing a weight", [&] { pack_heads(from, inner, to.get()); });
             weight = to;
@@ -115,7 +114,7 @@ void native::bind_head_linear(nb::module_& m) {
         [](DType dtype) {
             int64_t width = 0;
             with_element(dtype.element(), "dtype",
-                         [&](auto number) { width = WIDTH<typename Operand<decltype(number)>::type>; });
+                         [&](auto number) { width = GROUP<typename Operand<decltype(number)>::type>; });
             return width;
         },
         "dtype"_a);

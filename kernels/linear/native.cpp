@@ -1,55 +1,20 @@
 // A linear layer in bf16 or fp32. Contract: kernels/linear/__init__.py.
-//
-// Each task computes all rows for its share of the weight's panels, so that the weight is read once (with up to 32
-// rows) and stays in cache beyond.
 #include "../native/binding.h"
-#include "../native/gemm.h"
 #include "../native/packed.h"
-
-#include <algorithm>
+#include "../native/panel_pairs.h"
 
 namespace {
 
 using namespace native;
 
-template <typename Y>
-void finish(const float* sums, const float* bias, int64_t M, int64_t count, Y* y, int64_t stride) {
-    const v16 added = bias ? load(bias) : v16{};
-    for (int64_t m = 0; m < M; ++m) {
-        const v16 value = load(sums + m * BLOCK) + added;
-        if (count >= PANEL)
-            store(y + m * stride, value);
-        else
-            for (int64_t n = 0; n < count; ++n) store1(y + m * stride + n, value[n]);
-    }
-}
-
 template <typename A, typename X, typename Y>
 void linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,
             int64_t out_size, Y* y) {
-    const int64_t K = padded<A>(in_size), panel = K * PANEL, num_panels = (out_size + PANEL - 1) / PANEL;
-    const Whole<A> a = whole_rows<X, A>(x, stride, num_rows, in_size);
-    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
-        const Tiles tiles;
-        alignas(64) float sums[BLOCK * BLOCK];
-        for (int64_t pair = begin; pair < end; ++pair) {
-            const A* left = weight + 2 * pair * panel;
-            const A* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const A* next =
-                weight +
-                std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
-            const int64_t first = pair * BLOCK, count = out_size - first;
-            for (int64_t row = 0; row < num_rows; row += BLOCK) {
-                const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, left, right, K, sums, row ? nullptr : next);
-                Y* out = y + row * out_size + first;
-                finish(sums, bias ? bias + first : nullptr, M, count, out, out_size);
-                if (count > PANEL)
-                    finish(sums + PANEL, bias ? bias + first + PANEL : nullptr, M, count - PANEL, out + PANEL,
-                           out_size);
-            }
-        }
-    });
+    const Matrix<const A> rows = whole_rows<A>(x, stride, num_rows, in_size);
+    const auto plus_bias = [=](const float* sums, int64_t, int64_t column) {
+        return load(sums) + (bias ? load(bias + column) : v16{});
+    };
+    multiply_weight<A>(rows, num_rows, weight, padded<A>(in_size), out_size, y, plus_bias);
 }
 
 // A layer's packed weight, in the dtype that it computes in.

@@ -1,12 +1,8 @@
-// An int8 linear layer, its input uint8 or numbers. Contract: kernels/linear_int8/__init__.py.
-//
-// The rows are made uint8 first; then each task computes all rows for its share of the weight's panels, so that the
-// weight is read once (with up to 32 rows) and stays in cache beyond.
+// An int8 linear layer, its input uint8 or floats. Contract: kernels/linear_int8/__init__.py.
 #include "../native/binding.h"
-#include "../native/gemm.h"
 #include "../native/packed.h"
-
-#include <algorithm>
+#include "../native/panel_pairs.h"
+#include "../native/quantize.h"
 
 namespace {
 
@@ -19,103 +15,38 @@ struct Layer {
     const float* bias;      // [N] or null
     int64_t in_size, out_size;
     Grid grid;  // scale 0: each row its own
-};
 
-// The sums of M rows and one panel to numbers, `count` of its columns.
-template <typename Y>
-void finish(const Layer& layer, const int32_t* sums, const Grid* grids, int64_t M, int64_t first, int64_t count, Y* y) {
-    const Scaling<uint8_t> scaling(layer.scales, layer.totals, first);
-    const v16 bias = layer.bias ? load(layer.bias + first) : v16{};
-    const int64_t stride = layer.out_size;
-    for (int64_t m = 0; m < M; ++m) {
-        const v16 value = scaling(sums + m * BLOCK, grids + m) + bias;
-        Y* to = y + m * stride + first;
-        if (count == PANEL) {
-            store(to, value);
-        } else {
-            for (int64_t n = 0; n < count; ++n) store1(to + n, value[n]);
-        }
-    }
-}
+    v16 bias_at(int64_t column) const { return bias ? load(bias + column) : v16{}; }
+};
 
 template <typename T, typename Y>
 void linear_int8(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
-    const int64_t K = padded<uint8_t>(layer.in_size), panel = K * PANEL;
-    const int64_t num_panels = (layer.out_size + PANEL - 1) / PANEL;
-    static thread_local Scratch<uint8_t> rows;
-    static thread_local Scratch<Grid> grids;
-    uint8_t* const quantized = rows.room(round_up(num_rows, 16) * K);
-    Grid* const used = grids.room(num_rows);
+    const int64_t K = padded<uint8_t>(layer.in_size);
+    static thread_local Scratch<uint8_t> memory;
+    static thread_local Scratch<Grid> grid_memory;
+    uint8_t* const rows = memory.room(round_up(num_rows, ROWS) * K);
+    Grid* const grids = grid_memory.room(num_rows);
     parallel_spans(num_rows, 2, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row)
-            used[row] = quantize_row(x + row * stride, layer.in_size, K, quantized + row * K, layer.grid);
+            grids[row] = quantize_row(x + row * stride, layer.in_size, K, rows + row * K, layer.grid);
     });
-    parallel_pairs((num_panels + 1) / 2, [&](int64_t begin, int64_t end, int64_t next_pair) {
-        const Tiles tiles;
-        alignas(64) int32_t sums[BLOCK * BLOCK];
-        for (int64_t pair = begin; pair < end; ++pair) {
-            const int8_t* left = layer.weight + 2 * pair * panel;
-            const int8_t* right = 2 * pair + 1 < num_panels ? left + panel : left;  // an odd one out is computed twice
-            const int8_t* next =
-                layer.weight +
-                std::min(2 * (pair + 1 < end ? pair + 1 : next_pair), std::max<int64_t>(num_panels - 2, 0)) * panel;
-            const int64_t first = pair * BLOCK, count = layer.out_size - first;
-            for (int64_t row = 0; row < num_rows; row += BLOCK) {
-                const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(quantized + row * K, K, M, left, right, K, sums, row ? nullptr : next);
-                Y* out = y + row * layer.out_size;
-                finish(layer, sums, used + row, M, first, std::min(PANEL, count), out);
-                if (count > PANEL)
-                    finish(layer, sums + PANEL, used + row, M, first + PANEL, std::min(PANEL, count - PANEL), out);
-            }
-        }
-    });
+    const Scaling scaling{layer.scales, layer.totals, grids};
+    const auto scaled = [&](const int32_t* sums, int64_t row, int64_t column) {
+        const v16 bias = layer.bias_at(column);
+        return scaling(sums, row, column) + bias;
+    };
+    multiply_weight<uint8_t>({rows, K}, num_rows, layer.weight, K, layer.out_size, y, scaled);
 }
 
-// Weights alone are int8: a panel at a time becomes numbers, in the caches, and is multiplied as such.
+// Weights alone are int8.
 template <typename A, typename T, typename Y>
 void weight_only(const T* x, int64_t stride, int64_t num_rows, const Layer& layer, Y* y) {
-    const int64_t K = padded<A>(layer.in_size), panel = K * PANEL, num_panels = (layer.out_size + PANEL - 1) / PANEL;
-    const Whole<A> a = whole_rows<T, A>(x, stride, num_rows, layer.in_size);
-    parallel_spans((num_panels + 1) / 2, 1, [&](int64_t begin, int64_t end) {
-        const Tiles tiles;
-        A* const numbers = reinterpret_cast<A*>(scratch(2 * panel * sizeof(A)));
-        alignas(64) float sums[BLOCK * BLOCK];
-        for (int64_t pair = begin; pair < end; ++pair) {
-            const int64_t first = pair * BLOCK, count = layer.out_size - first, panels = count > PANEL ? 2 : 1;
-            const int8_t* from = layer.weight + 2 * pair * panel;
-            for (int64_t i = 0; i < panels * panel; i += LANES) {
-                typedef int8_t b16 __attribute__((vector_size(16)));
-                b16 bytes;
-                std::memcpy(&bytes, from + i, sizeof bytes);
-                store(numbers + i, __builtin_convertvector(bytes, v16));
-            }
-            for (int64_t row = 0; row < num_rows; row += BLOCK) {
-                const int64_t M = std::min(BLOCK, num_rows - row);
-                multiply(a.rows + row * a.stride, a.stride, M, numbers, panels > 1 ? numbers + panel : numbers, K, sums,
-                         nullptr);
-                for (int64_t m = 0; m < M; ++m)
-                    for (int64_t p = 0; p < panels; ++p) {
-                        const int64_t at = first + p * PANEL;
-                        const v16 value = load(sums + m * BLOCK + p * PANEL) * load(layer.scales + at) +
-                                          (layer.bias ? load(layer.bias + at) : v16{});
-                        store_to(y + (row + m) * layer.out_size, at, layer.out_size, value);
-                    }
-            }
-        }
-    });
-}
-
-// weight [N, K] in panels as for numbers of type A.
-template <typename A>
-void pack_weight_only(const int8_t* weight, int64_t N, int64_t K, int8_t* out) {
-    const int64_t size = padded<A>(K) * PANEL;
-    parallel_spans((N + PANEL - 1) / PANEL, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin * PANEL; row < std::min(end * PANEL, N); ++row)
-            for (int64_t k = 0; k < K; ++k)
-                out[row / PANEL * size + (k / GROUP<A> * PANEL + row % PANEL) * GROUP<A> + k % GROUP<A>] =
-                    weight[row * K + k];
-    });
+    const int64_t K = padded<A>(layer.in_size);
+    const Matrix<const A> rows = whole_rows<A>(x, stride, num_rows, layer.in_size);
+    const auto scaled = [&](const float* sums, int64_t, int64_t column) {
+        return load(sums) * load(layer.scales + column) + layer.bias_at(column);
+    };
+    multiply_weight<A>(rows, num_rows, layer.weight, K, layer.out_size, y, scaled);
 }
 
 // A layer's packed weight, and what belongs to it.
@@ -133,17 +64,16 @@ struct Int8Linear {
         const int64_t out_size = values.shape[0], in_size = values.shape[1];
         scales = whole_panels(scale_O.packed<const float>("scale_O", {out_size}));
         if (bias_O) bias = whole_panels(bias_O->packed<const float>("bias_O", {out_size}));
-        const auto make = [&](auto number, const auto& pack) {
-            weight = weights<int8_t>(round_up(out_size, PANEL) * padded<decltype(number)>(in_size));
-            launch_uncaptured("packing a weight", [&] { pack(values.data, out_size, in_size, weight.get()); });
+        const auto make = [&](auto zero) {
+            using A = decltype(zero);
+            weight = weights<int8_t>(round_up(out_size, PANEL) * padded<A>(in_size));
+            launch_uncaptured("packing a weight", [&] { pack<A>(values.data, out_size, in_size, weight.get()); });
         };
         if (this->operand == Element::UINT8) {
             totals = row_totals(values);
-            make(uint8_t{}, [](auto... sizes) { pack<uint8_t>(sizes..., 0, 1); });
+            make(uint8_t{});
         } else {
-            with_element(this->operand, "operand", [&](auto number) {
-                make(number, [](auto... sizes) { pack_weight_only<decltype(number)>(sizes...); });
-            });
+            with_element(this->operand, "operand", make);
         }
         layer = {weight.get(), scales.get(), totals.get(), bias.get(), in_size, out_size, {scale, zero_point}};
     }

@@ -1,9 +1,9 @@
-// What belongs to the columns of a packed weight (gemm.h), with memory for whole panels.
+// What belongs to the columns of a packed weight (panels.h), with memory for whole panels.
 #pragma once
 
 #include "binding.h"
-#include "gemm.h"
 #include "memory.h"
+#include "panels.h"
 
 namespace native {
 

@@ -17,7 +17,7 @@ namespace native {
 constexpr int64_t CHUNK = 16;  // slots
 
 template <typename T>
-constexpr int64_t PAIR = WIDTH<typename Operand<T>::type>;  // W, for numbers of type T
+constexpr int64_t PAIR = GROUP<typename Operand<T>::type>;  // W, for numbers of type T
 
 inline bool lies_in_panels(int64_t block_size, int64_t dim) { return block_size % CHUNK == 0 && dim % LANES == 0; }
 
