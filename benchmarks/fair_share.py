@@ -9,6 +9,7 @@ the greedy one gets while the streams get 29,696.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
@@ -22,13 +23,16 @@ from engine import fair_share
 from engine.fair_share import FairShare
 
 SIZES = ((64, 32), (128, 64), (256, 64), (512, 32))  # (prompt, output) of the polite tenant
-WITHOUT: dict[str, tuple[Any, str, Any]] = {
-    "all rules": (fair_share, "BURST", fair_share.BURST),
-    "no tenant goes first": (FairShare, "goes_first", lambda *_: False),
-    "nobody gives way": (FairShare, "num_first", 0),
-    "no urgent steps": (FairShare, "urgent", lambda *_: []),
-    "no pace": (FairShare, "max_tokens", lambda self, *nums: self._budget.tokens(*nums)),
-    "no bound on the burst": (fair_share, "BURST", 1 << 40),
+NOBODY_FIRST = (FairShare, "goes_first", lambda *_: False)
+NO_PACE = (FairShare, "max_tokens", lambda self, *nums: self._budget.tokens(*nums))
+WITHOUT: dict[str, tuple[tuple[Any, str, Any], ...]] = {
+    "all rules": (),
+    "the order alone": (NOBODY_FIRST, NO_PACE),
+    "no tenant goes first": (NOBODY_FIRST,),
+    "nobody gives way": ((FairShare, "num_first", 0),),
+    "no urgent steps": ((FairShare, "urgent", lambda *_: []),),
+    "no pace": (NO_PACE,),
+    "no bound on the burst": ((fair_share, "BURST", 1 << 40),),
 }
 
 
@@ -56,9 +60,11 @@ def served_beside_streams() -> int:
 
 def main() -> None:
     """A JSON line for each rule on stdout, for people on stderr."""
-    for name, (owner, attribute, value) in WITHOUT.items():
+    for name, patches in WITHOUT.items():
         ratios, throughput = [], 0.0
-        with mock.patch.object(owner, attribute, value):
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(mock.patch.object(*patch))
             for size in SIZES:
                 polite, both = polite_and_flood(*size)
                 alone, outcome = simulate(polite, "fair"), simulate(both, "fair")

@@ -30,7 +30,7 @@ class FairShare:
 
     A tenant's next sequence starts where its last one ends on a clock of served tokens, or now if that is past. So a
     tenant that asks for much queues behind itself, and one that asks for little is served soon. By this order alone,
-    the ratios are 9.9, 6.5, 3.6 and 2.7; first come, first served, they are in the hundreds.
+    without the rules below, the ratios are 9.9, 6.5, 3.6 and 2.7.
     """
 
     def __init__(self, max_batch_size: int, budget: ChunkBudget) -> None:
