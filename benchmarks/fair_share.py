@@ -49,7 +49,8 @@ def polite_and_flood(prompt: int, output: int) -> tuple[list[Arrival], list[Arri
 def greedy_and_streams() -> list[Arrival]:
     """A tenant that always has a long prompt, beside 64 streams of another."""
     greedy = [Arrival(i * 0.01, 4000, 1, "greedy") for i in range(200)]
-    return sorted([Arrival(0.0, 64, 400, "streams") for _ in range(64)] + greedy, key=lambda arrival: arrival.time)
+    streams = [Arrival(0.0, 64, 400, "streams") for _ in range(64)]
+    return sorted([*greedy, *streams], key=lambda arrival: arrival.time)
 
 
 def served_beside_streams() -> int:

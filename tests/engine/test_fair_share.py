@@ -1,13 +1,18 @@
 """The books of fair shares, rule by rule; what they bring together is in tests/benchmarks/test_simulate.py."""
 
+import math
+
 import pytest
 
 from engine import fair_share
 from engine.chunk_budget import ChunkBudget
+from engine.dynamic_batcher import DynamicBatcher
 from engine.fair_share import BURST, FairShare
+from engine.kv_cache_manager import KVCacheManager
 from engine.protocol import Terms
 from engine.sequence import SequenceStatus
 from tests.engine.sequences import make_sequence
+from tests.engine.test_dynamic_batcher import result_of, step
 
 
 class Books:
@@ -151,3 +156,42 @@ def test_all_begin_anew_when_nobody_is_left(books):
     assert books.policy.num_first == 0
     books.arrive("b")
     assert books.policy.num_first == fair_share.LOOK_AHEAD
+
+
+def batcher_of(max_batch_size):
+    cache = KVCacheManager(400, 4, prefix_caching=False)
+    return DynamicBatcher(cache, max_batch_size, 64, policy="fair", prefill_share=math.inf)
+
+
+def add(batcher, tenant, count=1, num_tokens=4):
+    for _ in range(count):
+        name = f"{tenant} {batcher.num_arrivals}"
+        batcher.add(make_sequence(name, num_tokens, max_tokens=50, terms=Terms(0.0, tenant=tenant.encode())))
+
+
+def test_a_step_asks_of_a_bounded_number_whether_they_go_first(monkeypatch):
+    batcher, asked = batcher_of(2), []
+    add(batcher, "a")
+    add(batcher, "b")
+    step(batcher)
+    add(batcher, "a", 20)
+    monkeypatch.setattr(batcher._policy, "goes_first", asked.append)
+    assert batcher.schedule(0.0).num_decodes == 2
+    assert len(asked) == fair_share.LOOK_AHEAD
+
+
+def test_an_urgent_step_is_not_paced(monkeypatch):
+    monkeypatch.setattr(fair_share, "PACE", 0.0)
+    batcher = batcher_of(16)
+    add(batcher, "flood", 5)
+    add(batcher, "a")
+    plan = batcher.schedule(0.0)
+    batcher.update(plan, result_of(plan))
+    for chunk in (0, 50):
+        batcher._chunk_budget.observe(1, chunk, 0.01 + 0.001 * chunk)
+    add(batcher, "a", num_tokens=60)
+    plan = batcher.schedule(0.0)
+    assert [item.num_tokens for item in plan.scheduled] == [1, 60], "those of `a` alone"
+    batcher.abort("a 6")
+    add(batcher, "flood", num_tokens=60)
+    assert 1 < batcher.schedule(0.0).scheduled[-1].num_tokens < 20
