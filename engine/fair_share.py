@@ -1,8 +1,8 @@
 """The policy `fair`: tokens and places in the batch shared among tenants (API keys), evenly or by weight.
 
-Knows who waits, runs and was served; DynamicBatcher asks it (engine.policies.Policy). What each rule brings is measured
-with `python -m benchmarks.simulate --fair-share`: one tenant floods (1,500 requests in 1.5 s), a polite one sends a
-request a second of 64 to 512 tokens, whose TTFT at p95 is compared with what it has alone.
+Knows who waits, runs and was served; DynamicBatcher asks it (engine.policies.Policy). What each rule earns is measured
+by `python -m benchmarks.fair_share`: the TTFT at p95 of a tenant that sends a request a second of 64, 128, 256 or 512
+tokens beside one that floods, over what it has alone. With all rules that is 1.58, 1.42, 1.19 and 1.16.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _MANY = 1024  # tenants at which the books are searched for some to forget
 
 
 class FairShare:
-    """Start-time fair queueing (Goyal et al. 1996) of what waits, a quota of places, and a counter of served tokens.
+    """Start-time fair queueing (Goyal et al. 1996), a quota of places, and a counter of served tokens.
 
-    - Order: a tenant's next sequence starts where its last one ends on a clock of served tokens, or now if that is
-      past. So a tenant that asks for much queues behind itself, and one that asks for little is served at once.
+    A tenant's next sequence starts where its last one ends on a clock of served tokens, or now if that is past. So a
+    tenant that asks for much queues behind itself, and one that asks for little is served soon. By this order alone,
+    without the rules below, the ratios are 9.9, 6.5, 3.6 and 2.7.
     """
 
     def __init__(self, max_batch_size: int, budget: ChunkBudget) -> None:
@@ -58,7 +59,12 @@ class FairShare:
         return place
 
     def goes_first(self, seq: Sequence) -> bool:
-        """Whether its tenant has at most half of its share of the places, and is at most BURST ahead in tokens."""
+        """Whether its tenant has at most half of its share of the places, and is at most BURST ahead in tokens.
+
+        Where nobody goes first, the ratios are 12.2, 8.6, 5.5 and 6.5. Without the bound (a counter as in Sheng et al.
+        2024, "Fairness in Serving Large Language Models"), a tenant that always has a prompt of 4,000 tokens goes first
+        for ever: it gets 800,200 tokens while others' streams get 29,696; with it 48,012.
+        """
         tenant, weight = seq.terms.tenant, seq.terms.weight
         others = sum(self._weights[other] for other in self._weights if other != tenant)
         if not others or self._served.get(tenant, 0.0) > self._least_served() + BURST:
@@ -67,19 +73,30 @@ class FairShare:
         return num_places <= self._max_batch_size * weight / (others + weight) / 2
 
     def gives_way(self, running: Collection[Sequence]) -> Sequence:
-        """The newest of the tenant that has most for its weight; it loses little: the prefix cache keeps its blocks."""
+        """The newest of the tenant that has most for its weight.
+
+        It loses little, since the prefix cache keeps its blocks. Where nobody gives way, and nobody starts before its
+        turn, the ratios are 10.9, 6.9, 13.9 and 4.4.
+        """
         busiest = max(self._running, key=lambda tenant: self._running[tenant] / self._weights[tenant])
         return next(seq for seq in reversed(list(running)) if seq.terms.tenant == busiest)
 
     def urgent(self, running: Collection[Sequence]) -> list[Sequence]:
-        """All sequences of tenants that go first and have a prompt to compute."""
+        """All sequences of tenants that go first and have a prompt to compute.
+
+        Without such steps the ratios are 13.5, 9.0, 7.3 and 5.3: a prompt shares each step with the flood's.
+        """
         if not self._is_shared:
             return []
         tenants = {seq.terms.tenant for seq in running if seq.num_uncomputed_tokens > 1 and self.goes_first(seq)}
         return [seq for seq in running if seq.terms.tenant in tenants]
 
     def max_tokens(self, num_decodes: int, num_prompts: int) -> int:
-        """As few as last PACE, since nobody starts before the step under way has ended."""
+        """As few as last PACE, since nobody starts before the step under way has ended.
+
+        Without the pace the ratios are 2.64, 1.78, 1.21 and 1.24, and the greedy tenant gets 120,030 tokens. It costs
+        10% of the throughput (360 against 397 output tokens/s).
+        """
         num_tokens = self._budget.tokens(num_decodes, num_prompts)
         return min(num_tokens, self._budget.within(PACE, PACE_SHARE, num_decodes)) if self._is_shared else num_tokens
 

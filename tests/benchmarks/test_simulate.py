@@ -2,13 +2,12 @@
 
 import json
 import math
-import random
 import statistics
 
 import numpy as np
 import pytest
 
-from benchmarks import simulate
+from benchmarks import fair_share, simulate
 from benchmarks.simulate import Arrival, StepCost
 
 
@@ -33,13 +32,8 @@ def test_steps_are_full_under_load_and_every_token_comes(trace, policy):
 
 @pytest.mark.parametrize(("prompt", "output"), [(128, 64), (256, 64), (512, 32)])
 def test_a_polite_key_is_served_beside_one_that_floods(prompt, output):
-    rng, now, polite = random.Random(1), 1.0, []
-    flood = [Arrival(i / 1000, rng.randint(32, 600), rng.randint(16, 128), "flood") for i in range(1500)]
-    for _ in range(80):
-        now += rng.expovariate(1.0)
-        polite.append(Arrival(now, prompt, output, "polite"))
+    polite, both = fair_share.polite_and_flood(prompt, output)
     alone = simulate.simulate(polite, "fair")
-    both = sorted([*flood, *polite], key=lambda arrival: arrival.time)
     waits = {policy: simulate.simulate(both, policy).ttft_of_key["polite"] for policy in ("fair", "fcfs")}
     assert np.percentile(waits["fair"], 95) < 2 * np.percentile(alone.ttft, 95)
     assert np.percentile(waits["fcfs"], 50) > 50 * np.percentile(alone.ttft, 50)
@@ -47,14 +41,9 @@ def test_a_polite_key_is_served_beside_one_that_floods(prompt, output):
 
 def test_a_key_that_always_has_a_prompt_takes_no_more_than_its_share():
     """Its few long prompts go first only until it is BURST tokens ahead; the many short streams of others go on."""
-    greedy = [Arrival(i * 0.01, 4000, 1, "greedy") for i in range(200)]
-    streams = [Arrival(0.0, 64, 400, "streams") for _ in range(64)]
-    outcome = simulate.simulate(sorted([*greedy, *streams], key=lambda arrival: arrival.time), "fair")
     # Both have asked for enough to keep the server busy; at equal shares, the streams' 29,696 tokens are served while
     # the greedy key gets as many, give or take the burst and what runs at once.
-    last_stream = max(outcome.ends_of_key["streams"])
-    served = sum(4001 for when in outcome.ends_of_key["greedy"] if when <= last_stream)
-    assert served < 29_696 + 2 * 4096 + 4 * 4001
+    assert fair_share.served_beside_streams() < 29_696 + 2 * 4096 + 4 * 4001
 
 
 def test_a_weight_is_a_share_of_the_tokens():
