@@ -128,12 +128,13 @@ class WatchedBatcher:
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
         waiting = [record for record in self.live.values() if record not in self.running]
+        passed_before = {record: record.num_passed for record in waiting}
         with self._with_constants():
             plan = self.batcher.schedule(self.now)
         records = [self._record(item) for item in plan.scheduled]
         new = self._take_in_schedule(plan, waiting)
         self._check_plan(plan, records, new)
-        self._check_nobody_waits_in_vain(plan, new)
+        self._check_nobody_waits_in_vain(plan, new, passed_before)
         self.check()
         self._compute(plan, records, new)
         tokens = [sample() for item in plan.scheduled if item.sample is not None]
@@ -271,7 +272,7 @@ class WatchedBatcher:
         assert not left_out or any(record.num_left > 1 for record in records), "a step is urgent without a prompt"
         self.events["a decode waits"] += any(record.num_left == 1 for record in left_out)
 
-    def _check_nobody_waits_in_vain(self, plan: StepPlan, new: list[Record]) -> None:
+    def _check_nobody_waits_in_vain(self, plan: StepPlan, new: list[Record], passed_before: dict[Record, int]) -> None:
         """With room left, the first LOOK_AHEAD + 1 that wait do not fit, or wait for a prefix in flight."""
         begun = [r for r in self.running if r not in new and r.num_left > 1]
         most = self._budget.tokens(plan.num_decodes, len(begun) + len(new) + 1)
@@ -280,7 +281,7 @@ class WatchedBatcher:
         waiting = sorted((r for r in self.live.values() if r not in self.running), key=lambda record: record.place)
         for record in waiting[: self.look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
-            if record.num_passed >= self.max_passed or not self.cache.is_in_flight(record.seq, len(prefix)):
+            if passed_before.get(record, 0) >= self.max_passed or not self.cache.is_in_flight(record.seq, len(prefix)):
                 num_new = self.cache.num_blocks_for(len(record.tokens)) - sum(b.ref_count > 0 for b in prefix)
                 assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
             if record.num_passed >= self.max_passed:
