@@ -193,15 +193,14 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
     static thread_local Scratch<Grid> grid_memory;
     sort_rows(rows, sizes, experts, ids, weights);
     const int64_t H = sizes.hidden, F = sizes.inter, total = rows.total, in_K = padded<A>(H), inner_K = padded<A>(F);
-    const int64_t activated_stride = round_up(F, PANEL), out_stride = round_up(H, PANEL);
     const bool is_whole = !IS_INT8 && !ids && in_K == H && total == sizes.num_tokens;
     A* const gathered = is_whole ? nullptr : in_memory.room(total * in_K);
+    const Matrix<const A> in{is_whole ? reinterpret_cast<const A*>(x) : gathered, in_K};
     const Matrix<A> inner{inner_memory.room(total * inner_K), inner_K};
     Grid* const grids = IS_INT8 ? grid_memory.room(2 * total) : nullptr;
-    Pass<T, A> pass{experts, rows,         H, F, {is_whole ? reinterpret_cast<const A*>(x) : gathered, in_K}, {}, inner,
-                    grids,   grids + total};
+    Pass<T, A> pass{experts, rows, H, F, in, {}, inner, grids, grids + total};
     if constexpr (IS_INT8)
-        pass.activated = {activated_memory.room(total * activated_stride), activated_stride};
+        pass.activated = {activated_memory.room(total * round_up(F, PANEL)), round_up(F, PANEL)};
     else
         pass.activated = inner;
     if (!is_whole || inner_K > F) pass.gather(x, gathered);
@@ -210,9 +209,9 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
         return pass.down(Matrix<T>{y, H}, H, [=](v16 value, int64_t row, int64_t column) {
             return add ? value + load_from(y + row * H, column, H) : value;
         });
-    const Matrix<float> out{out_memory.room(total * out_stride), out_stride};
+    const Matrix<float> out{out_memory.room(total * round_up(H, PANEL)), round_up(H, PANEL)};
     const float* const weight = rows.weight.data();
-    pass.down(out, out_stride, [=](v16 value, int64_t row, int64_t) { return value * weight[row]; });
+    pass.down(out, out.stride, [=](v16 value, int64_t row, int64_t) { return value * weight[row]; });
     pass.combine(out, sizes, y, add);
 }
 

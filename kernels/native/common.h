@@ -81,37 +81,20 @@ inline float load1(const bf16* p) {
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
-inline void store1(float* p, float x) { *p = x; }
-inline void store1(bf16* p, float x) {
-    bf16 out[LANES];
+template <typename T>
+inline void store1(T* p, float x) {
+    T out[LANES];
     store(out, splat(x));
     *p = out[0];
 }
 
-inline v16 load_some(const float* p, int64_t count) {
-    v16 x{};
-    std::memcpy(&x, p, count * sizeof(float));
-    return x;
-}
-inline v16 load_some(const bf16* p, int64_t count) {
-    bf16 x[LANES] = {};
-    std::memcpy(x, p, count * sizeof(bf16));
-    return load(x);
-}
-inline v16 load_some(const int8_t* p, int64_t count) {
-    int8_t x[LANES] = {};
-    std::memcpy(x, p, count);
-    return load(x);
-}
 // 16 values, or those up to the row's end and zeros.
 template <typename T>
 inline v16 load_from(const T* row, int64_t at, int64_t dim) {
-    return dim - at >= LANES ? load(row + at) : load_some(row + at, dim - at);
-}
-inline void store1(int8_t* p, float x) {
-    int8_t out[LANES];
-    store(out, splat(x));
-    *p = out[0];
+    if (dim - at >= LANES) return load(row + at);
+    T some[LANES] = {};
+    std::memcpy(some, row + at, (dim - at) * sizeof(T));
+    return load(some);
 }
 template <typename T>
 inline void store_to(T* row, int64_t at, int64_t dim, v16 x) {

@@ -9,6 +9,7 @@
 #include "multiply_add.h"
 
 #include <type_traits>
+#include <utility>
 
 namespace native {
 
@@ -53,15 +54,13 @@ __attribute__((always_inline)) inline void block(Matrix<const A> a, int64_t num_
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) sums[m][p] = ADD ? Step<A>::load(c.row(m) + p * PANEL) : typename Step<A>::Sums{};
-    for (int64_t g = 0; g < num_groups; ++g) {
-        decltype(columns(g, 0)) own[P];
+    for (int64_t g = 0; g < num_groups; ++g)
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) own[p] = columns(g, p);
+        for (int p = 0; p < P; ++p) {
+            const auto own = columns(g, p);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m)
-#pragma GCC unroll 8
-            for (int p = 0; p < P; ++p) sums[m][p] = Step<A>::add(sums[m][p], a.row(m) + g * GROUP<A>, own[p]);
-    }
+            for (int m = 0; m < M; ++m) sums[m][p] = Step<A>::add(sums[m][p], a.row(m) + g * GROUP<A>, own);
+        }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
@@ -70,8 +69,8 @@ __attribute__((always_inline)) inline void block(Matrix<const A> a, int64_t num_
 
 // All rows by P panels.
 template <int P, bool ADD, typename A>
-inline void multiply_panels(Matrix<const A> a, int64_t M, Matrix<const Weight<A>> b, Matrix<Sum<A>> c, int64_t K,
-                            Shares& shares) {
+__attribute__((always_inline)) inline void multiply_panels(Matrix<const A> a, int64_t M, Matrix<const Weight<A>> b,
+                                                           Matrix<Sum<A>> c, int64_t K, Shares& shares) {
     constexpr int MOST = Step<A>::ROWS;
     const int64_t num_groups = K / GROUP<A>;
     int64_t m = 0;
@@ -116,8 +115,8 @@ inline void multiply_tiles(Matrix<const A> a, int64_t M, Matrix<const Weight<A>>
 
 // N a multiple of 16, K one of what `padded` gives. The caller's thread holds Tiles.
 template <bool ADD, typename A>
-inline void product(Matrix<const A> a, int64_t M, Matrix<const Weight<A>> b, int64_t N, Matrix<Sum<A>> c, int64_t K,
-                    const Ahead& ahead = {}) {
+__attribute__((always_inline)) inline void product(Matrix<const A> a, int64_t M, Matrix<const Weight<A>> b, int64_t N,
+                                                   Matrix<Sum<A>> c, int64_t K, const Ahead& ahead = {}) {
 #if defined(__AMX_BF16__)
     if constexpr (sizeof(A) < 4) return multiply_tiles<ADD, A>(a, M, b, N, c, K, ahead.in_memory);
 #endif

@@ -79,11 +79,11 @@ struct Step<uint8_t> {
 
     static Sums load(const int32_t* c) { return _mm512_loadu_si512(c); }
     static void store(int32_t* c, Sums sums) { _mm512_storeu_si512(c, sums); }
-    static __m512i columns(const int8_t* b) { return _mm512_loadu_si512(b); }
-    static Sums add(Sums sums, const uint8_t* a, __m512i b) {
+    static u16x columns(const int8_t* b) { return dwords(b); }
+    static Sums add(Sums sums, const uint8_t* a, u16x b) {
         int32_t group;
         std::memcpy(&group, a, sizeof group);
-        return _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(group), b);
+        return _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(group), (__m512i)b);
     }
 };
 

@@ -10,8 +10,8 @@ namespace native {
 
 constexpr int64_t BLOCK = 32;  // rows and columns computed at a time
 
-// The rows and the panels of one product, one or two panels that follow each other. Where B is narrower than what the
-// rows are multiplied with, panels become as wide as that in cache.
+// The operands of one product: rows, and one or two panels that follow each other. B may be narrower than what the rows
+// are multiplied with: int8 that stands for floats.
 template <typename A, typename B = Weight<A>>
 struct Pair {
     Matrix<const A> rows;
@@ -30,6 +30,7 @@ void parallel_pairs(int64_t num_pairs, const Task& task) {
     parallel(count, [&](int64_t i) { task(begin(i), begin(i + 1), begin(std::min(i + threads, count - 1))); });
 }
 
+// A pair's panels as the rows are multiplied with: where they lie, or made wide in cache.
 template <typename A, typename B>
 inline Matrix<const Weight<A>> as_wide(const B* panels, int64_t num_panels, int64_t size) {
     if constexpr (std::is_same_v<B, Weight<A>>) {
@@ -54,10 +55,11 @@ void multiply_pairs(int64_t num_pairs, int64_t K, const PairAt& pair_at, const E
             const char* const piece = reinterpret_cast<const char*>(next.panels);
             const Ahead ahead{&piece, 1, next.num_panels * size * int64_t(sizeof *next.panels),
                               panels.data == static_cast<const void*>(pair.panels)};
+            const bool fetches = pair.num_rows > 1 || !std::is_same_v<A, float>;  // one row of fp32 is slower with it
             for (int64_t row = 0; row < pair.num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, pair.num_rows - row);
                 product<false, A>(pair.rows.from(row), M, panels, pair.num_panels * PANEL, {sums, BLOCK}, K,
-                                  row ? Ahead{} : ahead);
+                                  fetches && !row ? ahead : Ahead{});
                 epilogue(i, row, M, sums);
             }
         }

@@ -80,20 +80,19 @@ class Attend {
         char* memory =
             scratch((held * key_dim + TILE * key_dim + value_dim / 16 * VALUE_PANEL + ROW_BLOCK * row) * sizeof(O) +
                     (2 * held * out_row + ROW_BLOCK * row) * sizeof(float) + 2 * held * sizeof(Result));
-        const auto take = [&](auto* typed, int64_t count) {
-            typed = reinterpret_cast<decltype(typed)>(memory);
-            memory += count * sizeof *typed;
-            return typed;
+        const auto take = [&](auto& matrix, int64_t count, int64_t stride) {
+            matrix = {reinterpret_cast<decltype(matrix.data)>(memory), stride};
+            memory += count * stride * sizeof *matrix.data;
         };
-        q = {take((O*)nullptr, held * key_dim), key_dim};
-        key_panels = take(key_panels, TILE * key_dim);
-        value_panels = take(value_panels, value_dim / 16 * VALUE_PANEL);
-        weights = {take((O*)nullptr, ROW_BLOCK * row), row};
-        out = {take((float*)nullptr, held * out_row), out_row};
-        sums = {take((float*)nullptr, held * out_row), out_row};
-        scores = {take((float*)nullptr, ROW_BLOCK * row), row};
-        of_span = take(of_span, held);
-        of_all = take(of_all, held);
+        take(q, held, key_dim);
+        take(key_panels, TILE / PANEL, PANEL * key_dim);
+        take(value_panels, value_dim / PANEL, VALUE_PANEL);
+        take(weights, ROW_BLOCK, row);
+        take(out, held, out_row);
+        take(sums, held, out_row);
+        take(scores, ROW_BLOCK, row);
+        of_span = reinterpret_cast<Result*>(memory);
+        of_all = of_span + held;
     }
 
     // `next` is what this thread is likely to compute then.
@@ -125,8 +124,7 @@ class Attend {
     const int64_t row = TILE + PADDING, out_row = value_dim + PADDING;
     const bool few = attention.in_panels && task.num_tokens == 1 && num_rows <= FEW_ROWS;
     const bool in_spans = task.begin / attention.span < (task.end - 1) / attention.span;
-    Matrix<O> q, weights;
-    O *key_panels = nullptr, *value_panels = nullptr;
+    Matrix<O> q, key_panels, value_panels, weights;
     Matrix<float> out, sums, scores;  // values of a span and of those before
     Result *of_span = nullptr, *of_all = nullptr;
 
@@ -175,8 +173,8 @@ class Attend {
         if (attention.in_panels) {
             const Chunks<C> chunks(attention, task, kv_head, next.task == &task, start, count);
             if (few) return attend_few(tile, chunks);
-            copy_keys(chunks, attention.keys.dim, key_dim, key_panels);
-            copy_values(chunks, count, tile.padded, attention.values.dim, value_panels);
+            copy_keys(chunks, attention.keys.dim, key_dim, key_panels.data);
+            copy_values(chunks, count, tile.padded, attention.values.dim, value_panels.data);
         } else {
             pack(tile);
         }
@@ -195,11 +193,11 @@ class Attend {
         const int64_t located = std::min<int64_t>(TILE + AHEAD, task.end - tile.start);
         const C* rows[TILE + AHEAD];
         locate(attention.keys, table, attention.block_size, kv_head, tile.start, located, rows);
-        pack_keys(rows, tile.padded, 0, first_dim, nullptr, key_panels, 0, key_dim);
-        pack_keys(rows, tile.padded, first_dim, attention.keys.dim, SCALED ? tile.factors : nullptr, key_panels,
+        pack_keys(rows, tile.padded, 0, first_dim, nullptr, key_panels.data, 0, key_dim);
+        pack_keys(rows, tile.padded, first_dim, attention.keys.dim, SCALED ? tile.factors : nullptr, key_panels.data,
                   second_at, key_dim);
         locate(attention.values, table, attention.block_size, kv_head, tile.start, located, rows);
-        pack_values(rows, tile.padded, attention.values.dim, value_panels);
+        pack_values(rows, tile.padded, attention.values.dim, value_panels.data);
     }
 
     void attend_rows(const Tile& tile, const Job& next) {
@@ -211,10 +209,10 @@ class Attend {
             const int64_t most = std::min(tile.count, seen(tile, first + M - 1));
             if (most <= 0) continue;
             const int64_t N = round_up(most, 32);
-            product<false, O>({q.row(first), key_dim}, M, {key_panels, 16 * key_dim}, N, scores, key_dim,
+            product<false, O>({q.row(first), key_dim}, M, {key_panels.data, key_panels.stride}, N, scores, key_dim,
                               first == 0 ? following.ahead : Ahead{});
             for (int64_t m = 0; m < M; ++m) weigh_row(tile, first + m, m, N);
-            product<true, O>({weights.data, row}, M, {value_panels, VALUE_PANEL}, value_dim, out.from(first), N);
+            product<true, O>({weights.data, row}, M, {value_panels.data, VALUE_PANEL}, value_dim, out.from(first), N);
         }
     }
 
