@@ -121,7 +121,8 @@ __attribute__((always_inline)) inline void product(Matrix<const A> a, int64_t M,
     if constexpr (sizeof(A) < 4) return multiply_tiles<ADD, A>(a, M, b, N, c, K, ahead.in_memory);
 #endif
     constexpr int64_t COLUMNS = Step<A>::PANELS * PANEL;
-    if (M % 4 == 3) ++M;  // one row more costs less than a part of one row, which waits for its own sums
+    // One row more costs less than a part of one row, which waits for its own sums.
+    if (Step<A>::ROWS > 2 && M % 4 == 3) ++M;
     Shares shares(ahead, M, N / PANEL);
     int64_t n = 0;
     for (; n + COLUMNS <= N; n += COLUMNS)
