@@ -88,8 +88,9 @@ async def test_leaving_before_a_whole_answer_frees_its_blocks(api, path):
 
 async def test_leaving_in_the_middle_of_a_prompt_frees_its_blocks(api):
     """More prompt tokens than one step takes (512): the abort falls between chunks or before the first token."""
-    caller = Caller(api, COMPLETIONS, prompt=[[65] * 500] * 6, max_tokens=12, ignore_eos=True)
-    await until_computing(api)
+    caller = Caller(api, COMPLETIONS, prompt=[[65] * 300] * 6, max_tokens=200, ignore_eos=True)
+    while not api.engine.has_work:
+        await asyncio.sleep(0)
     await caller.disconnect()
     await check_aborted(api, 6)
 
