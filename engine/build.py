@@ -60,10 +60,15 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     engine = Engine(info, batcher, LocalExecutor(runner), frozenset(config.model.eos_token_ids), config.seed)
     engine.warm_up()
     logger.info(
-        "loaded %s in %.1f s, warmed up in %.1f s: max_seq_len %d, %d KV blocks of %d tokens",
+        "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
+        "max_seq_len %d, %d KV blocks of %d tokens",
         config.source.path,
         loaded - started,
         time.monotonic() - loaded,
+        info.device,
+        info.dtype,
+        config.threads,
+        config.ops.name,
         info.max_seq_len,
         num_blocks,
         config.block_size,

@@ -74,7 +74,7 @@ def resolve_model(model: str | Path | None) -> ModelSource:
         return ModelSource(path, path.resolve().name)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"--model {model} is a file, but not a .gguf file; valid are folders and .gguf files")
+            raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
         return ModelSource(path, path.stem)
     if _HUB_ID.fullmatch(model):
         return ModelSource(_from_hub(model), model)

@@ -84,7 +84,7 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
             f"architecture {architecture} is not supported yet; supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     if (activation := raw.get("hidden_act", "silu")) != "silu":
-        raise ModelError(f"hidden_act is {activation!r}; only 'silu' is supported")
+        raise ModelError(f"hidden_act is {activation!r}; only 'silu' is computed here")
 
 
 def _hf_quantization(raw: Mapping[str, Any]) -> Int8Scheme | None:
