@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 _HEALTHY_AFTER = 60.0  # seconds of life after which a death is a first one again
 _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each try in a row
+_FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
 
 
@@ -143,7 +144,11 @@ class EngineProcess(EngineClient):
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
                 await asyncio.sleep(delay)
                 started = time.monotonic()
-                status = await self._run_once()
+                try:
+                    status = await self._run_once()
+                except ModelError as error:  # it may pass: a folder being replaced, memory that others hold
+                    logger.error("the engine cannot start again: %s", error)
+                    status = _FAILED_TO_START
                 num_deaths = 0 if time.monotonic() - started > _HEALTHY_AFTER else num_deaths + 1
         finally:
             self.state = EngineState.STOPPED

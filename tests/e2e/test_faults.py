@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,20 @@ def check_unavailable(error: dict[str, Any]) -> None:
 def check_clean(log: str) -> None:
     """An end on purpose is not reported as an accident."""
     assert not any(word in log for word in ("Traceback", "Fatal", " ERROR ", "died")), log
+
+
+def test_an_engine_that_cannot_load_its_model_again_is_tried_again(tmp_path: Path, tiny_llama: Path) -> None:
+    folder, hidden = tmp_path / "model", tmp_path / "hidden"
+    shutil.copytree(tiny_llama, folder)
+    with ServerProcess(tmp_path, "--model", str(folder)) as server:
+        before = server.complete("Hello", return_token_ids=True, **GREEDY)
+        folder.rename(hidden)
+        server.engine.kill()
+        server.until(lambda: "cannot start again" in server.log)
+        hidden.rename(folder)
+        server.until(server.is_healthy)
+        after = server.complete("Hello", return_token_ids=True, **GREEDY)
+        assert after["token_ids"] == before["token_ids"]
 
 
 def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: ServerProcess) -> None:
