@@ -5,8 +5,6 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from engine.sequence import SequenceStatus
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,7 +16,8 @@ class LiveSequences:
 
     def __init__(self) -> None:
         self._of_request: dict[str, dict[int, Sequence]] = {}  # request id -> index -> sequence
-        self._deadlines: list[tuple[float, int, Sequence]] = []  # a heap of (when, sequence id, whose)
+        self._by_id: dict[int, Sequence] = {}
+        self._deadlines: list[tuple[float, int]] = []  # a heap of (when, sequence id)
 
     def __bool__(self) -> bool:
         return bool(self._of_request)
@@ -26,12 +25,14 @@ class LiveSequences:
     def add(self, seq: Sequence) -> None:
         """Take in a sequence that has its id."""
         self._of_request.setdefault(seq.request_id, {})[seq.index] = seq
+        self._by_id[seq.sequence_id] = seq
         for deadline in (seq.terms.deadline, seq.terms.start_deadline):
             if deadline is not None:
-                heapq.heappush(self._deadlines, (deadline, seq.sequence_id, seq))
+                heapq.heappush(self._deadlines, (deadline, seq.sequence_id))
 
     def remove(self, seq: Sequence) -> None:
-        """One has ended; its deadlines are left lying until they come up."""
+        """One has ended; of its deadlines, two numbers stay until they come up."""
+        del self._by_id[seq.sequence_id]
         of_request = self._of_request[seq.request_id]
         del of_request[seq.index]
         if not of_request:
@@ -44,7 +45,7 @@ class LiveSequences:
     def due(self, now: float) -> Iterator[Sequence]:
         """Those past their deadline, or past the one for their start and still waiting for that."""
         while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, _, seq = heapq.heappop(self._deadlines)
-            is_due = deadline == seq.terms.deadline or seq.first_step_time is None
-            if is_due and seq.status is not SequenceStatus.FINISHED:
+            deadline, sequence_id = heapq.heappop(self._deadlines)
+            seq = self._by_id.get(sequence_id)
+            if seq is not None and (deadline == seq.terms.deadline or seq.first_step_time is None):
                 yield seq

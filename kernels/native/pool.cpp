@@ -72,7 +72,8 @@ class Pool {
 
     // Compute tasks of a job until none is left unclaimed. A claim names its job: one that comes too late fails, and
     // one that succeeds keeps the job, with all that it consists of, until its task is done.
-    void help(uint32_t number) {
+    // A task that throws ends the process: the others' context would be gone.
+    void help(uint32_t number) noexcept {
         for (;;) {
             uint64_t claim = claims.load(std::memory_order_acquire);
             do {

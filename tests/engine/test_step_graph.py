@@ -102,3 +102,4 @@ def test_asking_whether_a_batch_can_be_replayed_changes_nothing(folder):
     graph.can_replay = ask_twice
     assert run(engine) == plain
     assert any(asked)
+    assert not all(asked)
