@@ -55,11 +55,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
 
     def check(self) -> None:
-        """Refuse values out of their range (the API's own checks are stricter; the offline API has only these).
+        """Refuse values of a wrong type or out of their range (the API's own checks are stricter).
 
         Raises:
             RequestError: naming the field and what is valid.
         """
+        stop: Any = self.stop  # no type checker guards the offline API's users
+        if isinstance(stop, str) or not all(stop):
+            raise RequestError(f"stop is {self.stop!r}; it must be a tuple of strings that are not empty", "stop")
+        try:
+            msgspec.convert(msgspec.to_builtins(self), SamplingParams)
+        except (msgspec.ValidationError, TypeError) as error:  # TypeError: a value of no plain type
+            raise RequestError(f"The sampling parameters are not valid: {error}") from None
         ranges = {
             "max_tokens": (0, 1 << 31),
             "min_tokens": (0, self.max_tokens),
@@ -67,14 +74,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "top_k": (0, 1 << 31),
             "top_p": (0, 1),
             "min_p": (0, 1),
+            "presence_penalty": (-100, 100),
+            "frequency_penalty": (-100, 100),
             "repetition_penalty": (0.01, 100),
+            "logprobs": (0, 1 << 31),
+            "prompt_logprobs": (0, 1 << 31),
         }
         for name, (least, most) in ranges.items():
-            if not least <= getattr(self, name) <= most:
-                raise RequestError(f"{name} is {getattr(self, name)}; it must be from {least} to {most}", name)
-        stop: Any = self.stop  # no type checker guards the offline API's users
-        if isinstance(stop, str) or not all(stop):
-            raise RequestError(f"stop is {self.stop!r}; it must be a tuple of strings that are not empty", "stop")
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise RequestError(f"{name} is {value}; it must be from {least} to {most}", name)
 
     @property
     def has_penalties(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.build import build
 from engine.config import EngineConfig
+from engine.errors import RequestError
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
 from engine.resolve import resolve
@@ -78,6 +79,8 @@ class LLM:
         requests = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
             token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
+                raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
             self.engine.info.check(token_ids, params)
             request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, Terms(time.monotonic()))
             requests.append(request)

@@ -155,10 +155,17 @@ def test_an_interrupted_generation_leaves_the_engine_idle(tiny_llama, monkeypatc
 @pytest.mark.parametrize(
     "params",
     [{"stop": "xyz"}, {"stop": ("",)}, {"max_tokens": -1}, {"temperature": -1.0}, {"top_p": 5.0},
-     {"min_tokens": 20, "max_tokens": 10}, {"repetition_penalty": 0.0}],
+     {"min_tokens": 20, "max_tokens": 10}, {"repetition_penalty": 0.0}, {"max_tokens": 1.5}, {"logprobs": -1},
+     {"temperature": "hot"}, {"presence_penalty": float("nan")}, {"seed": "x"}],
     ids=str,
 )  # fmt: skip
 def test_parameters_out_of_their_range_are_refused_by_name(tiny_llama, params):
     llm = LLM(str(tiny_llama), dtype="float32", threads=1)
     with pytest.raises(RequestError, match=next(iter(params))):
         llm.generate(["ab"], SamplingParams(**params))
+
+
+@pytest.mark.parametrize("prompt", [5, ["a"], None])
+def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(llm, prompt):
+    with pytest.raises(RequestError, match="a string or a list of token ids"):
+        llm.generate([prompt])
