@@ -108,8 +108,7 @@ class DynamicBatcher:
 
     def schedule(self, now: float) -> StepPlan:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
-        self._admit_first(now)
-        urgent = self._policy.urgent(self._running.values())
+        urgent = self._admit_urgent(now)  # sequences that have this step to themselves: none but under fair shares
         decodes, prompts = list[Sequence](), list[Sequence]()
         for seq in urgent or self._running.values():
             (decodes if seq.num_uncomputed_tokens == 1 else prompts).append(seq)
@@ -191,8 +190,12 @@ class DynamicBatcher:
         self._waiting.push(*passed)
         return left
 
-    def _admit_first(self, now: float) -> None:
-        """Start waiting sequences that go first by the policy, in others' places if the batch is full."""
+    def _admit_urgent(self, now: float) -> list[Sequence]:
+        """Start waiting sequences that go first by the policy, in others' places if the batch is full.
+
+        Returns:
+            The running sequences to which the policy gives the whole step; none if all may run.
+        """
         passed: list[Sequence] = []
         num_left = self._policy.num_first  # not counting those that were preempted, which stand before all others
         while num_left > 0 and (seq := self._waiting.next(passed)) is not None:
@@ -203,6 +206,7 @@ class DynamicBatcher:
                 passed.append(seq)
                 num_left -= seq.first_step_time is None
         self._waiting.push(*passed)
+        return self._policy.urgent(self._running.values())
 
     def _chunk(self, seq: Sequence, most: int) -> ScheduledSequence:
         num_tokens = min(seq.num_uncomputed_tokens, most)
