@@ -103,14 +103,6 @@ class Decoder:
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
 
-    def cache_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shapes [heads, values] cached for one token in one layer."""
-        return attention_class(self.config).cache_shapes(self.config)
-
-    def cache_scales(self) -> tuple[int, ...]:
-        """Number of scales of each for a token and head, if cached as int8."""
-        return attention_class(self.config).cache_scales(self.config)
-
     @property
     def attention(self) -> PagedAttention | LatentAttention:
         """The attention kernel that every layer uses."""
