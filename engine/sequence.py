@@ -46,13 +46,13 @@ class Sequence:
     """
 
     request_id: str
-    index: int
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
-    seed: int
-    stop_token_ids: frozenset[int]
     terms: Terms
+    index: int = 0
+    seed: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
     sequence_id: int = -1
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
@@ -123,12 +123,9 @@ class Sequence:
         return "length" if num_output_tokens == params.max_tokens else None
 
     def _sample(self) -> Sample:
-        params, count = self.sampling, self.num_prompt_tokens
-        num_output_tokens = len(self.token_ids) - count
-        if not self.has_penalties:
-            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids)
-        prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
-        return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output)
+        count = self.num_prompt_tokens
+        counted = (tuple(self.token_ids[:count]), tuple(self.token_ids[count:])) if self.has_penalties else ()
+        return Sample(self.sampling, self.seed, len(self.token_ids) - count, self.stop_token_ids, *counted)
 
     def _prompt_logprobs(self, start: int, stop: int) -> PromptLogprobs | None:
         """Of the prompt tokens that follow those of a chunk, the ones that were not reported before."""

@@ -70,14 +70,7 @@ class _WatchedLayer:
 def calibrate(
     tensors: TensorSource, config: ModelConfig, prompts: list[list[int]], dtype: torch.dtype, *, progress: bool
 ) -> list[Measurement]:
-    """Measure every linear layer that can be int8.
-
-    Args:
-        tensors: the model's tensors.
-        config: the model's shape.
-        prompts: token ids; each prompt is one sequence.
-        dtype: dtype of the computation.
-        progress: show a bar.
+    """Measure every linear layer that can be int8; each prompt is one sequence, computed in this dtype.
 
     Raises:
         ModelError: tensors are missing or do not fit the config.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import device as devices
@@ -20,28 +19,13 @@ if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written.
+def quantize(
+    source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool
+) -> tuple[int, dict[str, float]]:
+    """Write an int8 checkpoint by one of choose.SCHEMES into an empty folder, calibrated on these prompts.
 
-    Attributes:
-        num_bytes: size of all tensors.
-        shares: see Recipe.shares.
-    """
-
-    num_bytes: int
-    shares: dict[str, float]
-
-
-def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool) -> Report:
-    """Write an int8 checkpoint into an empty folder.
-
-    Args:
-        source: the model.
-        folder: where config.json, weights and the tokenizer's files are written.
-        scheme: one of choose.SCHEMES.
-        prompts: token ids to calibrate on.
-        progress: show bars.
+    Returns:
+        The size of all tensors in bytes, and Recipe.shares.
 
     Raises:
         ConfigError: the text is empty.
@@ -57,4 +41,4 @@ def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[
     devices.set_threads(resolved.threads)
     tensors = open_tensors(source, config)
     recipe = choose(scheme, calibrate(tensors, config, prompts, resolved.dtype, progress=progress))
-    return Report(write(folder, source, tensors, config, recipe, progress=progress), recipe.shares)
+    return write(folder, source, tensors, config, recipe, progress=progress), recipe.shares
