@@ -15,7 +15,6 @@ from engine.engine import Engine
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
-from engine.loading.open import open_tensors
 from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
@@ -73,7 +72,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
 def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
     is_int8 = config.model.int8 is not None
     weights = Weights(
-        open_tensors(config.source, config.model),
+        config.source.open_tensors(config.model),
         config.device,
         config.dtype,
         fp8_block=config.model.weight_block_size,

@@ -12,13 +12,13 @@ import torch
 from engine import step_graph
 from engine.kv_cache_pool import KVCachePool
 from engine.model_batch import ModelBatch
+from engine.models.work import Work, step_work
 from engine.sampler import sample, top_logprobs
 from engine.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
     from engine.kv_cache_pool import CacheLayout
     from engine.models.decoder import Decoder
-    from engine.models.work import Work
     from engine.protocol import TokenLogprobs
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
@@ -56,11 +56,13 @@ class ModelRunner:
 
     def work(self, plan: StepPlan) -> Work:
         """What a step must compute and read at least."""
-        return self.model.work(
+        return step_work(
+            self.model.config,
             [item.num_tokens for item in plan.scheduled],
             [item.context_len for item in plan.scheduled],
             sum(item.sample is not None for item in plan.scheduled),
-            self.kv_pool.entry_size,
+            weight_size=self.model.weight_size,
+            entry_size=self.kv_pool.entry_size,
         )
 
     def _prompt_logprobs(self, plan: StepPlan, hidden_RH: torch.Tensor) -> tuple[list[list[TokenLogprobs]], int]:

@@ -123,9 +123,12 @@ class Sequence:
         return "length" if num_output_tokens == params.max_tokens else None
 
     def _sample(self) -> Sample:
-        count = self.num_prompt_tokens
-        counted = (tuple(self.token_ids[:count]), tuple(self.token_ids[count:])) if self.has_penalties else ()
-        return Sample(self.sampling, self.seed, len(self.token_ids) - count, self.stop_token_ids, *counted)
+        params, count = self.sampling, self.num_prompt_tokens
+        num_output_tokens = len(self.token_ids) - count
+        if not self.has_penalties:
+            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids)
+        prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
+        return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output)
 
     def _prompt_logprobs(self, start: int, stop: int) -> PromptLogprobs | None:
         """Of the prompt tokens that follow those of a chunk, the ones that were not reported before."""

@@ -49,27 +49,23 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ModelError: naming the key and what is valid, where possible.
     """
+    keys = Keys(raw, "config.json")
     try:
-        return _parse(raw, generation)
+        _refuse_unsupported(raw)
+        return ModelConfig(
+            **_hf_shape(keys),
+            **_hf_rope(keys),
+            mla=_hf_mla(keys),
+            indexer=_hf_indexer(keys),
+            moe=_hf_moe(keys),
+            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
+            int8=_hf_quantization(raw),
+            weight_block_size=_hf_block_size(raw),
+            eos_token_ids=_eos_token_ids(raw, generation),
+            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+        )
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"config.json has a value of a wrong kind: {error}") from None
-
-
-def _parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    _refuse_unsupported(raw)
-    keys = Keys(raw, "config.json")
-    return ModelConfig(
-        **_hf_shape(keys),
-        **_hf_rope(keys),
-        mla=_hf_mla(keys),
-        indexer=_hf_indexer(keys),
-        moe=_hf_moe(keys),
-        num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
-        int8=_hf_quantization(raw),
-        weight_block_size=_hf_block_size(raw),
-        eos_token_ids=_eos_token_ids(raw, generation),
-        dtype=raw.get("dtype") or raw.get("torch_dtype"),
-    )
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from engine import device as devices
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
-from engine.loading.open import open_tensors
 from engine.quantization.calibrate import calibrate
 from engine.quantization.choose import choose
 from engine.quantization.write import write
@@ -39,6 +38,6 @@ def quantize(
     if not prompts:
         raise ConfigError("the calibration text has no tokens")
     devices.set_threads(resolved.threads)
-    tensors = open_tensors(source, config)
+    tensors = source.open_tensors(config)
     recipe = choose(scheme, calibrate(tensors, config, prompts, resolved.dtype, progress=progress))
     return write(folder, source, tensors, config, recipe, progress=progress), recipe.shares
