@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import device as devices
-from engine.kv_cache_pool import KVCachePool
+from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels import native
 from kernels.kv_cache import Int8Cache
 from kernels.ops import Ops, resolve
@@ -138,8 +138,9 @@ def _caches(
     shapes: tuple[tuple[int, int], ...], num_blocks: int, dtype: torch.dtype, scales: tuple[int, ...] | None = None
 ) -> list[tuple[Cache, ...]]:
     """KV caches with random values, for as many layers as fit in 256 MB."""
-    layer_bytes = KVCachePool.bytes_per_block(shapes, 1, _BLOCK, dtype, scales) * num_blocks
-    pool = KVCachePool(shapes, max(1, (256 << 20) // layer_bytes), num_blocks, _BLOCK, dtype, _CPU, scales)
+    layer_bytes = CacheLayout(shapes, 1, _BLOCK, dtype, scales).bytes_per_block * num_blocks
+    layout = CacheLayout(shapes, max(1, (256 << 20) // layer_bytes), _BLOCK, dtype, scales)
+    pool = KVCachePool(layout, num_blocks, _CPU)
     for layer in pool.layers:
         for cache in layer:
             if isinstance(cache, Int8Cache):

@@ -11,11 +11,10 @@ import statistics
 import sys
 import time
 
+from benchmarks.simulate import Arrival, sequence
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
-from engine.protocol import SamplingParams, Terms
-from engine.sequence import Sequence
 from engine.step import SampledToken, StepResult
 
 
@@ -23,7 +22,7 @@ def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> 
     """Median seconds of schedule() and update() while all running sequences decode and the others wait."""
     batcher = DynamicBatcher(KVCacheManager(num_running * 64, 16), num_running, num_running + 512, policy=policy)
     for number in range(num_running + num_waiting):
-        batcher.add(_sequence(number, num_steps + 100))
+        batcher.add(sequence(number, Arrival(0.0, 40, num_steps + 100, key=str(number % 7))))
     result = None
     times = []
     while len(times) < num_steps:
@@ -47,19 +46,6 @@ def loop() -> float:
         sum([i + 1 for i in range(10_000)])
         times.append(time.perf_counter() - started)
     return statistics.median(times)
-
-
-def _sequence(number: int, max_tokens: int) -> Sequence:
-    return Sequence(
-        request_id=str(number),
-        index=0,
-        token_ids=[number] * 40,
-        num_prompt_tokens=40,
-        sampling=SamplingParams(max_tokens=max_tokens, ignore_eos=True),
-        seed=0,
-        stop_token_ids=frozenset(),
-        terms=Terms(0.0, tenant=str(number % 7).encode()),
-    )
 
 
 def main() -> None:

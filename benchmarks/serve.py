@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import sys
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ import uvloop
 
 from benchmarks.load import report, workload
 from benchmarks.load.runner import Endpoint, Run, run
+from benchmarks.load.targets import get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,11 +117,8 @@ def served_model(url: str, key: str = "") -> str:
     Raises:
         OSError: the server does not answer.
     """
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(url.rstrip("/").removesuffix("/v1") + "/v1/models", headers=headers)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
-        model: str = json.load(response)["data"][0]["id"]
-        return model
+    model: str = json.loads(get(url, "/v1/models", key))["data"][0]["id"]
+    return model
 
 
 def _load(args: argparse.Namespace, requests: int) -> workload.Load:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.load.report import plot_shares
 from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
@@ -47,9 +48,13 @@ class StepCost:
 
     def of(self, plan: StepPlan) -> float:
         """Seconds of a step."""
-        context = sum(item.context_len for item in plan.scheduled)
-        prefill = plan.num_tokens - plan.num_decodes
-        return self.base + self.decode * plan.num_decodes + self.prefill * prefill + self.context * context
+        _, decodes, prefill, context = counts(plan)
+        return self.base + self.decode * decodes + self.prefill * prefill + self.context * context
+
+
+def counts(plan: StepPlan) -> tuple[int, int, int, int]:
+    """What the four costs of a step are multiplied by."""
+    return 1, plan.num_decodes, plan.num_prompt_tokens, sum(item.context_len for item in plan.scheduled)
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,8 @@ def heavy_tailed(num_requests: int, rate: float, seed: int = 0) -> list[Arrival]
     now, arrivals = 0.0, []
     for _ in range(num_requests):
         now += rng.expovariate(rate)
-        prompt, output = (
-            min(int(rng.lognormvariate(4.5, 1.4)) + 4, 4096),
-            min(int(rng.lognormvariate(3.5, 0.9)) + 1, 512),
-        )
-        arrivals.append(Arrival(now, prompt, output))
+        prompt, output = int(rng.lognormvariate(4.5, 1.4)) + 4, int(rng.lognormvariate(3.5, 0.9)) + 1
+        arrivals.append(Arrival(now, min(prompt, 4096), min(output, 512)))
     return arrivals
 
 
@@ -128,7 +130,7 @@ def simulate(
         if not batcher.has_work:
             now = max(now, arrivals[due].time)
         while due < len(arrivals) and arrivals[due].time <= now:
-            batcher.add(_sequence(str(due), arrivals[due]))
+            batcher.add(sequence(due, arrivals[due]))
             due += 1
         plan = batcher.schedule(now)
         seconds = cost.of(plan)
@@ -161,76 +163,63 @@ def fit(model: str | None) -> StepCost:
     from engine.protocol import GenerateRequest
 
     engine = load_engine(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
-    rows, times, rng = [], [], random.Random(0)
-    schedule = engine.batcher.schedule
-    plans: list[StepPlan] = []
-    engine.batcher.schedule = lambda now: plans.append(schedule(now)) or plans[-1]  # type: ignore[method-assign, func-returns-value]
+    rng, steps, observe = random.Random(0), list[tuple[StepPlan, float]](), engine.batcher.observe
+    engine.batcher.observe = lambda plan, seconds: steps.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
     for num_seqs, length in ((1, 16), (1, 512), (4, 64), (8, 128), (32, 32), (32, 128), (16, 400), (32, 16)):
         for _ in range(num_seqs):
             prompt = [rng.randrange(engine.info.vocab_size) for _ in range(min(length, engine.info.max_seq_len - 12))]
             params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
             engine.add(GenerateRequest(f"{rng.random()}", prompt, params, 1, Terms(time.monotonic())))
         while engine.has_work:
-            started = time.perf_counter()
             engine.step()
-            times.append(time.perf_counter() - started)
-            plan = plans[-1]
-            context = sum(item.context_len for item in plan.scheduled)
-            rows.append([1, plan.num_decodes, plan.num_tokens - plan.num_decodes, context])
+    rows, times = [counts(plan) for plan, _ in steps], [seconds for _, seconds in steps]
     return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
 
 
 def read_trace(path: Path) -> list[Arrival]:
     """Arrivals from a file of JSON lines, in order of time."""
     entries = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    arrivals = [
-        Arrival(**{**entry, "prefix": tuple(entry["prefix"]) if entry.get("prefix") else None}) for entry in entries
-    ]
-    return sorted(arrivals, key=lambda arrival: arrival.time)
+    for entry in entries:
+        entry["prefix"] = tuple(entry["prefix"]) if entry.get("prefix") else None
+    return sorted((Arrival(**entry) for entry in entries), key=lambda arrival: arrival.time)
 
 
-def _sequence(name: str, arrival: Arrival) -> Sequence:
+def sequence(number: int, arrival: Arrival) -> Sequence:
+    """The sequence of an arrival; its tokens are its own, but for those of its prefix."""
     shared, length = arrival.prefix or ("", 0)
-    number = int(name) + 1
     token_ids = [hash(shared) % 1_000_003] * min(length, arrival.prompt)
-    token_ids += [-number] * (arrival.prompt - len(token_ids))
-    return Sequence(
-        request_id=name,
-        index=0,
-        token_ids=token_ids,
-        num_prompt_tokens=arrival.prompt,
-        sampling=SamplingParams(max_tokens=arrival.output, ignore_eos=True),
-        seed=0,
-        stop_token_ids=frozenset(),
-        terms=Terms(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight),
-    )
+    token_ids += [-number - 1] * (arrival.prompt - len(token_ids))
+    sampling = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
+    terms = Terms(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight)
+    return Sequence(str(number), token_ids, arrival.prompt, sampling, terms)
 
 
 def main() -> None:
     """Print a JSON line for each policy on stdout and a table on stderr; draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=4.0, help="arrivals per second (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trace", type=Path, help="a recorded trace instead of a synthetic one")
-    parser.add_argument("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
-    parser.add_argument("--fit", nargs="?", const="", metavar="MODEL", help="measure step times on this model")
-    parser.add_argument("--max-batch-size", type=int, default=32)
-    parser.add_argument("--max-batched-tokens", type=int, default=512)
-    parser.add_argument("--num-kv-blocks", type=int, default=8192)
-    parser.add_argument("--target-itl", type=float, help="milliseconds")
-    parser.add_argument("--prefill-share", type=float, default=PREFILL_SHARE)
-    parser.add_argument("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
+    add = parser.add_argument
+    add("--requests", type=int, default=2000)
+    add("--rate", type=float, default=4.0, help="arrivals per second (default: %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--trace", type=Path, help="a recorded trace instead of a synthetic one")
+    add("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    add("--fit", nargs="?", const="", metavar="MODEL", help="measure step times on this model")
+    add("--max-batch-size", type=int, default=32)
+    add("--max-batched-tokens", type=int, default=512)
+    add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=int, default=8192)
+    add("--target-itl", type=float, help="milliseconds")
+    add("--prefill-share", type=float, default=PREFILL_SHARE)
+    add("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
     args = parser.parse_args()
     if args.max_batched_tokens < args.max_batch_size:
         parser.error("--max-batched-tokens must be at least --max-batch-size")
-    if min(args.requests, args.rate, args.max_batch_size, args.num_kv_blocks) <= 0:
+    if min(args.requests, args.rate, args.max_batch_size, args.num_blocks) <= 0:
         parser.error("--requests, --rate, --max-batch-size and --num-kv-blocks must be more than 0")
     try:
         arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"--trace: {error}")
-    most = args.num_kv_blocks * 16
+    most = args.num_blocks * 16
     if not arrivals or (long := [a for a in arrivals if a.prompt + a.output > most]):
         parser.error(f"a request of {long[0]} can never fit {most} tokens" if arrivals else "the trace is empty")
     cost = StepCost() if args.fit is None else fit(args.fit or None)
@@ -238,18 +227,13 @@ def main() -> None:
     sys.stderr.write(
         f"{'policy':10}{'TTFT mean':>11}{'p50':>9}{'p99':>9}{'ITL p50':>9}{'p99':>9}{'tok/s':>8}{'packing':>9}\n"
     )
+    limits = {
+        name: getattr(args, name) for name in ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share")
+    }
+    limits["target_itl"] = None if args.target_itl is None else args.target_itl / 1000
     outcomes = {}
     for policy in args.policy:
-        outcome = outcomes[policy] = simulate(
-            arrivals,
-            policy,
-            cost,
-            max_batch_size=args.max_batch_size,
-            max_batched_tokens=args.max_batched_tokens,
-            num_blocks=args.num_kv_blocks,
-            target_itl=None if args.target_itl is None else args.target_itl / 1000,
-            prefill_share=args.prefill_share,
-        )
+        outcome = outcomes[policy] = simulate(arrivals, policy, cost, **limits)
         line = {
             "policy": policy,
             "ttft_mean": float(np.mean(outcome.ttft)),
@@ -265,27 +249,14 @@ def main() -> None:
         columns = "".join(f"{seconds:{width}.3f}" for seconds, width in zip(times, (11, 9, 9, 9, 9), strict=True))
         sys.stderr.write(f"{policy:10}{columns}{outcome.throughput:8.0f}{outcome.packing:9.3f}\n")
     if args.plot:
-        _plot(outcomes, args.plot)
-
-
-def _plot(outcomes: dict[str, Outcome], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        sys.exit("--plot needs matplotlib: pip install matplotlib")
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    for axes, name, label in zip(
-        figure.subplots(1, 2), ("ttft", "itl"), ("time to first token", "inter-token latency"), strict=True
-    ):
-        for policy, outcome in outcomes.items():
-            values = np.sort(getattr(outcome, name))
-            axes.plot(values, np.linspace(0, 1, len(values)), label=policy)
-        axes.set(
-            xscale="log", xlabel=f"{label} (s)", ylabel="share of tokens" if name == "itl" else "share of requests"
+        panels = {"time to first token (s)": "ttft", "inter-token latency (s)": "itl"}
+        plot_shares(
+            args.plot,
+            {
+                label: {policy: [(s, 1.0) for s in getattr(outcome, name)] for policy, outcome in outcomes.items()}
+                for label, name in panels.items()
+            },
         )
-        axes.legend()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from engine.engine import Engine
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
-from engine.loading.open import open_tensors
 from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
@@ -54,10 +53,9 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     keep_freed_memory()
     loaded = time.monotonic()
     num_blocks = _size_kv_cache(config)
-    runner = ModelRunner(model, num_blocks, config.block_size, config.dtype, config.device, config.kv_cache_scales)
-    info = _info(config, num_blocks)
-    batcher = _make_batcher(config, num_blocks)
-    engine = Engine(info, batcher, LocalExecutor(runner), frozenset(config.model.eos_token_ids), config.seed)
+    executor = LocalExecutor(ModelRunner(model, config.kv_cache, num_blocks, config.device))
+    info, batcher = _info(config, num_blocks), _make_batcher(config, num_blocks)
+    engine = Engine(info, batcher, executor, frozenset(config.model.eos_token_ids), config.settings.seed)
     engine.warm_up()
     logger.info(
         "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
@@ -71,7 +69,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
         config.ops.name,
         info.max_seq_len,
         num_blocks,
-        config.block_size,
+        info.block_size,
     )
     return engine
 
@@ -79,13 +77,13 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
 def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
     is_int8 = config.model.int8 is not None
     weights = Weights(
-        open_tensors(config.source, config.model),
+        config.source.open_tensors(config.model),
         config.device,
         config.dtype,
         fp8_block=config.model.weight_block_size,
         progress=progress,
         int8=config.model.int8,
-        quantizes=lambda layer: config.quantization == "int8" and (not is_int8 or layer == "lm_head"),
+        quantizes=lambda layer: config.settings.quantization == "int8" and (not is_int8 or layer == "lm_head"),
     )
     try:
         return Decoder(config.model, weights, config.ops, config.max_seq_len)
@@ -96,9 +94,9 @@ def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
 def _size_kv_cache(config: ResolvedConfig) -> int:
     """The number of KV blocks, once the weights are loaded: as set, if they fit; else as many as fit."""
     if config.num_kv_blocks is None:
-        num_fitting = devices.default_kv_cache_bytes(config.device) // config.bytes_per_block
+        num_fitting = devices.default_kv_cache_bytes(config.device) // config.kv_cache.bytes_per_block
         return max(1, min(num_fitting, config.max_kv_blocks))
-    num_bytes, free = config.num_kv_blocks * config.bytes_per_block, devices.available_bytes(config.device)
+    num_bytes, free = config.num_kv_blocks * config.kv_cache.bytes_per_block, devices.available_bytes(config.device)
     if num_bytes > free:
         raise ConfigError(
             f"a KV cache of {config.num_kv_blocks} blocks (--num-kv-blocks or --kv-cache-memory) needs "
@@ -108,7 +106,7 @@ def _size_kv_cache(config: ResolvedConfig) -> int:
 
 
 def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
-    max_seq_len = min(config.max_seq_len, num_blocks * config.block_size)
+    max_seq_len = min(config.max_seq_len, num_blocks * config.kv_cache.block_size)
     if max_seq_len < config.max_seq_len:
         logger.warning(
             "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", config.max_seq_len, max_seq_len
@@ -117,18 +115,19 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
         max_seq_len=max_seq_len,
         vocab_size=config.model.vocab_size,
         num_blocks=num_blocks,
-        block_size=config.block_size,
+        block_size=config.kv_cache.block_size,
         device=str(config.device),
         dtype=str(config.dtype).removeprefix("torch."),
     )
 
 
 def _make_batcher(config: ResolvedConfig, num_blocks: int) -> DynamicBatcher:
+    settings = config.settings
     return DynamicBatcher(
-        KVCacheManager(num_blocks, config.block_size, prefix_caching=config.prefix_caching),
-        config.max_batch_size,
+        KVCacheManager(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching == "on"),
+        settings.max_batch_size,
         config.max_batched_tokens,
-        policy=config.policy,
-        target_itl=config.target_itl,
-        prefill_share=config.prefill_share,
+        policy=settings.policy,
+        target_itl=None if settings.target_itl is None else settings.target_itl / 1000,
+        prefill_share=settings.prefill_share,
     )

@@ -20,12 +20,10 @@ class ChunkBudget:
     """
 
     def __init__(self, limit: int, target: float = 0.0, share: float = 0.0) -> None:
-        """Start with nothing learnt.
+        """Start with nothing learnt; `limit` is all that counts where nothing decodes.
 
-        Args:
-            limit: tokens of a step at most; all that counts where nothing decodes.
-            target: seconds that a step beside decodes should last.
-            share: of the decodes' time that each prompt is given even if the target is then missed; inf is no bound.
+        `target` is how many seconds a step beside decodes should last; `share` is what each prompt is given of the
+        decodes' time even if the target is then missed, inf is no bound.
         """
         self._limit, self._target, self._share = limit, target, share
         self._steps = [collections.deque[tuple[int, int, int, float]](maxlen=_REMEMBERED) for _ in range(2)]

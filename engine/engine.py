@@ -28,7 +28,7 @@ from engine.sequence import Sequence
 if TYPE_CHECKING:
     from engine.dynamic_batcher import DynamicBatcher
     from engine.executor import Executor
-    from engine.protocol import EngineStats, ToEngine
+    from engine.protocol import ToEngine
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Engine:
                     return
                 outputs += self._take(message)
                 message = transport.receive(wait=False)
-            step = self.step() if self.has_work else StepOutput([], self.stats())
+            step = self.step()
             transport.send(StepOutput(outputs + step.outputs, step.stats))
 
     def add(self, request: GenerateRequest) -> None:
@@ -130,10 +130,6 @@ class Engine:
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
         return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
-
-    def stats(self) -> EngineStats:
-        """The load at this moment."""
-        return self.batcher.stats()
 
     def _take(self, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
         """Act on a message; a request that cannot be taken in gets an error for each of its sequences.

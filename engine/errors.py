@@ -48,4 +48,4 @@ class DeadlineError(DeepseekServeError):
 
 
 class GenerationError(DeepseekServeError):
-    """The engine gave up on one sequence (for example because its logits were not finite)."""
+    """The engine ended one sequence: it could not take the request in, or the logits were not finite."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from dataclasses import dataclass
 
 import torch
 
@@ -20,47 +21,62 @@ _AHEAD = 1 << 30  # bytes of blocks not yet taken whose pages are there
 _MADV_POPULATE_WRITE = 23  # Linux 5.14: have pages there as if written, without changing them
 
 
-class KVCachePool:
-    """All layers' tensors; with `scales` of int8, with so many scales for each row of values (kernels.kv_cache)."""
+@dataclass(frozen=True)
+class CacheLayout:
+    """What the tokens of one block leave in the cache.
 
-    def __init__(
-        self,
-        shapes: tuple[tuple[int, int], ...],
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        scales: tuple[int, ...] | None = None,
-    ) -> None:
-        self.block_size, self.device = block_size, device
-        self.entry_size = self.bytes_per_block(shapes, 1, 1, dtype, scales)  # of a token in one layer
+    Attributes:
+        shapes: [heads, values] of each thing that one token leaves in one layer.
+        scales: how many scales each row of values has where the cache is int8 (kernels.kv_cache), else None.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    num_layers: int
+    block_size: int
+    dtype: torch.dtype
+    scales: tuple[int, ...] | None = None
+
+    @property
+    def entry_size(self) -> int:
+        """Bytes of one token in one layer."""
+        if self.scales is None:
+            return sum(heads * values for heads, values in self.shapes) * self.dtype.itemsize
+        return sum(heads * (values + 4 * n) for (heads, values), n in zip(self.shapes, self.scales, strict=True))
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one block over all layers."""
+        return self.entry_size * self.num_layers * self.block_size
+
+
+class KVCachePool:
+    """The tensors of all layers."""
+
+    def __init__(self, layout: CacheLayout, num_blocks: int, device: torch.device) -> None:
+        self.block_size, self.entry_size, self.device = layout.block_size, layout.entry_size, device
         self._num_blocks = num_blocks
         self._num_ready = 0  # blocks whose pages are there, but for those of
         self._pending: list[tuple[mmap.mmap, int, int]] = []  # (map, first byte, size)
         self._maps: list[mmap.mmap] = []
 
-        def numbers(heads: int, values: int, dtype: torch.dtype) -> torch.Tensor:
-            return self._zeros((num_blocks, heads, block_size, values), dtype, device)
+        def zeros(heads: int, values: int, dtype: torch.dtype) -> torch.Tensor:
+            return self._zeros((num_blocks, heads, layout.block_size, values), dtype)
 
-        def entry(heads: int, values: int, num_scales: int) -> Cache:
-            if scales is None:
-                return numbers(heads, values, dtype)
-            return Int8Cache(numbers(heads, values, torch.int8), numbers(heads, num_scales, torch.float32))
+        def entry(index: int) -> Cache:
+            heads, values = layout.shapes[index]
+            if layout.scales is None:
+                return zeros(heads, values, layout.dtype)
+            return Int8Cache(zeros(heads, values, torch.int8), zeros(heads, layout.scales[index], torch.float32))
 
-        counts = scales or (0,) * len(shapes)
-        self.layers: list[tuple[Cache, ...]] = [
-            tuple(entry(*shape, count) for shape, count in zip(shapes, counts, strict=True)) for _ in range(num_layers)
-        ]
+        things = range(len(layout.shapes))
+        self.layers: list[tuple[Cache, ...]] = [tuple(map(entry, things)) for _ in range(layout.num_layers)]
         total = sum(map(len, self._maps))
         self._blocks_ahead = num_blocks * _AHEAD // max(1, total)
-        self._blocks_at_once = max(
-            1, num_blocks * _PAGE * len(self._maps) // max(1, total)
-        )  # about a page of each tensor
+        self._blocks_at_once = max(1, num_blocks * _PAGE * len(self._maps) // max(1, total))  # a page of each
 
-    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        if device.type != "cpu":
-            return torch.zeros(shape, dtype=dtype, device=device)
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=self.device)
         memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a system without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -95,18 +111,3 @@ class KVCachePool:
             for cache in layer:
                 for part in cache if isinstance(cache, Int8Cache) else (cache,):
                     part[block_ids] = 0
-
-    @staticmethod
-    def bytes_per_block(
-        shapes: tuple[tuple[int, int], ...],
-        num_layers: int,
-        block_size: int,
-        dtype: torch.dtype,
-        scales: tuple[int, ...] | None = None,
-    ) -> int:
-        """What one block costs over all layers."""
-        if scales is None:
-            row_bytes = [values * dtype.itemsize for _, values in shapes]
-        else:
-            row_bytes = [values + 4 * count for (_, values), count in zip(shapes, scales, strict=True)]
-        return sum(shape[0] * size for shape, size in zip(shapes, row_bytes, strict=True)) * num_layers * block_size

@@ -12,12 +12,13 @@ import torch
 from engine import step_graph
 from engine.kv_cache_pool import KVCachePool
 from engine.model_batch import ModelBatch
+from engine.models.work import Work, step_work
 from engine.sampler import sample, top_logprobs
 from engine.step import StepPlan, StepResult
 
 if TYPE_CHECKING:
+    from engine.kv_cache_pool import CacheLayout
     from engine.models.decoder import Decoder
-    from engine.models.work import Work
     from engine.protocol import TokenLogprobs
 
 _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
@@ -26,21 +27,11 @@ _LOGPROB_ROWS = 64  # prompt positions whose logits are held at a time
 class ModelRunner:
     """Runs steps. Cost of a step: O(its tokens) in the layers, plus attention over the contexts of its sequences."""
 
-    def __init__(
-        self,
-        model: Decoder,
-        num_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        scales: tuple[int, ...] | None = None,
-    ) -> None:
-        """Make the KV pool, int8 with `scales` (Decoder.cache_scales), and capture the model's forward on it."""
+    def __init__(self, model: Decoder, layout: CacheLayout, num_blocks: int, device: torch.device) -> None:
+        """Make the KV pool and capture the model's forward on it."""
         self.model = model
-        self.kv_pool = KVCachePool(
-            model.cache_shapes(), model.config.num_hidden_layers, num_blocks, block_size, dtype, device, scales
-        )
-        self.graph = step_graph.capture(model, self.kv_pool.layers, block_size)
+        self.kv_pool = KVCachePool(layout, num_blocks, device)
+        self.graph = step_graph.capture(model, self.kv_pool.layers, layout.block_size)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -65,11 +56,13 @@ class ModelRunner:
 
     def work(self, plan: StepPlan) -> Work:
         """What a step must compute and read at least."""
-        return self.model.work(
+        return step_work(
+            self.model.config,
             [item.num_tokens for item in plan.scheduled],
             [item.context_len for item in plan.scheduled],
             sum(item.sample is not None for item in plan.scheduled),
-            self.kv_pool.entry_size,
+            weight_size=self.model.weight_size,
+            entry_size=self.kv_pool.entry_size,
         )
 
     def _prompt_logprobs(self, plan: StepPlan, hidden_RH: torch.Tensor) -> tuple[list[list[TokenLogprobs]], int]:

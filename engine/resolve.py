@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine import device as devices
 from engine.errors import ConfigError
-from engine.kv_cache_pool import KVCachePool
+from engine.kv_cache_pool import CacheLayout
 from engine.models.decoder import attention_class
 from kernels.ops import KernelUnavailableError
 from kernels.ops import resolve as resolve_ops
@@ -32,13 +32,9 @@ _DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedConfig:
-    """All that an engine is built from.
+    """All that an engine is built from: the settings as given, and what each "auto" and None of them means here.
 
     Attributes:
-        target_itl: in seconds.
-        kv_cache_shapes: [heads, values] of what one token leaves in one layer's cache.
-        kv_cache_scales: how many scales each of these has where the cache is int8, else None.
-        bytes_per_block: of all layers.
         num_kv_blocks: as set; None means as many as fit into the memory that is free after loading.
         max_kv_blocks: the most that None can mean: a full batch of whole sequences needs no more.
     """
@@ -49,25 +45,18 @@ class ResolvedConfig:
     dtype: torch.dtype
     ops: Ops
     threads: int
-    quantization: str
-    max_batch_size: int
     max_seq_len: int
     max_batched_tokens: int
-    policy: str
-    target_itl: float | None
-    prefill_share: float
-    block_size: int
-    kv_cache_shapes: tuple[tuple[int, int], ...]
-    kv_cache_scales: tuple[int, ...] | None
-    bytes_per_block: int
+    kv_cache: CacheLayout
     num_kv_blocks: int | None
     max_kv_blocks: int
-    prefix_caching: bool
-    seed: int
+    settings: EngineConfig
 
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"source": self.source.path, "model": self.model.architecture, "ops": self.ops.name}
+        values |= self.settings.model_dump(exclude={*values, "kernels", "kv_cache_dtype", "kv_cache_memory"})
+        del values["settings"]
         return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
@@ -87,7 +76,8 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         raise ConfigError(str(error)) from None
     max_seq_len = _max_seq_len(config, model)
     shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
-    bytes_per_block = KVCachePool.bytes_per_block(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
+    kv_cache = CacheLayout(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
+    default_batched_tokens = max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
     resolved = ResolvedConfig(
         source=source,
         model=model,
@@ -95,22 +85,12 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         dtype=dtype,
         ops=ops,
         threads=config.threads or devices.num_cores(),
-        quantization=config.quantization,
-        max_batch_size=config.max_batch_size,
         max_seq_len=max_seq_len,
-        max_batched_tokens=config.max_batched_tokens
-        or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type]),
-        policy=config.policy,
-        target_itl=None if config.target_itl is None else config.target_itl / 1000,
-        prefill_share=config.prefill_share,
-        block_size=config.block_size,
-        kv_cache_shapes=shapes,
-        kv_cache_scales=scales,
-        bytes_per_block=bytes_per_block,
-        num_kv_blocks=_num_kv_blocks(config, bytes_per_block),
+        max_batched_tokens=config.max_batched_tokens or default_batched_tokens,
+        kv_cache=kv_cache,
+        num_kv_blocks=_num_kv_blocks(config, kv_cache.bytes_per_block),
         max_kv_blocks=config.max_batch_size * -(-max_seq_len // config.block_size),
-        prefix_caching=config.prefix_caching == "on",
-        seed=config.seed,
+        settings=config,
     )
     logger.info("resolved: %s", resolved)
     return resolved

@@ -12,7 +12,8 @@ Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from engine.step import Sample, SampledToken
 from kernels.draw.torch_ops import draw as torch_draw
 from kernels.draw.torch_ops import inverse_cdf
 
+T = TypeVar("T")
 Draw = Callable[[torch.Tensor, list[float], list[float]], list[int]]
 
 _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
@@ -28,15 +30,9 @@ _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is 
 
 
 def sample(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw = torch_draw) -> list[SampledToken]:
-    """Choose each sequence's next token.
+    """Choose each sequence's next token, one a row; token_id is None where the row's logits are not finite.
 
-    Args:
-        logits_RV: the model's; not changed.
-        samples: one for each row.
-        draw: kernels.draw, for the rows that ask for nothing but a temperature.
-
-    Returns:
-        One choice a row; token_id None where the row's logits are not finite.
+    The logits are not changed. `draw` is kernels.draw, for the rows that ask for nothing but a temperature.
     """
     plain = [i for i, sample in enumerate(samples) if _is_plain(sample)]
     if len(plain) == len(samples):
@@ -45,10 +41,13 @@ def sample(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw = torch_dr
     others = [i for i in range(len(samples)) if i not in set(plain)]
     for rows, choose in ((plain, functools.partial(_draw_plain, draw=draw)), (others, _sample_adjusted)):
         if rows:
-            chosen = choose(logits_RV[rows], [samples[i] for i in rows])
-            for i, choice in zip(rows, chosen, strict=True):
-                result[i] = choice
+            _put(result, rows, choose(logits_RV[rows], [samples[i] for i in rows]))
     return result
+
+
+def _put(result: list[T], rows: list[int], values: Iterable[T]) -> None:
+    for i, value in zip(rows, values, strict=True):
+        result[i] = value
 
 
 def _is_plain(sample: Sample) -> bool:
@@ -82,9 +81,7 @@ def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[Sam
     chosen = logits_RV.argmax(-1).tolist()
     drawn = [i for i, sample in enumerate(samples) if sample.params.temperature >= _GREEDY_TEMPERATURE and finite[i]]
     if drawn:
-        tokens = _draw(logits_RV[drawn], [samples[i] for i in drawn])
-        for i, token_id in zip(drawn, tokens, strict=True):
-            chosen[i] = token_id
+        _put(chosen, drawn, _draw(logits_RV[drawn], [samples[i] for i in drawn]))
 
     result = [SampledToken(token_id if finite[i] else None) for i, token_id in enumerate(chosen)]
     if logprobs_RV is not None:
@@ -144,13 +141,11 @@ def _draw(logits_RV: torch.Tensor, samples: list[Sample]) -> list[int]:
     plain = [i for i in range(len(samples)) if i not in filtered]
     tokens = [0] * len(samples)
     if plain:
-        for i, token_id in zip(plain, inverse_cdf(probs_RV[plain], u_R1[plain]).tolist(), strict=True):
-            tokens[i] = token_id
+        _put(tokens, plain, inverse_cdf(probs_RV[plain], u_R1[plain]).tolist())
     if filtered:
         probs_RK, ids_RK = _candidates(probs_RV[filtered], [samples[i] for i in filtered])
         picks = inverse_cdf(probs_RK, u_R1[filtered])
-        for i, token_id in zip(filtered, ids_RK.gather(1, picks[:, None])[:, 0].tolist(), strict=True):
-            tokens[i] = token_id
+        _put(tokens, filtered, ids_RK.gather(1, picks[:, None])[:, 0].tolist())
     return tokens
 
 

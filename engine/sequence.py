@@ -46,13 +46,13 @@ class Sequence:
     """
 
     request_id: str
-    index: int
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
-    seed: int
-    stop_token_ids: frozenset[int]
     terms: Terms
+    index: int = 0
+    seed: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
     sequence_id: int = -1
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0

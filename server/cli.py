@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -67,14 +68,9 @@ class CommandLine(ServerConfig, EngineConfig, BaseSettings):
 
 def main() -> None:
     """Entry point of the console script."""
-    if sys.argv[1:2] == ["make-checkpoint"]:
-        from server import make_checkpoint
-
-        sys.exit(make_checkpoint.main(sys.argv[2:]))
-    if sys.argv[1:2] == ["quantize"]:
-        from server import quantize
-
-        sys.exit(quantize.main(sys.argv[2:]))
+    if sys.argv[1:2] in (["make-checkpoint"], ["quantize"]):
+        command = import_module(f"server.{sys.argv[1].replace('-', '_')}")
+        sys.exit(command.main(sys.argv[2:]))
     server_config, engine_config = parse(sys.argv[1:])
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     from server.serve import serve  # after the flags are known to be good: it imports the web stack

@@ -113,7 +113,8 @@ class Generation:
         if output.finish_reason == "timeout":
             raise self._too_late(has_started=output.request_id in self._started)
         if output.finish_reason == "error":
-            raise GenerationError("The model's output for this request is not a number; it was ended.")
+            message = "The engine ended this request: it could not be taken in, or the model's output is not a number."
+            raise GenerationError(message)
 
     def _too_late(self, *, has_started: bool) -> DeepseekServeError:
         """Tell the two time limits apart: the request's own, and the server's for waiting."""

@@ -33,12 +33,8 @@ def main(argv: list[str]) -> int:
     try:
         config = _config(random_checkpoint.PRESETS[args.like], args)
         tokenizer = Tokenizer.load(resolve_model(args.tokenizer))
-        config |= {
-            "vocab_size": tokenizer.vocab_size,
-            "bos_token_id": tokenizer.bos_id,
-            "eos_token_id": tokenizer.eos_id,
-        }
-        config |= _settings(args.set)
+        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+        config |= {"vocab_size": tokenizer.vocab_size, **ids, **_settings(args.set)}
         num_parameters = random_checkpoint.write(
             args.out,
             config,
@@ -57,36 +53,27 @@ def main(argv: list[str]) -> int:
 
 def _parser(presets: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="deepseek-serve make-checkpoint", description=__doc__)
-    parser.add_argument("--like", required=True, choices=presets, help="the model whose structure it gets")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
+    add = parser.add_argument
+    add("--like", required=True, choices=presets, help="the model whose structure it gets")
+    add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     for flag, name in _SIZES.items():
-        parser.add_argument(f"--{flag}", type=_positive, metavar="N", help=f"{name} of config.json")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated"
-    )
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument(
-        "--fp8", action="store_true", help="store linear layers in FP8 with block factors, as V3 is released"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
-    parser.add_argument(
-        "--tokenizer", metavar="MODEL", help="whose tokenizer and chat template it gets; default: the built-in model's"
-    )
+        add(f"--{flag}", dest=name, type=_positive, metavar="N", help=f"{name} of config.json")
+    add("--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add("--fp8", action="store_true", help="store linear layers in FP8 with block factors, as V3 is released")
+    add("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+    add("--tokenizer", metavar="MODEL", help="whose tokenizer and chat template it gets; default: the built-in model's")
     return parser
 
 
 def _config(preset: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    config = dict(preset)
+    sizes = {name: value for name in _SIZES.values() if (value := getattr(args, name)) is not None}
     for flag, name in _SIZES.items():
-        value = getattr(args, flag.replace("-", "_"))
-        if value is None:
-            continue
-        if name not in config:
+        if name in sizes and name not in preset:
             raise ConfigError(f"--{flag} is not for --like {args.like}, which has no {name}")
-        config[name] = value
-        if name == "num_attention_heads":
-            config["num_key_value_heads"] = value
-    return config
+    if "num_attention_heads" in sizes:
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    return preset | sizes
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -31,6 +31,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
 }
 
+_TAKEN_AS_THEY_ARE = (  # fields of SamplingParams
+    *("min_tokens", "temperature", "top_p", "min_p", "seed", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 
@@ -135,22 +140,12 @@ class GenerationRequest(_Strict):
         if self.min_tokens > max_tokens:
             raise RequestError(f"'min_tokens' must not exceed the {max_tokens} tokens that can follow", "min_tokens")
         return SamplingParams(
-            max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
-            temperature=self.temperature,
             top_k=max(self.top_k, 0),
-            top_p=self.top_p,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
             logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()} or None,
-            seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
-            ignore_eos=self.ignore_eos,
-            logprobs=limits.logprobs,
-            prompt_logprobs=limits.prompt_logprobs,
+            **limits._replace(max_tokens=max_tokens)._asdict(),
+            **{name: getattr(self, name) for name in _TAKEN_AS_THEY_ARE},
         )
 
 

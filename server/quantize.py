@@ -58,20 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG.format(schemes=schemes),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--model", metavar="NAME|FOLDER|FILE.gguf|HUB_ID", help="as for serving; default: the built-in model"
+    add = parser.add_argument
+    add("--model", metavar="NAME|FOLDER|FILE.gguf|HUB_ID", help="as for serving; default: the built-in model")
+    add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
+    add("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
+    calibration = (
+        'plain text, or .jsonl with "text" or "prompt" in each line; default: help topics that come with Python'
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
-    parser.add_argument("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help='plain text, or .jsonl with "text" or "prompt" in each line; default: help topics that come with Python',
-    )
-    parser.add_argument(
-        "--tokens", type=int, default=4096, metavar="N", help="of it to calibrate on (default: %(default)s)"
-    )
+    add("--calibration", type=Path, metavar="FILE", help=calibration)
+    add("--tokens", type=int, default=4096, metavar="N", help="of it to calibrate on (default: %(default)s)")
     return parser
 
 
@@ -89,15 +84,15 @@ def _quantize(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
         unfinished = Path(folder) / "model"
         unfinished.mkdir()
-        report = quantize.quantize(source, unfinished, args.scheme, prompts, progress=sys.stderr.isatty())
+        size, shares = quantize.quantize(source, unfinished, args.scheme, prompts, progress=sys.stderr.isatty())
         if source.is_gguf:
             tokenizer.save(unfinished)
         unfinished.rename(args.out)
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in report.shares.items() if share)
-    rounded = {name: round(share, 4) for name, share in report.shares.items()}
-    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': report.num_bytes, 'shares': rounded})}\n")
+    rounded = {name: round(share, 4) for name, share in shares.items()}
+    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': size, 'shares': rounded})}\n")
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share)
     return (
-        f"{args.out}: {report.num_bytes / 1e6:.0f} MB in {args.scheme}; of the linear layers' arithmetic: {shares}; "
+        f"{args.out}: {size / 1e6:.0f} MB in {args.scheme}; of the linear layers' arithmetic: {listed}; "
         f"deepseek-serve --model {args.out}"
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -162,22 +164,33 @@ def _row(title: str, values: dict[str, float]) -> str:
 
 
 def plot(answers: Sequence[Answer], path: Path) -> None:
-    """Draw the distributions of TTFT, ITL and E2E into a file (needs matplotlib, from the extra `bench`)."""
-    from matplotlib.figure import Figure
-
+    """Draw the distributions of TTFT, ITL and E2E into a file."""
     good = [answer for answer in answers if answer.error is None]
     panels = {
         "time to first token (s)": [(answer.ttft, 1.0) for answer in good if answer.ttft is not None],
         "between tokens (s)": [gap for answer in good for gap in answer.gaps()],
         "whole request (s)": [(answer.e2e, 1.0) for answer in good],
     }
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (label, samples) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        ordered = sorted(samples)
-        total, below, shares = math.fsum(weight for _, weight in ordered), 0.0, []
-        for _, weight in ordered:
-            below += weight
-            shares.append(below / total)
-        axes.step([value for value, _ in ordered], shares, where="post")
-        axes.set(xscale="log", xlabel=label, ylabel="share", ylim=(0, 1))
+    plot_shares(path, {title: {"": samples} for title, samples in panels.items()})
+
+
+def plot_shares(path: Path, panels: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
+    """Draw cumulative distributions of (value, weight) pairs into a file: title of a panel -> name of a curve -> pairs.
+
+    Needs matplotlib, from the extra `bench`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        sys.exit("--plot needs matplotlib: pip install matplotlib")
+
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name, samples in curves.items():
+            ordered = sorted(samples)
+            below = list(itertools.accumulate(weight for _, weight in ordered))
+            axes.step([value for value, _ in ordered], [part / below[-1] for part in below], where="post", label=name)
+        axes.set(xscale="log", xlabel=title, ylabel="share", ylim=(0, 1))
+        if len(curves) > 1:
+            axes.legend()
     figure.savefig(path)

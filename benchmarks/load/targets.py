@@ -91,12 +91,24 @@ def until(condition: Callable[[], bool], timeout: float, process: subprocess.Pop
 
 def is_healthy(url: str) -> bool:
     """Whether /health answers 200."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url.rstrip("/").removesuffix("/v1") + "/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:  # urllib's errors are among them
+        get(url, "/health", timeout=5)
+    except OSError:
         return False
+    return True
+
+
+def get(url: str, path: str, key: str = "", timeout: float = 30) -> bytes:
+    """What a server answers to GET; `url` may end with /v1.
+
+    Raises:
+        OSError: the server does not answer, or with an error; urllib's errors are among these.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(url.rstrip("/").removesuffix("/v1") + path, headers=headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as response:
+        body: bytes = response.read()
+        return body
 
 
 def _tail(log: IO[bytes] | None) -> str:

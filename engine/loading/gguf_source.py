@@ -89,9 +89,7 @@ class GGUFSource:
         prefix = f"model.layers.{layer}"
         if experts := _EXPERTS.fullmatch(part):
             stored = next(iter(self._file.tensors[name].shape), 0)
-            for expert in range(
-                min(stored, self._num_experts + 1)
-            ):  # one surplus expert is enough: Weights.finish reports it
+            for expert in range(min(stored, self._num_experts + 1)):  # one surplus: Weights.finish reports it
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
                 self._readers[hf_name] = functools.partial(self._floats, name, expert)
         elif part == "attn_k_b":

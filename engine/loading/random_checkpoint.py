@@ -54,88 +54,66 @@ _SMALL_MOE = {
     "norm_topk_prob": False,
     "routed_scaling_factor": 1.0,
 }
-_SMALL_MLA = {
+_YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+_V2 = {
+    **_SMALL,
+    **_SMALL_MOE,
     "kv_lora_rank": 128,
     "q_lora_rank": 192,
     "qk_nope_head_dim": 64,
     "qk_rope_head_dim": 32,
     "v_head_dim": 64,
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "topk_method": "group_limited_greedy",
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 16.0,
+    "max_position_embeddings": 163840,
+    "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
 }
-_YARN = {
-    "type": "yarn",
-    "factor": 40,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32,
-    "beta_slow": 1,
+_V2_LITE = {
+    **_V2,
+    "topk_method": "greedy",
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+    "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
 }
 _V3 = {
-    **_SMALL,
-    **_SMALL_MOE,
-    **_SMALL_MLA,
+    **_V2,
     "architectures": ["DeepseekV3ForCausalLM"],
     "model_type": "deepseek_v3",
     "n_shared_experts": 1,
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
-    "n_group": 4,
-    "topk_group": 2,
     "norm_topk_prob": True,
     "routed_scaling_factor": 2.5,
-    "max_position_embeddings": 163840,
-    "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+}
+_V32 = {
+    **_V3,
+    "architectures": ["DeepseekV32ForCausalLM"],
+    "model_type": "deepseek_v32",
+    "index_n_heads": 8,
+    "index_head_dim": 64,
+    "index_topk": 256,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "llm-7b": {**_SMALL, "architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "moe-16b": {**_SMALL, **_SMALL_MOE, "architectures": ["DeepseekForCausalLM"], "model_type": "deepseek"},
-    "v2-lite": {
-        **_SMALL,
-        **_SMALL_MOE,
-        **_SMALL_MLA,
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "model_type": "deepseek_v2",
-        "q_lora_rank": None,
-        "n_group": 1,
-        "topk_group": 1,
-        "max_position_embeddings": 163840,
-        "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
-    },
-    "v2": {
-        **_SMALL,
-        **_SMALL_MOE,
-        **_SMALL_MLA,
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "model_type": "deepseek_v2",
-        "topk_method": "group_limited_greedy",
-        "n_group": 4,
-        "topk_group": 2,
-        "routed_scaling_factor": 16.0,
-        "max_position_embeddings": 163840,
-        "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
-    },
-    "v3": _V3,
-    "r1": _V3,
-    "v3.1": _V3,
-    "v3.2": {
-        **_V3,
-        "architectures": ["DeepseekV32ForCausalLM"],
-        "model_type": "deepseek_v32",
-        "index_n_heads": 8,
-        "index_head_dim": 64,
-        "index_topk": 256,
-    },
+    "v2-lite": _V2_LITE,
+    "v2": _V2,
+    **dict.fromkeys(("v3", "r1", "v3.1"), _V3),
+    "v3.2": _V32,
 }
 
 
 def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int, fp8: bool, progress: bool) -> int:
-    """Write config.json and safetensors for a config.json-like dictionary.
+    """Write config.json and safetensors for a config.json-like dictionary into a folder that is new or empty.
 
-    Args:
-        folder: created if it does not exist; must be empty.
-        config: DeepSeek's names, with vocab_size.
-        dtype: of the weights. The routers' correction biases are always fp32.
-        seed: the same seed and config give the same tensors.
-        fp8: store linear layers as DeepSeek-V3 does (engine.loading.fp8), in blocks of 128 x 128.
-        progress: show a bar.
+    The same seed and config give the same tensors. The routers' correction biases are always fp32. With `fp8`, linear
+    layers are stored as DeepSeek-V3 does it (engine.loading.fp8), in blocks of 128 x 128.
 
     Returns:
         The number of parameters.

@@ -13,6 +13,7 @@ from engine.loading.gguf_file import GGUFFile
 from engine.models import gguf_config, hf_config
 
 if TYPE_CHECKING:
+    from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -50,12 +51,16 @@ class ModelSource:
             return gguf_config.parse(file.metadata, frozenset(file.tensors))
         return hf_config.read_folder(self.path)
 
+    def open_tensors(self, config: ModelConfig) -> TensorSource:
+        """The model's tensors under their Hugging Face names."""
+        from engine.loading.gguf_source import GGUFSource  # imports torch, as the next does
+        from engine.loading.safetensors_source import SafetensorsSource
+
+        return GGUFSource(GGUFFile(self.path), config) if self.is_gguf else SafetensorsSource(self.path)
+
 
 def resolve_model(model: str | Path | None) -> ModelSource:
-    """Find a model, and download it if it is not here.
-
-    Args:
-        model: a folder, a .gguf file, a hub id or the built-in model's name; None is the built-in model.
+    """Find a folder, a .gguf file, a hub id or the built-in model (None), and download it if it is not here.
 
     Raises:
         ModelError: no such model exists, or the download failed.

@@ -32,12 +32,12 @@ class ShardWriter:
         self._size += tensor.nbytes
         self._total += tensor.nbytes
 
-    def finish(self) -> None:
-        """Write the last shard, and an index if there are several files."""
+    def finish(self) -> int:
+        """Write the last shard, and an index if there are several files; the size of all tensors in bytes."""
         self._flush()
         if len(self._written) == 1:
             self._part(0).rename(self._folder / "model.safetensors")
-            return
+            return self._total
         weight_map = {}
         for number, names in enumerate(self._written):
             file = f"model-{number + 1:05}-of-{len(self._written):05}.safetensors"
@@ -45,6 +45,7 @@ class ShardWriter:
             weight_map.update(dict.fromkeys(names, file))
         index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
         (self._folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+        return self._total
 
     def _part(self, number: int) -> Path:
         return self._folder / f"part-{number}.safetensors"

@@ -61,14 +61,9 @@ class Weights:
     ) -> None:
         """List the source's tensors.
 
-        Args:
-            source: where tensors come from.
-            device: where tensors go.
-            dtype: the dtype of all tensors except int8 weights.
-            fp8_block: rows and columns that share a scale in FP8 weights.
-            progress: show a bar.
-            int8: which layers are stored in int8.
-            quantizes: whether the layer of this name is quantised to int8 at load, with dynamic inputs.
+        All are handed out in `dtype`, except int8 weights. `fp8_block` is the rows and columns that share a scale in
+        FP8 weights, `int8` says which layers are stored in int8, and `quantizes` whether the layer of this name is
+        quantised at load, with dynamic inputs.
         """
         self.device, self.dtype = device, dtype
         self._source, self._fp8_block = source, fp8_block

@@ -38,6 +38,10 @@ class Keys:
             self.refuse(name, value, f"a whole number from {at_least} to {LARGEST}")
         return int(value)
 
+    def integers(self, *names: str) -> dict[str, Any]:
+        """Positive whole numbers by their names."""
+        return {name: self.integer(name) for name in names}
+
     def number(self, name: str, default: Any = _REQUIRED) -> float:
         """A positive number."""
         value = self.get(name, default)

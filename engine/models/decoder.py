@@ -17,11 +17,8 @@ from engine.models.layers import MLP, Builder
 from engine.models.mla import MultiHeadLatentAttention
 from engine.models.moe import MixtureOfExperts
 from engine.models.rope import RotaryTable, inverse_frequencies
-from engine.models.work import Work, step_work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from engine.loading.weights import Weights
     from engine.model_batch import ModelBatch
     from engine.models.config import ModelConfig
@@ -53,17 +50,11 @@ class DecoderLayer:
         kv_cache: tuple[Cache, ...],
         rows_R: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute one layer.
+        """This layer's output, [R, H], and the residual stream without it, [R, H].
 
-        Args:
-            x_TH: the output of the layer before, not yet added to the residual stream; None for the first layer.
-            residual_TH: the residual stream, fp32; x is added to it in place.
-            batch: the step.
-            kv_cache: this layer's; the entries of all T tokens are stored.
-            rows_R: the tokens for which the part after attention is computed; None is all.
-
-        Returns:
-            This layer's output, [R, H], and the residual stream without it, [R, H].
+        x is the output of the layer before, None for the first layer; it is added in place to the residual stream,
+        which is fp32. The cache gets the entries of all T tokens; what follows attention is computed for the R wanted
+        ones (None: all).
         """
         if x_TH is None:
             x_TH = self._ops.rms_norm(residual_TH, self._input_norm, self._eps)
@@ -79,16 +70,9 @@ class Decoder:
     """A whole model, built from a checkpoint's tensors."""
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_seq_len: int) -> None:
-        """Build and load.
-
-        Args:
-            config: the model's shape.
-            weights: the model's tensors. A checkpoint with missing or unused tensors is refused (Weights.finish).
-            ops: the operations to compute with.
-            max_seq_len: length of RoPE's table.
-        """
+        """Build and load; a checkpoint with missing or unused tensors is refused (Weights.finish)."""
         build = Builder(config, weights, ops)
-        self.config, self.ops, self._weight_size = config, ops, weights.linear_size
+        self.config, self.ops, self.weight_size = config, ops, weights.linear_size
         self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
         self._layers = [DecoderLayer(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
@@ -103,14 +87,6 @@ class Decoder:
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
 
-    def cache_shapes(self) -> tuple[tuple[int, int], ...]:
-        """Shapes [heads, values] cached for one token in one layer."""
-        return attention_class(self.config).cache_shapes(self.config)
-
-    def cache_scales(self) -> tuple[int, ...]:
-        """Number of scales of each for a token and head, if cached as int8."""
-        return attention_class(self.config).cache_scales(self.config)
-
     @property
     def attention(self) -> PagedAttention | LatentAttention:
         """The attention kernel that every layer uses."""
@@ -122,25 +98,13 @@ class Decoder:
         """The attention plan that all layers of a step share."""
         return attention_class(self.config).plan(self.config, self.ops, batch)
 
-    def work(self, query_lens: Sequence[int], context_lens: Sequence[int], num_logits: int, entry_size: float) -> Work:
-        """The least arithmetic and memory traffic of a step (engine.models.work)."""
-        return step_work(
-            self.config, query_lens, context_lens, num_logits, weight_size=self._weight_size, entry_size=entry_size
-        )
-
     def forward(
         self, batch: ModelBatch, kv_caches: list[tuple[Cache, ...]], rows_R: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute one step.
+        """Compute one step: hidden states after the final norm, [R, H], of the wanted rows, int64 (None: all).
 
-        Args:
-            batch: the step's T tokens.
-            kv_caches: of each layer; the entries of all T tokens are stored.
-            rows_R: the tokens whose hidden states are wanted, int64; None is all.
-
-        Returns:
-            Hidden states after the final norm, [R, H]. The last layer computes what follows its attention for the
-            wanted tokens alone.
+        Each layer's cache gets the entries of all T tokens. The last layer computes what follows its attention for the
+        wanted tokens alone.
         """
         x, residual = None, self.ops.embedding(self._embedding_VH, batch.token_ids_T)
         for layer, kv_cache in zip(self._layers[:-1], kv_caches[:-1], strict=True):
@@ -163,12 +127,5 @@ def make_rotary_table(config: ModelConfig, weights: Weights, max_seq_len: int) -
     factors = None
     if config.rope_scaling.get("rope_type") == "gguf_factors":
         factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)
-    inv_freq, attention_factor = inverse_frequencies(
-        config.rotary_dim,
-        config.rope_theta,
-        config.rope_scaling,
-        config.max_position_embeddings,
-        max_seq_len,
-        factors,
-    )
+    inv_freq, attention_factor = inverse_frequencies(config, max_seq_len, factors)
     return RotaryTable(inv_freq.to(weights.device), attention_factor, max_seq_len)

@@ -39,10 +39,8 @@ _ROPE_FLOATS = {
 
 def read_folder(folder: Path) -> ModelConfig:
     """Read config.json, and the end-of-sequence tokens in generation_config.json if there is one."""
-    raw = read_json(folder / "config.json")
-    generation_path = folder / "generation_config.json"
-    generation = read_json(generation_path) if generation_path.exists() else {}
-    return parse(raw, generation)
+    generation = folder / "generation_config.json"
+    return parse(read_json(folder / "config.json"), read_json(generation) if generation.exists() else {})
 
 
 def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
@@ -51,27 +49,23 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ModelError: naming the key and what is valid, where possible.
     """
+    keys = Keys(raw, "config.json")
     try:
-        return _parse(raw, generation)
+        _refuse_unsupported(raw)
+        return ModelConfig(
+            **_hf_shape(keys),
+            **_hf_rope(keys),
+            mla=_hf_mla(keys),
+            indexer=_hf_indexer(keys),
+            moe=_hf_moe(keys),
+            num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
+            int8=_hf_quantization(raw),
+            weight_block_size=_hf_block_size(raw),
+            eos_token_ids=_eos_token_ids(raw, generation),
+            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+        )
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"config.json has a value of a wrong kind: {error}") from None
-
-
-def _parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
-    _refuse_unsupported(raw)
-    keys = Keys(raw, "config.json")
-    return ModelConfig(
-        **_hf_shape(keys),
-        **_hf_rope(keys),
-        mla=_hf_mla(keys),
-        indexer=_hf_indexer(keys),
-        moe=_hf_moe(keys),
-        num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
-        int8=_hf_quantization(raw),
-        weight_block_size=_hf_block_size(raw),
-        eos_token_ids=_eos_token_ids(raw, generation),
-        dtype=raw.get("dtype") or raw.get("torch_dtype"),
-    )
 
 
 def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
@@ -106,16 +100,13 @@ def _hf_quantization(raw: Mapping[str, Any]) -> Int8Scheme | None:
 
 
 def _hf_shape(keys: Keys) -> dict[str, Any]:
-    num_heads, hidden_size = keys.integer("num_attention_heads"), keys.integer("hidden_size")
+    sizes = keys.integers("num_attention_heads", "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers")
+    num_heads = sizes["num_attention_heads"]
     return {
+        **sizes,
         "architecture": keys.values["architectures"][0],
-        "vocab_size": keys.integer("vocab_size"),
-        "hidden_size": hidden_size,
-        "intermediate_size": keys.integer("intermediate_size"),
-        "num_hidden_layers": keys.integer("num_hidden_layers"),
-        "num_attention_heads": num_heads,
         "num_key_value_heads": keys.integer("num_key_value_heads", num_heads),
-        "head_dim": keys.integer("head_dim", hidden_size // num_heads),
+        "head_dim": keys.integer("head_dim", sizes["hidden_size"] // num_heads),
         "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
         "max_position_embeddings": keys.integer("max_position_embeddings", 2048),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
@@ -158,10 +149,7 @@ def _hf_mla(keys: Keys) -> MLAConfig | None:
         return None
     return MLAConfig(
         q_lora_rank=keys.integer("q_lora_rank", 0, at_least=0) or None,
-        kv_lora_rank=keys.integer("kv_lora_rank"),
-        qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
-        v_head_dim=keys.integer("v_head_dim"),
+        **keys.integers("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
         rope_interleave=keys.flag("rope_interleave", True),
     )
 
@@ -169,11 +157,7 @@ def _hf_mla(keys: Keys) -> MLAConfig | None:
 def _hf_indexer(keys: Keys) -> IndexerConfig | None:
     if not keys.get("index_topk", 0):
         return None
-    return IndexerConfig(
-        index_n_heads=keys.integer("index_n_heads"),
-        index_head_dim=keys.integer("index_head_dim"),
-        index_topk=keys.integer("index_topk"),
-    )
+    return IndexerConfig(**keys.integers("index_n_heads", "index_head_dim", "index_topk"))
 
 
 def _is_v3(keys: Keys) -> bool:
@@ -185,10 +169,8 @@ def _hf_moe(keys: Keys) -> MoEConfig | None:
         return None
     is_v3 = _is_v3(keys)  # a V3 config that transformers wrote lacks topk_method and scoring_func
     return MoEConfig(
-        n_routed_experts=keys.integer("n_routed_experts"),
-        num_experts_per_tok=keys.integer("num_experts_per_tok"),
+        **keys.integers("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size"),
         n_shared_experts=keys.integer("n_shared_experts", 0, at_least=0),
-        moe_intermediate_size=keys.integer("moe_intermediate_size"),
         first_k_dense_replace=keys.integer("first_k_dense_replace", 0, at_least=0),
         moe_layer_freq=keys.integer("moe_layer_freq", 1),
         scoring_func=keys.choice("scoring_func", "sigmoid" if is_v3 else "softmax", ("softmax", "sigmoid")),

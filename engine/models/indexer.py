@@ -21,6 +21,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from engine.model_batch import ModelBatch
     from engine.models.layers import Builder
+    from kernels.types import Linear
 
 _NORM_EPS = 1e-6
 
@@ -34,22 +35,16 @@ class Indexer:
         assert mla is not None
         assert mla.q_lora_rank is not None, "the indexer reads the compressed query"
         hidden = build.config.hidden_size
+
+        def linear(name: str, in_size: int, out_size: int) -> Linear:
+            return build.linear(f"{prefix}.{name}", in_size=in_size, out_sizes=[out_size], bias=False, dequantize=True)
+
         self._config, self._ops, self._rotary_dim = config, build.ops, mla.qk_rope_head_dim
-        self._query = build.linear(
-            f"{prefix}.wq_b",
-            in_size=mla.q_lora_rank,
-            out_sizes=[config.index_n_heads * config.index_head_dim],
-            bias=False,
-            dequantize=True,
-        )
-        self._key = build.linear(
-            f"{prefix}.wk", in_size=hidden, out_sizes=[config.index_head_dim], bias=False, dequantize=True
-        )
+        self._query = linear("wq_b", mla.q_lora_rank, config.index_n_heads * config.index_head_dim)
+        self._key = linear("wk", hidden, config.index_head_dim)
         self._norm_weight = build.weights.take(f"{prefix}.k_norm.weight", (config.index_head_dim,))
         self._norm_bias = build.weights.take(f"{prefix}.k_norm.bias", (config.index_head_dim,))
-        self._weigh = build.linear(
-            f"{prefix}.weights_proj", in_size=hidden, out_sizes=[config.index_n_heads], bias=False, dequantize=True
-        )
+        self._weigh = linear("weights_proj", hidden, config.index_n_heads)
 
     def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:
         """Store the step's index keys in `cache` [blocks, 1, slots, I]; return the selection for latent attention."""

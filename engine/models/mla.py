@@ -59,9 +59,9 @@ class MultiHeadLatentAttention:
         # Two projections of x are one product: the (compressed) query, and the latent with its rotary key.
         first = "q_proj" if mla.q_lora_rank is None else "q_a_proj"
         self._q_size = mla.q_lora_rank or self._num_heads * head_dim
-        order = _half_split_rows if mla.rope_interleave else _same_rows
-        latent_rows = order(1, mla.kv_lora_rank, mla.qk_rope_head_dim)
-        query_rows = order(self._num_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim)
+        stride = 2 if mla.rope_interleave else 1
+        latent_rows = _half_split_rows(1, mla.kv_lora_rank, mla.qk_rope_head_dim, stride)
+        query_rows = _half_split_rows(self._num_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim, stride)
         weight, bias = build.stacked(
             f"{prefix}.{first}",
             f"{prefix}.kv_a_proj_with_mqa",
@@ -219,12 +219,11 @@ def _rows(weight: Weight, order: torch.Tensor) -> Weight:
     return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
 
 
-def _half_split_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
-    """Row order of heads [plain | rotary] that puts the even rotary rows of each head before the odd ones."""
-    head = torch.cat([torch.arange(plain), plain + torch.arange(0, rotary, 2), plain + torch.arange(1, rotary, 2)])
+def _half_split_rows(num_heads: int, plain: int, rotary: int, stride: int) -> torch.Tensor:
+    """Row order of heads [plain | rotary] that puts the even rotary rows of each head before the odd ones (stride 2).
+
+    A checkpoint whose RoPE pairs halves already (rope_interleave: false) needs no other order (stride 1).
+    """
+    halves = torch.arange(rotary).view(-1, stride).T.flatten()
+    head = torch.cat([torch.arange(plain), plain + halves])
     return (torch.arange(num_heads)[:, None] * (plain + rotary) + head).flatten()
-
-
-def _same_rows(num_heads: int, plain: int, rotary: int) -> torch.Tensor:
-    """Row order for checkpoints whose RoPE pairs halves already (rope_interleave: false)."""
-    return torch.arange(num_heads * (plain + rotary))

@@ -16,6 +16,8 @@ from engine.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from engine.models.config import ModelConfig
+
 SUPPORTED_SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
@@ -23,13 +25,7 @@ class RotaryTable:
     """cos and sin of every position, in the layout of kernels.rotary."""
 
     def __init__(self, inv_freq: torch.Tensor, attention_factor: float, num_positions: int) -> None:
-        """Compute the table.
-
-        Args:
-            inv_freq: [D/2] radians per position, fp32.
-            attention_factor: a factor for cos and sin (YaRN's mscale).
-            num_positions: length of the table.
-        """
+        """Compute the table from [D/2] radians per position, fp32, and a factor for cos and sin (YaRN's mscale)."""
         angles_PD = torch.outer(torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device), inv_freq)
         cos, sin = angles_PD.cos() * attention_factor, angles_PD.sin() * attention_factor
         self.cos_PD = torch.cat([cos, cos], dim=-1)
@@ -41,26 +37,18 @@ class RotaryTable:
 
 
 def inverse_frequencies(
-    dim: int,
-    theta: float,
-    scaling: Mapping[str, Any],
-    max_position_embeddings: int,
-    num_positions: int,
-    factors: torch.Tensor | None = None,
+    config: ModelConfig, num_positions: int, factors: torch.Tensor | None
 ) -> tuple[torch.Tensor, float]:
-    """The inverse frequencies [dim/2] and the attention factor.
+    """The inverse frequencies [D/2] and the attention factor.
 
-    Args:
-        dim: rotary dimensions of a head.
-        theta: rope_theta.
-        scaling: rope_scaling of the checkpoint; empty for plain RoPE.
-        max_position_embeddings: of the checkpoint.
-        num_positions: length of the longest sequence, to which dynamic scaling adapts.
-        factors: [dim/2] divisors stored in a GGUF file (its form of llama3 scaling).
+    Dynamic scaling adapts to num_positions, the length of the longest sequence. `factors` are [D/2] divisors stored in
+    a GGUF file (its form of llama3 scaling).
 
     Raises:
         ModelError: this kind of scaling is not supported, or a key is missing.
     """
+    dim, theta, scaling = config.rotary_dim, config.rope_theta, config.rope_scaling
+    max_position_embeddings = config.max_position_embeddings
     kind = scaling.get("rope_type", "default")
     try:
         if kind == "default":

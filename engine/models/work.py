@@ -34,13 +34,8 @@ def step_work(
 ) -> Work:
     """The work of a step. An expert's weights count with the probability that at least one token chooses the expert.
 
-    Args:
-        config: the model's shape.
-        query_lens: number of computed tokens of each sequence.
-        context_lens: number of tokens of each sequence, computed tokens included.
-        num_logits: number of tokens whose logits are computed.
-        weight_size: bytes of one value of a weight.
-        entry_size: bytes cached for one token in one layer.
+    `query_lens` and `context_lens` are tokens of each sequence: those computed, and those with all before them.
+    `weight_size` is bytes of one value of a weight, `entry_size` bytes cached for one token in one layer.
     """
     num_tokens = sum(query_lens)
     attention = config.num_hidden_layers * _attention_weights(config)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from engine.kv_cache_pool import KVCachePool
+from engine.kv_cache_pool import CacheLayout, KVCachePool
 from engine.loading.weights import Weights
 from engine.model_batch import ModelBatch
 from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table
@@ -70,14 +70,7 @@ class _WatchedLayer:
 def calibrate(
     tensors: TensorSource, config: ModelConfig, prompts: list[list[int]], dtype: torch.dtype, *, progress: bool
 ) -> list[Measurement]:
-    """Measure every linear layer that can be int8.
-
-    Args:
-        tensors: the model's tensors.
-        config: the model's shape.
-        prompts: token ids; each prompt is one sequence.
-        dtype: dtype of the computation.
-        progress: show a bar.
+    """Measure every linear layer that can be int8; each prompt is one sequence, computed in this dtype.
 
     Raises:
         ModelError: tensors are missing or do not fit the config.
@@ -90,11 +83,11 @@ def calibrate(
     planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
-    shapes = attention_class(config).cache_shapes(config)
+    layout = CacheLayout(attention_class(config).cache_shapes(config), 1, _BLOCK_SIZE, dtype)
     for group in _groups(prompts):
         plan = _plan(group)
         num_blocks = plan.scheduled[-1].block_ids[-1] + 1
-        pools.append(KVCachePool(shapes, 1, num_blocks, _BLOCK_SIZE, dtype, device))
+        pools.append(KVCachePool(layout, num_blocks, device))
         batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
         states.append((None, ops.embedding(embedding_VH, batches[-1].token_ids_T)))
     measurements = []

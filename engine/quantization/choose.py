@@ -40,18 +40,17 @@ class Recipe:
 
 def choose(scheme: str, measurements: list[Measurement]) -> Recipe:
     """A recipe for one of SCHEMES; layers that read the same input share one grid."""
-    kept: set[int] = set()
-    dynamic: set[int] = set()
+    kept, dynamic = set[int](), set[int]()
+    total = sum(item.cost for item in measurements)
     if scheme != "w8":
-        kept = _worst(measurements, lambda item: item.dynamic_error, _MAX_DYNAMIC_LOSS, _MAX_UNQUANTIZED_SHARE)
+        budget = _MAX_UNQUANTIZED_SHARE * total
+        kept = _worst(measurements, lambda item: item.dynamic_error, _MAX_DYNAMIC_LOSS, budget)
     if scheme == "w8a8-static":
-        loss = {id(item): item.static_error - item.dynamic_error for item in measurements}
         rest = [item for item in measurements if id(item) not in kept]
-        total = sum(item.cost for item in measurements)
-        dynamic = _worst(rest, lambda item: loss[id(item)], _MAX_STATIC_LOSS, _MAX_DYNAMIC_SHARE, total)
+        budget = _MAX_DYNAMIC_SHARE * total
+        dynamic = _worst(rest, lambda item: item.static_error - item.dynamic_error, _MAX_STATIC_LOSS, budget)
     inputs: dict[str, StaticInput | Input | None] = {}
     shares = dict.fromkeys(("static", "dynamic", "float", "kept"), 0.0)
-    total = sum(item.cost for item in measurements) or 1.0
     for item in measurements:
         input_: StaticInput | Input | None = {"w8": Input.FLOAT, "w8a8-dynamic": Input.DYNAMIC}.get(scheme, item.grid)
         if id(item) in kept:
@@ -59,7 +58,7 @@ def choose(scheme: str, measurements: list[Measurement]) -> Recipe:
         elif id(item) in dynamic:
             input_ = Input.DYNAMIC
         inputs.update(dict.fromkeys(item.layers, input_))
-        shares[kind_of(input_)] += item.cost / total
+        shares[kind_of(input_)] += item.cost / (total or 1.0)
     return Recipe(inputs, shares)
 
 
@@ -71,20 +70,14 @@ def kind_of(input_: StaticInput | Input | None) -> str:
 
 
 def _worst(
-    measurements: Iterable[Measurement],
-    loss: Callable[[Measurement], float],
-    threshold: float,
-    share: float,
-    total: float | None = None,
+    measurements: Iterable[Measurement], loss: Callable[[Measurement], float], threshold: float, budget: float
 ) -> set[int]:
-    """The ids of layers whose loss exceeds a threshold, as many as fit into a share of the arithmetic.
+    """The ids of layers whose loss exceeds a threshold, as many as fit into a budget of arithmetic.
 
     Layers with the most loss for their arithmetic come first.
     """
-    ordered = sorted(measurements, key=lambda item: loss(item) / max(item.cost, 1e-9), reverse=True)
-    budget = share * (total if total is not None else sum(item.cost for item in ordered))
     chosen: set[int] = set()
-    for item in ordered:
+    for item in sorted(measurements, key=lambda item: loss(item) / max(item.cost, 1e-9), reverse=True):
         if loss(item) > threshold and item.cost <= budget:
             chosen.add(id(item))
             budget -= item.cost

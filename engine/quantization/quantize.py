@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import device as devices
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelError
-from engine.loading.open import open_tensors
 from engine.quantization.calibrate import calibrate
 from engine.quantization.choose import choose
 from engine.quantization.write import write
@@ -20,28 +18,13 @@ if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
 
 
-@dataclass(frozen=True)
-class Report:
-    """What was written.
+def quantize(
+    source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool
+) -> tuple[int, dict[str, float]]:
+    """Write an int8 checkpoint by one of choose.SCHEMES into an empty folder, calibrated on these prompts.
 
-    Attributes:
-        num_bytes: size of all tensors.
-        shares: see Recipe.shares.
-    """
-
-    num_bytes: int
-    shares: dict[str, float]
-
-
-def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool) -> Report:
-    """Write an int8 checkpoint into an empty folder.
-
-    Args:
-        source: the model.
-        folder: where config.json, weights and the tokenizer's files are written.
-        scheme: one of choose.SCHEMES.
-        prompts: token ids to calibrate on.
-        progress: show bars.
+    Returns:
+        The size of all tensors in bytes, and Recipe.shares.
 
     Raises:
         ConfigError: the text is empty.
@@ -55,6 +38,6 @@ def quantize(source: ModelSource, folder: Path, scheme: str, prompts: list[list[
     if not prompts:
         raise ConfigError("the calibration text has no tokens")
     devices.set_threads(resolved.threads)
-    tensors = open_tensors(source, config)
+    tensors = source.open_tensors(config)
     recipe = choose(scheme, calibrate(tensors, config, prompts, resolved.dtype, progress=progress))
-    return Report(write(folder, source, tensors, config, recipe, progress=progress), recipe.shares)
+    return write(folder, source, tensors, config, recipe, progress=progress), recipe.shares

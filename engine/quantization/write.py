@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import json
 import re
 import shutil
@@ -21,7 +21,7 @@ from engine.quantization.choose import kind_of
 from kernels.linear_int8 import StaticInput, quantize_weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from engine.loading.resolve import ModelSource
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _COPIED_FILES = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
            "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
 _NEVER_QUANTIZED = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*")
+_OURS = ("num_nextn_predict_layers",)  # not a setting of Llama's
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(\w+)")
 
 
@@ -52,14 +53,12 @@ def write(
     if not source.is_gguf:
         for path in sorted({path for pattern in _COPIED_FILES for path in source.path.glob(pattern) if path.is_file()}):
             shutil.copy(path, folder / path.name)
-    shards, size = ShardWriter(folder), 0
+    shards = ShardWriter(folder)
     names = sorted(name for name in tensors.names() if not name.endswith("_scale_inv"))
     for name in tqdm(names, "writing int8", unit="tensor", file=sys.stderr, disable=not progress):
         for made, tensor in _stored(name, tensors, config, recipe, is_gguf=source.is_gguf):
             shards.add(made, tensor)
-            size += tensor.nbytes
-    shards.finish()
-    return size
+    return shards.finish()
 
 
 def to_scheme(recipe: Recipe) -> Int8Scheme:
@@ -110,28 +109,12 @@ def _raw_config(source: ModelSource, config: ModelConfig) -> dict[str, Any]:
             f"{source.path} is a GGUF file from which no config.json can be written; valid sources are Hugging Face "
             "folders, and Llama's GGUF files without RoPE scaling (--quantization int8 serves any model)"
         )
+    shape = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {
         "architectures": [config.architecture],
         "model_type": "llama",
         "hidden_act": "silu",
         "torch_dtype": "bfloat16",
-        "rope_theta": config.rope_theta,
         "eos_token_id": list(config.eos_token_ids),
-        **{
-            name: getattr(config, name)
-            for name in itertools.chain(_LLAMA_SHAPE, ("tie_word_embeddings", "attention_bias", "mlp_bias"))
-        },
+        **{name: value for name, value in shape.items() if isinstance(value, int | float) and name not in _OURS},
     }
-
-
-_LLAMA_SHAPE: Iterable[str] = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "max_position_embeddings",
-)

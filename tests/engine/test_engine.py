@@ -32,7 +32,7 @@ def tokens(results: list[Result]) -> list[list[int]]:
 
 
 def stats_are_idle(engine: Engine) -> bool:
-    stats = engine.stats()
+    stats = engine.batcher.stats()
     return (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
 
 
@@ -69,14 +69,14 @@ def test_a_tiny_pool_preempts_and_gives_the_same_tokens(tiny_llama, alone, kind)
     tight = load(tiny_llama, max_batch_size=8, max_batched_tokens=16, block_size=4, num_kv_blocks=40)
     results = generate(tight, PROMPTS, greedy_params(24) if kind == "greedy" else RANDOM)
     assert tokens(results) == tokens(alone[kind])
-    assert tight.stats().num_preemptions > 0
+    assert tight.batcher.stats().num_preemptions > 0
 
 
 def test_preemption_keeps_logprobs_and_prompt_logprobs_whole(tiny_llama, engine):
     sampling = greedy_params(24, logprobs=1, prompt_logprobs=1)
     tight = load(tiny_llama, max_batch_size=8, max_batched_tokens=16, block_size=4, num_kv_blocks=40)
     results, expected = generate(tight, PROMPTS, sampling), generate(engine, PROMPTS, sampling)
-    assert tight.stats().num_preemptions > 0
+    assert tight.batcher.stats().num_preemptions > 0
     for ours, theirs, prompt in zip(results, expected, PROMPTS, strict=True):
         assert len(ours.prompt_logprobs) == len(prompt) - 1
         assert len(ours.logprobs) == 24
@@ -187,11 +187,11 @@ def test_abort_frees_the_blocks_in_every_state(tiny_llama, steps, index):
     engine.add(doomed)
     for _ in range(steps):
         engine.step()
-    held = engine.stats().num_used_blocks
+    held = engine.batcher.stats().num_used_blocks
     assert (held > 0) == (steps > 0)
     engine.add(other)
     engine.abort(AbortRequest(doomed.request_id, index))
-    assert engine.stats().num_used_blocks == 0
+    assert engine.batcher.stats().num_used_blocks == 0
     (result,) = finish(engine, [other])
     assert len(result.token_ids) == 30
     assert stats_are_idle(engine)

@@ -101,7 +101,7 @@ def test_every_step_and_every_abort_is_one_message(engine: Engine) -> None:
     assert [[len(output.token_ids) for output in step.outputs] for step in line.sent] == [[1], [1], [1], [1]]
     line = Line(generate("r", [65]), AbortRequest("r"))
     engine.serve(line)
-    assert line.sent == [StepOutput([], engine.stats())]
+    assert line.sent == [StepOutput([], engine.batcher.stats())]
 
 
 def test_told_to_stop_it_leaves_work_undone(engine: Engine) -> None:

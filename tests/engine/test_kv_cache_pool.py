@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import kv_cache_pool
-from engine.kv_cache_pool import KVCachePool
+from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels.kv_cache import values_of
 
 SHAPES = ((2, 64), (1, 32))
@@ -29,7 +29,7 @@ def test_blocks_made_ready_are_written_without_page_faults(scales, monkeypatch):
     monkeypatch.setattr(kv_cache_pool, "_AHEAD", 1 << 19)
     monkeypatch.setattr(kv_cache_pool, "_PAGE", mmap.PAGESIZE)
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", mmap.MADV_NOHUGEPAGE)  # so that faults are many
-    pool = KVCachePool(SHAPES, 3, 200, 16, torch.bfloat16, CPU, scales)
+    pool = KVCachePool(CacheLayout(SHAPES, 3, 16, torch.bfloat16, scales), 200, CPU)
     touch(pool, 0, 16)
     calls = 0
     while pool.prepare(16):
@@ -47,7 +47,7 @@ def test_blocks_made_ready_are_written_without_page_faults(scales, monkeypatch):
 
 def test_memory_that_the_system_does_not_grant_is_no_error(monkeypatch):
     monkeypatch.setattr(kv_cache_pool, "_MADV_POPULATE_WRITE", 9999)
-    pool = KVCachePool(SHAPES, 2, 64, 16, torch.float32, CPU)
+    pool = KVCachePool(CacheLayout(SHAPES, 2, 16, torch.float32), 64, CPU)
     assert pool.prepare(0), "there is something to try"
     while pool.prepare(0):
         pass
@@ -56,6 +56,6 @@ def test_memory_that_the_system_does_not_grant_is_no_error(monkeypatch):
 
 
 def test_a_pool_is_zero_and_has_the_shape_asked_for():
-    pool = KVCachePool(SHAPES, 2, 5, 16, torch.float32, CPU)
+    pool = KVCachePool(CacheLayout(SHAPES, 2, 16, torch.float32), 5, CPU)
     assert [[tuple(cache.shape) for cache in layer] for layer in pool.layers] == [[(5, 2, 16, 64), (5, 1, 16, 32)]] * 2
     assert all((cache == 0).all() for layer in pool.layers for cache in layer)

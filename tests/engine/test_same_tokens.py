@@ -43,5 +43,5 @@ def test_same_tokens_whatever_the_pool_the_cache_and_the_chunks(model, alone, nu
         expected for i, expected in enumerate(alone) for _ in range(1 + i % 2)
     ]
     assert any(result.num_cached_tokens for result in results) == (prefix_caching == "on")
-    stats = engine.stats()
+    stats = engine.batcher.stats()
     assert (stats.num_preemptions > 0) == (num_kv_blocks == LEAST_POOL and chunk > 1)

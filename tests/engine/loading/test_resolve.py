@@ -12,6 +12,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.kv_cache_pool import CacheLayout
 from engine.loading.resolve import ModelSource
 from engine.resolve import ResolvedConfig, resolve
 
@@ -34,11 +35,7 @@ def resolved(folder: Path, **options: Any) -> ResolvedConfig:
 def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
     config = resolved(folder)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    assert {name for name, value in values.items() if value is None} == {
-        "target_itl",
-        "kv_cache_scales",
-        "num_kv_blocks",
-    }
+    assert [name for name, value in values.items() if value is None] == ["num_kv_blocks"]
     assert "auto" not in values.values()
     assert config.dtype in (torch.bfloat16, torch.float32)
     assert (config.max_seq_len, config.max_batched_tokens, config.max_kv_blocks) == (512, 512, 32 * 32)
@@ -46,18 +43,19 @@ def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
 
 
 def test_the_defaults_follow_other_settings(folder: Path) -> None:
-    config = resolved(folder, max_batch_size=600, max_seq_len=33, target_itl=20, kv_cache_dtype="int8", dtype="float32")
-    assert (config.max_batched_tokens, config.max_kv_blocks, config.target_itl) == (600, 600 * 3, 0.02)
-    assert config.kv_cache_shapes == ((2, 16), (2, 16))
-    assert config.kv_cache_scales == (1, 1)
-    assert config.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # values of a byte and a scale; 3 layers, 16 slots
+    config = resolved(folder, max_batch_size=600, max_seq_len=33, kv_cache_dtype="int8", dtype="float32")
+    assert (config.max_batched_tokens, config.max_kv_blocks) == (600, 600 * 3)
+    assert config.kv_cache == CacheLayout(((2, 16), (2, 16)), 3, 16, torch.float32, (1, 1))
+    assert config.kv_cache.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # a value's byte, a row's scale; layers, slots
 
 
 def test_values_that_are_set_are_kept(folder: Path) -> None:
-    options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7, "policy": "fair", "seed": 5, "block_size": 8}
-    config = resolved(folder, **options, kernels="torch", dtype="float16", prefix_caching="off")
+    options = {"threads": 3, "max_batched_tokens": 64, "num_kv_blocks": 7}
+    others = {"device": "cpu", "policy": "fair", "block_size": 8, "kernels": "torch", "dtype": "float16"}
+    config = resolved(folder, **options, **others)
     assert {name: getattr(config, name) for name in options} == options
-    assert (config.ops.name, config.dtype, config.prefix_caching) == ("torch", torch.float16, False)
+    assert (config.ops.name, config.dtype, config.kv_cache.block_size) == ("torch", torch.float16, 8)
+    assert config.settings == EngineConfig(**options, **others)
 
 
 def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -66,13 +64,16 @@ def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureF
     [line] = [record.getMessage() for record in caplog.records if record.name == "engine.resolve"]
     assert line.startswith(f"resolved: source {folder}, model LlamaForCausalLM, device cpu, dtype torch.")
     assert "\n" not in line
-    assert all(f"{field.name} " in line for field in dataclasses.fields(ResolvedConfig))
+    words = {field.name for field in dataclasses.fields(ResolvedConfig)} | EngineConfig.model_fields.keys()
+    settled = {"settings", "kernels", "kv_cache_dtype", "kv_cache_memory"}  # the others say what came of them
+    assert all(f"{word} " in line for word in words - settled)
+    assert "auto" not in line
     assert "ops torch, " in line
 
 
 def test_it_is_frozen(folder: Path) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        resolved(folder).seed = 1  # type: ignore[misc]
+        resolved(folder).threads = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

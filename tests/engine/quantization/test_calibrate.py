@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from engine.loading.open import open_tensors
 from engine.loading.resolve import resolve_model
 from engine.quantization.calibrate import calibrate
 from kernels.linear_int8 import StaticInput
@@ -14,7 +13,7 @@ from tests.support.int8 import PROMPTS
 def test_calibration_sees_the_inputs_that_transformers_computes(tiny_llama):
     source = resolve_model(str(tiny_llama))
     config = source.read_config()
-    found = calibrate(open_tensors(source, config), config, PROMPTS, torch.float32, progress=False)
+    found = calibrate(source.open_tensors(config), config, PROMPTS, torch.float32, progress=False)
     model, seen = tiny.reference(tiny_llama), {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
