@@ -64,6 +64,9 @@ class Ops(Protocol):
     latent_attention: LatentAttention
     sparse_latent_attention: LatentAttention
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Make the operations for activations of one dtype."""
+
     def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
         """Pack the weight of a linear layer."""
 
@@ -248,8 +251,11 @@ class FlashAttnOps(TorchOps):
         self.paged_attention = FlashAttention()
 
 
-BACKENDS: dict[str, type[ReferenceOps | TorchOps]] = {
-    ops.name: ops for ops in (ReferenceOps, TorchOps, NativeOps, FlashAttnOps)
+BACKENDS: dict[str, type[Ops]] = {  # written out, so that mypy sees what a class lacks
+    "reference": ReferenceOps,
+    "torch": TorchOps,
+    "native": NativeOps,
+    "flash-attn": FlashAttnOps,
 }
 
 
