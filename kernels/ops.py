@@ -4,8 +4,6 @@
 operation computes is said in kernels/<operation>/__init__.py. A new backend is one more class.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from collections.abc import Iterable
