@@ -3,8 +3,6 @@
 Shapes: B blocks, K key heads, S slots, D values, G scales.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,14 +1,11 @@
 """The operations that models compute with, and the classes that implement them: one is chosen at start.
 
-`Ops` is the contract that mypy checks: a class that lacks an operation, or misspells one, cannot be made. What each
+`Ops` is the contract: mypy refuses a backend that lacks an operation, misspells one or changes its types. What each
 operation computes is said in kernels/<operation>/__init__.py. A new backend is one more class.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
-from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -65,53 +62,41 @@ class Ops(Protocol):
     latent_attention: LatentAttention
     sparse_latent_attention: LatentAttention
 
-    @staticmethod
-    @abstractmethod
-    def linear(weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Make the operations for activations of one dtype."""
+
+    def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
         """Pack the weight of a linear layer."""
 
-    @abstractmethod
     def linear_int8(
         self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
     ) -> Linear:
         """Pack the int8 weight of a linear layer."""
 
-    @staticmethod
-    @abstractmethod
-    def head_linear(weight_NKM: Tensor) -> HeadLinear:
+    def head_linear(self, weight_NKM: Tensor) -> HeadLinear:
         """Pack the weights of a linear layer that each head has for itself."""
 
-    @abstractmethod
     def mlp(self, gate_up: Layer, down: Layer) -> MLP:
-        """Pack a feed-forward block."""
+        """Pack a feed-forward block; composed of other operations, unless a backend has its own."""
+        return mlp.reference.mlp(self.projection, self.silu_mul, gate_up, down)
 
-    @abstractmethod
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         """Pack the routed experts of a layer."""
 
-    @staticmethod
-    @abstractmethod
-    def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
         """Normalise, after adding x to the residual stream in place where there is one."""
 
-    @staticmethod
-    @abstractmethod
-    def rotary(x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_TND: Tensor | None = None) -> Tensor:
+    def rotary(self, x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_TND: Tensor | None = None) -> Tensor:
         """Apply rotary position embedding."""
 
-    @staticmethod
-    @abstractmethod
-    def silu_mul(gate_up_TF2: Tensor) -> Tensor:
+    def silu_mul(self, gate_up_TF2: Tensor) -> Tensor:
         """Apply the gated activation."""
 
-    @staticmethod
-    @abstractmethod
-    def store_kv(x_TKD: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
+    def store_kv(self, x_TKD: Tensor, cache: Tensor, slot_mapping_T: Tensor) -> None:
         """Write rows into the paged cache as they are."""
 
-    @staticmethod
-    @abstractmethod
     def rotate_and_store(
+        self,
         qkv_TXD: Tensor,
         cos_TD: Tensor,
         sin_TD: Tensor,
@@ -121,9 +106,8 @@ class Ops(Protocol):
     ) -> Tensor:
         """Rotate queries and keys, write keys and values into the paged cache, return the queries."""
 
-    @staticmethod
-    @abstractmethod
     def store_latents(
+        self,
         x_TY: Tensor,
         weight_C: Tensor,
         eps: float,
@@ -134,34 +118,22 @@ class Ops(Protocol):
     ) -> None:
         """Normalise latents, rotate their keys, write both into the paged cache."""
 
-    @staticmethod
-    @abstractmethod
-    def causal_attention(q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
+    def causal_attention(self, q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
         """Attend over keys and values that lie in a row."""
 
-    @staticmethod
-    @abstractmethod
-    def lightning_indexer(q_THI: Tensor, weights_TH: Tensor, cache: Tensor, plan: Any, topk: int) -> Any:
+    def lightning_indexer(self, q_THI: Tensor, weights_TH: Tensor, cache: Tensor, plan: Any, topk: int) -> Any:
         """Select the positions that each query attends to."""
 
-    @staticmethod
-    @abstractmethod
-    def routing(logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
+    def routing(self, logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
         """Choose each token's experts and weigh them."""
 
-    @staticmethod
-    @abstractmethod
-    def embedding(weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
+    def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
         """Look embeddings up, in fp32: the residual stream's beginning."""
 
-    @staticmethod
-    @abstractmethod
-    def take_rows(x_NX: Tensor, rows_R: Tensor) -> Tensor:
+    def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:
         """Gather rows."""
 
-    @staticmethod
-    @abstractmethod
-    def draw(logits_RV: Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
+    def draw(self, logits_RV: Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
         """Choose one token for each row of logits."""
 
     def projection(self, weight: Weight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
@@ -197,9 +169,6 @@ class ReferenceOps(Ops):
     take_rows = staticmethod(take_rows.reference.take_rows)
     draw = staticmethod(draw.reference.draw)
 
-    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
-        return mlp.reference.mlp(self.projection, self.silu_mul, gate_up, down)
-
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.reference.grouped_mlp(self.projection, self.silu_mul, experts)
 
@@ -229,9 +198,6 @@ class TorchOps(Ops):
     embedding = staticmethod(embedding.reference.embedding)
     take_rows = staticmethod(take_rows.reference.take_rows)
     draw = staticmethod(draw.torch_ops.draw)
-
-    def mlp(self, gate_up: Layer, down: Layer) -> MLP:
-        return mlp.reference.mlp(self.projection, self.silu_mul, gate_up, down)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.torch_ops.grouped_mlp(self.projection, self.silu_mul, experts)
@@ -283,8 +249,11 @@ class FlashAttnOps(TorchOps):
         self.paged_attention = FlashAttention()
 
 
-BACKENDS: dict[str, type[ReferenceOps | TorchOps]] = {
-    ops.name: ops for ops in (ReferenceOps, TorchOps, NativeOps, FlashAttnOps)
+BACKENDS: dict[str, type[Ops]] = {  # written out, so that mypy sees what a class lacks
+    "reference": ReferenceOps,
+    "torch": TorchOps,
+    "native": NativeOps,
+    "flash-attn": FlashAttnOps,
 }
 
 

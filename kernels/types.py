@@ -1,13 +1,11 @@
-"""Types of packed weights: the callables that operations of kernels.ops return. Only for type checkers."""
-
-from __future__ import annotations
+"""Types of packed weights: the callables that operations of kernels.ops return."""
 
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
-from kernels.linear_int8.weight import QuantizedWeight
+from kernels.quantized_weight import QuantizedWeight
 
 Weight = torch.Tensor | QuantizedWeight
 Layer = tuple[Weight, torch.Tensor | None]  # a weight and its bias

@@ -72,13 +72,6 @@ int64_t draw(const T* row, int64_t size, float temperature, double uniform) {
     return last;
 }
 
-template <typename T>
-void draw_rows(const T* logits, int64_t stride, int64_t num_rows, int64_t size, const float* temperatures,
-               const double* uniforms, int64_t* tokens) {
-    parallel(num_rows,
-             [&](int64_t row) { tokens[row] = draw(logits + row * stride, size, temperatures[row], uniforms[row]); });
-}
-
 }  // namespace
 
 void native::bind_draw(nb::module_& m) {
@@ -92,8 +85,9 @@ void native::bind_draw(nb::module_& m) {
                 const auto logits = logits_RV.view<const decltype(number)>("logits_RV", {num_rows, ANY});
                 check_value(logits.shape[1] > 0, "there must be at least one token to draw");
                 launch_uncaptured("draw", [&] {
-                    draw_rows(logits.data, logits.stride[0], num_rows, logits.shape[1], temperatures.data(),
-                              uniforms.data(), tokens.data());
+                    parallel(num_rows, [&](int64_t row) {
+                        tokens[row] = draw(logits.row(row), logits.shape[1], temperatures[row], uniforms[row]);
+                    });
                 });
             });
             return tokens;

@@ -14,11 +14,9 @@ void native::bind_embedding(nb::module_& m) {
                 launch(token_ids.shape[0], [=](int64_t rows) {
                     check_indices(token_ids.data, rows, weight.shape[0], "token_ids_T");
                     const int64_t size = weight.shape[1];
-                    parallel_spans(rows, 8, [&](int64_t first, int64_t last) {
-                        for (int64_t row = first; row < last; ++row)
-                            for (int64_t i = 0; i < size; i += LANES)
-                                store_to(x.data + row * size, i, size,
-                                         load_from(weight.data + token_ids.data[row] * size, i, size));
+                    parallel_rows(rows, 8, [&](int64_t row) {
+                        for (int64_t i = 0; i < size; i += LANES)
+                            store_to(x.row(row), i, size, load_from(weight.row(token_ids.data[row]), i, size));
                     });
                 });
             });

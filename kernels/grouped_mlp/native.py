@@ -1,19 +1,15 @@
 """The experts in native code, a layer in one call. Contract: kernels.grouped_mlp."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TypeGuard
 
 import torch
 
 from kernels import native
 from kernels.grouped_mlp.torch_ops import pack_with
 from kernels.linear_int8 import Input, QuantizedWeight
-
-if TYPE_CHECKING:
-    from kernels.types import GroupedMLP, Projection, Weight
+from kernels.types import GroupedMLP, Projection, Weight
 
 
 def grouped_mlp(
@@ -26,17 +22,15 @@ def grouped_mlp(
     experts = iter(experts)
     first = next(experts)
     experts = itertools.chain([first], experts)
-    if dtype is not torch.bfloat16 or any(_is_weight_only(weight) for weight in first):
+    if dtype is not torch.bfloat16 or any(isinstance(w, QuantizedWeight) and not _is_int8(w) for w in first):
         return pack_with(combine, projection, silu_mul, experts)
     return pack_experts(experts)
 
 
 def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
     """Whether `pack_experts` computes an expert as its weights say, in the dtype of x."""
-    kinds = {isinstance(weight, QuantizedWeight) for weight in (gate_up, down)}
-    return (
-        dtype is torch.bfloat16 and len(kinds) == 1 and not any(_is_weight_only(weight) for weight in (gate_up, down))
-    )
+    has_floats = not isinstance(gate_up, QuantizedWeight) and not isinstance(down, QuantizedWeight)
+    return dtype is torch.bfloat16 and (has_floats or (_is_int8(gate_up) and _is_int8(down)))
 
 
 def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torch.Tensor]:
@@ -47,11 +41,7 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torc
     layer = None
     for gate_up, down in experts:
         layer = layer or native.library.Experts(*down.shape)
-        if (
-            isinstance(gate_up, QuantizedWeight)
-            and isinstance(down, QuantizedWeight)
-            and not (_is_weight_only(gate_up) or _is_weight_only(down))
-        ):
+        if _is_int8(gate_up) and _is_int8(down):
             (in_scale, in_zero), (inner_scale, inner_zero) = gate_up.grid, down.grid
             layer.add_int8(
                 gate_up.values_OI.contiguous(),
@@ -66,7 +56,7 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torc
         else:
             layer.add(_in_bf16(gate_up), _in_bf16(down))
     assert layer is not None, "there is at least one expert"
-    own = layer
+    forward = layer.forward
 
     def apply(
         x_TH: torch.Tensor,
@@ -75,7 +65,7 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torc
         onto_TH: torch.Tensor | None = None,
     ) -> torch.Tensor:
         y_TH = torch.empty_like(x_TH) if onto_TH is None else onto_TH
-        own.forward(x_TH, ids_TK, weights_TK, y_TH, adds=onto_TH is not None)
+        forward(x_TH, ids_TK, weights_TK, y_TH, adds=onto_TH is not None)
         return y_TH
 
     return apply
@@ -87,8 +77,9 @@ def combine(y_PH: torch.Tensor, where_TK: torch.Tensor, weights_TK: torch.Tensor
     return y_TH
 
 
-def _is_weight_only(weight: Weight) -> bool:
-    return isinstance(weight, QuantizedWeight) and weight.input is Input.FLOAT
+def _is_int8(weight: Weight) -> TypeGuard[QuantizedWeight]:
+    """Whether the weight is multiplied in integers."""
+    return isinstance(weight, QuantizedWeight) and weight.input is not Input.FLOAT
 
 
 def _in_bf16(weight: Weight) -> torch.Tensor:

@@ -1,15 +1,10 @@
 """The experts, token by token. Contract: kernels.grouped_mlp."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from kernels.types import GroupedMLP, Projection, Weight
+from kernels.types import GroupedMLP, Projection, Weight
 
 
 def grouped_mlp(

@@ -3,18 +3,13 @@
 Shapes: P = T * K pairs of token and expert, sorted by expert.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+from kernels.types import GroupedMLP, Projection, Weight
 
-    from kernels.types import GroupedMLP, Projection, Weight
-
-    Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def grouped_mlp(

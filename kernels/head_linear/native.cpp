@@ -1,7 +1,6 @@
 // head_linear on a CPU. Contract: kernels/head_linear/__init__.py.
 #include "../native/binding.h"
 #include "../native/matmul.h"
-#include "../native/memory.h"
 
 namespace {
 
@@ -22,13 +21,11 @@ inline void copy_rows(Matrix<const T> x, int64_t num_rows, int64_t dim, Matrix<O
 }
 
 // weight: panels [heads][M / 16][K / GROUP][16][GROUP], K and M rounded up to `inner` and 16.
-template <typename T>
-void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Operand<T>::type* weight, T* out,
-                 int64_t out_token, int64_t out_head, int64_t num_tokens, int64_t num_heads, int64_t num_in,
-                 int64_t num_out, int64_t inner) {
-    typedef typename Operand<T>::type O;
+template <typename T, typename O>
+void head_linear(const View<const T, 3>& x, const O* weight, int64_t inner, const View<T, 3>& out, int64_t num_tokens) {
+    const int64_t num_in = x.shape[2], num_out = out.shape[2];
     const int64_t columns = round_up(num_out, LANES), shares = (columns + COLUMNS - 1) / COLUMNS;
-    parallel_spans(num_heads * shares, 1, [&](int64_t begin, int64_t end) {
+    parallel_spans(x.shape[1] * shares, 1, [&](int64_t begin, int64_t end) {
         const Tiles tiles;
         char* const memory = scratch(ROW_BLOCK * (inner * sizeof(O) + COLUMNS * sizeof(float)));
         const Matrix<O> rows{reinterpret_cast<O*>(memory), inner};
@@ -39,12 +36,12 @@ void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Ope
             const O* panels = weight + (head * columns + first) * inner;
             for (int64_t token = 0; token < num_tokens; token += ROW_BLOCK) {
                 const int64_t M = std::min(ROW_BLOCK, num_tokens - token);
-                copy_rows<T>({x + token * x_token + head * x_head, x_token}, M, num_in, rows);
+                copy_rows<T>({x.row(token, head), x.stride[0]}, M, num_in, rows);
                 product<false, O>({rows.data, inner}, M, {panels, PANEL * inner}, count, sums, inner);
-                T* const to = out + token * out_token + head * out_head;
+                const Matrix<T> to{out.row(token, head), out.stride[0]};
                 for (int64_t m = 0; m < M; ++m)
                     for (int64_t n = 0; n < count; n += LANES)
-                        store_to(to + m * out_token, first + n, num_out, load(sums.row(m) + n));
+                        store_to(to.row(m), first + n, num_out, load(sums.row(m) + n));
             }
         }
     });
@@ -54,13 +51,12 @@ void head_linear(const T* x, int64_t x_token, int64_t x_head, const typename Ope
 template <typename T, typename O>
 void pack_heads(const View<const T, 3>& weight, int64_t inner, O* packed) {
     const int64_t num_in = weight.shape[1], num_out = weight.shape[2], size = round_up(num_out, LANES) * inner;
-    parallel_spans(weight.shape[0], 1, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n)
-            for (int64_t k = 0; k < num_in; ++k)
-                for (int64_t m = 0; m < num_out; ++m)
-                    store1(packed + n * size + m / LANES * LANES * inner +
-                               (k / GROUP<O> * LANES + m % LANES) * GROUP<O> + k % GROUP<O>,
-                           load1(weight.data + (n * num_in + k) * num_out + m));
+    parallel_rows(weight.shape[0], 1, [&](int64_t n) {
+        for (int64_t k = 0; k < num_in; ++k)
+            for (int64_t m = 0; m < num_out; ++m)
+                store1(packed + n * size + m / LANES * LANES * inner + (k / GROUP<O> * LANES + m % LANES) * GROUP<O> +
+                           k % GROUP<O>,
+                       load1(weight.row(n, k) + m));
     });
 }
 
@@ -92,8 +88,7 @@ void forward(const std::shared_ptr<HeadLinear>& layer, const Tensor& x_TNK, cons
     launch(x.shape[0], [=](int64_t rows) {
         const auto* const own = static_cast<const typename Operand<T>::type*>(layer->weight.get()) +
                                 first * round_up(layer->num_out, LANES) * layer->inner;
-        head_linear(x.data, x.stride[0], x.stride[1], own, out.data, out.stride[0], out.stride[1], rows, x.shape[1],
-                    layer->num_in, layer->num_out, layer->inner);
+        head_linear(x, own, layer->inner, out, rows);
     });
 }
 

@@ -1,13 +1,8 @@
 """head_linear, head by head, in fp32. Contract: kernels.head_linear."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from kernels.types import HeadLinear
+from kernels.types import HeadLinear
 
 
 def head_linear(weight_NKM: torch.Tensor) -> HeadLinear:

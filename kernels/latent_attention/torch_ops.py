@@ -7,8 +7,6 @@ slice's last query. This bounds the memory of the scores and skips most masked p
 Shapes: G sequences of a group, L padded context, Q queries of a chunk.
 """
 
-from __future__ import annotations
-
 import torch
 
 from kernels.kv_cache import Cache, Int8Cache, take

@@ -3,8 +3,6 @@
 Shapes: G sequences of a decode group, L padded context, Q queries of a chunk, P positions kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

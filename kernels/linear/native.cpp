@@ -7,16 +7,6 @@ namespace {
 
 using namespace native;
 
-template <typename A, typename X, typename Y>
-void linear(const X* x, int64_t stride, int64_t num_rows, const A* weight, const float* bias, int64_t in_size,
-            int64_t out_size, Y* y) {
-    const Matrix<const A> rows = whole_rows<A>(x, stride, num_rows, in_size);
-    const auto plus_bias = [=](const float* sums, int64_t, int64_t column) {
-        return load(sums) + (bias ? load(bias + column) : v16{});
-    };
-    multiply_weight<A>(rows, num_rows, weight, padded<A>(in_size), out_size, y, plus_bias);
-}
-
 // A layer's packed weight, in the dtype that it computes in.
 struct Linear {
     Element dtype;
@@ -42,8 +32,12 @@ void forward(const std::shared_ptr<Linear>& layer, const Tensor& x_TI, const Ten
     const auto x = x_TI.view<const X>("x_TI", {ANY, layer->in_size});
     const auto y = y_TO.packed<Y>("y_TO", {x.shape[0], layer->out_size});
     launch(x.shape[0], [=](int64_t rows) {
-        linear<A>(x.data, x.stride[0], rows, static_cast<const A*>(layer->weight.get()), layer->bias.get(),
-                  layer->in_size, layer->out_size, y.data);
+        const auto plus_bias = [bias = layer->bias.get()](const float* sums, int64_t, int64_t column) {
+            return load(sums) + (bias ? load(bias + column) : v16{});
+        };
+        multiply_weight<A>(whole_rows<A>(x.data, x.stride[0], rows, layer->in_size), rows,
+                           static_cast<const A*>(layer->weight.get()), layer->in_size, layer->out_size, y.data,
+                           plus_bias);
     });
 }
 

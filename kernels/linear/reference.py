@@ -1,13 +1,8 @@
 """A linear layer as a matrix product in fp32. Contract: kernels.linear."""
 
-from __future__ import annotations
+import torch
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-    from kernels.types import Linear
+from kernels.types import Linear
 
 
 def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:

@@ -1,15 +1,9 @@
 """A linear layer through torch's own operator, on any device. Contract: kernels.linear."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
+import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    import torch
-
-    from kernels.types import Linear
+from kernels.types import Linear
 
 
 def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:

@@ -15,7 +15,7 @@ Shapes: T tokens, I in_size, O out_size.
 """
 
 from kernels.linear_int8 import native, reference, torch_ops
-from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight, stack
+from kernels.quantized_weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight, stack
 
 __all__ = [
     "Input",

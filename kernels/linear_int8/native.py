@@ -1,16 +1,11 @@
 """An int8 linear layer in native code: rows made uint8 and multiplied in one call. Contract: kernels.linear_int8."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 
 from kernels import native
-from kernels.linear_int8.weight import Input, QuantizedWeight
-
-if TYPE_CHECKING:
-    from kernels.types import Linear
+from kernels.linear.native import allocating
+from kernels.quantized_weight import Input, QuantizedWeight
+from kernels.types import Linear
 
 
 def linear_int8(
@@ -24,11 +19,4 @@ def linear_int8(
         dtype if weight.input is Input.FLOAT else torch.uint8,
         *weight.grid,
     )
-    out_size, dtype = weight.shape[0], out_dtype or dtype
-
-    def apply(x_TI: torch.Tensor) -> torch.Tensor:
-        y_TO = torch.empty(len(x_TI), out_size, dtype=dtype)
-        layer.forward(x_TI, y_TO)
-        return y_TO
-
-    return apply
+    return allocating(layer.forward, weight.shape[0], out_dtype or dtype)

@@ -1,15 +1,12 @@
 """An int8 linear layer in integers, term by term. Contract: kernels.linear_int8."""
 
-from collections.abc import Callable
-
 import torch
 
-from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
+from kernels.quantized_weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
+from kernels.types import Linear
 
 
-def linear_int8(
-    weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
     values_OI = weight.values_OI.long()
 
     def apply(x_TI: torch.Tensor) -> torch.Tensor:

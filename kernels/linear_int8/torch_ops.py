@@ -4,25 +4,23 @@ Without VNNI, oneDNN uses vpmaddubsw, which adds two products in 16 bits and sat
 both cases the integers are multiplied in fp32, which is slow, and rounds sums above 2^24.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from kernels.linear_int8.weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
+from kernels.quantized_weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_static
+from kernels.types import Linear
 
-Apply = Callable[[torch.Tensor], torch.Tensor]
 _FEW_ROWS = 8  # up to here torch's int8 product is faster than a product with the weight dequantized to bf16
 
 
-def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Apply:
+def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
     apply = _pack(weight, bias_O)
     return apply if out_dtype is None else lambda x_TI: apply(x_TI).to(out_dtype)
 
 
-def _pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
+def _pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Linear:
     if weight.input is Input.FLOAT:
         return _weight_only(weight, bias_O)
     scale_O = weight.scale_O.contiguous()
@@ -54,7 +52,7 @@ def has_exact_product(device: torch.device) -> bool:
     )
 
 
-def _static(product: Callable[[torch.Tensor, int, torch.dtype], torch.Tensor], grid: StaticInput) -> Apply:
+def _static(product: Callable[[torch.Tensor, int, torch.dtype], torch.Tensor], grid: StaticInput) -> Linear:
     def apply(x_TI: torch.Tensor) -> torch.Tensor:
         return product(quantize_static(x_TI, grid), grid.zero_point, x_TI.dtype)
 
@@ -86,7 +84,7 @@ def _product(
     return onednn_product
 
 
-def _weight_only(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Apply:
+def _weight_only(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Linear:
     values_OI, scale_O = weight.values_OI.contiguous(), weight.scale_O
     ones_O = torch.ones_like(scale_O, dtype=torch.bfloat16)
     # torch's product of bf16 and int8 reads past the end of a row whose length is not a multiple of its vectors.

@@ -1,7 +1,5 @@
 """The block in native code, in one call. Contract: kernels.mlp."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,15 +1,10 @@
 """The block composed of other operations. Contract: kernels.mlp."""
 
-from __future__ import annotations
+from collections.abc import Callable
 
-from typing import TYPE_CHECKING
+import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-
-    from kernels.types import MLP, Layer, Projection
+from kernels.types import MLP, Layer, Projection
 
 
 def mlp(projection: Projection, silu_mul: Callable[[torch.Tensor], torch.Tensor], gate_up: Layer, down: Layer) -> MLP:

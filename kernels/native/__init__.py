@@ -4,8 +4,6 @@ The modules are C++ behind nanobind (kernels/*/native.cpp, built by kernels.nati
 They have threads of their own (pool.h), and read torch's tensors without torch's headers (binding.h).
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import platform

@@ -39,6 +39,9 @@ template <typename T, size_t N>
 struct View {
     T* data;
     int64_t shape[N], stride[N];
+
+    T* row(int64_t i) const { return data + i * stride[0]; }
+    T* row(int64_t i, int64_t j) const { return row(i) + j * stride[1]; }
 };
 
 // A torch.Tensor that is not yet checked.
@@ -121,11 +124,10 @@ void check_value(bool is_valid, const char* message);  // else ValueError
 // Indices that must lie in [0, count), or IndexError.
 void check_indices(const int64_t* indices, int64_t num, int64_t count, const char* name);
 
-void bind_graph(nb::module_&), bind_plan(nb::module_&);
-void bind_causal_attention(nb::module_&), bind_draw(nb::module_&), bind_combine(nb::module_&);
-void bind_embedding(nb::module_&), bind_experts(nb::module_&), bind_head_linear(nb::module_&),
-    bind_latent_attention(nb::module_&);
-void bind_linear(nb::module_&), bind_linear_int8(nb::module_&), bind_paged_attention(nb::module_&);
+void bind_graph(nb::module_&), bind_plan(nb::module_&), bind_causal_attention(nb::module_&), bind_draw(nb::module_&);
+void bind_embedding(nb::module_&), bind_grouped_mlp(nb::module_&), bind_head_linear(nb::module_&);
+void bind_latent_attention(nb::module_&), bind_linear(nb::module_&), bind_linear_int8(nb::module_&);
+void bind_paged_attention(nb::module_&);
 void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_routing(nb::module_&), bind_silu_mul(nb::module_&);
 void bind_store_kv(nb::module_&), bind_take_rows(nb::module_&);
 

@@ -7,8 +7,6 @@ so they are compiled for any CPU and linked first: of an inline function that se
 first.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -5,8 +5,6 @@ operations are refused during a capture, unless they only look at a tensor in an
 a pool that no one else takes, so that they stay where the captured kernels look for them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import mmap

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "binding.h"
-#include "memory.h"
 #include "panels.h"
 
 namespace native {

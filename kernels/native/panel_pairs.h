@@ -77,11 +77,11 @@ inline void store_panel(const S* sums, int64_t row, int64_t M, int64_t column, i
             store_to(y.row(row + m), column, width, value(sums + m * BLOCK, row + m, column));
 }
 
-// y[num_rows, N] of a packed weight [N, K].
+// y[num_rows, N] of a packed weight [N, size].
 template <typename A, typename B, typename Y, typename Value>
-void multiply_weight(Matrix<const A> rows, int64_t num_rows, const B* weight, int64_t K, int64_t N, Y* y,
+void multiply_weight(Matrix<const A> rows, int64_t num_rows, const B* weight, int64_t size, int64_t N, Y* y,
                      const Value& value) {
-    const int64_t num_panels = (N + PANEL - 1) / PANEL;
+    const int64_t K = padded<A>(size), num_panels = (N + PANEL - 1) / PANEL;
     const auto pair_at = [&](int64_t i) {
         return Pair<A, B>{rows, num_rows, weight + 2 * i * K * PANEL, std::min<int64_t>(2, num_panels - 2 * i)};
     };
@@ -99,12 +99,9 @@ Matrix<const A> whole_rows(const X* x, int64_t stride, int64_t num_rows, int64_t
         if (num_rows % ROWS == 0 && K == size) return {x, stride};
     static thread_local Scratch<A> copy;
     A* const to = copy.room(round_up(num_rows, ROWS) * K);
-    parallel_spans(num_rows, 32, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            for (int64_t k = 0; k < size; k += LANES)
-                store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
-            std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
-        }
+    parallel_rows(num_rows, 32, [&](int64_t row) {
+        for (int64_t k = 0; k < size; k += LANES) store_to(to + row * K, k, size, load_from(x + row * stride, k, size));
+        std::memset(to + row * K + size, 0, (K - size) * sizeof(A));
     });
     return {to, K};
 }

@@ -6,8 +6,8 @@
 #pragma once
 
 #include "common.h"
+#include "memory.h"
 #include "pool.h"
-#include "scratch.h"
 
 #include <algorithm>
 

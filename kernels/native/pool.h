@@ -35,4 +35,12 @@ void parallel_spans(int64_t size, int64_t least, const Task& task) {
     parallel(count, [&](int64_t i) { task(size * i / count, size * (i + 1) / count); });
 }
 
+// task(row) for each row, in such spans.
+template <typename Task>
+void parallel_rows(int64_t num_rows, int64_t least, const Task& task) {
+    parallel_spans(num_rows, least, [&](int64_t first, int64_t last) {
+        for (int64_t row = first; row < last; ++row) task(row);
+    });
+}
+
 }  // namespace native

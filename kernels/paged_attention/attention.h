@@ -60,7 +60,7 @@ struct Blocks {
     Blocks(const Attention<T, C>& attention, const Job& job, int64_t start) {
         const Cache<C>& keys = attention.keys;
         if (!job.task || attention.block_size % CHUNK || keys.slot_stride != keys.dim) return;
-        const int32_t* table = attention.block_tables + job.task->sequence * attention.table_stride;
+        const int32_t* table = attention.plan.table(*job.task);
         for (int64_t position = start; position < std::min<int64_t>(start + TILE, job.task->end); position += CHUNK) {
             const int64_t block = table[position / attention.block_size];
             at[ahead.num_pieces++] =
@@ -99,7 +99,7 @@ class Attend {
     void run(const Job& next, float* partials) {
         begin();
         for (int64_t start = task.begin; start < task.end; start += TILE) {
-            if (start > task.begin && start % attention.span == 0) end_span();
+            if (start > task.begin && start % attention.plan.span == 0) end_span();
             attend_tile(start, next);
         }
         if (in_spans) end_span();
@@ -114,7 +114,7 @@ class Attend {
     const Attention<T, C>& attention;
     const Task& task;
     const int64_t kv_head;
-    const int32_t* const table = attention.block_tables + task.sequence * attention.table_stride;
+    const int32_t* const table = attention.plan.table(task);
     const int64_t group = attention.num_heads / attention.num_kv_heads, num_rows = task.num_tokens * group;
     const int64_t held = round_up(num_rows, ROWS);
     const int64_t first_dim = attention.keys.first,  // of the keys' two parts
@@ -123,7 +123,7 @@ class Attend {
                   value_dim = round_up(attention.values.dim, LANES);
     const int64_t row = TILE + PADDING, out_row = value_dim + PADDING;
     const bool few = attention.in_panels && task.num_tokens == 1 && num_rows <= FEW_ROWS;
-    const bool in_spans = task.begin / attention.span < (task.end - 1) / attention.span;
+    const bool in_spans = task.begin / attention.plan.span < (task.end - 1) / attention.plan.span;
     Matrix<O> q, key_panels, value_panels, weights;
     Matrix<float> out, sums, scores;  // values of a span and of those before
     Result *of_span = nullptr, *of_all = nullptr;
@@ -131,10 +131,9 @@ class Attend {
     void begin() {
         std::memset(q.data, 0, held * key_dim * sizeof(O));
         for (int64_t r = 0; r < num_rows; ++r) {
-            const T* from = attention.q.data + (task.first_token + r / group) * attention.q.token_stride +
-                            (kv_head * group + r % group) * attention.q.head_stride;
+            const T* from = attention.q.row(task.first_token + r / group, head_of(r));
             copy(from, 0, first_dim, q.row(r));
-            copy(from, first_dim, attention.q.dim, q.row(r) + second_at);
+            copy(from, first_dim, attention.keys.dim, q.row(r) + second_at);
             of_span[r] = {out.row(r)};
             of_all[r] = {sums.row(r)};
         }
@@ -265,13 +264,17 @@ void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, co
                  attention.values.dim);
 }
 
-// All tasks, heaviest first as they come; where there are enough of them, a task's heads follow one another.
+// All tasks of the plan; where there are enough of them, a task's heads follow one another.
 template <typename T, typename C>
-void run(const Attention<T, C>& attention, const Task* tasks, int64_t num_tasks, const Merge* merges,
-         int64_t num_merges, float* partials) {
-    const int64_t heads = attention.num_kv_heads, together = num_tasks >= 8 * num_threads() ? heads : 1;
+void run(const Attention<T, C>& attention) {
+    static thread_local Scratch<float> memory;
+    const Plan& plan = attention.plan;
+    float* const partials =
+        memory.room(plan.num_partials * attention.num_heads * (round_up(attention.values.dim, LANES) + LANES));
+    const int64_t num_tasks = plan.tasks.size(), heads = attention.num_kv_heads,
+                  together = num_tasks >= 8 * num_threads() ? heads : 1;
     const auto job = [&](int64_t i) {
-        return i < num_tasks * heads ? Job{tasks + i / heads, i % heads} : Job{nullptr, 0};
+        return i < num_tasks * heads ? Job{&plan.tasks[i / heads], i % heads} : Job{nullptr, 0};
     };
     parallel(num_tasks * heads / together, [&](int64_t i) {
         const Tiles tiles;
@@ -279,9 +282,8 @@ void run(const Attention<T, C>& attention, const Task* tasks, int64_t num_tasks,
         for (int64_t j = first; j < first + together; ++j)
             Attend<T, C>(attention, job(j)).run(job(j + 1 < first + together ? j + 1 : j + 1 + others), partials);
     });
-    parallel_spans(num_merges * attention.num_heads, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i)
-            merge(attention, merges[i / attention.num_heads], i % attention.num_heads, partials);
+    parallel_rows(plan.merges.size() * attention.num_heads, 8, [&](int64_t i) {
+        merge(attention, plan.merges[i / attention.num_heads], i % attention.num_heads, partials);
     });
 }
 

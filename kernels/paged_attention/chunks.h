@@ -1,7 +1,6 @@
 // Caches that lie in panels (layout.h), by chunks of 16 positions: computed on where they lie, or copied.
 #pragma once
 
-#include "arguments.h"
 #include "layout.h"
 #include "rows.h"
 
@@ -37,7 +36,7 @@ struct Chunks {
     Chunks(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, int64_t start,
            int64_t count)
         : num((count + CHUNK - 1) / CHUNK) {
-        const int32_t* table = attention.block_tables + task.sequence * attention.table_stride;
+        const int32_t* table = attention.plan.table(task);
         const auto of = [&](const Cache<C>& cache, int64_t head, int64_t position) {
             const int64_t block = table[position / attention.block_size];
             return cache.data + block * cache.block_stride + head * cache.head_stride +

@@ -4,8 +4,6 @@ flash-attn's own paged kernel needs blocks of 256 tokens. To allow small blocks,
 a packed tensor [sum of context_lens, K, D] for the variable-length kernel.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 

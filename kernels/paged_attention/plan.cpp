@@ -5,8 +5,6 @@
 // same order, so it does not matter how a sequence is cut.
 #include "plan.h"
 
-#include "../native/binding.h"
-
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -75,6 +73,17 @@ void bind_plan(nb::module_& m) {
         .def(
             "assign", [](AttentionPlan& self, const AttentionPlan& other) { self.plan = other.plan; }, "other"_a)
         .def_prop_ro("is_capturable", [](const AttentionPlan&) { return true; });
+}
+
+void bind_planner(nb::module_& m, const char* name, int64_t group, int64_t span) {
+    m.def(
+        name,
+        [=](const std::vector<int64_t>& query_lens, const std::vector<int64_t>& context_lens,
+            const std::vector<std::vector<int32_t>>& block_tables, int64_t block_size) {
+            return AttentionPlan{
+                std::make_shared<Plan>(query_lens, context_lens, block_tables, block_size, group, span)};
+        },
+        "query_lens"_a, "context_lens"_a, "block_tables"_a, "block_size"_a);
 }
 
 }  // namespace native

@@ -9,8 +9,6 @@ Shapes: G sequences of a group, K key heads, R query heads for each key head, L 
 queries of a chunk.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

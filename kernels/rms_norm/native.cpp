@@ -48,22 +48,22 @@ inline void normalize(const T* x, float* residual, const T* weight, T* y, int64_
     if (i < size) store_to(y, i, size, load_from(in, i, size) * scale * load_from(weight, i, size));
 }
 
-// Rows of x, or of the residual where there is one: its rows and y's lie one after another.
+// Rows of x or of the residual; one of them may be without data.
 template <typename T>
-void rms_norm(const T* x, int64_t stride, float* residual, const T* weight, T* y, int64_t num_rows, int64_t size,
-              float eps) {
-    parallel_spans(num_rows, 8, [=](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-            const T* const from = x ? x + row * stride : nullptr;
-            float* const onto = residual ? residual + row * size : nullptr;
-            if (x && residual)
-                normalize<true, true>(from, onto, weight, y + row * size, size, eps);
-            else if (x)
-                normalize<true, false>(from, onto, weight, y + row * size, size, eps);
-            else
-                normalize<false, true>(from, onto, weight, y + row * size, size, eps);
-        }
-    });
+void rms_norm(const View<const T, 2>& x, const View<float, 2>& residual, const T* weight, const View<T, 2>& y,
+              int64_t num_rows, float eps) {
+    const auto of_rows = [&](auto has_x, auto has_residual) {
+        parallel_rows(num_rows, 8, [&](int64_t row) {
+            normalize<decltype(has_x)::value, decltype(has_residual)::value>(x.row(row), residual.row(row), weight,
+                                                                             y.row(row), y.shape[1], eps);
+        });
+    };
+    if (x.data && residual.data)
+        of_rows(std::true_type(), std::true_type());
+    else if (x.data)
+        of_rows(std::true_type(), std::false_type());
+    else
+        of_rows(std::false_type(), std::true_type());
 }
 
 }  // namespace
@@ -83,9 +83,7 @@ void native::bind_rms_norm(nb::module_& m) {
                     x = x_TH.view<const T>("x_TH", y.shape);
                 else  // rows of the residual stream, which stay as they are
                     residual = x_TH.packed<float>("x_TH", y.shape);
-                launch(y.shape[0], [=](int64_t rows) {
-                    rms_norm(x.data, x.stride[0], residual.data, weight.data, y.data, rows, y.shape[1], eps);
-                });
+                launch(y.shape[0], [=](int64_t rows) { rms_norm(x, residual, weight.data, y, rows, eps); });
             });
         },
         "x_TH"_a, "weight_H"_a, "eps"_a, "residual_TH"_a.none(), "y_TH"_a);

@@ -99,10 +99,8 @@ void native::bind_routing(nb::module_& m) {
                         "more experts are to be chosen than there are");
             const Rule rule{num_experts, per_tok, is_sigmoid, n_group, topk_group, best_of_group, renormalises, scale};
             launch(logits.shape[0], [=](int64_t rows) {
-                parallel_spans(rows, 8, [&](int64_t first, int64_t last) {
-                    for (int64_t token = first; token < last; ++token)
-                        route(logits.data + token * num_experts, bias, rule, ids.data + token * per_tok,
-                              weights.data + token * per_tok);
+                parallel_rows(rows, 8, [&](int64_t token) {
+                    route(logits.row(token), bias, rule, ids.row(token), weights.row(token));
                 });
             });
         },

@@ -10,20 +10,13 @@ namespace {
 using namespace native;
 
 template <typename T>
-void silu_mul(const T* gate_up, T* y, int64_t num_rows, int64_t size) {
-    parallel_spans(num_rows, 4, [&](int64_t first, int64_t last) {
-        for (int64_t row = first; row < last; ++row) {
-            const T* gate = gate_up + row * 2 * size;
-            const T* up = gate + size;
-            T* out = y + row * size;
-            const int64_t whole = size / LANES * LANES;
-            for (int64_t i = 0; i < whole; i += LANES) store(out + i, silu(load(gate + i)) * load(up + i));
-            for (int64_t i = whole; i < size; ++i) {
-                const float g = load1(gate + i);
-                store1(out + i, g / (1.0f + std::exp(-g)) * load1(up + i));
-            }
-        }
-    });
+void silu_mul(const T* gate, const T* up, T* y, int64_t size) {
+    const int64_t whole = size / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) store(y + i, silu(load(gate + i)) * load(up + i));
+    for (int64_t i = whole; i < size; ++i) {
+        const float g = load1(gate + i);
+        store1(y + i, g / (1.0f + std::exp(-g)) * load1(up + i));
+    }
 }
 
 }  // namespace
@@ -36,7 +29,11 @@ void native::bind_silu_mul(nb::module_& m) {
                 using T = decltype(number);
                 const auto y = y_TF.packed<T>("y_TF", {ANY, ANY});
                 const auto gate_up = gate_up_TF2.packed<const T>("gate_up_TF2", {y.shape[0], 2 * y.shape[1]});
-                launch(y.shape[0], [=](int64_t rows) { silu_mul(gate_up.data, y.data, rows, y.shape[1]); });
+                launch(y.shape[0], [=, size = y.shape[1]](int64_t rows) {
+                    parallel_rows(rows, 4, [&](int64_t row) {
+                        silu_mul(gate_up.row(row), gate_up.row(row) + size, y.row(row), size);
+                    });
+                });
             });
         },
         "gate_up_TF2"_a, "y_TF"_a);

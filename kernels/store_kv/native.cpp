@@ -1,7 +1,5 @@
 // Writing a step's tokens into the paged cache. Contract: kernels/store_kv/__init__.py.
 #include "../native/binding.h"
-#include "../native/pool.h"
-#include "../native/scratch.h"
 #include "../paged_attention/layout.h"
 #include "../rotary/rotary.h"
 
@@ -73,31 +71,22 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
     });
 }
 
-// x: rows of latent_dim + rotary_dim values, `row_stride` apart; the cache has one head.
+// One token's row of latent_dim + rotary_dim values; scales: the slot's two.
 template <typename T, typename C>
-void store_latents(const T* x, int64_t row_stride, const T* weight, float eps, const float* cos, const float* sin,
-                   C* cache, float* scales, const int64_t* slot_mapping, int64_t num_rows, int64_t latent_dim,
-                   int64_t rotary_dim) {
-    parallel_spans(num_rows, 8, [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) {
-            const T* from = x + row * row_stride;
-            const int64_t slot = slot_mapping[row];
-            C* to = cache + slot * (latent_dim + rotary_dim);
-            T* latent = reinterpret_cast<T*>(scratch((latent_dim + rotary_dim) * sizeof(T)));
-            v16 squares{};
-            for (int64_t i = 0; i < latent_dim; i += LANES) {
-                const v16 value = load_from(from, i, latent_dim);
-                squares += value * value;
-            }
-            const float scale = 1.0f / std::sqrt(sum(squares) / float(latent_dim) + eps);
-            for (int64_t i = 0; i < latent_dim; i += LANES)
-                store_to(latent, i, latent_dim,
-                         load_from(from, i, latent_dim) * scale * load_from(weight, i, latent_dim));
-            rotate(from + latent_dim, cos + row * rotary_dim, sin + row * rotary_dim, latent + latent_dim, rotary_dim);
-            write(latent, latent_dim, to, scales + 2 * slot);
-            write(latent + latent_dim, rotary_dim, to + latent_dim, scales + 2 * slot + 1);
-        }
-    });
+void store_latent(const T* x, const T* weight, float eps, const float* cos, const float* sin, C* to, float* scales,
+                  int64_t latent_dim, int64_t rotary_dim) {
+    T* latent = reinterpret_cast<T*>(scratch((latent_dim + rotary_dim) * sizeof(T)));
+    v16 squares{};
+    for (int64_t i = 0; i < latent_dim; i += LANES) {
+        const v16 value = load_from(x, i, latent_dim);
+        squares += value * value;
+    }
+    const float scale = 1.0f / std::sqrt(sum(squares) / float(latent_dim) + eps);
+    for (int64_t i = 0; i < latent_dim; i += LANES)
+        store_to(latent, i, latent_dim, load_from(x, i, latent_dim) * scale * load_from(weight, i, latent_dim));
+    rotate(x + latent_dim, cos, sin, latent + latent_dim, rotary_dim);
+    write(latent, latent_dim, to, scales);
+    write(latent + latent_dim, rotary_dim, to + latent_dim, scales + 1);
 }
 
 }  // namespace
@@ -147,8 +136,12 @@ void native::bind_store_kv(nb::module_& m) {
                     launch(num_tokens, [=](int64_t rows) {
                         const int64_t* size = latents.values.shape;
                         check_indices(slots.data, rows, size[0] * size[2], "slot_mapping_T");
-                        store_latents(x.data, x.stride[0], weight.data, eps, cos.data, sin.data, latents.values.data,
-                                      latents.scales, slots.data, rows, weight.shape[0], rotary_dim);
+                        parallel_rows(rows, 8, [&](int64_t row) {
+                            const int64_t slot = slots.data[row];
+                            store_latent(x.row(row), weight.data, eps, cos.row(row), sin.row(row),
+                                         latents.values.data + slot * size[3], latents.scales + 2 * slot,
+                                         weight.shape[0], rotary_dim);
+                        });
                     });
                 });
             });

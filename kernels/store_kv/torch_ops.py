@@ -2,9 +2,9 @@
 
 import torch
 
-from kernels.kv_cache import Cache, Int8Cache, quantize, values_of
 from kernels.rms_norm.torch_ops import rms_norm
 from kernels.rotary.torch_ops import rotary
+from kernels.store_kv.reference import Composed
 
 
 def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, slot_mapping_T: torch.Tensor) -> None:
@@ -12,41 +12,5 @@ def store_kv(x_TKD: torch.Tensor, cache: torch.Tensor, slot_mapping_T: torch.Ten
     cache[slot_mapping_T // block_size, :, slot_mapping_T % block_size] = x_TKD
 
 
-def rotate_and_store(
-    qkv_TXD: torch.Tensor,
-    cos_TD: torch.Tensor,
-    sin_TD: torch.Tensor,
-    k_cache: Cache,
-    v_cache: Cache,
-    slot_mapping_T: torch.Tensor,
-) -> torch.Tensor:
-    num_kv_heads = values_of(k_cache).shape[1]
-    qk = rotary(qkv_TXD[:, :-num_kv_heads], cos_TD, sin_TD)
-    dim = qkv_TXD.shape[2]
-    _write(qk[:, -num_kv_heads:], [dim], k_cache, slot_mapping_T)
-    _write(qkv_TXD[:, -num_kv_heads:], [dim], v_cache, slot_mapping_T)
-    return qk[:, :-num_kv_heads]
-
-
-def store_latents(
-    x_TY: torch.Tensor,
-    weight_C: torch.Tensor,
-    eps: float,
-    cos_TR: torch.Tensor,
-    sin_TR: torch.Tensor,
-    cache: Cache,
-    slot_mapping_T: torch.Tensor,
-) -> None:
-    latent_dim = len(weight_C)
-    latent_TC = rms_norm(x_TY[:, :latent_dim], weight_C, eps)
-    key_T1R = rotary(x_TY[:, None, latent_dim:], cos_TR, sin_TR)
-    row_T1Y = torch.cat([latent_TC[:, None], key_T1R], dim=2)
-    _write(row_T1Y, [latent_dim, key_T1R.shape[2]], cache, slot_mapping_T)
-
-
-def _write(x_TKD: torch.Tensor, sizes: list[int], cache: Cache, slot_mapping_T: torch.Tensor) -> None:
-    if not isinstance(cache, Int8Cache):
-        store_kv(x_TKD, cache, slot_mapping_T)
-        return
-    for x, part in zip(quantize(x_TKD, sizes), cache, strict=True):
-        store_kv(x, part, slot_mapping_T)
+_composed = Composed(rms_norm, rotary, store_kv)
+rotate_and_store, store_latents = _composed.rotate_and_store, _composed.store_latents

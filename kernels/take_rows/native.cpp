@@ -16,8 +16,7 @@ void native::bind_take_rows(nb::module_& m) {
                 launch(rows.shape[0], [=](int64_t count) {
                     check_indices(rows.data, count, x.shape[0], "rows_R");
                     for (int64_t i = 0; i < count; ++i)
-                        std::memcpy(y.data + i * y.shape[1], x.data + rows.data[i] * x.stride[0],
-                                    y.shape[1] * sizeof(T));
+                        std::memcpy(y.row(i), x.row(rows.data[i]), y.shape[1] * sizeof(T));
                 });
             });
         },
