@@ -20,8 +20,8 @@ from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from engine.step import SampledToken, ScheduledSequence, StepPlan, StepResult
-from tests.engine.sequences import table_of
-from tests.engine.shadow import ShadowBlocks
+from tests.support.sequences import table_of
+from tests.support.shadow import ShadowBlocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
