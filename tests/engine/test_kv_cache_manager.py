@@ -44,13 +44,44 @@ def test_growing_beyond_the_pool_gives_nothing():
     assert len(table_of(manager, seq)) == 1
 
 
+def one_in_use_and_one_evictable():
+    """Block 0 is held, block 1 is cached and block 2 is free."""
+    manager = KVCacheManager(3, 1)
+    seq, cached, plain = (start(manager, [token]) for token in (0, 1, 2))
+    compute(manager, cached)
+    manager.release(cached)
+    manager.release(plain)
+    manager.check([seq])
+    return manager, seq
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda manager: setattr(manager._blocks[0], "ref_count", 2), "reference counts are off"),
+        (lambda manager: manager._free.clear(), "blocks leaked or doubled"),
+        (lambda manager: manager._free.append(manager._free[0]), "blocks leaked or doubled"),
+        (lambda manager: manager._free.append(manager._blocks[0]), "blocks leaked or doubled"),
+        (lambda manager: manager._prefix_cache.evictable.clear(), "blocks leaked or doubled"),
+        (lambda manager: setattr(manager._blocks[2], "hash", b"some"), ""),
+        (lambda manager: manager._prefix_cache.blocks.clear(), ""),
+        (lambda manager: manager._in_flight.add([b"some"]), "announced blocks are off"),
+        (lambda manager: manager._in_flight._counts.clear(), "announced blocks are off"),
+    ],
+)
+def test_check_notices_damage(damage, message):
+    manager, seq = one_in_use_and_one_evictable()
+    damage(manager)
+    with pytest.raises(AssertionError, match=f"^{message}$"):
+        manager.check([seq])
+
+
 def test_check_notices_a_block_that_is_held_and_one_released_twice():
-    manager = KVCacheManager(2, 1)
-    seq = start(manager, [0])
-    with pytest.raises(AssertionError, match="outlived"):
+    manager, seq = one_in_use_and_one_evictable()
+    with pytest.raises(AssertionError, match=r"^a block table outlived its sequence$"):
         manager.check([])
     manager._sequences[seq.sequence_id].table *= 2
-    with pytest.raises(AssertionError, match="released twice"):
+    with pytest.raises(AssertionError, match=r"^a block was released twice$"):
         manager.release(seq)
 
 

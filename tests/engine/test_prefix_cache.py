@@ -17,6 +17,7 @@ def test_a_prompt_that_begins_like_an_earlier_one_takes_its_full_blocks():
     assert second.num_computed_tokens == 8
     assert table_of(manager, second)[:2] == table_of(manager, first)[:2]
     assert table_of(manager, second)[2] != table_of(manager, first)[2]
+    assert not manager.is_in_flight(first, 0), "it is there already"
     assert manager.num_used_blocks == 4
     manager.check([first, second])
 
@@ -95,8 +96,10 @@ def test_prompts_that_want_all_their_logprobs_are_computed_whole():
 
 def test_without_prefix_caching_nothing_is_found():
     manager = KVCacheManager(10, 4, prefix_caching=False)
-    compute(manager, start(manager, range(9)))
+    compute(manager, seq := start(manager, range(9)))
     assert start(manager, range(9)).num_computed_tokens == 0
+    manager.release(seq)
+    assert not manager._prefix_cache.evictable
 
 
 def test_a_block_that_a_running_sequence_is_about_to_fill_is_awaited():
