@@ -80,3 +80,14 @@ def test_a_prompt_brings_its_own_share_when_it_starts_and_none_while_it_waits_fo
     add(batcher, make_sequence("other", prompt=[8] * 100))
     assert run(1) == [("choices", 8), ("other", 9)]
     assert run(1) == [("other", 17)]  # the shorter one, as the policy says
+
+
+def test_each_of_several_prompts_that_start_together_brings_one_share():
+    batcher = DynamicBatcher(KVCacheManager(400, 4), 8, 64, prefill_share=0.83)
+    add(batcher, make_sequence("stream", 1, max_tokens=100))
+    for _ in range(2):
+        batcher.update(plan := batcher.schedule(0), result_of(plan))
+    for chunk in (0, 50):
+        batcher._chunk_budget.observe(1, chunk, 0.010 + 0.001 * chunk)
+    add(batcher, *(make_sequence(f"p{i}", prompt=[i] * 50) for i in range(3)))
+    assert [item.num_tokens for item in batcher.schedule(0).scheduled] == [1, 8, 8, 8]

@@ -70,6 +70,8 @@ def test_what_was_not_generated_is_given_back_and_the_prompt_of_what_never_start
     seq.token_ids += [7] * 6  # of 16
     books.policy.ended(seq)
     assert books.arrive("a").place[0] == 4 + 6
+    books.policy.ended(books.start(books.arrive("heavy", weight=2.0)))
+    assert books.arrive("heavy").place[0] == 4 / 2
     books.policy.ended(books.arrive("b"))
     assert books.arrive("b").place[0] == 0
 
@@ -140,6 +142,9 @@ def test_steps_are_paced_once_several_have_come(books, monkeypatch):
     books.budget._share = 10.0
     books.arrive("a")
     assert books.policy.max_tokens(1, 1) == 64
+    books.budget._share = 0.5
+    assert books.policy.max_tokens(1, 2) == pytest.approx(1 + 10, abs=1), "not paced: half of 0.01 s for each prompt"
+    books.budget._share = 10.0
     books.arrive("b")
     assert books.policy.max_tokens(1, 1) == pytest.approx(1 + 35, abs=1)  # 0.9 * 0.05 s less 0.01
     monkeypatch.setattr(fair_share, "PACE", 0.0)
@@ -195,7 +200,10 @@ def test_an_urgent_step_is_not_paced(monkeypatch):
     assert [item.num_tokens for item in plan.scheduled] == [1, 60], "those of `a` alone"
     batcher.abort("a 6")
     ask(batcher, "flood", num_tokens=60)
-    assert 1 < batcher.schedule(0.0).scheduled[-1].num_tokens < 20
+    for _ in range(2):  # as it starts and as it goes on
+        plan = batcher.schedule(0.0)
+        assert 1 < plan.scheduled[-1].num_tokens < 20
+        batcher.update(plan, result_of(plan))
 
 
 def test_an_idle_key_saves_nothing_up():
@@ -224,23 +232,31 @@ def test_prompts_given_up_before_they_start_cost_their_key_nothing():
     assert steps < 20
 
 
-def test_keys_that_ask_once_are_forgotten():
-    batcher = DynamicBatcher(KVCacheManager(1000, 4), 4, 64, policy="fair")
-    for i in range(5000):
-        add(batcher, of(f"r{i}", tenant=str(i).encode(), max_tokens=1))
-        while batcher.has_work:
-            step(batcher)
-    assert max(len(batcher._policy._ends), len(batcher._policy._served)) <= 1024
-
-
-def test_many_keys_that_come_and_go_are_forgotten():
-    batcher = DynamicBatcher(KVCacheManager(1000, 4), 4, 64, policy="fair")
-    for i in range(3000):
-        add(batcher, of(f"r{i}", tenant=str(i).encode(), max_tokens=2), of(f"s{i}", tenant=b"stays", max_tokens=2))
-        while batcher.has_work:
-            step(batcher)
-    assert max(len(batcher._policy._ends), len(batcher._policy._served)) < 1100
-    batcher.check_idle()
+def test_tenants_that_come_and_go_are_forgotten_except_those_ahead(monkeypatch):
+    monkeypatch.setattr(fair_share, "_MANY", 4)
+    books = Books()
+    ahead = books.arrive("ahead", max_tokens=100_000)
+    _, (greedy,) = books.run("stays"), books.run("greedy", max_tokens=100_000)
+    books.policy.computed([(greedy, BURST + 500)])
+    books.stop(greedy)
+    sizes = []
+    for i in range(100):
+        (stays,), (seq,) = (
+            books.run("stays"),
+            books.run(str(i)),
+        )  # whose end is 16 before the next one's place
+        books.policy.computed([(stays, 4), (seq, 4)])
+        books.stop(seq)
+        books.policy.ended(seq)
+        sizes.append((len(books.policy._ends), len(books.policy._served)))
+    assert max(ends for ends, _ in sizes) == books.policy._many == 8, (
+        "twice those ahead: `ahead`, `greedy`, `stays` and the last"
+    )
+    assert max(served for _, served in sizes) <= 8
+    assert books.arrive("ahead").place[0] == ahead.place[0] + 100_004
+    assert not books.policy.goes_first(books.arrive("greedy"))
+    books.run("greedy")
+    assert not books.policy.goes_first(books.arrive("greedy")), "a place in the batch changes nothing"
 
 
 def test_the_underserved_do_not_starve_what_does_not_fit():

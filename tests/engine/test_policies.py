@@ -2,8 +2,10 @@
 
 import pytest
 
+from engine.chunk_budget import ChunkBudget
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
+from engine.policies import POLICIES
 from tests.support.stepping import add, of, result_of, shares
 
 
@@ -62,3 +64,10 @@ def test_prompts_that_have_begun_go_on_in_the_order_of_the_policy(policy, first)
     add(batcher, of("short", 60))
     assert run() == ["long", "short"]  # which starts
     assert {tuple(run()) for _ in range(3)} == {(first,)}
+
+
+def test_by_a_mere_order_nobody_goes_first():
+    policy = POLICIES["fcfs"](8, ChunkBudget(64))
+    assert not policy.goes_first(of("a"))
+    with pytest.raises(AssertionError, match=r"^nobody goes first$"):
+        policy.gives_way([of("b")])

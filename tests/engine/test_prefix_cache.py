@@ -5,6 +5,7 @@ import pytest
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.protocol import Terms
+from engine.waiting_queue import MAX_PASSED
 from tests.support.sequences import compute, make_sequence, start, table_of, try_start
 from tests.support.stepping import add, result_of
 
@@ -155,3 +156,12 @@ def test_the_prompt_of_n_sequences_is_computed_once(n):
         batcher.update(plan, result_of(plan))
     assert computed <= 17 + (n - 1)  # the last token of each is its own
     batcher.check_idle()
+
+
+@pytest.mark.parametrize("num_passed", [MAX_PASSED - 1, MAX_PASSED])
+def test_who_was_passed_as_often_as_may_be_waits_for_no_prefix(num_passed):
+    batcher = DynamicBatcher(KVCacheManager(100, 4), 8, 64)
+    first, second = (make_sequence("r", prompt=list(range(9)), index=i) for i in range(2))
+    second.num_passed = num_passed
+    add(batcher, first, second)
+    assert len(batcher.schedule(0).scheduled) == 1 + (num_passed == MAX_PASSED)

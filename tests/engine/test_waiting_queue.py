@@ -19,9 +19,14 @@ def nearly_full():
 
 def test_what_does_not_fit_is_stepped_over():
     batcher = nearly_full()
+    in_turn = {}
     add(batcher, large := of("large", 17, max_tokens=1), of("small", 1, max_tokens=1))
+    batcher._policy.started = lambda seq, **options: in_turn.update({seq.request_id: options["in_turn"]})
     assert [name for name, _, _ in shares(batcher, batcher.schedule(0))] == ["holder", "small"]
     assert (large.status, large.num_passed) == (SequenceStatus.WAITING, 1)
+    batcher.abort("holder")
+    assert [name for name, _, _ in shares(batcher, batcher.schedule(0))][-1] == "large"
+    assert in_turn == {"small": False, "large": True}
 
 
 def test_after_enough_have_passed_nobody_else_does(monkeypatch):

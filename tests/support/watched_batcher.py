@@ -177,7 +177,8 @@ class WatchedBatcher:
         assert stats.num_waiting == len(self.live) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
         assert self.totals == Counter({name: getattr(stats, name) for name in self.totals})
-        assert 0 <= stats.packing <= stats.num_steps
+        assert 0 <= stats.packing == self.batcher.packing <= stats.num_steps
+        assert stats.num_blocks == self.num_blocks
         for record in self.live.values():
             seq, is_running = record.seq, record in self.running
             assert seq.status is (RUNNING if is_running else WAITING)
