@@ -217,3 +217,15 @@ def test_what_a_broken_sequence_computed_is_not_found_again():
         step(batcher, token_id=None)
     add(batcher, make_sequence("next", prompt=list(range(10))))
     assert shares(batcher, batcher.schedule(0)) == [("next", 0, 4)]
+
+
+def test_packing_adds_up_the_filled_part_of_steps_that_had_room_for_what_waits():
+    batcher = make_batcher(num_blocks=3, batch=2, tokens=64)
+    for name, packing in (("a", 1.0), ("does not fit", 1.0 + 1 / 64)):
+        add(batcher, make_sequence(name, 4, max_tokens=4))
+        step(batcher)
+        assert batcher.stats().packing == packing
+    for full in (make_batcher(batch=1, tokens=64), make_batcher(batch=2, tokens=4)):
+        add(full, make_sequence("a", 8), make_sequence("waits", 8))
+        step(full)
+        assert (full.stats().num_waiting, full.stats().packing) == (1, 1.0)
