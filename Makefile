@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate soak clean
+.PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -58,5 +58,10 @@ soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \
 	  tests/engine/test_batcher_state_machine.py
 
+mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which no test notices (ARGS=engine/prefix_cache.py)
+	rm -rf mutants
+	SIMULATION_SEEDS=20 $(BIN)/mutmut run $(subst /,.,$(ARGS:.py=.*))
+	$(BIN)/mutmut results | grep -v 'not checked' | while IFS=: read -r name status; do $(BIN)/mutmut show $$name; done
+
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

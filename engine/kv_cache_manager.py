@@ -176,7 +176,7 @@ class KVCacheManager:
     def _withdraw(self, seq: Sequence, stop: int) -> None:
         """A sequence's blocks below `stop` are in flight no more: they are computed, or will not be."""
         own = self._of(seq)
-        num_done = max(0, stop - own.in_flight.start)
+        num_done = stop - own.in_flight.start
         done, own.in_flight = own.in_flight[:num_done], own.in_flight[num_done:]
         self._in_flight.remove(self._hash(seq, number) for number in done)
 

@@ -7,8 +7,8 @@ import pytest
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.sequence import Sequence, SequenceStatus
-from tests.engine.sequences import make_sequence, table_of
-from tests.engine.test_dynamic_batcher import add, step
+from tests.support.sequences import make_sequence, table_of
+from tests.support.stepping import add, step
 
 NUM_ABORTS = 1000
 WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, SequenceStatus.FINISHED

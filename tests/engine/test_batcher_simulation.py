@@ -1,4 +1,4 @@
-"""The batcher under random load, watched (tests.engine.watched_batcher): quick enough for thousands of seeds."""
+"""The batcher under random load, watched (tests.support.watched_batcher): quick enough for thousands of seeds."""
 
 import math
 import os
@@ -9,8 +9,8 @@ import pytest
 
 from engine.policies import POLICIES
 from engine.protocol import Terms
-from tests.engine.sequences import make_sequence
-from tests.engine.watched_batcher import WatchedBatcher
+from tests.support.sequences import make_sequence
+from tests.support.watched_batcher import WatchedBatcher
 
 STOP = 1
 

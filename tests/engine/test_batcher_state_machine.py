@@ -1,4 +1,4 @@
-"""The batcher under calls in any order, watched (tests.engine.watched_batcher); what breaks it is shrunk to a few."""
+"""The batcher under calls in any order, watched (tests.support.watched_batcher); what breaks it is shrunk to a few."""
 
 import math
 import os
@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from engine.policies import POLICIES
 from engine.protocol import Terms
-from tests.engine.sequences import make_sequence
-from tests.engine.watched_batcher import WatchedBatcher
+from tests.support.sequences import make_sequence
+from tests.support.watched_batcher import WatchedBatcher
 
 STOP = 1
 BEGINNINGS = ([0] * 30, [0] * 8 + [2] * 22, [3, 4] * 15)  # of which prompts share more or less

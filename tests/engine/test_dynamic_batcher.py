@@ -1,41 +1,15 @@
-import math
+"""Steps, from what waits to what ends: order, packing, preemption, every end, and stats."""
 
 import pytest
 
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
-from engine.protocol import SequenceOutput, TokenLogprobs
-from engine.sequence import Sequence, SequenceStatus
-from engine.step import SampledToken, StepPlan, StepResult
-from tests.engine.sequences import make_sequence, table_of
-
-
-def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tokens: int = 64) -> DynamicBatcher:
-    """Without prefix caching, as most of these prompts are all zeros, and with steps as full as they may be."""
-    cache = KVCacheManager(num_blocks, block_size, prefix_caching=False)
-    return DynamicBatcher(cache, batch, tokens, prefill_share=math.inf)
-
-
-def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:
-    for seq in seqs:
-        batcher.add(seq)
-
-
-def result_of(plan: StepPlan, token_id: int | None = 5) -> StepResult:
-    reports = [[TokenLogprobs(0.0, [], [])] * len(item.prompt_logprobs.token_ids) for item in plan.scheduled
-               if item.prompt_logprobs is not None]  # fmt: skip
-    return StepResult([SampledToken(token_id) for item in plan.scheduled if item.sample is not None], reports)
-
-
-def step(batcher: DynamicBatcher, token_id: int | None = 5, now: float = 0.0) -> list[SequenceOutput]:
-    plan = batcher.schedule(now)
-    return batcher.update(plan, result_of(plan, token_id))
-
-
-def shares(batcher: DynamicBatcher, plan: StepPlan) -> list[tuple[str, int, int]]:
-    """(request, start, tokens) of each scheduled sequence."""
-    return [(batcher._running[item.sequence_id].request_id, item.start, item.num_tokens) for item in plan.scheduled]
+from engine.protocol import TokenLogprobs
+from engine.sequence import SequenceStatus
+from engine.step import StepResult
+from tests.support.sequences import make_sequence, table_of
+from tests.support.stepping import add, make_batcher, result_of, shares, step
 
 
 def test_the_shortest_waiting_prompt_starts_first():
@@ -194,8 +168,10 @@ def test_aborting_what_is_unknown_changes_nothing():
 def test_check_idle_notices_a_live_sequence():
     batcher = make_batcher()
     add(batcher, make_sequence("s", 2))
-    with pytest.raises(AssertionError):
-        batcher.check_idle()
+    for _ in range(2):  # while it waits, and while it runs
+        with pytest.raises(AssertionError, match=r"^$"):
+            batcher.check_idle()
+        step(batcher)
 
 
 def test_an_idle_batcher_plans_nothing():
@@ -241,3 +217,15 @@ def test_what_a_broken_sequence_computed_is_not_found_again():
         step(batcher, token_id=None)
     add(batcher, make_sequence("next", prompt=list(range(10))))
     assert shares(batcher, batcher.schedule(0)) == [("next", 0, 4)]
+
+
+def test_packing_adds_up_the_filled_part_of_steps_that_had_room_for_what_waits():
+    batcher = make_batcher(num_blocks=3, batch=2, tokens=64)
+    for name, packing in (("a", 1.0), ("does not fit", 1.0 + 1 / 64)):
+        add(batcher, make_sequence(name, 4, max_tokens=4))
+        step(batcher)
+        assert batcher.stats().packing == packing
+    for full in (make_batcher(batch=1, tokens=64), make_batcher(batch=2, tokens=4)):
+        add(full, make_sequence("a", 8), make_sequence("waits", 8))
+        step(full)
+        assert (full.stats().num_waiting, full.stats().packing) == (1, 1.0)

@@ -1,13 +1,33 @@
-"""Whole generations on a tiny model: the same tokens however the work is cut, batched, preempted or aborted."""
+"""Whole generations on a tiny model: the same tokens however they are computed; and the engine's message loop."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from engine.engine import Engine
 from engine.errors import RequestError
-from engine.protocol import AbortRequest, SamplingParams
+from engine.protocol import (
+    AbortRequest,
+    GenerateRequest,
+    SamplingParams,
+    SequenceOutput,
+    Shutdown,
+    StepOutput,
+    Terms,
+)
 from tests.support import tiny
 from tests.support.running import Result, finish, generate, greedy_params, load, make_prompt, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from engine.engine import Engine
+    from engine.protocol import ToEngine
 
 LENGTHS = [1, 2, 15, 16, 17, 33, 64, 90, 5, 120]
 PROMPTS = [make_prompt(length, seed=length) for length in LENGTHS]
@@ -262,3 +282,95 @@ def test_what_a_broken_sequence_left_in_the_cache_harms_no_other(tiny_llama, alo
         for cache in layer:
             cache.fill_(float("nan"))  # as after sequences whose activations overflowed
     assert tokens(generate(engine, PROMPTS[:4], greedy_params(24))) == tokens(alone["greedy"])[:4]
+
+
+class Line:
+    """A transport that ends the loop once all is sent and computed, and keeps what it was sent."""
+
+    def __init__(self, *messages: ToEngine) -> None:
+        self.inbox, self.sent = deque(messages), []
+
+    def receive(self, *, wait: bool) -> ToEngine | None:
+        if self.inbox:
+            return self.inbox.popleft()
+        return Shutdown() if wait else None
+
+    def send(self, message: StepOutput) -> None:
+        self.sent.append(message)
+
+    def outputs(self, request_id: str) -> list[SequenceOutput]:
+        return [output for step in self.sent for output in step.outputs if output.request_id == request_id]
+
+
+@pytest.fixture(scope="module")
+def small(tiny_llama: Path) -> Engine:
+    return load(tiny_llama, num_kv_blocks=20)
+
+
+def asked(request_id: str, prompt: list[int], n: int = 1, **sampling: object) -> GenerateRequest:
+    return GenerateRequest(request_id, prompt, greedy_params(**{"max_tokens": 4, **sampling}), n, Terms(0.0))
+
+
+def check_answered(line: Line, small: Engine, request_id: str, num_tokens: int = 4) -> None:
+    outputs = line.outputs(request_id)
+    assert sum(len(output.token_ids) for output in outputs) == num_tokens
+    assert outputs[-1].finish_reason == "length"
+    small.batcher.check_idle()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        asked("bad", [], n=2),
+        asked("bad", [65, 258], n=2),
+        asked("bad", [-1], n=2),
+        asked("bad", [65], n=2, max_tokens=320),
+        asked("bad", [65], n=2, logit_bias={10**9: 1.0}),
+        asked("bad", [65], n=2, stop_token_ids=(-1,)),
+    ],
+    ids=["empty", "beyond the vocabulary", "negative", "beyond the pool", "logit_bias", "stop_token_ids"],
+)
+def test_a_request_that_cannot_be_taken_in_gets_an_error_and_others_their_tokens(
+    small: Engine, caplog: pytest.LogCaptureFixture, bad: GenerateRequest
+) -> None:
+    line = Line(asked("before", [65]), bad, asked("after", [66]))
+    small.serve(line)
+    assert line.outputs("bad") == [SequenceOutput("bad", index, [], "error") for index in range(2)]
+    for request_id in ("before", "after"):
+        check_answered(line, small, request_id)
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "request bad cannot be taken in" in record.getMessage()
+    assert record.exc_info is not None
+
+
+def test_a_failure_half_way_takes_back_the_sequences_already_in(small: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    add: Callable[..., None] = small.batcher.add
+
+    def fails(seq: object) -> None:
+        if seq.index == 2:
+            raise RuntimeError
+        add(seq)
+
+    monkeypatch.setattr(small.batcher, "add", fails)
+    line = Line(asked("bad", [65], n=4), asked("good", [66]))
+    small.serve(line)
+    assert line.outputs("bad") == [SequenceOutput("bad", index, [], "error") for index in range(4)]
+    check_answered(line, small, "good")
+
+
+def test_every_step_and_every_abort_is_one_message(small: Engine) -> None:
+    line = Line(asked("r", [65]))
+    small.serve(line)
+    assert [[len(output.token_ids) for output in step.outputs] for step in line.sent] == [[1], [1], [1], [1]]
+    line = Line(asked("r", [65]), AbortRequest("r"))
+    small.serve(line)
+    assert line.sent == [StepOutput([], small.stats())]
+
+
+def test_told_to_stop_it_leaves_work_undone(small: Engine) -> None:
+    line = Line(asked("r", [65]), Shutdown(), asked("never", [65]))
+    small.serve(line)
+    assert line.sent == []
+    assert small.has_work
+    small.abort(AbortRequest("r"))
+    small.batcher.check_idle()

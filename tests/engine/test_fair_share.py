@@ -11,8 +11,9 @@ from engine.fair_share import BURST, FairShare
 from engine.kv_cache_manager import KVCacheManager
 from engine.protocol import Terms
 from engine.sequence import SequenceStatus
-from tests.engine.sequences import make_sequence
-from tests.engine.test_dynamic_batcher import result_of, step
+from engine.waiting_queue import MAX_PASSED
+from tests.support.sequences import make_sequence
+from tests.support.stepping import add, of, result_of, step
 
 
 class Books:
@@ -69,6 +70,8 @@ def test_what_was_not_generated_is_given_back_and_the_prompt_of_what_never_start
     seq.token_ids += [7] * 6  # of 16
     books.policy.ended(seq)
     assert books.arrive("a").place[0] == 4 + 6
+    books.policy.ended(books.start(books.arrive("heavy", weight=2.0)))
+    assert books.arrive("heavy").place[0] == 4 / 2
     books.policy.ended(books.arrive("b"))
     assert books.arrive("b").place[0] == 0
 
@@ -139,6 +142,9 @@ def test_steps_are_paced_once_several_have_come(books, monkeypatch):
     books.budget._share = 10.0
     books.arrive("a")
     assert books.policy.max_tokens(1, 1) == 64
+    books.budget._share = 0.5
+    assert books.policy.max_tokens(1, 2) == pytest.approx(1 + 10, abs=1), "not paced: half of 0.01 s for each prompt"
+    books.budget._share = 10.0
     books.arrive("b")
     assert books.policy.max_tokens(1, 1) == pytest.approx(1 + 35, abs=1)  # 0.9 * 0.05 s less 0.01
     monkeypatch.setattr(fair_share, "PACE", 0.0)
@@ -163,7 +169,7 @@ def batcher_of(max_batch_size):
     return DynamicBatcher(cache, max_batch_size, 64, policy="fair", prefill_share=math.inf)
 
 
-def add(batcher, tenant, count=1, num_tokens=4):
+def ask(batcher, tenant, count=1, num_tokens=4):
     for _ in range(count):
         name = f"{tenant} {batcher.num_arrivals}"
         batcher.add(make_sequence(name, num_tokens, max_tokens=50, terms=Terms(0.0, tenant=tenant.encode())))
@@ -171,10 +177,10 @@ def add(batcher, tenant, count=1, num_tokens=4):
 
 def test_a_step_asks_of_a_bounded_number_whether_they_go_first(monkeypatch):
     batcher, asked = batcher_of(2), []
-    add(batcher, "a")
-    add(batcher, "b")
+    ask(batcher, "a")
+    ask(batcher, "b")
     step(batcher)
-    add(batcher, "a", 20)
+    ask(batcher, "a", 20)
     monkeypatch.setattr(batcher._policy, "goes_first", asked.append)
     assert batcher.schedule(0.0).num_decodes == 2
     assert len(asked) == fair_share.LOOK_AHEAD
@@ -183,15 +189,83 @@ def test_a_step_asks_of_a_bounded_number_whether_they_go_first(monkeypatch):
 def test_an_urgent_step_is_not_paced(monkeypatch):
     monkeypatch.setattr(fair_share, "PACE", 0.0)
     batcher = batcher_of(16)
-    add(batcher, "flood", 5)
-    add(batcher, "a")
+    ask(batcher, "flood", 5)
+    ask(batcher, "a")
     plan = batcher.schedule(0.0)
     batcher.update(plan, result_of(plan))
     for chunk in (0, 50):
         batcher._chunk_budget.observe(1, chunk, 0.01 + 0.001 * chunk)
-    add(batcher, "a", num_tokens=60)
+    ask(batcher, "a", num_tokens=60)
     plan = batcher.schedule(0.0)
     assert [item.num_tokens for item in plan.scheduled] == [1, 60], "those of `a` alone"
     batcher.abort("a 6")
-    add(batcher, "flood", num_tokens=60)
-    assert 1 < batcher.schedule(0.0).scheduled[-1].num_tokens < 20
+    ask(batcher, "flood", num_tokens=60)
+    for _ in range(2):  # as it starts and as it goes on
+        plan = batcher.schedule(0.0)
+        assert 1 < plan.scheduled[-1].num_tokens < 20
+        batcher.update(plan, result_of(plan))
+
+
+def test_an_idle_key_saves_nothing_up():
+    policy = FairShare(8, ChunkBudget(64))
+    for _ in range(10):
+        seq = of("a", tenant=b"busy")
+        seq.place = (policy.place(seq, 4, 0), 0)
+        policy.started(seq, in_turn=True)
+        policy.stopped(seq)
+    late = policy.place(of("b", tenant=b"late"), 4, 0)
+    assert late == 180  # where the busy key's last one started, not 0
+
+
+def test_prompts_given_up_before_they_start_cost_their_key_nothing():
+    batcher = DynamicBatcher(KVCacheManager(4000, 4, prefix_caching=False), 8, 64, policy="fair")
+    add(batcher, *(of(f"flood {i}", 40, tenant=b"flood", max_tokens=40) for i in range(40)))
+    step(batcher)
+    add(batcher, *(of(f"a {i}", 400, tenant=b"a", max_tokens=10) for i in range(20)))
+    for i in range(20):
+        batcher.abort(f"a {i}")
+    add(batcher, last := of("last", 10, tenant=b"a", max_tokens=2))
+    steps = 0
+    while last.status is not SequenceStatus.FINISHED:
+        step(batcher)
+        steps += 1
+    assert steps < 20
+
+
+def test_tenants_that_come_and_go_are_forgotten_except_those_ahead(monkeypatch):
+    monkeypatch.setattr(fair_share, "_MANY", 4)
+    books = Books()
+    ahead = books.arrive("ahead", max_tokens=100_000)
+    _, (greedy,) = books.run("stays"), books.run("greedy", max_tokens=100_000)
+    books.policy.computed([(greedy, BURST + 500)])
+    books.stop(greedy)
+    sizes = []
+    for i in range(100):
+        (stays,), (seq,) = (
+            books.run("stays"),
+            books.run(str(i)),
+        )  # whose end is 16 before the next one's place
+        books.policy.computed([(stays, 4), (seq, 4)])
+        books.stop(seq)
+        books.policy.ended(seq)
+        sizes.append((len(books.policy._ends), len(books.policy._served)))
+    assert max(ends for ends, _ in sizes) == books.policy._many == 8, (
+        "twice those ahead: `ahead`, `greedy`, `stays` and the last"
+    )
+    assert max(served for _, served in sizes) <= 8
+    assert books.arrive("ahead").place[0] == ahead.place[0] + 100_004
+    assert not books.policy.goes_first(books.arrive("greedy"))
+    books.run("greedy")
+    assert not books.policy.goes_first(books.arrive("greedy")), "a place in the batch changes nothing"
+
+
+def test_the_underserved_do_not_starve_what_does_not_fit():
+    batcher = DynamicBatcher(KVCacheManager(10, 4, prefix_caching=False), 8, 64, policy="fair")
+    add(batcher, of("y", tenant=b"y", max_tokens=4), of("z", tenant=b"z", max_tokens=6))
+    step(batcher)
+    add(batcher, large := of("large", 36, tenant=b"x", max_tokens=2))
+    for i in range(2 * MAX_PASSED):  # all the while, one of the others has a place and the other is underserved
+        add(batcher, of(f"y{i}", tenant=b"y", max_tokens=4), of(f"z{i}", tenant=b"z", max_tokens=4))
+        step(batcher)
+        step(batcher)
+    assert (large.num_passed, large.finish_reason) == (MAX_PASSED, "length")

@@ -7,7 +7,7 @@ import torch
 from engine import sampler
 from engine.sampler import sample, uniform
 from engine.step import Sample
-from tests.engine.sequences import make_sample
+from tests.support.sequences import make_sample
 
 PROBS = [0.4, 0.3, 0.2, 0.1]
 

@@ -4,8 +4,8 @@ import msgspec
 
 from engine.protocol import SamplingParams
 from engine.step import StepPlan, StepResult
-from tests.engine.sequences import make_sequence
 from tests.support.running import generate, load, make_prompt
+from tests.support.sequences import make_sequence
 
 PROMPTS = [make_prompt(length, seed=length) for length in (3, 40, 90)]
 PARAMS = [

@@ -6,8 +6,7 @@ The watch keeps what it needs to know of each sequence by itself, and reads the 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,11 +19,11 @@ from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
 from engine.step import SampledToken, ScheduledSequence, StepPlan, StepResult
-from tests.engine.sequences import table_of
-from tests.engine.shadow import ShadowBlocks
+from tests.support.sequences import table_of
+from tests.support.shadow import ShadowBlocks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 WAITING, RUNNING, FINISHED = SequenceStatus.WAITING, SequenceStatus.RUNNING, SequenceStatus.FINISHED
 
@@ -40,12 +39,16 @@ class Record:
     num_passed: int = 0
     first_start: float | None = None
     num_cached: int = 0  # when it started for the first time
-    reports: list[TokenLogprobs] = field(default_factory=list)
+    num_reported: int = 0  # prompt tokens whose logprobs were asked for
     num_outputs: int = 0
 
     @property
     def num_left(self) -> int:
         return len(self.tokens) - self.num_computed
+
+
+def _report(token: int) -> TokenLogprobs:
+    return TokenLogprobs(-float(token), [], [])
 
 
 class WatchedBatcher:
@@ -58,24 +61,26 @@ class WatchedBatcher:
         max_batch_size: int,
         budget: int,
         *,
-        policy: str = "length",
-        target_itl: float | None = None,
-        prefill_share: float = 0.8,
-        prefix_caching: bool = True,
-        max_passed: int = waiting_queue.MAX_PASSED,
-        look_ahead: int = dynamic_batcher.LOOK_AHEAD,
+        policy: str,
+        target_itl: float | None,
+        prefill_share: float,
+        prefix_caching: bool,
+        max_passed: int,
+        look_ahead: int,
         burst: int = 100,
-        pace: float = 0.012,
     ) -> None:
-        """An empty one; the last four stand for the constants, which are too large for a small load."""
+        """An empty one; the last three stand for constants, which are too large for a small load."""
         self.num_blocks, self.block_size = num_blocks, block_size
         self.max_batch_size, self.budget = max_batch_size, budget
         self.policy, self.max_passed, self.look_ahead = policy, max_passed, look_ahead
-        self._constants = {
-            dynamic_batcher: {"MAX_PASSED": max_passed, "LOOK_AHEAD": look_ahead},
-            waiting_queue: {"MAX_PASSED": max_passed},
-            fair_share: {"LOOK_AHEAD": look_ahead, "BURST": burst, "PACE": pace},
-        }
+        self._constants = [
+            (dynamic_batcher, "MAX_PASSED", max_passed),
+            (dynamic_batcher, "LOOK_AHEAD", look_ahead),
+            (waiting_queue, "MAX_PASSED", max_passed),
+            (fair_share, "LOOK_AHEAD", look_ahead),
+            (fair_share, "BURST", burst),
+            (fair_share, "PACE", 0.012),
+        ]
         self.cache = KVCacheManager(num_blocks, block_size, prefix_caching=prefix_caching)
         self.batcher = DynamicBatcher(
             self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl, prefill_share=prefill_share
@@ -94,12 +99,6 @@ class WatchedBatcher:
     def add(self, seq: Sequence) -> None:
         self.batcher.add(seq)
         self.live[seq.request_id, seq.index] = Record(seq, list(seq.token_ids), seq.place)
-        number = seq.sequence_id
-        if self.policy in ("fcfs", "priority"):
-            assert seq.place == (number if self.policy == "fcfs" else seq.terms.priority, number)
-        if self.policy == "length":
-            num_found = len(self.cache.find_prefix(seq)) * self.block_size
-            assert seq.place == (seq.num_tokens - num_found + AGING * number, number)
         self.check()
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -127,22 +126,21 @@ class WatchedBatcher:
 
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
-        waiting = [record for record in self.live.values() if record not in self.running]
-        passed_before = {record: record.num_passed for record in waiting}
-        with self._with_constants():
+        waiting = {record: record.num_passed for record in self.live.values() if record not in self.running}
+        with pytest.MonkeyPatch.context() as patch:
+            for constant in self._constants:
+                patch.setattr(*constant)
             plan = self.batcher.schedule(self.now)
-        records = [self._record(item) for item in plan.scheduled]
-        new = self._take_in_schedule(plan, waiting)
+        of_id = {record.seq.sequence_id: record for record in self.live.values()}
+        records = [of_id[item.sequence_id] for item in plan.scheduled]
+        new = self._take_in_schedule(plan, list(waiting))
         self._check_plan(plan, records, new)
-        self._check_nobody_waits_in_vain(plan, new, passed_before)
+        self._check_nobody_waits_in_vain(plan, new, waiting)
         self.check()
         self._compute(plan, records, new)
         tokens = [sample() for item in plan.scheduled if item.sample is not None]
-        reports = [
-            [TokenLogprobs(-float(token), [], []) for token in item.prompt_logprobs.token_ids]
-            for item in plan.scheduled
-            if item.prompt_logprobs is not None
-        ]
+        asked = [item.prompt_logprobs.token_ids for item in plan.scheduled if item.prompt_logprobs is not None]
+        reports = [[_report(token) for token in token_ids] for token_ids in asked]
         outputs = iter(self.batcher.update(plan, StepResult([SampledToken(token) for token in tokens], reports)))
         chosen = iter(tokens)
         for item, record in zip(plan.scheduled, records, strict=True):
@@ -179,7 +177,8 @@ class WatchedBatcher:
         assert stats.num_waiting == len(self.live) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
         assert self.totals == Counter({name: getattr(stats, name) for name in self.totals})
-        assert 0 <= stats.packing <= stats.num_steps
+        assert 0 <= stats.packing == self.batcher.packing <= stats.num_steps
+        assert stats.num_blocks == self.num_blocks
         for record in self.live.values():
             seq, is_running = record.seq, record in self.running
             assert seq.status is (RUNNING if is_running else WAITING)
@@ -198,19 +197,15 @@ class WatchedBatcher:
             stayed = self.running[: len(self.running) - num_preempted]
         assert in_batch[: len(stayed)] == stayed, "not the newest were preempted"
         preempted, new = self.running[len(stayed) :], in_batch[len(stayed) :]
-        queue = sorted(waiting + preempted, key=lambda record: record.place)
-        for record in new if self.policy != "fair" else ():
-            for other in queue[: queue.index(record)]:
-                assert other.num_passed < self.max_passed, "passed too often"
-                other.num_passed += 1
-            queue.remove(record)
-            self.events["stepped over"] += record.num_passed > 0
-            self.events["passed as often as may be"] += record.num_passed == self.max_passed
+        for record in waiting + preempted if self.policy != "fair" else ():
+            before = new[: new.index(record)] if record in new else new
+            record.num_passed += sum(other.place > record.place for other in before)
         for record in self.live.values():
-            if self.policy == "fair":
-                assert record.num_passed <= record.seq.num_passed <= self.max_passed, "passed too often"
-                record.num_passed = record.seq.num_passed
-            assert record.seq.num_passed == record.num_passed, "passes are miscounted"
+            assert record.num_passed <= record.seq.num_passed <= self.max_passed, "passed too often"
+            assert self.policy == "fair" or record.seq.num_passed == record.num_passed, "passes are miscounted"
+            record.num_passed = record.seq.num_passed
+        self.events["stepped over"] += sum(record.num_passed > 0 for record in new)
+        self.events["passed as often as may be"] += sum(record.num_passed == self.max_passed for record in new)
         for record in self.running:
             record.num_computed *= record in stayed
         self.events["preempted"] += num_preempted
@@ -294,17 +289,16 @@ class WatchedBatcher:
             assert item.start == record.num_computed, "computed tokens are not contiguous"
             assert item.token_ids == record.tokens[item.start : stop] != []
             assert item.block_ids == table_of(self.cache, seq)[: self.cache.num_blocks_for(stop)]
-            assert len(tables[record]) == self.cache.num_blocks_for(len(record.tokens))
             assert (item.sample is not None) == (stop == len(record.tokens))
             if item.sample is not None:
                 assert (item.sample.params, item.sample.seed) == (seq.sampling, seq.seed)
                 assert item.sample.num_output_tokens == len(record.tokens) - seq.num_prompt_tokens
             if item.prompt_logprobs is not None:
                 first = item.start + item.prompt_logprobs.first + 1
-                assert first == len(record.reports) + 1, "prompt logprobs are not contiguous"
-                stop = min(stop + 1, seq.num_prompt_tokens)
-                assert item.prompt_logprobs.token_ids == record.tokens[first:stop] != []
-                record.reports += [TokenLogprobs(-float(token), [], []) for token in record.tokens[first:stop]]
+                assert first == record.num_reported + 1, "prompt logprobs are not contiguous"
+                following = record.tokens[first : min(stop + 1, seq.num_prompt_tokens)]
+                assert item.prompt_logprobs.token_ids == following != []
+                record.num_reported += len(following)
             written = self.blocks.compute(seq, item, is_first=record in new)
             others = (tables[other] for other in self.running if other is not record)
             assert not any(written & table for table in others), "wrote into another's block"
@@ -323,8 +317,8 @@ class WatchedBatcher:
             reason = "stop"
         else:
             reason = "length" if num_output == params.max_tokens else None
-        reports = record.reports if is_first and params.prompt_logprobs is not None else None
-        assert reports is None or len(reports) == seq.num_prompt_tokens - 1
+        wants_reports = is_first and params.prompt_logprobs is not None
+        reports = [_report(token) for token in record.tokens[1 : seq.num_prompt_tokens]] if wants_reports else None
         assert output == SequenceOutput(
             request_id=seq.request_id,
             index=seq.index,
@@ -346,15 +340,3 @@ class WatchedBatcher:
         self.events[reason] += 1
         assert (record.seq.status, record.seq.finish_reason) == (FINISHED, reason)
         assert table_of(self.cache, record.seq) == []
-
-    def _record(self, item: ScheduledSequence) -> Record:
-        seq = self.batcher._running[item.sequence_id]
-        return self.live[seq.request_id, seq.index]
-
-    @contextmanager
-    def _with_constants(self) -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            for module, values in self._constants.items():
-                for name, value in values.items():
-                    patch.setattr(module, name, value)
-            yield

@@ -9,6 +9,8 @@ from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from engine.kv_cache_manager import KVCacheManager
     from engine.step import Sample
 
@@ -54,3 +56,22 @@ def table_of(manager: KVCacheManager, seq: Sequence) -> list[int]:
     """A sequence's whole block table; empty if it holds nothing."""
     own = manager._sequences.get(seq.sequence_id)
     return [] if own is None else list(own.table)
+
+
+def try_start(manager: KVCacheManager, seq: Sequence, num_spare: int) -> int | None:
+    """Tokens that the cache had; None if `seq` did not start."""
+    prefix = manager.find_prefix(seq)
+    return len(prefix) * manager.block_size if manager.start(seq, prefix, num_spare) else None
+
+
+def start(manager: KVCacheManager, prompt: Iterable[int], *, num_spare: int = 0, **sampling: Any) -> Sequence:
+    """A sequence that tried to; its num_computed_tokens are what the cache had."""
+    seq = make_sequence(prompt=list(prompt), **sampling)
+    seq.num_computed_tokens = try_start(manager, seq, num_spare)
+    return seq
+
+
+def compute(manager: KVCacheManager, seq: Sequence) -> None:
+    """As the batcher does after a step that computed all of a sequence."""
+    before, seq.num_computed_tokens = seq.num_computed_tokens, seq.num_tokens
+    manager.cache_full_blocks(seq, before)
