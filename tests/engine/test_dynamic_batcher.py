@@ -229,3 +229,10 @@ def test_packing_adds_up_the_filled_part_of_steps_that_had_room_for_what_waits()
         add(full, make_sequence("a", 8), make_sequence("waits", 8))
         step(full)
         assert (full.stats().num_waiting, full.stats().packing) == (1, 1.0)
+
+
+def test_what_could_never_run_is_not_taken_in():
+    with pytest.raises(AssertionError, match=r"^can never fit$"):
+        add(make_batcher(num_blocks=2, block_size=4), make_sequence("s", 4, max_tokens=5))
+    with pytest.raises(AssertionError, match=r"^every running sequence must be able to advance in each step$"):
+        make_batcher(batch=3, tokens=2)
