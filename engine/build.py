@@ -54,9 +54,9 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     loaded = time.monotonic()
     num_blocks = _size_kv_cache(config)
     executor = LocalExecutor(ModelRunner(model, config.kv_cache, num_blocks, config.device))
-    info, batcher = _info(config, num_blocks), _make_batcher(config, num_blocks)
-    engine = Engine(info, batcher, executor, frozenset(config.model.eos_token_ids), config.settings.seed)
-    engine.warm_up()
+    info, eos_token_ids, seed = _info(config, num_blocks), frozenset(config.model.eos_token_ids), config.settings.seed
+    Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed).warm_up()
+    engine = Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed)  # with nothing counted yet
     logger.info(
         "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
         "max_seq_len %d, %d KV blocks of %d tokens",

@@ -155,7 +155,6 @@ class Engine:
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
             self.batcher.update(plan, self.executor.execute(plan))
-        self._num_requests = 0
         self.batcher.check_idle()
 
 

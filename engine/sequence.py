@@ -114,10 +114,10 @@ class Sequence:
     def _end_with(self, token_id: int | None) -> FinishReason | None:
         """Why the sequence ends with the token sampled last, if it does."""
         params, num_output_tokens = self.sampling, len(self.token_ids) - self.num_prompt_tokens
-        if params.max_tokens == 0:
-            return "length"
         if token_id is None:
             return "error"
+        if params.max_tokens == 0:
+            return "length"
         if token_id in self.stop_token_ids and num_output_tokens >= params.min_tokens:
             return "stop"
         return "length" if num_output_tokens == params.max_tokens else None

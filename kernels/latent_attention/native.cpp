@@ -25,12 +25,13 @@ void native::bind_latent_attention(nb::module_& m) {
                     check_value(out.shape[2] <= q.shape[2], "values must be a part of the keys");
                     launch(q.shape[0], [=, value_dim = out.shape[2]](int64_t rows) {
                         const auto& [data, shape, stride] = latents.values;
-                        plan->plan->check(rows, shape[0], shape[2]);
+                        const auto tasks = plan->plan;  // held, whatever is assigned meanwhile
+                        tasks->check(rows, shape[0], shape[2]);
                         const int64_t first = latents.scales ? value_dim : shape[3];  // one scale, then the other
                         const Cache<C> keys{data, stride[0], 0, shape[3], shape[3], first, latents.scales, 2};
                         Cache<C> values = keys;
                         values.dim = values.first = value_dim;
-                        run(Attention<T, C>{q, keys, values, out.data, 1, scale, *plan->plan});
+                        run(Attention<T, C>{q, keys, values, out.data, 1, scale, *tasks});
                     });
                 });
             });

@@ -6,6 +6,7 @@ They have threads of their own (pool.h), and read torch's tensors without torch'
 
 import functools
 import importlib
+import logging
 import platform
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -16,13 +17,19 @@ from kernels.native.build import ISAS, module_path
 
 __all__ = ["ISA", "ISAS", "library", "load", "obstacle", "set_threads"]
 
+logger = logging.getLogger(__name__)
+
 
 @functools.cache
 def load(isa: str) -> ModuleType | None:
     """The module for an instruction set (kernels.native.build.ISAS), or None where it is not built or cannot run."""
     if platform.machine() != "x86_64" or not module_path(isa).exists():
         return None
-    module = importlib.import_module(f"kernels.native._kernels_{isa}")
+    try:
+        module = importlib.import_module(f"kernels.native._kernels_{isa}")
+    except ImportError as error:  # built for another Python, or half written
+        logger.warning("%s cannot be loaded: %s", module_path(isa).name, error)
+        return None
     return module if module.is_supported else None
 
 

@@ -8,6 +8,7 @@ first.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 _OBJECTS = HERE / "objects"  # kept, so that a rebuild compiles what changed
+_COMPILERS = ("c++", "g++", "clang++")
 _V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 _V4_BF16 = [*_V4, "-mavx512bf16", "-mavx512vnni"]
 ISAS = {  # name -> what the compiler may use; best first: the loader picks the first that the CPU has (module.cpp)
@@ -46,27 +48,28 @@ def build(isas: list[str] | None = None) -> list[Path]:
     Raises:
         subprocess.CalledProcessError: the compiler refused the sources.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = shlex.split(os.environ.get("CXX", "")) or [path for path in map(shutil.which, _COMPILERS) if path][:1]
     python_headers = Path(sysconfig.get_path("include"))
-    if compiler is None or os.uname().machine != "x86_64" or not (python_headers / "Python.h").exists():
+    if not compiler or os.uname().machine != "x86_64" or not (python_headers / "Python.h").exists():
         return []
     import nanobind  # which an installed package does without
 
     library = Path(nanobind.source_dir())
+    objects_at = _OBJECTS / f"{sys.implementation.cache_tag}-nanobind-{nanobind.__version__}"  # one ABI each
     includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), python_headers]
-    command = [compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
+    command = [*compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
     portable = [*command, "-O2", "-fno-strict-aliasing"]
     module = HERE / "module.cpp"
     jobs = [
-        (portable, path, _OBJECTS / f"{path.stem}.o")
+        (portable, path, objects_at / f"{path.stem}.o")
         for path in (library / "nb_combined.cpp", *sorted(HERE.glob("*.cpp")))
         if path != module
     ]
     known = [isa for isa in isas or ISAS if _knows(compiler, ISAS[isa])]
     for isa in known:
-        jobs.append(([*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"], module, _OBJECTS / isa / "module.o"))
+        jobs.append(([*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"], module, objects_at / isa / "module.o"))
         jobs += [
-            ([*command, *_KERNEL_FLAGS, *ISAS[isa]], path, _OBJECTS / isa / f"{path.parent.name}_{path.stem}.o")
+            ([*command, *_KERNEL_FLAGS, *ISAS[isa]], path, objects_at / isa / f"{path.parent.name}_{path.stem}.o")
             for path in sorted(HERE.parent.glob("*/*.cpp"))
             if path.parent != HERE
         ]
@@ -74,14 +77,14 @@ def build(isas: list[str] | None = None) -> list[Path]:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda job: _compile(*job, newer_than=headers), jobs))
     for isa in known:
-        _link(compiler, module_path(isa), [path for path in objects if path.parent in (_OBJECTS, _OBJECTS / isa)])
+        _link(compiler, module_path(isa), [path for path in objects if path.parent in (objects_at, objects_at / isa)])
     modules = [module_path(isa) for isa in known]
     _write_stub(modules)
     return modules
 
 
-def _knows(compiler: str, flags: list[str]) -> bool:
-    command = [compiler, *flags, "-E", "-x", "c++", os.devnull]
+def _knows(compiler: list[str], flags: list[str]) -> bool:
+    command = [*compiler, *flags, "-E", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -94,11 +97,17 @@ def _compile(command: list[str], source: Path, path: Path, *, newer_than: float)
     return path
 
 
-def _link(compiler: str, path: Path, objects: list[Path]) -> None:
+def _link(compiler: list[str], path: Path, objects: list[Path]) -> None:
     if path.exists() and path.stat().st_mtime >= max(item.stat().st_mtime for item in objects):
         return
     unfinished = path.with_suffix(f".{os.getpid()}")
-    command = [compiler, "-shared", "-s", "-pthread", "-Wl,-Bsymbolic"]  # a module calls its own inline functions alone
+    command = [
+        *compiler,
+        "-shared",
+        "-s",
+        "-pthread",
+        "-Wl,-Bsymbolic",
+    ]  # a module calls its own inline functions alone
     subprocess.run([*command, *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.replace(path)  # atomic, and safe for a process that has the old one loaded
 

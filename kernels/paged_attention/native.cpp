@@ -28,12 +28,13 @@ void native::bind_paged_attention(nb::module_& m) {
                                 "query heads must be a multiple of key heads");
                     const bool in_panels = lies_in_panels(block_size, dim);
                     launch(q.shape[0], [=](int64_t rows) {
-                        plan->plan->check(rows, keys.values.shape[0], keys.values.shape[2]);
+                        const auto tasks = plan->plan;  // held, whatever is assigned meanwhile
+                        tasks->check(rows, keys.values.shape[0], keys.values.shape[2]);
                         const auto of = [](const CacheView<const C>& cache) {
                             const auto& [data, shape, stride] = cache.values;
                             return Cache<C>{data, stride[0], stride[1], shape[3], shape[3], shape[3], cache.scales, 1};
                         };
-                        run(Attention<T, C>{q, of(keys), of(values), out.data, keys.values.shape[1], scale, *plan->plan,
+                        run(Attention<T, C>{q, of(keys), of(values), out.data, keys.values.shape[1], scale, *tasks,
                                             in_panels});
                     });
                 });
