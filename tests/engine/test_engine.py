@@ -364,7 +364,7 @@ def test_every_step_and_every_abort_is_one_message(small: Engine) -> None:
     assert [[len(output.token_ids) for output in step.outputs] for step in line.sent] == [[1], [1], [1], [1]]
     line = Line(asked("r", [65]), AbortRequest("r"))
     small.serve(line)
-    assert line.sent == [StepOutput([], small.stats())]
+    assert line.sent == [StepOutput([], small.batcher.stats())]
 
 
 def test_told_to_stop_it_leaves_work_undone(small: Engine) -> None:

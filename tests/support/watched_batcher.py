@@ -308,11 +308,11 @@ class WatchedBatcher:
         tokens = [] if token is None or params.max_tokens == 0 else [token]
         record.tokens += tokens
         num_output = len(record.tokens) - seq.num_prompt_tokens
-        if params.max_tokens == 0:
-            reason = "length"
-        elif token is None:
+        if token is None:
             reason = "error"
             self.blocks.poisoned.update(item.block_ids[record.num_cached // self.block_size :])
+        elif params.max_tokens == 0:
+            reason = "length"
         elif token in seq.stop_token_ids and num_output >= params.min_tokens:
             reason = "stop"
         else:
