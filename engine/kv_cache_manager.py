@@ -61,7 +61,7 @@ class KVCacheManager:
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
-        return self.num_blocks - len(self._blocks) + len(self._free) + len(self._prefix_cache.evictable)
+        return self.num_blocks - len(self._blocks) + len(self._free) + self._prefix_cache.num_evictable
 
     @property
     def num_used_blocks(self) -> int:
@@ -80,7 +80,7 @@ class KVCacheManager:
         """Cached blocks that hold the beginning of `seq`; never its last token, which must be computed."""
         blocks: list[Block] = []
         for number in range(self._num_reusable(seq)):
-            block = self._prefix_cache.blocks.get(self._hash(seq, number))
+            block = self._prefix_cache.find(self._hash(seq, number))
             if block is None:
                 break
             blocks.append(block)
@@ -100,7 +100,7 @@ class KVCacheManager:
         if num_new + num_revived + num_spare > self.num_free_blocks:
             return False
         for block in prefix:
-            self._prefix_cache.evictable.pop(block.block_id, None)
+            self._prefix_cache.hold(block)
             block.ref_count += 1
         own = self._of(seq)
         own.table = [block.block_id for block in prefix] + [self._take() for _ in range(num_new)]
@@ -145,7 +145,7 @@ class KVCacheManager:
             if block.hash is None:
                 self._free.append(block)
             else:
-                self._prefix_cache.evictable[block_id] = block
+                self._prefix_cache.let_go(block)
         del self._sequences[seq.sequence_id]
 
     def check(self, live: list[Sequence]) -> None:

@@ -32,6 +32,23 @@ class PrefixCache:
         self.blocks: dict[bytes, Block] = {}
         self.evictable: OrderedDict[int, Block] = OrderedDict()  # block id -> block of ref_count 0, next victim first
 
+    @property
+    def num_evictable(self) -> int:
+        """Cached blocks that no sequence holds."""
+        return len(self.evictable)
+
+    def find(self, block_hash: bytes) -> Block | None:
+        """The block that is cached under a hash."""
+        return self.blocks.get(block_hash)
+
+    def hold(self, block: Block) -> None:
+        """A sequence takes a cached block into its table, so that the block cannot be evicted."""
+        self.evictable.pop(block.block_id, None)
+
+    def let_go(self, block: Block) -> None:
+        """The last sequence has released a cached block, which can be evicted from now on."""
+        self.evictable[block.block_id] = block
+
     def insert(self, block: Block, block_hash: bytes) -> None:
         """Cache a block that is full and computed, unless an equal one is cached."""
         if block.hash is None and block_hash not in self.blocks:
