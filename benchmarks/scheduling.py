@@ -20,10 +20,10 @@ from engine.step import SampledToken, StepResult
 
 def measure(num_running: int, num_waiting: int, policy: str, num_steps: int) -> float:
     """Median seconds of schedule() and update() while all running sequences decode and the others wait."""
-    batcher = DynamicBatcher(KVCacheManager(num_running * 64, 16), num_running, num_running + 512, policy=policy)
+    num_blocks = num_running * -(-(num_steps + 140) // 16)  # so that nobody is preempted
+    batcher = DynamicBatcher(KVCacheManager(num_blocks, 16), num_running, num_running + 512, policy=policy)
     for number in range(num_running + num_waiting):
         batcher.add(sequence(number, Arrival(0.0, 40, num_steps + 100, key=str(number % 7))))
-    result = None
     times = []
     while len(times) < num_steps:
         started = time.perf_counter()

@@ -68,6 +68,11 @@ class DynamicBatcher:
         """Whether any sequence is live."""
         return bool(self._live)
 
+    @property
+    def _can_admit(self) -> bool:
+        """Whether something waits and the batch has a place for it."""
+        return len(self._waiting) > 0 and len(self._running) < self.max_batch_size
+
     def stats(self) -> EngineStats:
         """The load at this moment."""
         return EngineStats(
@@ -109,24 +114,18 @@ class DynamicBatcher:
     def schedule(self, now: float) -> StepPlan:
         """Choose the next step and allocate its blocks. Empty only if nothing is live."""
         urgent = self._admit_urgent(now)  # sequences that have this step to themselves: none but under fair shares
-        decodes, prompts = list[Sequence](), list[Sequence]()
-        for seq in urgent or self._running.values():
-            (decodes if seq.num_uncomputed_tokens == 1 else prompts).append(seq)
-        step = self._decode(decodes)
-        num_decodes = len(step)
-        prompts = [seq for seq in prompts if seq.status is SequenceStatus.RUNNING]
         most_tokens = self._chunk_budget.tokens if urgent else self._policy.max_tokens
-        left = most_tokens(num_decodes, len(prompts)) - num_decodes if prompts else 0
-        left = self._continue_prompts(step, prompts, left)
-        if len(self._waiting) and not urgent:
-            left = self._admit(step, num_decodes, len(prompts), now)
+        step, prompts = self._decode(urgent or list(self._running.values()))
+        plan = StepPlan(step, num_decodes=len(step))
+        left = most_tokens(plan.num_decodes, len(prompts)) - plan.num_decodes if prompts else 0
+        left = self._continue_prompts(plan, prompts, left)
+        if self._can_admit and not urgent:
+            left = self._admit(plan, len(prompts), now)
         assert step or not self.has_work, "work waits and nothing can advance"
         if step:
             self.num_steps += 1
-            has_room = len(self._waiting) > 0 and len(self._running) < self.max_batch_size
-            num_tokens = sum(item.num_tokens for item in step)
-            self.packing += num_tokens / (num_tokens + max(0, left)) if has_room else 1.0
-        return StepPlan(step, num_decodes)
+            self.packing += plan.num_tokens / (plan.num_tokens + max(0, left)) if self._can_admit else 1.0
+        return plan
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
@@ -156,34 +155,41 @@ class DynamicBatcher:
         assert not self._live and not self._running and not len(self._waiting)  # noqa: PT018
         self.kv_cache.check([])
 
-    def _decode(self, decodes: list[Sequence]) -> list[ScheduledSequence]:
-        """One token of each; oldest first, so that the newest is preempted before it is its turn."""
-        running = SequenceStatus.RUNNING
-        for seq in decodes:
-            while seq.status is running and not self.kv_cache.grow(seq):
-                self._preempt(next(reversed(self._running.values())))
-        return [self._chunk(seq, 1) for seq in decodes if seq.status is running]
+    def _decode(self, seqs: list[Sequence]) -> tuple[list[ScheduledSequence], list[Sequence]]:
+        """One token of each sequence that decodes; beside these, the sequences that still compute their prompt.
 
-    def _continue_prompts(self, step: list[ScheduledSequence], prompts: list[Sequence], left: int) -> int:
+        Oldest first, so that the newest is preempted before it is its turn.
+        """
+        step, prompts, running = list[ScheduledSequence](), list[Sequence](), SequenceStatus.RUNNING
+        for seq in seqs:
+            if seq.num_uncomputed_tokens > 1:
+                prompts.append(seq)
+                continue
+            while seq.status is running:
+                if (block_ids := self.kv_cache.grow(seq)) is not None:
+                    step.append(seq.next_chunk(1, block_ids))
+                    break
+                self._preempt(next(reversed(self._running.values())))
+        return step, [seq for seq in prompts if seq.status is running]
+
+    def _continue_prompts(self, plan: StepPlan, prompts: list[Sequence], left: int) -> int:
         """The prompts that run, in the policy's order; what they leave of the tokens that are left."""
         for seq in sorted(prompts, key=attrgetter("place")):
             if left > 0:
-                step.append(self._chunk(seq, left))
-                left -= step[-1].num_tokens
+                left -= self._add_chunk(plan, seq, left)
         return left
 
-    def _admit(self, step: list[ScheduledSequence], num_decodes: int, num_prompts: int, now: float) -> int:
+    def _admit(self, plan: StepPlan, num_prompts: int, now: float) -> int:
         """Start waiting sequences while the batch and the step have room; the tokens left for one more."""
         passed: list[Sequence] = []
-        num_tokens = sum(item.num_tokens for item in step)
-        while (left := self._policy.max_tokens(num_decodes, num_prompts + 1) - num_tokens) > 0:
-            has_room = len(self._running) < self.max_batch_size and len(passed) <= LOOK_AHEAD
-            seq = self._waiting.next(passed) if has_room else None
-            if seq is None:
+        num_tokens = plan.num_tokens
+        while (left := self._policy.max_tokens(plan.num_decodes, num_prompts + 1) - num_tokens) > 0:
+            if len(self._running) >= self.max_batch_size or len(passed) > LOOK_AHEAD:
+                break
+            if (seq := self._waiting.next(passed)) is None:
                 break
             if self._start(seq, passed, now):
-                step.append(self._chunk(seq, left))
-                num_tokens += step[-1].num_tokens
+                num_tokens += self._add_chunk(plan, seq, left)
                 num_prompts += 1
             else:
                 passed.append(seq)
@@ -208,10 +214,12 @@ class DynamicBatcher:
         self._waiting.push(*passed)
         return self._policy.urgent(self._running.values())
 
-    def _chunk(self, seq: Sequence, most: int) -> ScheduledSequence:
+    def _add_chunk(self, plan: StepPlan, seq: Sequence, most: int) -> int:
+        """Let a step compute the next tokens of a sequence, at most so many; how many they are."""
         num_tokens = min(seq.num_uncomputed_tokens, most)
-        block_ids = self.kv_cache.block_table(seq.sequence_id, seq.num_computed_tokens + num_tokens)
-        return seq.next_chunk(num_tokens, block_ids)
+        block_ids = self.kv_cache.block_table(seq, seq.num_computed_tokens + num_tokens)
+        plan.scheduled.append(seq.next_chunk(num_tokens, block_ids))
+        return num_tokens
 
     def _start(self, seq: Sequence, passed: list[Sequence], now: float) -> bool:
         """Run a waiting sequence before those passed, if its blocks are free and each running one can still grow.

@@ -72,9 +72,9 @@ class KVCacheManager:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def block_table(self, sequence_id: int, num_tokens: int) -> list[int]:
+    def block_table(self, seq: Sequence, num_tokens: int) -> list[int]:
         """Ids of the blocks that hold a running sequence's first num_tokens, in order of position; a copy."""
-        return self._sequences[sequence_id].table[: -(-num_tokens // self.block_size)]
+        return self._sequences[seq.sequence_id].table[: -(-num_tokens // self.block_size)]
 
     def find_prefix(self, seq: Sequence) -> list[Block]:
         """Cached blocks that hold the beginning of `seq`; never its last token, which must be computed."""
@@ -109,14 +109,18 @@ class KVCacheManager:
             self._in_flight.add(self._hash(seq, number) for number in own.in_flight)
         return True
 
-    def grow(self, seq: Sequence) -> bool:
-        """Give `seq` the block that its last token needs, if it lacks one; False if none is free."""
+    def grow(self, seq: Sequence) -> list[int] | None:
+        """Give `seq` the block that its last token needs, if it lacks one.
+
+        Returns:
+            a copy of its block table; None if no block is free.
+        """
         table = self._sequences[seq.sequence_id].table
-        if len(table) * self.block_size < seq.num_tokens:
+        if len(table) * self.block_size < len(seq.token_ids):
             if self.num_free_blocks == 0:
-                return False
+                return None
             table.append(self._take())
-        return True
+        return table.copy()
 
     def cache_full_blocks(self, seq: Sequence, num_before: int) -> None:
         """Cache the blocks that a step filled; `num_before` tokens were computed before it."""
