@@ -129,7 +129,7 @@ class Engine:
 
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
-        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
+        return self.executor.prepare(self.batcher.kv_cache.num_touched_blocks)
 
     def _take(self, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
         """Act on a message; a request that cannot be taken in gets an error for each of its sequences.

@@ -54,7 +54,7 @@ class KVCacheManager:
         self._sequences: dict[int, _SequenceBlocks] = {}
 
     @property
-    def num_ever_taken(self) -> int:
+    def num_touched_blocks(self) -> int:
         """The first so many blocks have been taken; the others never."""
         return len(self._blocks)
 
@@ -102,11 +102,11 @@ class KVCacheManager:
         for block in prefix:
             self._prefix_cache.hold(block)
             block.ref_count += 1
-        own = self._of(seq)
-        own.table = [block.block_id for block in prefix] + [self._take() for _ in range(num_new)]
+        held = self._held_by(seq)
+        held.table = [block.block_id for block in prefix] + [self._take() for _ in range(num_new)]
         if self._prefix_caching:
-            own.in_flight = range(len(prefix), seq.num_tokens // self.block_size)
-            self._in_flight.add(self._hash(seq, number) for number in own.in_flight)
+            held.in_flight = range(len(prefix), seq.num_tokens // self.block_size)
+            self._in_flight.add(self._hash(seq, number) for number in held.in_flight)
         return True
 
     def grow(self, seq: Sequence) -> list[int] | None:
@@ -128,7 +128,7 @@ class KVCacheManager:
         if computed == before or not self._prefix_caching:
             return
         self._withdraw(seq, computed)
-        table = self._of(seq).table
+        table = self._held_by(seq).table
         for number in range(before, computed):
             self._prefix_cache.insert(self._blocks[table[number]], self._hash(seq, number))
 
@@ -138,7 +138,9 @@ class KVCacheManager:
         With `forget`, what the sequence computed is not to be trusted, and nobody finds its blocks any more.
         """
         self._withdraw(seq, seq.num_tokens)
-        for block_id in reversed(self._of(seq).table):  # so that the end of a prefix is evicted before its beginning
+        for block_id in reversed(
+            self._held_by(seq).table
+        ):  # so that the end of a prefix is evicted before its beginning
             block = self._blocks[block_id]
             if forget:
                 self._prefix_cache.remove(block)
@@ -156,19 +158,21 @@ class KVCacheManager:
         """Assert that every block is in one place, held by exactly the sequences that have it in their tables."""
         assert self._sequences.keys() <= {seq.sequence_id for seq in live}, "a block table outlived its sequence"
         ref_counts = [0] * len(self._blocks)
-        for own in self._sequences.values():
-            for block_id in own.table:
+        for held in self._sequences.values():
+            for block_id in held.table:
                 ref_counts[block_id] += 1
         assert ref_counts == [block.ref_count for block in self._blocks], "reference counts are off"
-        cache, held = self._prefix_cache, [i for i, count in enumerate(ref_counts) if count]
+        cache, in_tables = self._prefix_cache, [i for i, count in enumerate(ref_counts) if count]
         free = [block.block_id for block in self._free]
-        assert sorted([*free, *cache.evictable, *held]) == list(range(len(self._blocks))), "blocks leaked or doubled"
+        assert sorted([*free, *cache.evictable, *in_tables]) == list(range(len(self._blocks))), (
+            "blocks leaked or doubled"
+        )
         assert all(block.hash is None for block in self._free)
         assert {block.hash: block for block in self._blocks if block.hash is not None} == cache.blocks
         of_id = {seq.sequence_id: seq for seq in live}
-        self._in_flight.check(self._hash(of_id[i], n) for i, own in self._sequences.items() for n in own.in_flight)
+        self._in_flight.check(self._hash(of_id[i], n) for i, held in self._sequences.items() for n in held.in_flight)
 
-    def _of(self, seq: Sequence) -> _SequenceBlocks:
+    def _held_by(self, seq: Sequence) -> _SequenceBlocks:
         return self._sequences.setdefault(seq.sequence_id, _SequenceBlocks())
 
     def _num_reusable(self, seq: Sequence) -> int:
@@ -179,9 +183,9 @@ class KVCacheManager:
 
     def _withdraw(self, seq: Sequence, stop: int) -> None:
         """A sequence's blocks below `stop` are in flight no more: they are computed, or will not be."""
-        own = self._of(seq)
-        num_done = stop - own.in_flight.start
-        done, own.in_flight = own.in_flight[:num_done], own.in_flight[num_done:]
+        held = self._held_by(seq)
+        num_done = stop - held.in_flight.start
+        done, held.in_flight = held.in_flight[:num_done], held.in_flight[num_done:]
         self._in_flight.remove(self._hash(seq, number) for number in done)
 
     def _take(self) -> int:
@@ -198,7 +202,7 @@ class KVCacheManager:
 
     def _hash(self, seq: Sequence, number: int) -> bytes:
         """The hash of a sequence's block by its number; each depends on the one before, and is computed once."""
-        hashes = self._of(seq).hashes
+        hashes = self._held_by(seq).hashes
         while len(hashes) <= number:
             first = len(hashes) * self.block_size
             tokens = array("q", seq.token_ids[first : first + self.block_size])
