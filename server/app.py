@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from server import errors
 from server.admission import Admission
 from server.api_keys import ApiKeyMiddleware, ApiKeys
-from server.body_limit import BodyLimitMiddleware
 from server.config import ServerConfig
 from server.metrics import Metrics
 from server.routes import chat, completions, models, operations
@@ -43,7 +42,6 @@ def create_app(
         config,
         Admission(config.max_queued_requests, config.max_queued_tokens),
     )
-    app.add_middleware(BodyLimitMiddleware, max_bytes=int(config.max_body_size * (1 << 20)))
     app.add_middleware(ApiKeyMiddleware, keys=keys or ApiKeys({}))
     errors.install(app)
     for module in (completions, chat, models, operations):

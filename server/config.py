@@ -38,7 +38,22 @@ class ServerConfig(Settings):
         "a file of keys to let in, one a line, each with a weight of its share if it is not 1 (see --policy fair)",
         metavar="FILE",
     )
-    max_body_size: float = setting(32.0, "MiB of a request's body; more is refused with 413", metavar="MiB", gt=0)
+    max_connections: int = setting(
+        1000, "connections at a time; the one that has been idle the longest makes room for a new one", ge=1
+    )
+    max_body_size: float = setting(4.0, "MiB of a request's body; more is refused with 413", metavar="MiB", gt=0)
+    max_bodies_size: float = setting(
+        128.0, "MiB of all bodies that are arriving; more is refused with 503", metavar="MiB", gt=0
+    )
+    header_timeout: float = setting(
+        10.0, "seconds in which a request's headers must arrive, else 408", metavar="SECONDS", gt=0
+    )
+    body_timeout: float = setting(
+        60.0, "seconds in which a request's body must arrive, else 408", metavar="SECONDS", gt=0
+    )
+    write_timeout: float = setting(
+        30.0, "seconds that a client may stop reading its answer before its request is ended", metavar="SECONDS", gt=0
+    )
     max_queued_requests: int = setting(
         1024, "prompts that may wait for their first token; more are refused with 429", ge=1
     )

@@ -31,8 +31,7 @@ _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
 _TYPES = {
     404: "not_found_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
+    408: "timeout_error",
     503: "service_unavailable_error",
 }
 
@@ -60,10 +59,10 @@ def unauthorized() -> Response:
     return _response(401, body, {"WWW-Authenticate": "Bearer"})
 
 
-def too_large(max_bytes: int) -> Response:
-    """Return the answer to a body that is too large."""
-    message = f"The body has more than {max_bytes} bytes, the most that is taken."
-    return _response(413, _body(message, _TYPES[413], None, None), {"Connection": "close"})
+def error_response(status: int, message: str, headers: Any = None) -> Response:
+    """Return an answer to what is refused for its status alone."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return _response(status, _body(message, kind, None, None), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -84,8 +83,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
-        kind = _TYPES.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
-        return _response(error.status_code, _body(str(error.detail), kind, None, None), error.headers)
+        return error_response(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

@@ -97,9 +97,12 @@ class _Server(uvicorn.Server):
     """uvicorn, with an end to the patience for running requests."""
 
     def __init__(self, app: FastAPI, config: ServerConfig, client: EngineClient) -> None:
+        from server.connections import limited_protocol  # as late as the app
+
         super().__init__(
             uvicorn.Config(
                 app,
+                http=limited_protocol(config),  # type: ignore[arg-type]  # called as a class
                 log_config=None,
                 access_log=config.log_level == "debug",
                 timeout_keep_alive=65,

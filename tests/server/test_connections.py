@@ -1,0 +1,258 @@
+"""Limits of connections, with clients that send any bytes at any pace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+
+from server.connections import MAX_HEAD_BYTES, MAX_HEADERS, Connections, LimitedProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
+LIMITS = {
+    "max_connections": 8,
+    "header_timeout": 60.0,
+    "body_timeout": 60.0,
+    "write_timeout": 60.0,
+    "max_body_bytes": 1000,
+    "max_bodies_bytes": 1500,
+}
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Server:
+    """An app behind the protocol that answers with the size of the body, or `/endless`ly."""
+
+    def __init__(self, **limits: float) -> None:
+        self.connections = Connections(**(LIMITS | limits))  # type: ignore[arg-type]
+        self.num_disconnected = 0
+        self.disconnected = asyncio.Event()
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.disconnected.set()
+                return
+            size += len(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while scope["path"] == "/endless":
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            if self.connections.num_open == 0:
+                self.disconnected.set()
+                return
+        await send({"type": "http.response.body", "body": str(size).encode()})
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Server]:
+        config = uvicorn.Config(self.app, interface="asgi3", log_config=None, ws="none", lifespan="off")
+        config.load()
+        make = partial(LimitedProtocol, config, uvicorn.server.ServerState(), {}, connections=self.connections)
+        server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self.clients: list[asyncio.StreamWriter] = []
+        try:
+            yield self
+        finally:
+            for writer in self.clients:
+                writer.close()
+            server.close()
+            await until(lambda: self.connections.num_open == 0)
+            assert self.connections.bodies_bytes == 0
+            assert not self.connections.evictable
+
+    async def connect(self, data: bytes = b"") -> Streams:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.clients.append(writer)
+        writer.write(data)
+        return reader, writer
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"content-length" in head:
+            size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            body = await reader.readexactly(size)
+        else:
+            body = (await reader.readuntil(b"0\r\n\r\n")).split(b"\r\n")[1]
+    return int(head.split(b" ")[1]), body
+
+
+async def check_refused(reader: asyncio.StreamReader, status: int) -> str:
+    """Assert the answer and the end of the connection; returns the message."""
+    got, body = await answer(reader)
+    assert got == status
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    message: str = json.loads(body)["error"]["message"]
+    return message
+
+
+def post(size: int, body: bytes = b"") -> bytes:
+    return b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (size, body)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def test_requests_within_the_limits_are_answered_one_after_another():
+    async with Server().running() as server:
+        reader, writer = await server.connect(GET)
+        assert await answer(reader) == (200, b"0")
+        writer.write(post(1000, b"x" * 1000) + GET)  # pipelined
+        assert await answer(reader) == (200, b"1000")
+        assert await answer(reader) == (200, b"0")
+        most = b"".join(b"X-%d: y\r\n" % i for i in range(MAX_HEADERS - 1))
+        writer.write(GET[:-2] + most + b"\r\n")
+        assert await answer(reader) == (200, b"0")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET[:-2] + b"X: " + b"a" * (MAX_HEAD_BYTES + 1000),
+        GET[:-2] + b"X: " + b"a" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET /" + b"a" * (MAX_HEAD_BYTES + 1000),
+        GET[:-2] + b"".join(b"X-%d: y\r\n" % i for i in range(MAX_HEADERS)) + b"\r\n",
+        post(5, b"hello")[:-7] + b"X: y\r\n" * MAX_HEADERS + b"\r\nhello" + GET,
+    ],
+)
+async def test_headers_beyond_the_limits_are_refused(data):
+    async with Server().running() as server:
+        reader, _ = await server.connect(data)
+        await check_refused(reader, 431)
+
+
+async def test_a_head_behind_other_requests_is_counted_alone():
+    async with Server().running() as server:
+        reader, writer = await server.connect(post(900, b"x" * 900) * 60 + GET[:-2] + b"X: " + b"a" * 30_000)
+        for _ in range(60):
+            assert await answer(reader) == (200, b"900")
+        writer.write(b"\r\n\r\n")
+        assert await answer(reader) == (200, b"0")
+
+
+async def test_a_client_that_goes_on_sending_headers_costs_nothing():
+    async with Server().running() as server:
+        reader, writer = await server.connect(GET[:-2] + b"X: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(64):
+                writer.write(b"a" * (1 << 20))
+                await writer.drain()
+        await check_refused(reader, 431)
+
+
+@pytest.mark.parametrize("data", [b"\x00\x01\x02\x03\r\n\r\n", b"GET\r\n\r\n", GET[:-2] + b"bad header\r\n\r\n"])
+async def test_what_is_not_http_is_a_400_in_the_shape_of_all_errors(data):
+    async with Server().running() as server:
+        reader, _ = await server.connect(data)
+        await check_refused(reader, 400)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        post(1001),
+        post(1001, b"x" * 1001),
+        post(10**30),
+        b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"x" * 600) * 2,
+    ],
+)
+async def test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answer(data):
+    async with Server().running() as server:
+        reader, writer = await server.connect(data)
+        writer.write(b"x" * (1 << 20))  # still sent: the answer must come all the same
+        status = 400 if b"0" * 30 in data else 413
+        assert ("1000 bytes" in await check_refused(reader, status)) == (status == 413)
+
+
+async def test_bodies_under_way_are_bounded_together():
+    async with Server().running() as server:
+        first, writer = await server.connect(post(1000, b"x" * 900))
+        await until(lambda: server.connections.bodies_bytes == 900)
+        second, _ = await server.connect(post(1000, b"x" * 900))
+        await check_refused(second, 503)
+        writer.write(b"x" * 100)
+        assert await answer(first) == (200, b"1000")
+        third, _ = await server.connect(post(1000, b"x" * 1000))
+        assert await answer(third) == (200, b"1000")
+
+
+async def test_a_connection_that_sends_nothing_is_closed():
+    async with Server(header_timeout=0.02).running() as server:
+        reader, _ = await server.connect()
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("data", [GET[:-2], post(10, b"half"), GET + post(10, b"half")])
+async def test_a_request_that_does_not_arrive_is_a_408(data):
+    async with Server(header_timeout=0.05, body_timeout=0.05).running() as server:
+        reader, _ = await server.connect(data)
+        if data.startswith(GET):
+            assert await answer(reader) == (200, b"0")
+        await check_refused(reader, 408)
+        assert server.disconnected.is_set() == (b"half" in data)  # nobody goes on waiting for the body
+
+
+async def test_a_pace_of_single_bytes_does_not_prolong_the_time():
+    async with Server(header_timeout=0.1).running() as server:
+        reader, writer = await server.connect(GET[:-2])
+        refused = asyncio.create_task(check_refused(reader, 408))
+        while not refused.done():
+            writer.write(b"X: y\r\n")
+            await asyncio.sleep(0.01)
+        await refused
+
+
+async def test_a_reader_that_stops_is_cut_off():
+    async with Server(write_timeout=0.05).running() as server:
+        await server.connect(GET.replace(b"/x", b"/endless"))
+        async with asyncio.timeout(10):
+            await server.disconnected.wait()
+
+
+async def test_a_new_connection_takes_the_place_of_the_one_idle_longest():
+    async with Server(max_connections=3).running() as server:
+        busy, busy_writer = await server.connect(post(5, b"h"))
+        await until(lambda: server.connections.bodies_bytes == 1)
+        answered, _ = await server.connect(GET)
+        assert await answer(answered) == (200, b"0")
+        silent, _ = await server.connect(GET[:-2])
+        await until(lambda: len(server.connections.evictable) == 2)
+        for _ in range(2):  # first the one that has had its answer, then the one with half a request
+            reader, _ = await server.connect(GET)
+            assert await answer(reader) == (200, b"0")
+        for reader in (answered, silent):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        busy_writer.write(b"ello")
+        assert await answer(busy) == (200, b"5")
+
+
+async def test_where_all_connections_are_busy_a_new_one_is_refused():
+    async with Server(max_connections=2).running() as server:
+        busy = [await server.connect(post(5, b"h")) for _ in range(2)]
+        await until(lambda: server.connections.bodies_bytes == 2)
+        reader, _ = await server.connect(GET)
+        assert "2 connections" in await check_refused(reader, 503)
+        for reader, writer in busy:
+            writer.write(b"ello")
+            assert await answer(reader) == (200, b"5")
