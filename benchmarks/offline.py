@@ -23,32 +23,23 @@ from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.protocol import GenerateRequest, SamplingParams, Terms
+from engine.step import StepPlan
+
+OPTIONS = {"model": None, "dtype": "auto", "kernels": "auto", "quantization": "none", "kv_cache_dtype": "auto"}
 
 
 def main() -> None:
     """Run one configuration; print a summary on stderr and one JSON line on stdout."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="as deepseek-serve --model")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--kernels", default="auto")
-    parser.add_argument("--quantization", default="none", help="as deepseek-serve --quantization")
-    parser.add_argument("--kv-cache-dtype", default="auto", help="as deepseek-serve --kv-cache-dtype")
+    for name, default in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", default=default, help="as of deepseek-serve")
     parser.add_argument("--batch", type=int, default=32, help="sequences, and max_batch_size (default: %(default)s)")
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="number of runs; the median is reported (default: %(default)s)"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="number of runs; the median is reported")
     args = parser.parse_args()
 
-    config = EngineConfig(
-        model=args.model,
-        dtype=args.dtype,
-        kernels=args.kernels,
-        quantization=args.quantization,
-        kv_cache_dtype=args.kv_cache_dtype,
-        max_batch_size=args.batch,
-    )
+    config = EngineConfig(**{name: getattr(args, name) for name in OPTIONS}, max_batch_size=args.batch)
     engine = load_engine(config)
     peak = peak_flops(getattr(torch, engine.info.dtype)) * (2 if args.quantization == "int8" else 1)
     bandwidth = read_bandwidth()
@@ -71,29 +62,36 @@ def main() -> None:
     sys.stdout.write(json.dumps(result) + "\n")
 
 
-def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, float]:
+def compute(
+    engine: Engine, batch: int, input_len: int, output_len: int, seed: int
+) -> tuple[list[tuple[StepPlan, float]], int]:
+    """Complete random prompts, greedy; the steps with their seconds, and the number of output tokens."""
     rng = random.Random(seed)
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     for i in range(batch):
         prompt = [rng.randrange(engine.info.vocab_size) for _ in range(input_len)]
-        engine.add(GenerateRequest(f"bench-{seed}-{i}", prompt, params, 1, Terms(time.monotonic())))
-    observe, plans = engine.batcher.observe, []
-    engine.batcher.observe = lambda plan, seconds: plans.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
-    num_tokens = 0
-    start = time.perf_counter()
+        engine.add(GenerateRequest(f"{i}", prompt, params, 1, Terms(time.monotonic())))
+    observe, steps, num_tokens = engine.batcher.observe, [], 0
+    engine.batcher.observe = lambda plan, seconds: steps.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
     while engine.has_work:
         num_tokens += sum(len(output.token_ids) for output in engine.step().outputs)
-    seconds = time.perf_counter() - start
     engine.batcher.observe = observe  # type: ignore[method-assign]
+    return steps, num_tokens
+
+
+def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, float]:
+    start = time.perf_counter()
+    steps, num_tokens = compute(engine, batch, input_len, output_len, seed)
+    seconds = time.perf_counter() - start
     sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "flops", "bytes")}
-    for plan, step_seconds in plans:
+    for plan, step_seconds in steps:
         kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.executor.runner.work(plan)
         for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
             sums[f"{kind}_{name}"] += value
     return {
         "output_tokens_per_second": num_tokens / seconds,
-        "median_decode_step_ms": 1e3 * statistics.median(s for plan, s in plans if plan.num_decodes == batch),
-        "max_step_ms": 1e3 * max(step_seconds for _, step_seconds in plans),
+        "median_decode_step_ms": 1e3 * statistics.median(s for plan, s in steps if plan.num_decodes == batch),
+        "max_step_ms": 1e3 * max(step_seconds for _, step_seconds in steps),
         **sums,
     }
 

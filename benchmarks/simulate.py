@@ -18,13 +18,14 @@ import dataclasses
 import json
 import random
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks.load.report import plot_shares
+from benchmarks.load.workload import parse_rate, positive
 from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
@@ -32,6 +33,8 @@ from engine.policies import POLICIES
 from engine.protocol import SamplingParams, Terms
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepPlan, StepResult
+
+TIMES = ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,6 @@ class Outcome:
     ends_of_key: dict[str, list[float]] = field(default_factory=dict)
     tokens: int = 0
     seconds: float = 0.0
-    steps: int = 0
     packing: float = 0.0
     preemptions: int = 0
     cached: float = 0.0
@@ -150,7 +152,7 @@ def simulate(
         batcher.observe(plan, seconds)
     batcher.check_idle()
     stats = batcher.stats()
-    outcome.seconds, outcome.steps, outcome.preemptions = now, stats.num_steps, stats.num_preemptions
+    outcome.seconds, outcome.preemptions = now, stats.num_preemptions
     outcome.packing = stats.packing / max(stats.num_steps, 1)
     outcome.cached = stats.num_cached_tokens / max(stats.num_prompt_tokens, 1)
     return outcome
@@ -158,20 +160,16 @@ def simulate(
 
 def fit(model: str | None) -> StepCost:
     """Measure several kinds of steps on a model, and fit the four costs."""
+    from benchmarks.offline import compute  # imports torch
     from engine.build import load_engine
     from engine.config import EngineConfig
-    from engine.protocol import GenerateRequest
 
     engine = load_engine(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
-    rng, steps, observe = random.Random(0), list[tuple[StepPlan, float]](), engine.batcher.observe
-    engine.batcher.observe = lambda plan, seconds: steps.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
-    for num_seqs, length in ((1, 16), (1, 512), (4, 64), (8, 128), (32, 32), (32, 128), (16, 400), (32, 16)):
-        for _ in range(num_seqs):
-            prompt = [rng.randrange(engine.info.vocab_size) for _ in range(min(length, engine.info.max_seq_len - 12))]
-            params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
-            engine.add(GenerateRequest(f"{rng.random()}", prompt, params, 1, Terms(time.monotonic())))
-        while engine.has_work:
-            engine.step()
+    sizes = ((1, 16), (1, 512), (4, 64), (8, 128), (32, 32), (32, 128), (16, 400), (32, 16))
+    longest = engine.info.max_seq_len - 12
+    steps = [
+        step for num_seqs, length in sizes for step in compute(engine, num_seqs, min(length, longest), 12, seed=0)[0]
+    ]
     rows, times = [counts(plan) for plan, _ in steps], [seconds for _, seconds in steps]
     return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
 
@@ -194,69 +192,65 @@ def sequence(number: int, arrival: Arrival) -> Sequence:
     return Sequence(str(number), token_ids, arrival.prompt, sampling, terms)
 
 
-def main() -> None:
-    """Print a JSON line for each policy on stdout and a table on stderr; draw the plot."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse flags, read or make the trace; a mistake ends the program with a message that says what is valid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--requests", type=int, default=2000)
-    add("--rate", type=float, default=4.0, help="arrivals per second (default: %(default)s)")
+    add("--requests", type=positive, default=2000)
+    add("--rate", type=parse_rate, default=4.0, help="arrivals per second (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--trace", type=Path, help="a recorded trace instead of a synthetic one")
     add("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     add("--fit", nargs="?", const="", metavar="MODEL", help="measure step times on this model")
-    add("--max-batch-size", type=int, default=32)
-    add("--max-batched-tokens", type=int, default=512)
-    add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=int, default=8192)
-    add("--target-itl", type=float, help="milliseconds")
+    add("--max-batch-size", type=positive, default=32)
+    add("--max-batched-tokens", type=positive, default=512)
+    add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=positive, default=8192)
+    add("--target-itl", type=lambda text: float(text) / 1000, metavar="MS", help="milliseconds")
     add("--prefill-share", type=float, default=PREFILL_SHARE)
     add("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.max_batched_tokens < args.max_batch_size:
         parser.error("--max-batched-tokens must be at least --max-batch-size")
-    if min(args.requests, args.rate, args.max_batch_size, args.num_blocks) <= 0:
-        parser.error("--requests, --rate, --max-batch-size and --num-kv-blocks must be more than 0")
     try:
-        arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
+        args.arrivals = read_trace(args.trace) if args.trace else heavy_tailed(args.requests, args.rate, args.seed)
     except (OSError, ValueError, TypeError) as error:
         parser.error(f"--trace: {error}")
-    most = args.num_blocks * 16
-    if not arrivals or (long := [a for a in arrivals if a.prompt + a.output > most]):
-        parser.error(f"a request of {long[0]} can never fit {most} tokens" if arrivals else "the trace is empty")
+    if not args.arrivals:
+        parser.error("the trace is empty")
+    if too_long := [a for a in args.arrivals if a.prompt + a.output > args.num_blocks * 16]:
+        parser.error(f"a request of {too_long[0]} can never fit {args.num_blocks * 16} tokens")
+    return args
+
+
+def summarise(policy: str, outcome: Outcome) -> dict[str, Any]:
+    """What is printed of a policy; times in seconds."""
+    ttft, itl = np.percentile(outcome.ttft, (50, 99)), np.percentile(outcome.itl or [0.0], (50, 99))
+    times = dict(zip(TIMES, map(float, (np.mean(outcome.ttft), *ttft, *itl)), strict=True))
+    rates = {"output_tokens_per_second": outcome.throughput, "packing": outcome.packing}
+    return {"policy": policy, **times, **rates, "preemptions": outcome.preemptions, "cached": outcome.cached}
+
+
+def main() -> None:
+    """Print a JSON line for each policy on stdout and a table on stderr; draw the plot."""
+    args = parse()
     cost = StepCost() if args.fit is None else fit(args.fit or None)
     sys.stderr.write(f"a step costs {dataclasses.asdict(cost)}\n")
-    sys.stderr.write(
-        f"{'policy':10}{'TTFT mean':>11}{'p50':>9}{'p99':>9}{'ITL p50':>9}{'p99':>9}{'tok/s':>8}{'packing':>9}\n"
-    )
-    limits = {
-        name: getattr(args, name) for name in ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share")
-    }
-    limits["target_itl"] = None if args.target_itl is None else args.target_itl / 1000
+    sys.stderr.write(f"{'policy':10}" + "".join(f"{name:>10}" for name in (*TIMES, "tok/s", "packing")) + "\n")
+    limits = ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share", "target_itl")
     outcomes = {}
     for policy in args.policy:
-        outcome = outcomes[policy] = simulate(arrivals, policy, cost, **limits)
-        line = {
-            "policy": policy,
-            "ttft_mean": float(np.mean(outcome.ttft)),
-            **{f"ttft_p{p}": float(np.percentile(outcome.ttft, p)) for p in (50, 99)},
-            **{f"itl_p{p}": float(np.percentile(outcome.itl or [0.0], p)) for p in (50, 99)},
-            "output_tokens_per_second": outcome.throughput,
-            "packing": outcome.packing,
-            "preemptions": outcome.preemptions,
-            "cached": outcome.cached,
-        }
+        outcomes[policy] = simulate(args.arrivals, policy, cost, **{name: getattr(args, name) for name in limits})
+        line = summarise(policy, outcomes[policy])
         sys.stdout.write(json.dumps(line) + "\n")
-        times = [line[name] for name in ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")]
-        columns = "".join(f"{seconds:{width}.3f}" for seconds, width in zip(times, (11, 9, 9, 9, 9), strict=True))
-        sys.stderr.write(f"{policy:10}{columns}{outcome.throughput:8.0f}{outcome.packing:9.3f}\n")
+        columns = "".join(f"{line[name]:10.3f}" for name in TIMES)
+        sys.stderr.write(f"{policy:10}{columns}{line['output_tokens_per_second']:10.0f}{line['packing']:10.3f}\n")
     if args.plot:
         panels = {"time to first token (s)": "ttft", "inter-token latency (s)": "itl"}
-        plot_shares(
-            args.plot,
-            {
-                label: {policy: [(s, 1.0) for s in getattr(outcome, name)] for policy, outcome in outcomes.items()}
-                for label, name in panels.items()
-            },
-        )
+        curves = {
+            title: {policy: [(s, 1.0) for s in getattr(outcome, name)] for policy, outcome in outcomes.items()}
+            for title, name in panels.items()
+        }
+        plot_shares(args.plot, curves)
 
 
 if __name__ == "__main__":

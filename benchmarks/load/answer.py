@@ -8,31 +8,16 @@ from typing import Any
 import msgspec
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-
-
 class _Choice(msgspec.Struct):
     text: str | None = None
-    delta: _Delta | None = None
+    delta: dict[str, Any] | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
 
 
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
-
-
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
-    usage: _Usage | None = None
+    usage: dict[str, Any] | None = None
     error: Any = None
 
 
@@ -52,8 +37,9 @@ class Answer:
         error: what went wrong, None if nothing did.
         retry_after: seconds that a refusal asked to wait.
         arrivals: when each piece of text came.
-        counts: tokens of each piece, where the server says so; else None.
+        counts: tokens of each piece that came with token ids.
         usage_tokens: output tokens by the server's own count; None without one.
+        is_done: whether [DONE] came.
     """
 
     key: str = ""
@@ -64,18 +50,24 @@ class Answer:
     error: str | None = None
     retry_after: float | None = None
     arrivals: list[float] = field(default_factory=list)
-    counts: list[int] | None = None
+    counts: list[int] = field(default_factory=list)
     usage_tokens: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     finish_reason: str | None = None
+    is_done: bool = False
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether the server said of each piece how many tokens it has."""
+        return len(self.counts) == len(self.arrivals)
 
     @property
     def output_tokens(self) -> int:
         """Output tokens: from usage, else from token ids, else one for each piece."""
         if self.usage_tokens is not None:
             return self.usage_tokens
-        return sum(self.counts) if self.counts is not None else len(self.arrivals)
+        return sum(self.counts) if self.has_counts else len(self.arrivals)
 
     @property
     def ttft(self) -> float | None:
@@ -99,76 +91,48 @@ class Answer:
 
         Without token ids, pieces are taken to carry equally many of the tokens that the server counted.
         """
-        if not self.arrivals:
-            return []
         waits = [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
-        if self.counts is not None:
+        if self.has_counts and self.arrivals:
             first, *others = self.counts
             gaps = [(wait / count, float(count)) for wait, count in zip(waits, others, strict=True)]
             return [*gaps, (0.0, first - 1.0)] if first > 1 else gaps
-        if not waits:
-            return []
-        each = max(1.0, (self.output_tokens - 1) / len(waits))
+        each = max(1.0, (self.output_tokens - 1) / max(1, len(waits)))
         return [(wait / each, each) for wait in waits]
 
-
-class AnswerReader:
-    """Reads an answer's body into an `Answer`, piece by piece."""
-
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-        self._rest = b""
-        self._counts: list[int] = []
-        self._done = False
-
-    def take(self, now: float, body: bytes) -> None:
-        """Take the next bytes of an event stream, or of an error's body."""
-        *lines, self._rest = (self._rest + body).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._event(now, line[5:].strip())
-
-    def finish(self) -> None:
-        """Check the complete body."""
-        answer = self._answer
-        if answer.status != 200:
-            answer.error = str(answer.status)
-        elif answer.error is None and not self._done:
-            answer.error = "incomplete"  # a stream ends with [DONE]
-        if self._counts and len(self._counts) == len(answer.arrivals):
-            answer.counts = self._counts
-
-    def _event(self, now: float, data: bytes) -> None:
-        answer = self._answer
+    def take(self, now: float, line: bytes) -> None:
+        """Take one line of an event stream, or of an error's body."""
+        if not line.startswith(b"data:"):
+            return
+        data = line[5:].strip()
         if data == b"[DONE]":
-            self._done = True
+            self.is_done = True
             return
         try:
             event = _decode(data)
         except msgspec.DecodeError:
-            answer.error = "not JSON"
+            self.error = "not JSON"
             return
         if event.error is not None:
-            answer.error = "error event"
+            self.error = "error event"
         if event.usage is not None:
-            self._usage(event.usage)
+            self.usage_tokens = event.usage.get("completion_tokens")
+            self.prompt_tokens = event.usage.get("prompt_tokens") or 0
+            self.cached_tokens = (event.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
         for choice in event.choices:
-            self._choice(now, choice)
+            self._take_choice(now, choice)
 
-    def _choice(self, now: float, choice: _Choice) -> None:
-        answer = self._answer
-        text = choice.text
-        if choice.delta is not None:
-            text = choice.delta.content or choice.delta.reasoning_content
-        answer.finish_reason = choice.finish_reason or answer.finish_reason
-        is_only = choice.finish_reason is not None and not answer.arrivals  # all tokens were special ones
-        if text or choice.token_ids or is_only:
-            answer.arrivals.append(now)
+    def _take_choice(self, now: float, choice: _Choice) -> None:
+        delta = choice.delta or {}
+        self.finish_reason = choice.finish_reason or self.finish_reason
+        is_only = choice.finish_reason is not None and not self.arrivals  # all tokens were special ones
+        if choice.text or delta.get("content") or delta.get("reasoning_content") or choice.token_ids or is_only:
+            self.arrivals.append(now)
             if choice.token_ids:
-                self._counts.append(len(choice.token_ids))
+                self.counts.append(len(choice.token_ids))
 
-    def _usage(self, usage: _Usage) -> None:
-        answer = self._answer
-        answer.usage_tokens, answer.prompt_tokens = usage.completion_tokens, usage.prompt_tokens
-        if usage.prompt_tokens_details is not None:
-            answer.cached_tokens = usage.prompt_tokens_details.cached_tokens or 0
+    def finish(self) -> None:
+        """Check the complete answer."""
+        if self.status != 200:
+            self.error = str(self.status)
+        elif self.error is None and not self.is_done:
+            self.error = "incomplete"

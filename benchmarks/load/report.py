@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
-import itertools
-import math
 import sys
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,16 +43,12 @@ def distribution(samples: Iterable[tuple[float, float]]) -> dict[str, float]:
     A percentile is the smallest value that, with those below it, has that share of the weight.
     """
     ordered = sorted(sample for sample in samples if sample[1] > 0)
-    total = math.fsum(weight for _, weight in ordered)
     if not ordered:
         return {}
-    result = {"mean": math.fsum(value * weight for value, weight in ordered) / total}
-    below, wanted = 0.0, [(p, p / 100 * total * (1 - 1e-12)) for p in _PERCENTILES]
-    for value, weight in ordered:
-        below += weight
-        while wanted and below >= wanted[0][1]:
-            result[f"p{wanted.pop(0)[0]}"] = value
-    return result | {"max": ordered[-1][0]}
+    values, weights = np.array(ordered).T
+    shares = weights.cumsum() / weights.sum() + 1e-12
+    picked = {f"p{p}": float(values[np.searchsorted(shares, p / 100)]) for p in _PERCENTILES}
+    return {"mean": float(np.average(values, weights=weights)), **picked, "max": float(values[-1])}
 
 
 def milliseconds(seconds: Iterable[float | None]) -> dict[str, float]:
@@ -187,9 +183,8 @@ def plot_shares(path: Path, panels: dict[str, dict[str, list[tuple[float, float]
     figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name, samples in curves.items():
-            ordered = sorted(samples)
-            below = list(itertools.accumulate(weight for _, weight in ordered))
-            axes.step([value for value, _ in ordered], [part / below[-1] for part in below], where="post", label=name)
+            if samples:
+                axes.ecdf(*zip(*samples, strict=True), label=name)
         axes.set(xscale="log", xlabel=title, ylabel="share", ylim=(0, 1))
         if len(curves) > 1:
             axes.legend()

@@ -6,17 +6,18 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+import aiohttp
 import msgspec
 
-from benchmarks.load.answer import Answer, AnswerReader
-from benchmarks.load.http import ConnectionLostError, Pool
+from benchmarks.load.answer import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from benchmarks.load.workload import Request, Source
+
+_MAX_LINE = 1 << 20  # bytes of one event
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,21 @@ class Endpoint:
     body: dict[str, Any] = field(default_factory=dict)
     timeout: float = 600.0
 
-    def message(self, request: Request) -> bytes:
-        """The whole HTTP request."""
-        parts = urlsplit(self.url)
-        path = (
-            parts.path.rstrip("/").removesuffix("/v1") + "/v1/" + ("chat/completions" if self.chat else "completions")
-        )
+    @property
+    def route(self) -> str:
+        """The address that requests go to."""
+        base = self.url.rstrip("/").removesuffix("/v1")
+        return f"{base}/v1/{'chat/completions' if self.chat else 'completions'}"
+
+    def encode(self, request: Request) -> bytes:
+        """A request's body."""
         body = {**self.body, **self._prompt(request), "max_tokens": request.max_tokens, "stream": True}
         body["stream_options"] = {"include_usage": True}
         if self.model is not None:
             body["model"] = self.model
         if request.priority:
             body["priority"] = request.priority
-        encoded = msgspec.json.encode(body)
-        head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        if request.key:
-            head += f"Authorization: Bearer {request.key}\r\n"
-        return f"{head}Content-Length: {len(encoded)}\r\n\r\n".encode() + encoded
+        return msgspec.json.encode(body)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         prefix, prompt = request.prefix, request.prompt
@@ -80,63 +79,60 @@ class Run:
 
 async def run(endpoint: Endpoint, sources: Sequence[Source]) -> Run:
     """Send all requests. A failed request does not end the run."""
-    pool = Pool(endpoint.url)
-    prepared = [([(request, endpoint.message(request)) for request in s.requests], s.concurrency) for s in sources]
-    answers: list[Answer] = []
-    start, cpu_start = time.perf_counter(), time.process_time()
-    try:
+    prepared = [([(request, endpoint.encode(request)) for request in s.requests], s.concurrency) for s in sources]
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, read_bufsize=_MAX_LINE) as session:
+        load = _Load(session, endpoint)
+        start, cpu_start = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as tasks:
             for requests, concurrency in prepared:
                 if concurrency is None:
-                    tasks.create_task(_open_loop(pool, endpoint, requests, start, answers))
+                    tasks.create_task(load.open_loop(requests, start))
                     continue
                 queue = iter(requests)
                 for _ in range(concurrency):
-                    tasks.create_task(_closed_loop(pool, endpoint, queue, answers))
-    finally:
-        pool.close()
-    end = max((answer.end for answer in answers), default=start)
-    return Run(answers, end - start, time.process_time() - cpu_start)
+                    tasks.create_task(load.closed_loop(queue))
+        cpu_seconds = time.process_time() - cpu_start
+    end = max((answer.end for answer in load.answers), default=start)
+    return Run(load.answers, end - start, cpu_seconds)
 
 
-async def _closed_loop(
-    pool: Pool, endpoint: Endpoint, queue: Iterator[tuple[Request, bytes]], answers: list[Answer]
-) -> None:
-    for request, message in queue:
-        answers.append(await _send(pool, endpoint, request, message, time.perf_counter()))
+class _Load:
+    """The answers of a run so far."""
 
+    def __init__(self, session: aiohttp.ClientSession, endpoint: Endpoint) -> None:
+        self._session, self._endpoint = session, endpoint
+        self.answers: list[Answer] = []
 
-async def _open_loop(
-    pool: Pool, endpoint: Endpoint, requests: list[tuple[Request, bytes]], start: float, answers: list[Answer]
-) -> None:
-    async def one(request: Request, message: bytes, due: float) -> None:
-        answers.append(await _send(pool, endpoint, request, message, due))
+    async def closed_loop(self, queue: Iterator[tuple[Request, bytes]]) -> None:
+        for request, body in queue:
+            await self._send(request, body, time.perf_counter())
 
-    async with asyncio.TaskGroup() as tasks:
-        for request, message in requests:
-            due = start + (request.due or 0.0)
-            await asyncio.sleep(due - time.perf_counter())
-            tasks.create_task(one(request, message, due))
+    async def open_loop(self, requests: list[tuple[Request, bytes]], start: float) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for request, body in requests:
+                due = start + (request.due or 0.0)
+                await asyncio.sleep(due - time.perf_counter())
+                tasks.create_task(self._send(request, body, due))
 
-
-async def _send(pool: Pool, endpoint: Endpoint, request: Request, message: bytes, due: float) -> Answer:
-    """Send one request and return its answer, with or without error; times count from `due`."""
-    answer = Answer(key=request.key, start=due)
-    reader = AnswerReader(answer)
-    try:
-        async with asyncio.timeout(endpoint.timeout), pool.connection() as connection:
-            answer.lag = time.perf_counter() - due
-            try:
-                await connection.post(message, reader.take)
-            finally:
-                answer.status = connection.status
-            retry_after = connection.headers.get("retry-after", "")
-            if retry_after.isdigit():  # else a date, or missing
-                answer.retry_after = float(retry_after)
-        reader.finish()
-    except (OSError, ConnectionLostError, TimeoutError) as error:
-        answer.error = "broken off" if answer.status else type(error).__name__
-        if isinstance(error, TimeoutError):
+    async def _send(self, request: Request, body: bytes, due: float) -> None:
+        """Send one request and keep its answer, with or without error; times count from `due`."""
+        answer = Answer(key=request.key, start=due, lag=time.perf_counter() - due)
+        headers = {"Content-Type": "application/json"}
+        if request.key:
+            headers["Authorization"] = f"Bearer {request.key}"
+        post = self._session.post(self._endpoint.route, data=body, headers=headers, timeout=aiohttp.ClientTimeout())
+        try:
+            async with asyncio.timeout(self._endpoint.timeout), post as response:
+                answer.status = response.status
+                retry_after = response.headers.get("Retry-After", "")
+                answer.retry_after = float(retry_after) if retry_after.isdigit() else None  # else a date, or missing
+                async for line in response.content:
+                    answer.take(time.perf_counter(), line)
+            answer.finish()
+        except TimeoutError:
             answer.error = "timeout"
-    answer.end = time.perf_counter()
-    return answer
+        except (OSError, aiohttp.ClientError) as error:
+            answer.error = "broken off" if answer.status else type(getattr(error, "os_error", error)).__name__
+        answer.end = time.perf_counter()
+        self.answers.append(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -10,15 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 _WORDS = (
-    "the of and to in is that it for was on are as with they at be this from have or by one had not but "
-    "what all were when we there can an your which their said if do will each about how up out them then "
-    "many some so these would other into has more two like see time could no make than first been its who "
-    "now people made over did down only way find use may water long little very after words called just "
-    "where most know"
+    "the of and to in is that it for was on are as with they at be this from have or by one had not but what all were"
+    " when we there can an your which their said if do will each about how up out them then many some so these would"
 )
 
 
@@ -82,6 +80,29 @@ class Lengths:
         return min(max(1, round(rng.lognormvariate(math.log(self.low), self.sigma))), self.high)
 
 
+def positive(text: str) -> int:
+    """Parse a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"'{text}' must be at least 1")
+    return number
+
+
+def parse_rate(text: str) -> float:
+    """Parse arrivals per second, or inf."""
+    rate = float(text)
+    if not rate > 0:
+        raise ValueError(f"'{text}' must be more than 0")
+    return rate
+
+
+_KEY_SETTINGS: dict[str, Callable[[str], Any]] = {
+    "rate": parse_rate,
+    **dict.fromkeys(("concurrency", "requests"), positive),
+    **dict.fromkeys(("input-len", "output-len"), Lengths.parse),
+}
+
+
 @dataclass(frozen=True)
 class Load:
     """Settings of the requests of one API key.
@@ -104,19 +125,13 @@ class Load:
             ValueError: a setting is unknown or has no such value.
         """
         key, *settings = text.split(",")
-        kinds = {
-            "rate": parse_rate,
-            "concurrency": positive,
-            "requests": positive,
-            "input-len": Lengths.parse,
-            "output-len": Lengths.parse,
-        }
         changes: dict[str, Any] = {}
         for setting in settings:
             name, _, value = setting.partition("=")
-            if name not in kinds:
-                raise ValueError(f"'{setting}' is no setting of a key: expected one of {', '.join(kinds)}, and =VALUE")
-            changes[name.replace("-", "_")] = kinds[name](value)
+            if name not in _KEY_SETTINGS:
+                valid = ", ".join(_KEY_SETTINGS)
+                raise ValueError(f"'{setting}' is no setting of a key: expected one of {valid}, and =VALUE")
+            changes[name.replace("-", "_")] = _KEY_SETTINGS[name](value)
             if name == "concurrency":
                 changes["rate"] = None
         return dataclasses.replace(self, key=key, **changes)
@@ -136,35 +151,15 @@ class Prompts:
         return rng.choices(range(self.vocab_size), k=length)
 
 
-def positive(text: str) -> int:
-    """Parse a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(f"'{text}' must be at least 1")
-    return number
-
-
-def parse_rate(text: str) -> float:
-    """Parse arrivals per second, or inf."""
-    rate = float(text)
-    if not rate > 0:
-        raise ValueError(f"'{text}' must be more than 0")
-    return rate
-
-
 def generate(load: Load, prompts: Prompts, seed: int | str) -> Source:
     """The requests of one key. The same seed gives the same requests at the same times."""
     rng = random.Random(f"{seed}/{load.key}")
     prefix = prompts.make(random.Random(f"{seed}/prefix"), prompts.shared_prefix) if prompts.shared_prefix else ""
-    now = 0.0
-    requests: list[Request] = []
+    requests = []
     for _ in range(load.requests):
-        if load.rate is not None:
-            now += rng.expovariate(load.rate)
-        prompt = prompts.make(rng, load.input_len.draw(rng))
-        due = None if load.rate is None else now
-        requests.append(Request(prompt, load.output_len.draw(rng), prefix, load.key, due))
-    return Source(requests, load.concurrency if load.rate is None else None)
+        prompt, max_tokens = prompts.make(rng, load.input_len.draw(rng)), load.output_len.draw(rng)
+        requests.append(Request(prompt, max_tokens, prefix, load.key))
+    return _paced(requests, load, rng)
 
 
 def read(path: Path, load: Load, prompts: Prompts, seed: int, *, limit: int | None, replay: bool) -> Source:
@@ -177,25 +172,28 @@ def read(path: Path, load: Load, prompts: Prompts, seed: int, *, limit: int | No
     Raises:
         ValueError: a line cannot be read; it is named.
     """
-    rng, now = random.Random(f"{seed}/file"), 0.0
+    rng = random.Random(f"{seed}/file")
     requests: list[Request] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or (limit is not None and len(requests) == limit):
             continue
         try:
             entry = json.loads(line)
-            due: float | None = entry["time"] if replay else None
             request = _from_entry(entry, load, prompts, rng, seed)
+            requests.append(dataclasses.replace(request, due=entry["time"]) if replay else request)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: {type(error).__name__}: {error}") from None
-        if not replay and load.rate is not None:
-            due = now = now + rng.expovariate(load.rate)
-        requests.append(dataclasses.replace(request, due=due))
     if not requests:
         raise ValueError(f"{path} has no requests in it")
-    if not replay and load.rate is None:
+    return Source(sorted(requests, key=lambda request: request.due or 0)) if replay else _paced(requests, load, rng)
+
+
+def _paced(requests: list[Request], load: Load, rng: random.Random) -> Source:
+    """The requests at a load's rate, or in a closed loop."""
+    if load.rate is None:
         return Source(requests, load.concurrency)
-    return Source(sorted(requests, key=lambda request: request.due or 0.0))
+    times = itertools.accumulate(rng.expovariate(load.rate) for _ in requests)
+    return Source([dataclasses.replace(request, due=due) for request, due in zip(requests, times, strict=True)])
 
 
 def has_times(path: Path) -> bool:

@@ -104,8 +104,8 @@ async def test_a_refusal_is_an_error_with_its_time_and_when_to_come_back():
     ("pieces", "status", "error"),
     [
         ([STREAM_HEAD, text("a")], 200, "broken off"),  # the server dies in the middle
-        ([], 0, "ConnectionLostError"),
-        ([b"SSH-2.0-OpenSSH\r\n\r\n"], 0, "ConnectionLostError"),
+        ([], 0, "ServerDisconnectedError"),
+        ([b"SSH-2.0-OpenSSH\r\n\r\n"], 0, "ClientResponseError"),
         ([STREAM_HEAD, text("a"), END], 200, "incomplete"),
         ([STREAM_HEAD, text("a"), event(error={"message": "no"}), DONE], 200, "error event"),
         ([STREAM_HEAD, chunk(b"data: {oh\n\n"), DONE], 200, "not JSON"),
