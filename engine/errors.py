@@ -2,7 +2,15 @@
 
 
 class DeepseekServeError(Exception):
-    """Base of every error that this project raises on purpose; its text is meant for users."""
+    """Base of every error that this project raises on purpose; its text is meant for users.
+
+    Attributes:
+        param: the request field at fault, where there is one.
+        code: OpenAI's machine-readable code, where there is one.
+    """
+
+    param: str | None = None
+    code: str | None = None
 
 
 class ConfigError(DeepseekServeError, ValueError):
@@ -14,12 +22,7 @@ class ModelError(DeepseekServeError):
 
 
 class RequestError(DeepseekServeError, ValueError):
-    """A request asks for something invalid.
-
-    Attributes:
-        param: the request field at fault, where there is one.
-        code: OpenAI's machine-readable code, where there is one.
-    """
+    """A request asks for something invalid."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -34,9 +37,13 @@ class UnknownModelError(RequestError):
 class EngineUnavailableError(DeepseekServeError):
     """The engine is starting, stopping or gone; the request may be tried again."""
 
+    code = "server_is_overloaded"
+
 
 class OverloadedError(DeepseekServeError):
     """Too much waits already; `retry_after` says in how many seconds that should be over."""
+
+    code = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -45,6 +52,8 @@ class OverloadedError(DeepseekServeError):
 
 class DeadlineError(DeepseekServeError):
     """A request's time was over before it was finished."""
+
+    param, code = "timeout", "request_timeout"
 
 
 class GenerationError(DeepseekServeError):

@@ -6,13 +6,19 @@ The engine process and the in-process engine speak these same messages; `encode`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from engine.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+
+_Count = Annotated[int, Meta(ge=0, le=1 << 31)]
+_Fraction = Annotated[float, Meta(ge=0, le=1)]
+_Penalty = Annotated[float, Meta(ge=-100, le=100)]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,22 +43,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         prompt_logprobs: the same for the prompt's tokens.
     """
 
-    max_tokens: int = 16
-    min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    max_tokens: _Count = 16
+    min_tokens: _Count = 0
+    temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    top_k: _Count = 0
+    top_p: _Fraction = 1.0
+    min_p: _Fraction = 0.0
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     logit_bias: dict[int, float] | None = None
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
+    logprobs: _Count | None = None
+    prompt_logprobs: _Count | None = None
 
     def check(self) -> None:
         """Refuse values of a wrong type or out of their range (the API's own checks are stricter).
@@ -60,30 +66,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Raises:
             RequestError: naming the field and what is valid.
         """
-        stop: Any = self.stop  # no type checker guards the offline API's users
-        if isinstance(stop, str) or not all(stop):
-            raise RequestError(f"stop is {self.stop!r}; it must be a tuple of strings that are not empty", "stop")
         try:
             msgspec.convert(msgspec.to_builtins(self), SamplingParams)
         except (msgspec.ValidationError, TypeError) as error:  # TypeError: a value of no plain type
-            raise RequestError(f"The sampling parameters are not valid: {error}") from None
-        ranges = {
-            "max_tokens": (0, 1 << 31),
-            "min_tokens": (0, self.max_tokens),
-            "temperature": (0, 100),
-            "top_k": (0, 1 << 31),
-            "top_p": (0, 1),
-            "min_p": (0, 1),
-            "presence_penalty": (-100, 100),
-            "frequency_penalty": (-100, 100),
-            "repetition_penalty": (0.01, 100),
-            "logprobs": (0, 1 << 31),
-            "prompt_logprobs": (0, 1 << 31),
-        }
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:
-                raise RequestError(f"{name} is {value}; it must be from {least} to {most}", name)
+            reason, _, path = str(error).partition(" - at `$.")
+            field = re.match(r"\w*", path)[0]  # type: ignore[index]  # matches any text
+            message = ": ".join(filter(None, ("The sampling parameters are not valid", field, reason)))
+            raise RequestError(message, field or None) from None
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
 
     @property
     def has_penalties(self) -> bool:

@@ -29,26 +29,21 @@ logger = logging.getLogger(__name__)
 _RETRY_AFTER = {"Retry-After": "1"}
 _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
-_TYPES = {
-    404: "not_found_error",
-    408: "timeout_error",
-    503: "service_unavailable_error",
+_TYPES = {404: "not_found_error", 408: "timeout_error", 503: "service_unavailable_error"}  # others are 4xx or 5xx
+_ANSWERS: dict[type[DeepseekServeError], tuple[int, str]] = {  # the first that fits
+    UnknownModelError: (404, "not_found_error"),
+    RequestError: (400, "invalid_request_error"),
+    EngineUnavailableError: (503, "service_unavailable_error"),
+    OverloadedError: (429, "rate_limit_error"),
+    DeadlineError: (408, "timeout_error"),
 }
+UNEXPECTED = DeepseekServeError("The server had an error while processing your request.")
 
 
 def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
     """Return the status and body of an error raised on purpose; a stream's error event has the same body."""
-    if isinstance(error, UnknownModelError):
-        return 404, _body(str(error), "not_found_error", error.param, error.code)
-    if isinstance(error, RequestError):
-        return 400, _body(str(error), "invalid_request_error", error.param, error.code)
-    if isinstance(error, EngineUnavailableError):
-        return 503, _body(str(error), "service_unavailable_error", None, "server_is_overloaded")
-    if isinstance(error, OverloadedError):
-        return 429, _body(str(error), "rate_limit_error", None, "rate_limit_exceeded")
-    if isinstance(error, DeadlineError):
-        return 408, _body(str(error), "timeout_error", "timeout", "request_timeout")
-    return 500, _body(str(error), "server_error", None, None)
+    status, kind = next((answer for cls, answer in _ANSWERS.items() if isinstance(error, cls)), (500, "server_error"))
+    return status, _body(str(error), kind, error.param, error.code)
 
 
 def unauthorized() -> Response:
@@ -88,9 +83,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _response(
-            500, _body("The server had an error while processing your request.", "server_error", None, None)
-        )
+        return _response(*error_body(UNEXPECTED))
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -110,11 +103,11 @@ def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
     path = [part for part in map(str, problem["loc"]) if part != "body" and not _TYPE_NAME.fullmatch(part)]
-    param = path[0] if path else None
+    param = path[0] if path else problem.get("ctx", {}).get("param")
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
     if problem["type"] == "extra_forbidden":
         return f"Unsupported parameter: '{'.'.join(path)}' is not implemented by this server.", param
     if not path:
-        return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", None
+        return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", param
     return f"Invalid '{'.'.join(path)}': {problem['msg'].removeprefix('Value error, ')}", param

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from engine.errors import RequestError
 from engine.protocol import SamplingParams
@@ -36,12 +37,19 @@ _TAKEN_AS_THEY_ARE = (  # fields of SamplingParams
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
 
+_RESERVED_VARIABLES = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of chat templates
+
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _fault(field: str, message: str) -> PydanticCustomError:
+    """The error of a check over several fields, one of which is at fault."""
+    return PydanticCustomError("value_error", message, {"param": field})
 
 
 class StreamOptions(_Strict):
@@ -108,7 +116,7 @@ class GenerationRequest(_Strict):
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("'stream_options' goes with 'stream': true only")
+            raise _fault("stream_options", "'stream_options' goes with 'stream': true only")
         return self
 
     @property
@@ -151,19 +159,14 @@ class GenerationRequest(_Strict):
 
 def _prompt(value: Any) -> Any:
     """Check a prompt by hand: for a union of lists, pydantic would report every fault once for each kind of list."""
-    if isinstance(value, str) or (isinstance(value, list) and (_all(value, str) or _are_token_ids(value))):
-        return value
-    if isinstance(value, list) and all(isinstance(item, list) and _are_token_ids(item) for item in value):
+    prompts = value if isinstance(value, list) and not _are_token_ids(value) else [value]
+    if all(isinstance(prompt, str) for prompt in prompts) or all(map(_are_token_ids, prompts)):
         return value
     raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
 
-def _are_token_ids(values: list[Any]) -> bool:
-    return all(type(value) is int and 0 <= value < 1 << 31 for value in values)
-
-
-def _all(values: list[Any], kind: type) -> bool:
-    return all(isinstance(value, kind) for value in values)
+def _are_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
 
 
 class CompletionRequest(GenerationRequest):
@@ -177,11 +180,11 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _checks(self) -> CompletionRequest:
         if not self.prompts:
-            raise ValueError("'prompt' must not be empty")
+            raise _fault("prompt", "'prompt' must not be empty")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("'max_tokens' must be at least 1, unless 'echo' is true")
+            raise _fault("max_tokens", "'max_tokens' must be at least 1, unless 'echo' is true")
         if self.min_tokens > self.max_tokens:
-            raise ValueError("'min_tokens' must not exceed 'max_tokens'")
+            raise _fault("min_tokens", "'min_tokens' must not exceed 'max_tokens'")
         if len(self.prompts) * self.n > MAX_SEQUENCES:
             raise ValueError(f"prompts times 'n' must not exceed {MAX_SEQUENCES}")
         return self
@@ -239,12 +242,9 @@ class ChatCompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _checks(self) -> ChatCompletionRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("'top_logprobs' goes with 'logprobs': true only")
-        if (
-            reserved := {"messages", "add_generation_prompt", "bos_token", "eos_token"}
-            & self.chat_template_kwargs.keys()
-        ):
-            raise ValueError(f"'chat_template_kwargs' must not set {sorted(reserved)}")
+            raise _fault("top_logprobs", "'top_logprobs' goes with 'logprobs': true only")
+        if reserved := _RESERVED_VARIABLES & self.chat_template_kwargs.keys():
+            raise _fault("chat_template_kwargs", f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self
 
     def estimate_tokens(self) -> list[int]:

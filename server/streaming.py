@@ -11,7 +11,7 @@ import msgspec
 from fastapi import Response
 
 from engine.errors import DeepseekServeError
-from server.errors import error_body
+from server.errors import UNEXPECTED, error_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -58,8 +58,7 @@ class EventStream(Response):
             await write(b"data: %b\n\n" % _encode(error_body(error)[1]))
         except Exception:  # the client must learn that its stream has failed
             logger.exception("a stream failed")
-            failure = DeepseekServeError("The server had an error while processing your request.")
-            await write(b"data: %b\n\n" % _encode(error_body(failure)[1]))
+            await write(b"data: %b\n\n" % _encode(error_body(UNEXPECTED)[1]))
         await write(_DONE, more=False)
 
 
