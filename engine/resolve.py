@@ -74,7 +74,7 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         ops = resolve_ops(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
-    max_seq_len = _max_seq_len(config, model)
+    max_seq_len = model.resolve_max_seq_len(config.max_seq_len)
     shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
     kv_cache = CacheLayout(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
     default_batched_tokens = max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
@@ -94,16 +94,6 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
     )
     logger.info("resolved: %s", resolved)
     return resolved
-
-
-def _max_seq_len(config: EngineConfig, model: ModelConfig) -> int:
-    limit = model.max_position_embeddings
-    is_longer = config.max_seq_len is not None and config.max_seq_len > limit
-    if is_longer and model.rope_scaling.get("rope_type") != "dynamic":
-        raise ConfigError(
-            f"--max-seq-len is {config.max_seq_len}; the model was made for {limit} (max_position_embeddings)"
-        )
-    return config.max_seq_len or limit
 
 
 def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
 import logging
+import os
 import sys
 import tomllib
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, Settings, flag, setting
 from engine.errors import ConfigError, EngineUnavailableError, ModelError
 from server.config import LOG_FORMAT, ServerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
@@ -43,13 +45,14 @@ examples:
   deepseek-serve --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype float32
   deepseek-serve --config serve.yaml"""
 
+_PREFIX = "DEEPSEEK_SERVE_"  # of environment variables
 _GROUPS: tuple[type[Settings], ...] = (ModelSettings, BatchingSettings, ServerConfig)
 
 
 class CommandLine(ServerConfig, EngineConfig, BaseSettings):
     """All settings, from flags (given by name), else the environment, else the file that `config` names."""
 
-    model_config = SettingsConfigDict(env_prefix="DEEPSEEK_SERVE_")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX)
 
     config: str | None = setting(None, "YAML or TOML file with any of the flags below", metavar="FILE")
 
@@ -73,6 +76,8 @@ def main() -> None:
         sys.exit(command.main(sys.argv[2:]))
     server_config, engine_config = parse(sys.argv[1:])
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    for warning in _unknown_variables(os.environ):
+        logger.warning(warning)
     from server.serve import serve  # after the flags are known to be good: it imports the web stack
 
     try:
@@ -94,6 +99,18 @@ def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
         sys.exit(_complain(error))
     server, engine = ({name: values[name] for name in kind.model_fields} for kind in (ServerConfig, EngineConfig))
     return ServerConfig(**server), EngineConfig(**engine)
+
+
+def _unknown_variables(environment: Iterable[str]) -> Iterator[str]:
+    """Yield a warning for each variable with our prefix that is no setting.
+
+    It is no error: Kubernetes sets DEEPSEEK_SERVE_SERVICE_HOST and the like beside a service called deepseek-serve.
+    """
+    known = [f"{_PREFIX}{name.upper()}" for name in CommandLine.model_fields]
+    for name in environment:
+        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, 1, 0)[0]
+            yield f"{name} is ignored: no setting has this environment variable; the nearest is {nearest}"
 
 
 def _complain(error: Exception) -> int:

@@ -45,7 +45,8 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
     keys = ApiKeys.load(server_config.api_key, server_config.api_keys)
     with _listen(server_config) as listener:
         source = await asyncio.to_thread(resolve_model, engine_config.model)
-        source.read_config()  # a model that cannot be served is refused here, before a process is started for it
+        # A model that cannot be served, or not so long, is refused here, before a process is started for it.
+        source.read_config().resolve_max_seq_len(engine_config.max_seq_len)
         client = EngineProcess(engine_config, server_config.log_level)
         engine = asyncio.create_task(client.run())
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ModelError
+from engine.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -155,3 +155,14 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Dimensions of a head that rotary embedding rotates."""
         return self.mla.qk_rope_head_dim if self.mla is not None else self.head_dim
+
+    def resolve_max_seq_len(self, wanted: int | None) -> int:
+        """The most tokens of a sequence: --max-seq-len, by default what the model was made for.
+
+        Raises:
+            ConfigError: the model cannot compute sequences of this length.
+        """
+        limit = self.max_position_embeddings
+        if wanted is not None and wanted > limit and self.rope_scaling.get("rope_type") != "dynamic":
+            raise ConfigError(f"--max-seq-len is {wanted}; the model was made for {limit} (max_position_embeddings)")
+        return wanted or limit

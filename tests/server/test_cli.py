@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, flag
 from engine.policies import POLICIES
-from server.cli import parse
+from server.cli import _unknown_variables, parse
 from server.config import ServerConfig
 
 GROUPS = {"model": ModelSettings, "batching and memory": BatchingSettings, "server": ServerConfig}
@@ -205,6 +205,14 @@ def test_a_bad_environment_variable_is_refused(
 ) -> None:
     monkeypatch.setenv("DEEPSEEK_SERVE_DTYPE", "int3")
     assert "float32" in refused(capsys)
+
+
+def test_an_unknown_environment_variable_is_named_with_the_nearest_known_one() -> None:
+    names = ["DEEPSEEK_SERVE_MAX_BATCH_SISE", "DEEPSEEK_SERVE_PORT", "deepseek_serve_host", "PATH", "DEEPSEEK_SERVE_X"]
+    warnings = list(_unknown_variables(names))
+    assert len(warnings) == 2
+    assert warnings[0].startswith("DEEPSEEK_SERVE_MAX_BATCH_SISE is ignored")
+    assert warnings[0].endswith("the nearest is DEEPSEEK_SERVE_MAX_BATCH_SIZE")
 
 
 def run(*argv: str, script: bool = True) -> subprocess.CompletedProcess[str]:

@@ -128,6 +128,23 @@ async def test_bad_values_are_refused(api, path, name, value):
     assert len(error["message"]) < 2000
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": []}, "prompt"),
+        (COMPLETIONS, {"max_tokens": 0}, "max_tokens"),
+        (COMPLETIONS, {"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
+        (COMPLETIONS, {"stream_options": {}}, "stream_options"),
+        (CHAT, {"top_logprobs": 2}, "top_logprobs"),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        (COMPLETIONS, {"prompt": ["a"] * 100, "n": 100}, None),  # both are at fault
+    ],
+    ids=short,
+)
+async def test_of_fields_that_do_not_go_together_the_one_at_fault_is_named(api, path, body, param):
+    check_error(await api.post(path, **body), 400, type="invalid_request_error", param=param)
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999"])
 @pytest.mark.parametrize(
     "field",
