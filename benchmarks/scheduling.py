@@ -6,6 +6,7 @@ python -m benchmarks.scheduling --running 256 --waiting 10000
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -57,16 +58,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
     unit = loop()
-    for policy in args.policy:
-        for running in args.running:
-            for waiting in args.waiting:
-                seconds = measure(running, waiting, policy, args.steps)
-                line = {"policy": policy, "running": running, "waiting": waiting, "ms": seconds * 1e3}
-                sys.stdout.write(json.dumps(line | {"loops": seconds / unit}) + "\n")
-                sys.stderr.write(
-                    f"{policy:8} {running:4} running, {waiting:6} waiting: {seconds * 1e3:.3f} ms a step, "
-                    f"{seconds / unit:.2f} plain loops\n"
-                )
+    for policy, running, waiting in itertools.product(args.policy, args.running, args.waiting):
+        ms = 1e3 * measure(running, waiting, policy, args.steps)
+        line = {"policy": policy, "running": running, "waiting": waiting, "ms": ms, "loops": ms / 1e3 / unit}
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stderr.write(f"{policy:8} {running:4} running, {waiting:6} waiting: {ms:.3f} ms a step, ")
+        sys.stderr.write(f"{line['loops']:.2f} plain loops\n")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class WindowDetokenizer:
     """For all other decoders: decodes a short window of ids again with each token, and returns what the text gained.
 
     The window starts at a token where no character was unfinished. Some decoders treat the first token in a way of its
-    own (they strip a space). Both decodes start at the same token, so the difference between them is right.
+    own (they strip a space). Both decodes start at the same token, so the difference between them is right. Tokenizers'
+    own DecodeStream fails here: it raises where a broken character follows a whole one in one run of byte tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:

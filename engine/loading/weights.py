@@ -72,14 +72,8 @@ class Weights:
         self._missing: list[str] = []
         self._misshapen: list[str] = []
         self._trimmer = Trimmer()
-        self._bar = tqdm(
-            total=len(self._unused),
-            desc="loading weights",
-            unit="tensor",
-            disable=not progress,
-            file=sys.stderr,
-            leave=False,
-        )
+        bar = {"desc": "loading weights", "unit": "tensor", "file": sys.stderr, "leave": False}
+        self._bar = tqdm(total=len(self._unused), disable=not progress, **bar)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor of this name as floats; zeros if it is missing or misshapen, and `finish` raises later."""
@@ -159,21 +153,22 @@ class Weights:
         scale_O1 = self._read_stored(f"{layer}.weight_scale", (len(values_OI), 1))
         if kind is None:
             self._misshapen.append(f"{layer}.weight is int8, but in no group of quantization_config")
-        if scale_O1 is None or kind is None:
+        input_ = self._read_static_input(layer) if kind == "static" else Input(kind) if kind else None
+        return (
+            None if scale_O1 is None or input_ is None else QuantizedWeight(values_OI, scale_O1[:, 0].float(), input_)
+        )
+
+    def _read_static_input(self, layer: str) -> StaticInput | None:
+        stored = self._read_stored(f"{layer}.input_scale", (1,))
+        has_zero = f"{layer}.input_zero_point" in self._unused
+        stored_zero = self._read_stored(f"{layer}.input_zero_point", (1,)) if has_zero else None
+        if stored is None:
             return None
-        input_: Input | StaticInput = Input.FLOAT if kind == "float" else Input.DYNAMIC
-        if kind == "static":
-            scale, zero = self._read_stored(f"{layer}.input_scale", (1,)), 0
-            if f"{layer}.input_zero_point" in self._unused:
-                stored = self._read_stored(f"{layer}.input_zero_point", (1,))
-                zero = 0 if stored is None else int(stored)
-            if scale is None:
-                return None
-            if not -128 <= zero <= 127 or not 0 < float(scale) < math.inf:
-                self._misshapen.append(f"{layer}.input_scale and input_zero_point are {float(scale)} and {zero}")
-                return None
-            input_ = StaticInput(float(scale), zero + 128)  # the file's zero point is for int8 inputs, ours for uint8
-        return QuantizedWeight(values_OI, scale_O1[:, 0].float(), input_)
+        scale, zero = float(stored), 0 if stored_zero is None else int(stored_zero)
+        if not -128 <= zero <= 127 or not 0 < scale < math.inf:
+            self._misshapen.append(f"{layer}.input_scale and input_zero_point are {scale} and {zero}")
+            return None
+        return StaticInput(scale, zero + 128)  # the file's zero point is for int8 inputs, ours for uint8
 
     def _read_stored(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
         """A tensor in its stored dtype; None if it is missing or misshapen. A scalar counts as shape (1,)."""

@@ -27,17 +27,9 @@ class GroupedQueryAttention:
         self._head_dim = config.head_dim
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
-        self._qkv = build.linear(
-            f"{prefix}.q_proj",
-            f"{prefix}.k_proj",
-            f"{prefix}.v_proj",
-            in_size=config.hidden_size,
-            out_sizes=[q_size, kv_size, kv_size],
-            bias=config.attention_bias,
-        )
-        self._out = build.linear(
-            f"{prefix}.o_proj", in_size=q_size, out_sizes=[config.hidden_size], bias=config.attention_bias
-        )
+        sizes = {f"{prefix}.q_proj": q_size, f"{prefix}.k_proj": kv_size, f"{prefix}.v_proj": kv_size}
+        self._qkv = build.linear(sizes, config.hidden_size, bias=config.attention_bias)
+        self._out = build.linear({f"{prefix}.o_proj": config.hidden_size}, q_size, bias=config.attention_bias)
 
     @staticmethod
     def cache_shapes(config: ModelConfig) -> tuple[tuple[int, int], ...]:

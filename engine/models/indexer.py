@@ -37,7 +37,7 @@ class Indexer:
         hidden = build.config.hidden_size
 
         def linear(name: str, in_size: int, out_size: int) -> Linear:
-            return build.linear(f"{prefix}.{name}", in_size=in_size, out_sizes=[out_size], bias=False, dequantize=True)
+            return build.linear({f"{prefix}.{name}": out_size}, in_size, dequantize=True)
 
         self._config, self._ops, self._rotary_dim = config, build.ops, mla.qk_rope_head_dim
         self._query = linear("wq_b", mla.q_lora_rank, config.index_n_heads * config.index_head_dim)

@@ -98,8 +98,8 @@ def _read_group(name: str, group: Any, format_: Any) -> tuple[str, tuple[str, ..
     where = f"quantization_config.config_groups.{name}"
     if not isinstance(group, dict):
         raise ModelError(f"{where} is {group!r}; expected an object")
-    if (own := group.get("format") or format_) != FORMAT:
-        raise ModelError(f"{where} has format {own!r}; {_SUPPORTED}")
+    if (group_format := group.get("format") or format_) != FORMAT:
+        raise ModelError(f"{where} has format {group_format!r}; {_SUPPORTED}")
     weights = group.get("weights")
     if not isinstance(weights, dict) or any(weights.get(key, value) != value for key, value in _WEIGHTS.items()):
         raise ModelError(f"{where} has weights {_short(weights)}; {_SUPPORTED}")
@@ -109,19 +109,14 @@ def _read_group(name: str, group: Any, format_: Any) -> tuple[str, tuple[str, ..
     targets = _strings(f"{where}.targets", group.get("targets"))
     if inputs is None:
         return "float", targets
-    for kind in ("static", "dynamic"):
-        wanted = _INPUTS[kind] or {}
-        if isinstance(inputs, dict) and all(
-            inputs.get(key) == value for key, value in wanted.items() if key != "symmetric"
-        ):
+    for kind, wanted in _INPUTS.items():
+        if isinstance(inputs, dict) and wanted and {**inputs, "symmetric": False}.items() >= wanted.items():
             return kind, targets
     raise ModelError(f"{where} has input_activations {_short(inputs)}; {_SUPPORTED}")
 
 
 def _short(value: Any) -> str:
-    if not isinstance(value, dict):
-        return repr(value)
-    return str({key: value.get(key) for key in _WEIGHTS})
+    return repr({key: value.get(key) for key in _WEIGHTS} if isinstance(value, dict) else value)
 
 
 def _strings(where: str, value: Any) -> tuple[str, ...]:
@@ -129,10 +124,9 @@ def _strings(where: str, value: Any) -> tuple[str, ...]:
         raise ModelError(f"{where} is {value!r}; expected a list of names")
     for item in value:
         try:
-            re.compile(item.removeprefix("re:"))
+            _matches(item, "")
         except re.error as error:
-            if item.startswith("re:"):
-                raise ModelError(f"{where} has {item!r}, which is no regular expression: {error}") from None
+            raise ModelError(f"{where} has {item!r}, which is no regular expression: {error}") from None
     return tuple(value)
 
 

@@ -25,18 +25,17 @@ class Builder:
     ops: Ops
 
     def stacked(
-        self, *names: str, in_size: int, out_sizes: list[int], bias: bool, dequantize: bool = False
+        self, sizes: dict[str, int], in_size: int, *, bias: bool = False, dequantize: bool = False
     ) -> tuple[Weight, torch.Tensor | None]:
-        """`{name}.weight` (and `.bias`) of several layers that read the same input, stacked by output.
+        """The weights (and biases) of several layers that read the same input, stacked: name -> size of its output.
 
         Int8 weights are dequantized if their kinds of input differ, or if `dequantize` is set.
         """
-        pairs = list(zip(names, out_sizes, strict=True))
-        biases = torch.cat([self.weights.take(f"{name}.bias", (size,)) for name, size in pairs]) if bias else None
+        take, layers = self.weights.take, sizes.items()
+        biases = torch.cat([take(f"{name}.bias", (size,)) for name, size in layers]) if bias else None
         if dequantize:
-            parts = [self.weights.take(f"{name}.weight", (size, in_size)) for name, size in pairs]
-            return torch.cat(parts), biases
-        weights = [self.weights.take_linear(name, (size, in_size)) for name, size in pairs]
+            return torch.cat([take(f"{name}.weight", (size, in_size)) for name, size in layers]), biases
+        weights = [self.weights.take_linear(name, (size, in_size)) for name, size in layers]
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         if len(quantized) == len(weights) and (stacked := stack(quantized)) is not None:
             return stacked, biases
@@ -44,10 +43,9 @@ class Builder:
         parts = [weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight for weight in weights]
         return torch.cat(parts), biases
 
-    def linear(self, *names: str, in_size: int, out_sizes: list[int], bias: bool, dequantize: bool = False) -> Linear:
+    def linear(self, sizes: dict[str, int], in_size: int, *, bias: bool = False, dequantize: bool = False) -> Linear:
         """One linear layer from one or several of the checkpoint's layers; see `stacked`."""
-        stacked = self.stacked(*names, in_size=in_size, out_sizes=out_sizes, bias=bias, dequantize=dequantize)
-        return self.ops.projection(*stacked)
+        return self.ops.projection(*self.stacked(sizes, in_size, bias=bias, dequantize=dequantize))
 
     def norm(self, name: str) -> torch.Tensor:
         """The weight of an RMSNorm over hidden_size."""
@@ -59,10 +57,8 @@ class MLP:
 
     def __init__(self, build: Builder, prefix: str, inter: int) -> None:
         hidden, bias = build.config.hidden_size, build.config.mlp_bias
-        gate_up = build.stacked(
-            f"{prefix}.gate_proj", f"{prefix}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=bias
-        )
-        down = build.stacked(f"{prefix}.down_proj", in_size=inter, out_sizes=[hidden], bias=bias)
+        gate_up = build.stacked({f"{prefix}.gate_proj": inter, f"{prefix}.up_proj": inter}, hidden, bias=bias)
+        down = build.stacked({f"{prefix}.down_proj": hidden}, inter, bias=bias)
         self._apply = build.ops.mlp(gate_up, down)
 
     def forward(self, x_TH: torch.Tensor, onto_TH: torch.Tensor | None = None) -> torch.Tensor:

@@ -62,13 +62,9 @@ class MultiHeadLatentAttention:
         stride = 2 if mla.rope_interleave else 1
         latent_rows = _half_split_rows(1, mla.kv_lora_rank, mla.qk_rope_head_dim, stride)
         query_rows = _half_split_rows(self._num_heads, mla.qk_nope_head_dim, mla.qk_rope_head_dim, stride)
-        weight, bias = build.stacked(
-            f"{prefix}.{first}",
-            f"{prefix}.kv_a_proj_with_mqa",
-            in_size=config.hidden_size,
-            out_sizes=[self._q_size, mla.kv_lora_rank + mla.qk_rope_head_dim],
-            bias=config.attention_bias,
-        )
+        latent_size = mla.kv_lora_rank + mla.qk_rope_head_dim
+        sizes = {f"{prefix}.{first}": self._q_size, f"{prefix}.kv_a_proj_with_mqa": latent_size}
+        weight, bias = build.stacked(sizes, config.hidden_size, bias=config.attention_bias)
         rows = torch.arange(self._q_size) if mla.q_lora_rank else query_rows
         rows = torch.cat([rows, self._q_size + latent_rows])
         self._down = build.ops.projection(_rows(weight, rows), None if bias is None else bias[rows])
@@ -85,12 +81,8 @@ class MultiHeadLatentAttention:
         self._absorb_keys = build.ops.head_linear(key_up_NDC)
         self._expand_keys = build.ops.head_linear(key_up_NDC.transpose(1, 2))
         self._value_up = build.ops.head_linear(value_up_NVC.transpose(1, 2))  # after or before attention
-        self._out = build.linear(
-            f"{prefix}.o_proj",
-            in_size=self._num_heads * mla.v_head_dim,
-            out_sizes=[config.hidden_size],
-            bias=config.attention_bias,
-        )
+        out = {f"{prefix}.o_proj": config.hidden_size}
+        self._out = build.linear(out, self._num_heads * mla.v_head_dim, bias=config.attention_bias)
         self._indexer = Indexer(build, f"{prefix}.indexer") if config.indexer is not None else None
 
     @staticmethod
@@ -128,35 +120,24 @@ class MultiHeadLatentAttention:
         q_TQ, latent_TX = down.split([self._q_size, mla.kv_lora_rank + mla.qk_rope_head_dim], dim=1)
         if self._q_up is not None:
             q_TQ = ops.rms_norm(q_TQ, self._q_norm, _NORM_EPS)
-        q = q_TQ if self._q_up is None else self._q_up(q_TQ)
-        q_nope_TND, q_rope_TNR = q.view(x_TH.shape[0], self._num_heads, -1).split(
-            [mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2
-        )
-        ops.store_latents(
-            latent_TX,
-            self._latent_norm,
-            _NORM_EPS,
-            batch.cos_TD,
-            batch.sin_TD,
-            cache[0],
-            batch.slot_mapping_T,
-        )
+        q_TNX = (q_TQ if self._q_up is None else self._q_up(q_TQ)).view(x_TH.shape[0], self._num_heads, -1)
+        q_nope_TND, q_rope_TNR = q_TNX.split([mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2)
+        rotation = batch.cos_TD, batch.sin_TD
+        ops.store_latents(latent_TX, self._latent_norm, _NORM_EPS, *rotation, cache[0], batch.slot_mapping_T)
         selection = None
         if self._indexer is not None:
             assert not isinstance(cache[1], Int8Cache)
             selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
 
         plan: MLAPlan = batch.attention_plan
-        rotation = batch.cos_TD, batch.sin_TD
         if not plan.expanded:
             o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, rotation, cache[0], plan.absorbed, selection)
         else:
             o_TNV = x_TH.new_empty(x_TH.shape[0], self._num_heads, mla.v_head_dim)
             if (rows := plan.absorbed_rows) is not None:
-                own = batch.cos_TD[rows], batch.sin_TD[rows]
-                o_TNV[rows] = self._attend_absorbed(
-                    q_nope_TND[rows], q_rope_TNR[rows], own, cache[0], plan.absorbed, None
-                )
+                rotation_of_rows = batch.cos_TD[rows], batch.sin_TD[rows]
+                q = q_nope_TND[rows], q_rope_TNR[rows]
+                o_TNV[rows] = self._attend_absorbed(*q, rotation_of_rows, cache[0], plan.absorbed, None)
             q_rope_TNR = ops.rotary(q_rope_TNR, *rotation)
             for chunk in plan.expanded:
                 rows_of = slice(chunk.first, chunk.last)
@@ -197,11 +178,11 @@ class MultiHeadLatentAttention:
         v_LGV = q_QNX.new_empty(context_len, step, mla.v_head_dim)
         for first in range(0, num_heads, step):
             heads = slice(first, min(first + step, num_heads))
-            own = slice(heads.stop - first)
-            latents_LGC = latents_LX[:, None, : mla.kv_lora_rank].expand(-1, own.stop, -1)
-            self._expand_keys(latents_LGC, k_LGX[:, own, : mla.qk_nope_head_dim], first)
-            self._value_up(latents_LGC, v_LGV[:, own], first)
-            o_QNV[:, heads] = self._ops.causal_attention(q_QNX[:, heads], k_LGX[:, own], v_LGV[:, own], self._scale)
+            group = slice(heads.stop - first)
+            latents_LGC = latents_LX[:, None, : mla.kv_lora_rank].expand(-1, group.stop, -1)
+            self._expand_keys(latents_LGC, k_LGX[:, group, : mla.qk_nope_head_dim], first)
+            self._value_up(latents_LGC, v_LGV[:, group], first)
+            o_QNV[:, heads] = self._ops.causal_attention(q_QNX[:, heads], k_LGX[:, group], v_LGV[:, group], self._scale)
         return o_QNV
 
 

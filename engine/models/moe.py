@@ -33,9 +33,7 @@ class MixtureOfExperts:
         def experts() -> Iterator[tuple[Weight, Weight]]:
             for expert in range(config.n_routed_experts):
                 name = f"{prefix}.experts.{expert}"
-                gate_up, _ = build.stacked(
-                    f"{name}.gate_proj", f"{name}.up_proj", in_size=hidden, out_sizes=[inter, inter], bias=False
-                )
+                gate_up, _ = build.stacked({f"{name}.gate_proj": inter, f"{name}.up_proj": inter}, hidden)
                 yield gate_up, build.weights.take_linear(f"{name}.down_proj", (hidden, inter))
 
         self._experts = build.ops.grouped_mlp(experts())

@@ -129,3 +129,12 @@ def test_sentencepiece_gives_out_a_cut_character_at_the_end(sentencepiece):
     pieces = stream(WindowDetokenizer(sentencepiece, skip_special=True), ids)
     assert "".join(pieces) == sentencepiece.decode(ids)
     assert pieces[-1] == "\N{REPLACEMENT CHARACTER}" * 2
+
+
+def test_stray_bytes_after_whole_characters_end_no_stream(sentencepiece):
+    """The full decode replaces the whole character too, which the stream has given out by then."""
+    detokenizer = WindowDetokenizer(sentencepiece, skip_special=True)
+    ids = [*(3 + byte for byte in "漢".encode()), 3 + 0xFF, *sentencepiece.encode("ok").ids]
+    pieces = stream(detokenizer, ids)
+    assert pieces[:3] == ["", "", "漢"]
+    assert "".join(pieces).endswith("ok")
