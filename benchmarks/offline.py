@@ -22,7 +22,7 @@ from benchmarks.kernels import peak_flops, read_bandwidth
 from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.protocol import GenerateRequest, SamplingParams, Terms
+from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from engine.step import StepPlan
 
 OPTIONS = {"model": None, "dtype": "auto", "kernels": "auto", "quantization": "none", "kv_cache_dtype": "auto"}
@@ -70,7 +70,7 @@ def compute(
     params = SamplingParams(max_tokens=output_len, temperature=0.0, ignore_eos=True)
     for i in range(batch):
         prompt = [rng.randrange(engine.info.vocab_size) for _ in range(input_len)]
-        engine.add(GenerateRequest(f"{i}", prompt, params, 1, Terms(time.monotonic())))
+        engine.add(GenerateRequest(f"{i}", prompt, params, 1, SchedulingParams(time.monotonic())))
     observe, steps, num_tokens = engine.batcher.observe, [], 0
     engine.batcher.observe = lambda plan, seconds: steps.append((plan, seconds)) or observe(plan, seconds)  # type: ignore[method-assign, func-returns-value]
     while engine.has_work:

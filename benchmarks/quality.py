@@ -25,7 +25,7 @@ from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.loading.resolve import resolve_model
-from engine.protocol import GenerateRequest, SamplingParams, Terms
+from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from engine.quantization.calibration_text import builtin_text
 from server.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def _run(options: dict[str, Any], prompts: list[list[int]], output_len: int) -> 
 
 def _request(name: str, prompt: list[int], max_tokens: int, **sampling: Any) -> GenerateRequest:
     params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **sampling)
-    return GenerateRequest(name, prompt, params, 1, Terms(time.monotonic()))
+    return GenerateRequest(name, prompt, params, 1, SchedulingParams(time.monotonic()))
 
 
 def _record_logprobs(engine: Engine) -> list[torch.Tensor]:

@@ -30,7 +30,7 @@ from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
-from engine.protocol import SamplingParams, Terms
+from engine.protocol import SamplingParams, SchedulingParams
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepPlan, StepResult
 
@@ -188,7 +188,7 @@ def sequence(number: int, arrival: Arrival) -> Sequence:
     token_ids = [hash(shared) % 1_000_003] * min(length, arrival.prompt)
     token_ids += [-number - 1] * (arrival.prompt - len(token_ids))
     sampling = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
-    terms = Terms(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight)
+    terms = SchedulingParams(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight)
     return Sequence(str(number), token_ids, arrival.prompt, sampling, terms)
 
 

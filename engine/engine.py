@@ -17,10 +17,10 @@ from engine.protocol import (
     EngineInfo,
     GenerateRequest,
     SamplingParams,
+    SchedulingParams,
     SequenceOutput,
     Shutdown,
     StepOutput,
-    Terms,
 )
 from engine.sampler import uniform
 from engine.sequence import Sequence
@@ -151,7 +151,7 @@ class Engine:
     def warm_up(self) -> None:
         """Compute a token or two, so that libraries build their kernels before the first request."""
         params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
-        self.add(GenerateRequest("warm-up", [0], params, 1, Terms(time.monotonic())))
+        self.add(GenerateRequest("warm-up", [0], params, 1, SchedulingParams(time.monotonic())))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
             self.batcher.update(plan, self.executor.execute(plan))

@@ -82,7 +82,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
 
-class Terms(msgspec.Struct, frozen=True, array_like=True):
+class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
     """What a request is scheduled by; times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
 
     Attributes:
@@ -112,7 +112,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     prompt_token_ids: list[int]
     sampling: SamplingParams
     n: int
-    terms: Terms
+    terms: SchedulingParams
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

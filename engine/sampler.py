@@ -93,12 +93,12 @@ def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[Sam
 
 def top_logprobs(logprobs_RV: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
     """Report, for each row, one token's logprob and the likeliest tokens' (`counts` says how many)."""
-    own = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0].tolist()
+    chosen = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0].tolist()
     top = logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1]), dim=-1)
     values, ids = top.values.tolist(), top.indices.tolist()
     return [
         TokenLogprobs(logprob, ids[i][:count], values[i][:count])
-        for i, (logprob, count) in enumerate(zip(own, counts, strict=True))
+        for i, (logprob, count) in enumerate(zip(chosen, counts, strict=True))
     ]
 
 

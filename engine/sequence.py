@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from engine.protocol import FinishReason, SamplingParams, SequenceOutput, Terms, TokenLogprobs
+from engine.protocol import FinishReason, SamplingParams, SchedulingParams, SequenceOutput, TokenLogprobs
 from engine.step import PromptLogprobs, Sample, SampledToken, ScheduledSequence
 
 
@@ -49,7 +49,7 @@ class Sequence:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
-    terms: Terms
+    terms: SchedulingParams
     index: int = 0
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()

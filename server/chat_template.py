@@ -46,9 +46,9 @@ class ChatTemplate:
         Raises:
             RequestError: the template refuses these messages (an unknown role, for example), or fails on them.
         """
-        own = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        fixed = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render({**self._special_tokens, **variables, **own})
+            return self._template.render({**self._special_tokens, **variables, **fixed})
         except (jinja2.TemplateError, *_TEMPLATE_FAILURES) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
 

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
-from engine.protocol import GenerateRequest, SequenceOutput, Terms
+from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
 from server.choice_text import ChoiceText, Delta
 from server.metrics import RequestTimer
 
@@ -26,7 +26,12 @@ class Generation:
     """The prompts of one API request, `n` choices for each: choice number = prompt number * n + index."""
 
     def __init__(
-        self, server: ServerState, body: GenerationRequest, prompts: list[list[int]], terms: Terms, ticket: Ticket
+        self,
+        server: ServerState,
+        body: GenerationRequest,
+        prompts: list[list[int]],
+        terms: SchedulingParams,
+        ticket: Ticket,
     ) -> None:
         """Check the request against the engine's limits.
 

@@ -12,7 +12,7 @@ from engine.build import build
 from engine.config import EngineConfig
 from engine.errors import RequestError
 from engine.loading.resolve import resolve_model
-from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, Terms, TokenLogprobs
+from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
 from server.choice_text import ChoiceText, Delta
 from server.tokenizer import Tokenizer
@@ -82,7 +82,9 @@ class LLM:
             if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
                 raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
             self.engine.info.check(token_ids, params)
-            request = GenerateRequest(f"offline-{next(self._numbers)}", token_ids, params, 1, Terms(time.monotonic()))
+            request = GenerateRequest(
+                f"offline-{next(self._numbers)}", token_ids, params, 1, SchedulingParams(time.monotonic())
+            )
             requests.append(request)
             answers[request.request_id] = Delta(0)
             texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)

@@ -16,7 +16,7 @@ import msgspec
 from fastapi import Request, Response
 
 from engine.errors import RequestError
-from engine.protocol import SamplingParams, Terms
+from engine.protocol import SamplingParams, SchedulingParams
 from server.generation import Generation
 from server.protocol import GenerationRequest
 from server.streaming import EventStream, run_until_disconnect
@@ -136,11 +136,11 @@ def usage(generation: Generation) -> Json:
     }
 
 
-def _terms(request: Request, call: ApiCall[Any]) -> Terms:
+def _terms(request: Request, call: ApiCall[Any]) -> SchedulingParams:
     """Return what the batcher schedules a request by, if it arrives now."""
     arrival_time, caller, config = time.monotonic(), request.scope["caller"], call.server.config
     limits = [seconds for seconds in (call.body.timeout, config.request_timeout) if seconds is not None]
-    return Terms(
+    return SchedulingParams(
         arrival_time,
         call.body.priority,
         caller.tenant,

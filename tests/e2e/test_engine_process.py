@@ -19,10 +19,10 @@ from engine.protocol import (
     FromEngine,
     GenerateRequest,
     SamplingParams,
+    SchedulingParams,
     SequenceOutput,
     Shutdown,
     StepOutput,
-    Terms,
     ToEngine,
     decode_from_engine,
     encode,
@@ -80,17 +80,21 @@ def parent(tiny_llama: Path, tmp_path: Path) -> Iterator[Parent]:
 
 
 def endless() -> GenerateRequest:
-    return GenerateRequest("r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, Terms(time.monotonic()))
+    return GenerateRequest(
+        "r", [65], SamplingParams(max_tokens=500, ignore_eos=True), 1, SchedulingParams(time.monotonic())
+    )
 
 
 def test_no_message_ends_the_engine(parent: Parent) -> None:
     for request_id, prompt, max_tokens in (("vocab", [10**6], 1), ("empty", [], 1), ("pool", [65], 64 * 16)):
-        parent.send(GenerateRequest(request_id, prompt, SamplingParams(max_tokens=max_tokens), 2, Terms(0.0)))
+        parent.send(
+            GenerateRequest(request_id, prompt, SamplingParams(max_tokens=max_tokens), 2, SchedulingParams(0.0))
+        )
         reasons = [output.finish_reason for output in outputs_of(parent, request_id, 2)]
         assert reasons == ["error", "error"]
     parent.send(b"\xc1 is no MessagePack")
     parent.send(encode({"type": "generate", "request_id": 7}))
-    parent.send(GenerateRequest("good", [65], SamplingParams(max_tokens=3, ignore_eos=True), 1, Terms(0.0)))
+    parent.send(GenerateRequest("good", [65], SamplingParams(max_tokens=3, ignore_eos=True), 1, SchedulingParams(0.0)))
     assert [len(output.token_ids) for output in outputs_of(parent, "good", 3)] == [1, 1, 1]
     assert parent.log.count("cannot be taken in") == 3
     assert parent.log.count("cannot be decoded") == 2

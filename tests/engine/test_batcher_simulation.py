@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from engine.policies import POLICIES
-from engine.protocol import Terms
+from engine.protocol import SchedulingParams
 from tests.support.sequences import make_sequence
 from tests.support.watched_batcher import WatchedBatcher
 
@@ -76,12 +76,12 @@ class Simulation:
             )
             self.watched.add(seq)
 
-    def terms(self, tenants: bytes) -> Terms:
+    def terms(self, tenants: bytes) -> SchedulingParams:
         rng, now = self.rng, self.watched.now
         priority, tenant = rng.randrange(3), rng.choice(tenants)
         deadline = now + rng.uniform(0, 0.2) if rng.random() < 0.1 else None
         start_deadline = now + rng.uniform(0, 0.1) if rng.random() < 0.1 else None
-        return Terms(now, priority, bytes([tenant]), self.weights[tenant], deadline, start_deadline)
+        return SchedulingParams(now, priority, bytes([tenant]), self.weights[tenant], deadline, start_deadline)
 
     def abort(self) -> None:
         if self.watched.live:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from engine.policies import POLICIES
-from engine.protocol import Terms
+from engine.protocol import SchedulingParams
 from tests.support.sequences import make_sequence
 from tests.support.watched_batcher import WatchedBatcher
 
@@ -90,7 +90,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 prompt_logprobs=prompt_logprobs,
-                terms=Terms(now, priority, *tenant, ends, start_ends),
+                terms=SchedulingParams(now, priority, *tenant, ends, start_ends),
             )
             self.watched.add(seq)
         self.num_requests += 1

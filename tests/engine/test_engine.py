@@ -14,10 +14,10 @@ from engine.protocol import (
     AbortRequest,
     GenerateRequest,
     SamplingParams,
+    SchedulingParams,
     SequenceOutput,
     Shutdown,
     StepOutput,
-    Terms,
 )
 from tests.support.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
@@ -279,7 +279,7 @@ def small(tiny_llama: Path) -> Engine:
 
 
 def asked(request_id: str, prompt: list[int], n: int = 1, **sampling: object) -> GenerateRequest:
-    return GenerateRequest(request_id, prompt, greedy_params(**{"max_tokens": 4, **sampling}), n, Terms(0.0))
+    return GenerateRequest(request_id, prompt, greedy_params(**{"max_tokens": 4, **sampling}), n, SchedulingParams(0.0))
 
 
 def check_answered(line: Line, small: Engine, request_id: str, num_tokens: int = 4) -> None:

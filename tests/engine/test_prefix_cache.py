@@ -4,7 +4,7 @@ import pytest
 
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
-from engine.protocol import Terms
+from engine.protocol import SchedulingParams
 from engine.waiting_queue import MAX_PASSED
 from tests.support.sequences import compute, make_sequence, start, table_of, try_start
 from tests.support.stepping import add, result_of
@@ -135,13 +135,15 @@ def test_the_last_block_is_not_awaited_as_it_is_not_taken():
 def test_tenants_do_not_find_each_other_s_blocks():
     manager = KVCacheManager(20, 4)
     tenants = (b"", b"a", b"b")
-    seqs = {tenant: make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=tenant)) for tenant in tenants}
+    seqs = {
+        tenant: make_sequence(prompt=list(range(9)), terms=SchedulingParams(0.0, tenant=tenant)) for tenant in tenants
+    }
     for seq in seqs.values():
         assert manager.find_prefix(seq) == []
         assert not manager.is_in_flight(seq, 0)
         assert try_start(manager, seq, 0) == 0
         compute(manager, seq)
-    again = make_sequence(prompt=list(range(9)), terms=Terms(0.0, tenant=b"a"))
+    again = make_sequence(prompt=list(range(9)), terms=SchedulingParams(0.0, tenant=b"a"))
     assert [block.block_id for block in manager.find_prefix(again)] == table_of(manager, seqs[b"a"])[:2]
 
 

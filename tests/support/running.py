@@ -12,7 +12,7 @@ import torch
 from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.protocol import GenerateRequest, SamplingParams, Terms
+from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Several
@@ -58,7 +58,7 @@ def greedy_params(max_tokens: int, **sampling: Any) -> SamplingParams:
 
 
 def request(prompt: list[int], sampling: SamplingParams, n: int = 1) -> GenerateRequest:
-    return GenerateRequest(f"request {next(_numbers)}", prompt, sampling, n, Terms(time.monotonic()))
+    return GenerateRequest(f"request {next(_numbers)}", prompt, sampling, n, SchedulingParams(time.monotonic()))
 
 
 def finish(engine: Engine, requests: Several[GenerateRequest]) -> list[Result]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from engine.protocol import SamplingParams, Terms
+from engine.protocol import SamplingParams, SchedulingParams
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make_sequence(
     seed: int = 0,
     index: int = 0,
     stop_token_ids: tuple[int, ...] = (),
-    terms: Terms | None = None,
+    terms: SchedulingParams | None = None,
     **sampling: Any,
 ) -> Sequence:
     """A waiting sequence; its prompt is zeros unless given."""
@@ -39,7 +39,7 @@ def make_sequence(
         sampling=SamplingParams(**sampling),
         seed=seed,
         stop_token_ids=frozenset(stop_token_ids),
-        terms=terms or Terms(0.0),
+        terms=terms or SchedulingParams(0.0),
         sequence_id=next(_numbers),
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
-from engine.protocol import Terms, TokenLogprobs
+from engine.protocol import SchedulingParams, TokenLogprobs
 from engine.step import SampledToken, StepResult
 from tests.support.sequences import make_sequence
 
@@ -25,7 +25,7 @@ def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tok
 
 def of(name: str, num_tokens: int = 4, *, max_tokens: int = 16, **terms: Any) -> Sequence:
     """A sequence of these terms."""
-    return make_sequence(name, num_tokens, max_tokens=max_tokens, terms=Terms(0.0, **terms))
+    return make_sequence(name, num_tokens, max_tokens=max_tokens, terms=SchedulingParams(0.0, **terms))
 
 
 def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:
