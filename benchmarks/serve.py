@@ -88,11 +88,8 @@ def sources(args: argparse.Namespace) -> list[workload.Source]:
 
 def measure(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     """Send warm-up requests, then the load; return the run and its summary."""
-    body = {"temperature": args.temperature, **args.body}
-    if args.ignore_eos:
-        body["ignore_eos"] = True
-    if args.token_ids:
-        body["return_token_ids"] = True
+    flags = {"ignore_eos": args.ignore_eos, "return_token_ids": args.token_ids}
+    body = {"temperature": args.temperature, **args.body, **{name: True for name, is_set in flags.items() if is_set}}
     key = args.sources[0].requests[0].key
     endpoint = Endpoint(args.url, args.model or served_model(args.url, key), args.chat, body, args.timeout)
     if args.warmup:

@@ -35,4 +35,4 @@ class LocalExecutor:
         return self.runner.execute(plan)
 
     def prepare(self, num_taken: int) -> bool:
-        return self.runner.prepare(num_taken)
+        return self.runner.kv_pool.prepare(num_taken)

@@ -24,7 +24,11 @@ _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole in the
 
 
 class Tokenizer:
-    """A model's vocabulary and chat template. Safe to use from several threads."""
+    """A model's vocabulary and chat template. Safe to use from several threads.
+
+    Attributes:
+        bos_id, eos_id: the tokens that begin and end a text; None if the model has none.
+    """
 
     def __init__(
         self,
@@ -40,9 +44,9 @@ class Tokenizer:
             raise ValueError("its vocabulary is empty")
         if not isinstance(chat_template, str | None):
             raise TypeError(f"its chat template is {chat_template!r}")
-        self._bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
-        self._add_bos = add_bos and self._bos_id is not None
-        self._eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
+        self.bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
+        self._add_bos = add_bos and self.bos_id is not None
+        self.eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
         self._config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": bos_token,
@@ -73,16 +77,6 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
-    @property
-    def bos_id(self) -> int | None:
-        """The token that begins a text, if the model has one."""
-        return self._bos_id
-
-    @property
-    def eos_id(self) -> int | None:
-        """The token that ends a text, if the model has one."""
-        return self._eos_id
-
     @functools.cached_property
     def max_token_bytes(self) -> int:
         """The most bytes of text that one token can stand for."""
@@ -100,9 +94,9 @@ class Tokenizer:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except TypeError:  # a lone surrogate, which JSON can carry
             raise RequestError("The prompt is not valid Unicode: it has half a surrogate pair.", "prompt") from None
-        if add_special_tokens and self._add_bos and ids[:1] != [self._bos_id]:
-            return [self._bos_id, *ids]  # type: ignore[list-item]
-        if add_special_tokens and self._bos_id is not None and ids[:2] == [self._bos_id, self._bos_id]:
+        if add_special_tokens and self._add_bos and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]  # type: ignore[list-item]
+        if add_special_tokens and self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]:
             return ids[1:]  # the text begins with BOS, and the tokenizer's post-processor added another
         return ids
 
