@@ -35,12 +35,24 @@ class EngineUnavailableError(DeepseekServeError):
     """The engine is starting, stopping or gone; the request may be tried again."""
 
 
+class DrainingError(EngineUnavailableError):
+    """The server is about to end and takes no more requests."""
+
+
+class BrokenOffError(EngineUnavailableError):
+    """A running request was ended early, by the end of the engine or of the server; it may be tried again."""
+
+
 class OverloadedError(DeepseekServeError):
     """Too much waits already; `retry_after` says in how many seconds that should be over."""
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QueueTimeoutError(OverloadedError):
+    """A request waited longer than --queue-timeout and was not started."""
 
 
 class DeadlineError(DeepseekServeError):

@@ -103,7 +103,7 @@ def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess
 @pytest.fixture
 def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess]:
     """A server for one test, which may end it."""
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "0.5") as server:
+    with ServerProcess(tmp_path, *flags, "--drain-timeout", "0.5") as server:
         yield server
 
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerPro
 
 
 def test_a_signal_lets_short_requests_finish(flags: tuple[str, ...], tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "20") as server:
+    with ServerProcess(tmp_path, *flags, "--drain-timeout", "20") as server:
         body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=body) as response:
             lines = (line for line in response.iter_lines() if line)
@@ -151,7 +151,7 @@ def test_an_idle_server_ends_at_once(own_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_path: Path, sig: int) -> None:
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "60") as server:
+    with ServerProcess(tmp_path, *flags, "--drain-timeout", "60") as server:
         engine = server.engine
         with open_stream(server), contextlib.suppress(httpx.TransportError):
             server.process.send_signal(sig)

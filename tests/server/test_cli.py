@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, flag
 from engine.policies import POLICIES
-from server.cli import parse
+from server.command_line import parse
 from server.config import ServerConfig
 
 GROUPS = {"model": ModelSettings, "batching and memory": BatchingSettings, "server": ServerConfig}
@@ -185,8 +185,8 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--max-queued-tokens", "0"], "--max-queued-tokens is 0; it must be at least 1"),
         (["--request-timeout", "0"], "--request-timeout is 0; it must be more than 0"),
         (["--queue-timeout", "0"], "--queue-timeout is 0; it must be more than 0"),
-        (["--shutdown-timeout", "-1"], "--shutdown-timeout is -1; it must be at least 0"),
-        (["--shutdown-timeout", "inf"], "--shutdown-timeout is inf; it must be a finite number"),
+        (["--drain-timeout", "-1"], "--drain-timeout is -1; it must be at least 0"),
+        (["--drain-timeout", "inf"], "--drain-timeout is inf; it must be a finite number"),
         (["--max-batch", "3"], "unrecognized arguments: --max-batch 3; deepseek-serve --help"),  # no abbreviations
         (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag 1; deepseek-serve --help"),
         (["serve"], "unrecognized arguments: serve; deepseek-serve --help"),
