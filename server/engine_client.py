@@ -190,11 +190,12 @@ class EngineProcess(EngineClient):
             finally:
                 if self.info is not None:
                     self.stats = EngineStats(0, 0, 0, self.info.num_blocks)
+                listens = self._socket is not None
                 self.info, self._socket = None, None
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
                 self.fail_all("The engine stopped while it was computing this request. Please try again.")
                 receiving.cancel()
-                await self._end(process, exited, socket)
+                await self._end(process, exited, socket, listens=listens)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -208,10 +209,15 @@ class EngineProcess(EngineClient):
                     raise ModelError(failed.message)
 
     async def _end(
-        self, process: asyncio.subprocess.Process, exited: asyncio.Task[int], socket: zmq.asyncio.Socket
+        self,
+        process: asyncio.subprocess.Process,
+        exited: asyncio.Task[int],
+        socket: zmq.asyncio.Socket,
+        *,
+        listens: bool,
     ) -> None:
-        """Leave no process behind: ask, then kill."""
-        if process.returncode is None:
+        """Leave no process behind: ask the engine if it listens by now, then kill."""
+        if process.returncode is None and listens:
             with contextlib.suppress(zmq.ZMQError):
                 await socket.send(encode(Shutdown()), flags=zmq.NOBLOCK)
             await asyncio.wait({exited}, timeout=_STOP_TIMEOUT)
