@@ -39,8 +39,8 @@ _LOG_LINE = re.compile(r" servers/(\S+) \S+ (-?\d+) \S+ - - (\S{4}) \S+ \S+ \{(\
 class Rollout:
     """The servers, HAProxy and the load; a name of a server is HAProxy's."""
 
-    def __init__(self, model: str, folder: Path) -> None:
-        self._model, self._folder = model, folder
+    def __init__(self, model: str, config: Path, folder: Path) -> None:
+        self._model, self._config, self._folder = model, config, folder
         self._ports = {name: free_port() for name in ("server-1", "server-2")}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -55,7 +55,7 @@ class Rollout:
         """Start HAProxy before the servers; its URL."""
         listen = f"127.0.0.1:{free_port()}"
         servers = {name.upper().replace("-", "_"): f"127.0.0.1:{port}" for name, port in self._ports.items()}
-        self._start("haproxy", ["haproxy", "-f", str(CONFIG)], {**servers, "LISTEN": listen})
+        self._start("haproxy", ["haproxy", "-f", str(self._config)], {**servers, "LISTEN": listen})
         return f"http://{listen}"
 
     def signal(self, name: str, number: int) -> int:
@@ -148,7 +148,9 @@ def main() -> int:
     """Rehearse on a small random model, or the one named; 0 if all went as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="what to serve; default: a small random checkpoint, made for this")
-    model = parser.parse_args().model
+    parser.add_argument("--config", type=Path, default=CONFIG, help="another haproxy.cfg, made from the default one")
+    args = parser.parse_args()
+    model = args.model
     if shutil.which("haproxy") is None:
         print("haproxy is not installed; on Debian: apt install haproxy", file=sys.stderr)
         return 2
@@ -157,7 +159,7 @@ def main() -> int:
         if model is None:
             model = str(folder / "model")
             subprocess.run([COMMAND, "make-checkpoint", "--like", "v2-lite", "--out", model], check=True)
-        rollout = Rollout(model, folder)
+        rollout = Rollout(model, args.config, folder)
         try:
             wrong = asyncio.run(rehearse(rollout))
         except BaseException:
