@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants clean
+.PHONY: help install serve test check format bench bench-kernels load compare simulate rollout-test soak mutants clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,9 @@ compare: $(STAMP) ## measure servers against each other in turn (ARGS="--target 
 
 simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rate 8 --fit MODEL ...")
 	$(BIN)/python -m benchmarks.simulate $(ARGS)
+
+rollout-test: $(STAMP) ## rehearse a rollout behind HAProxy: drain and replace one of two servers, then kill the other
+	$(BIN)/python -m tests.deploy.rollout $(ARGS)
 
 soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \

@@ -1,6 +1,6 @@
 """The engine's settings. One declaration of a setting gives its flag, environment variable, file key, help and bounds.
 
-A class is a group of the command's help. `server.cli` reads flags, environment and file; nothing is read here.
+A class is a group of the command's help. `server.command_line` reads flags, environment and file; nothing is read here.
 """
 
 from __future__ import annotations

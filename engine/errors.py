@@ -40,6 +40,14 @@ class EngineUnavailableError(DeepseekServeError):
     code = "server_is_overloaded"
 
 
+class DrainingError(EngineUnavailableError):
+    """The server is about to end and takes no more requests."""
+
+
+class BrokenOffError(EngineUnavailableError):
+    """A running request was ended early, by the end of the engine or of the server; it may be tried again."""
+
+
 class OverloadedError(DeepseekServeError):
     """Too much waits already; `retry_after` says in how many seconds that should be over."""
 
@@ -48,6 +56,10 @@ class OverloadedError(DeepseekServeError):
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class QueueTimeoutError(OverloadedError):
+    """A request waited longer than --queue-timeout and was not started."""
 
 
 class DeadlineError(DeepseekServeError):

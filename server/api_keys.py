@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,68 +11,77 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-PUBLIC_PATHS = frozenset({"/health", "/metrics"})  # for probes and Prometheus; other paths need a key if keys are set
+    from server.metrics import Metrics
+
+# For probes and Prometheus; other paths need a key if keys are set.
+PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics"})
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")  # what may name a key in metrics; most keys are longer
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request: a hash of the API key (empty without a key), and the weight of the key's share."""
+    """Who sends a request.
+
+    Attributes:
+        tenant: a hash of the API key; empty without a key.
+        weight: the key's share under --policy fair.
+        key_name: what metrics call the key; "none" unless keys are set, so that there are no more names than keys.
+    """
 
     tenant: bytes = b""
     weight: float = 1.0
+    key_name: str = "none"
+
+    @classmethod
+    def of_key(cls, key: str, weight: float, name: str) -> Caller:
+        """Return who sends a request with this key."""
+        return cls(_hash(key.encode()), weight, name)
 
 
 class ApiKeys:
     """The hashes of the keys that are let in. If no key is set, everyone is let in, and a key only names the tenant."""
 
-    def __init__(self, weights: dict[str, float]) -> None:
-        self._weights = {_hash(key.encode()): weight for key, weight in weights.items()}
+    def __init__(self, callers: Iterable[Caller] = ()) -> None:
+        self._callers = {caller.tenant: caller for caller in callers}
 
     @classmethod
     def load(cls, key: str | None, path: str | None) -> ApiKeys:
-        """Read keys from --api-key, and from the lines `KEY [WEIGHT]` of the file --api-keys.
+        """Read keys from --api-key, and from the lines `KEY [WEIGHT] [NAME]` of the file --api-keys.
+
+        A key without a name is called by its line, as in `key-3`; the key of --api-key is called `api-key`.
 
         Raises:
             ConfigError: the file cannot be read, or a line is not of that form.
         """
-        weights = {} if key is None else {key: 1.0}
+        callers = [] if key is None else [Caller.of_key(key, 1.0, "api-key")]
         if path is not None:
             try:
                 lines = Path(path).read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"--api-keys {path} cannot be read: {error}") from None
             for number, line in enumerate(lines, 1):
-                words = line.split()
-                if not words or words[0].startswith("#"):
-                    continue
-                try:
-                    weight = float(words[1]) if len(words) > 1 else 1.0
-                except ValueError:
-                    weight = 0.0
-                if len(words) > 2 or not 0 < weight < 1e6:
-                    raise ConfigError(f"--api-keys {path}, line {number}: expected KEY, or KEY and a weight above 0")
-                weights[words[0]] = weight
-            if not weights:
+                if line.strip() and not line.lstrip().startswith("#"):
+                    callers.append(_parse_line(line, f"--api-keys {path}, line {number}", f"key-{number}"))
+            if not callers:
                 raise ConfigError(f"--api-keys {path} has no key in it")
-        return cls(weights)
+        return cls(callers)
 
     def identify(self, authorization: bytes | None) -> Caller | None:
         """Return who sends this header; None if the key is not let in. Comparing hashes leaks nothing through time."""
         scheme, _, key = (authorization or b"").partition(b" ")
         tenant = _hash(key.strip()) if scheme.lower() == b"bearer" and key.strip() else b""
-        if not self._weights:
-            return Caller(tenant)
-        weight = self._weights.get(tenant)
-        return None if weight is None else Caller(tenant, weight)
+        return self._callers.get(tenant) if self._callers else Caller(tenant)
 
 
 class ApiKeyMiddleware:
     """Sets the scope's `caller`, or answers 401. Pure ASGI: the path is the one that is routed; nothing is buffered."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: ApiKeys, metrics: Metrics) -> None:
+        self._app, self._keys, self._metrics = app, keys, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -80,10 +90,31 @@ class ApiKeyMiddleware:
             if caller is None and scope["path"] not in PUBLIC_PATHS:
                 from server.errors import unauthorized  # the web stack, which is there by now
 
+                self._metrics.count_refused("unauthorized")
                 await unauthorized()(scope, receive, send)
                 return
             scope["caller"] = caller or Caller()
         await self._app(scope, receive, send)
+
+
+def _parse_line(line: str, where: str, name: str) -> Caller:
+    key, *words = line.split()
+    weight = 1.0
+    if words:
+        try:
+            weight = float(words[0])
+        except ValueError:
+            pass
+        else:
+            words.pop(0)
+    if words:
+        name = words.pop(0)
+    if words or not 0 < weight < 1e6 or not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{where}: expected KEY [WEIGHT] [NAME]; a weight is a number above 0, a name begins with a letter and has "
+            "at most 32 of A-Z a-z 0-9 _ . -"
+        )
+    return Caller.of_key(key, weight, name)
 
 
 def _hash(key: bytes) -> bytes:

@@ -10,6 +10,7 @@ from server import errors
 from server.admission import Admission
 from server.api_keys import ApiKeyMiddleware, ApiKeys
 from server.config import ServerConfig
+from server.health import Health
 from server.metrics import Metrics
 from server.routes import chat, completions, models, operations
 from server.state import ServerState
@@ -28,6 +29,7 @@ def create_app(
     model_root: Path,
     config: ServerConfig | None = None,
     keys: ApiKeys | None = None,
+    health: Health | None = None,
 ) -> FastAPI:
     """Return an app that serves one model with these settings and keys. The caller runs the client."""
     config = config or ServerConfig()
@@ -35,6 +37,7 @@ def create_app(
     metrics = Metrics(model_name, client)
     app.state.server = ServerState(
         client,
+        health or Health(client),
         tokenizer,
         metrics,
         model_name,
@@ -42,8 +45,8 @@ def create_app(
         config,
         Admission(config.max_queued_requests, config.max_queued_tokens),
     )
-    app.add_middleware(ApiKeyMiddleware, keys=keys or ApiKeys({}))
-    errors.install(app)
+    app.add_middleware(ApiKeyMiddleware, keys=keys or ApiKeys(), metrics=metrics)
+    errors.install(app, metrics)
     for module in (completions, chat, models, operations):
         app.include_router(module.router)
     return app

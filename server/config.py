@@ -35,7 +35,8 @@ class ServerConfig(Settings):
     api_key: str | None = setting(None, "let in only requests with this key (Authorization: Bearer KEY)", metavar="KEY")
     api_keys: str | None = setting(
         None,
-        "a file of keys to let in, one a line, each with a weight of its share if it is not 1 (see --policy fair)",
+        "a file of keys to let in, a line for each: KEY [WEIGHT] [NAME], with a share other than 1 (see --policy fair) "
+        "and what metrics call the key",
         metavar="FILE",
     )
     max_connections: int = setting(
@@ -67,8 +68,14 @@ class ServerConfig(Settings):
     queue_timeout: float | None = setting(
         None, "seconds that a request may wait to start before it is refused with 429", metavar="SECONDS", gt=0
     )
-    shutdown_timeout: float = setting(
-        3.0, "seconds that running requests may take to finish after SIGTERM or ctrl-C", ge=0, metavar="SECONDS"
+    drain_delay: float = setting(
+        0.0,
+        "seconds after SIGTERM in which /readyz fails but new requests are still taken, for load balancers to notice",
+        ge=0,
+        metavar="SECONDS",
+    )
+    drain_timeout: float = setting(
+        3.0, "seconds that running requests may then take to finish; at once after ctrl-C", ge=0, metavar="SECONDS"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")
 

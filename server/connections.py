@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.errors import error_response
+from server.errors import REFUSED_STATUSES, error_response
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +42,7 @@ class Connections:
         body_timeout: seconds from there to the end of the body.
         write_timeout: seconds that a client may leave its full buffers unread.
         max_bodies_bytes: bytes of all bodies that are under way.
+        count_refused: called with the metric's reason for each answer that is a refusal.
         evictable: connections without a whole request, the one that has waited longest first.
     """
 
@@ -51,6 +52,7 @@ class Connections:
     write_timeout: float
     max_body_bytes: int
     max_bodies_bytes: int
+    count_refused: Callable[[str], None]
     num_open: int = 0
     bodies_bytes: int = 0
     evictable: dict[LimitedProtocol, None] = field(default_factory=dict)
@@ -183,6 +185,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if is_answering:
             self.transport.close()
             return
+        if (reason := REFUSED_STATUSES.get(status)) is not None:
+            self._shared.count_refused(reason)
         response = error_response(status, message, {"Connection": "close"})
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in response.raw_headers]
@@ -215,7 +219,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._read_timer = None
 
 
-def limited_protocol(config: ServerConfig) -> Callable[..., LimitedProtocol]:
+def limited_protocol(config: ServerConfig, count_refused: Callable[[str], None]) -> Callable[..., LimitedProtocol]:
     """What uvicorn calls for each connection; their number is at most what the open files allow."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.max_connections + _SPARE_FILES
@@ -232,5 +236,6 @@ def limited_protocol(config: ServerConfig) -> Callable[..., LimitedProtocol]:
         write_timeout=config.write_timeout,
         max_body_bytes=int(config.max_body_size * (1 << 20)),
         max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
+        count_refused=count_refused,
     )
     return partial(LimitedProtocol, connections=connections)

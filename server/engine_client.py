@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import zmq
 import zmq.asyncio
 
-from engine.errors import EngineUnavailableError, ModelError
+from engine.errors import BrokenOffError, DrainingError, EngineUnavailableError, ModelError
 from engine.protocol import (
     EngineFailed,
     EngineInfo,
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _HEALTHY_AFTER = 60.0  # seconds of life after which a death is a first one again
 _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each try in a row
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
+_CLOSED = "The server is shutting down. Please try again."
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
 
 
@@ -66,6 +67,8 @@ class EngineClient(ABC):
         self.info: EngineInfo | None = None  # None whenever no engine takes requests
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
+        self.num_restarts = 0
+        self._is_closed = False
         self._streams: dict[str, OutputStream] = {}
 
     @abstractmethod
@@ -84,7 +87,7 @@ class EngineClient(ABC):
         """Start requests that were checked against `info`.
 
         Raises:
-            EngineUnavailableError: the engine is starting, restarting or gone.
+            EngineUnavailableError: the engine is starting, restarting or gone, or `close` was called.
         """
         self.require_info()
         stream = OutputStream(requests, self._send, self._forget)
@@ -97,8 +100,10 @@ class EngineClient(ABC):
         """The engine's limits.
 
         Raises:
-            EngineUnavailableError: no engine takes requests now.
+            EngineUnavailableError: no engine takes requests now, or `close` was called.
         """
+        if self._is_closed:
+            raise DrainingError(_CLOSED)
         if self.info is None:
             raise EngineUnavailableError(f"The engine is {self.state}. Please try again soon.")
         return self.info
@@ -106,7 +111,12 @@ class EngineClient(ABC):
     def fail_all(self, reason: str) -> None:
         """End every running request with an error that says it may be tried again."""
         for stream in list(self._streams.values()):
-            stream.fail(EngineUnavailableError(reason))
+            stream.fail(BrokenOffError(reason))
+
+    def close(self) -> None:
+        """End every running request, and refuse those that come."""
+        self._is_closed = True
+        self.fail_all(_CLOSED)
 
     def _forget(self, stream: OutputStream) -> None:
         for request_id in stream.request_ids:
@@ -144,6 +154,7 @@ class EngineProcess(EngineClient):
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
                 await asyncio.sleep(delay)
                 started = time.monotonic()
+                self.num_restarts += 1
                 try:
                     status = await self._run_once()
                 except ModelError as error:  # it may pass: a folder being replaced, memory that others hold
@@ -179,11 +190,12 @@ class EngineProcess(EngineClient):
             finally:
                 if self.info is not None:
                     self.stats = EngineStats(0, 0, 0, self.info.num_blocks)
+                listens = self._socket is not None
                 self.info, self._socket = None, None
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
                 self.fail_all("The engine stopped while it was computing this request. Please try again.")
                 receiving.cancel()
-                await self._end(process, exited, socket)
+                await self._end(process, exited, socket, listens=listens)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -197,10 +209,15 @@ class EngineProcess(EngineClient):
                     raise ModelError(failed.message)
 
     async def _end(
-        self, process: asyncio.subprocess.Process, exited: asyncio.Task[int], socket: zmq.asyncio.Socket
+        self,
+        process: asyncio.subprocess.Process,
+        exited: asyncio.Task[int],
+        socket: zmq.asyncio.Socket,
+        *,
+        listens: bool,
     ) -> None:
-        """Leave no process behind: ask, then kill."""
-        if process.returncode is None:
+        """Leave no process behind: ask the engine if it listens by now, then kill."""
+        if process.returncode is None and listens:
             with contextlib.suppress(zmq.ZMQError):
                 await socket.send(encode(Shutdown()), flags=zmq.NOBLOCK)
             await asyncio.wait({exited}, timeout=_STOP_TIMEOUT)

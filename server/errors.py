@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from engine.errors import (
     DeadlineError,
     DeepseekServeError,
+    DrainingError,
     EngineUnavailableError,
     OverloadedError,
     RequestError,
@@ -24,8 +25,21 @@ from engine.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from server.metrics import Metrics
+
 logger = logging.getLogger(__name__)
 
+# The `reason` of the metric requests_refused. queue_timeout is counted where it is found: streams have begun by then.
+_REFUSALS: dict[type[Exception], str] = {
+    RequestError: "invalid",
+    UnknownModelError: "invalid",
+    RequestValidationError: "invalid",
+    OverloadedError: "queue_full",
+    EngineUnavailableError: "unavailable",
+    DrainingError: "draining",
+}
+# Likewise, for what is refused for its status alone; the other statuses are no requests for any route.
+REFUSED_STATUSES = {400: "invalid", 413: "too_large", 431: "too_large", 503: "unavailable"}
 _RETRY_AFTER = {"Retry-After": "1"}
 _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
@@ -60,11 +74,16 @@ def error_response(status: int, message: str, headers: Any = None) -> Response:
     return _response(status, _body(message, kind, None, None), headers)
 
 
-def install(app: FastAPI) -> None:
-    """Make the app answer every error in OpenAI's shape."""
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Make the app answer every error in OpenAI's shape, and count refusals."""
+
+    def count(error: Exception) -> None:
+        if (reason := _REFUSALS.get(type(error))) is not None:
+            metrics.count_refused(reason)
 
     @app.exception_handler(DeepseekServeError)
     async def on_purpose(_: Request, error: DeepseekServeError) -> Response:
+        count(error)
         status, body = error_body(error)
         headers = _RETRY_AFTER if status == 503 else None
         if isinstance(error, OverloadedError):
@@ -73,11 +92,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
+        count(error)
         message, param = _first_problem(error.errors())
         return _response(400, _body(message, "invalid_request_error", param, None))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> Response:
+        if (reason := REFUSED_STATUSES.get(error.status_code)) is not None:
+            metrics.count_refused(reason)
         return error_response(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(Exception)

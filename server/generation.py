@@ -9,7 +9,13 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from engine.errors import DeadlineError, DeepseekServeError, GenerationError, OverloadedError
+from engine.errors import (
+    DeadlineError,
+    DeepseekServeError,
+    EngineUnavailableError,
+    GenerationError,
+    QueueTimeoutError,
+)
 from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
 from server.choice_text import ChoiceText, Delta
 from server.metrics import RequestTimer
@@ -32,6 +38,7 @@ class Generation:
         prompts: list[list[int]],
         terms: SchedulingParams,
         ticket: Ticket,
+        key_name: str,
     ) -> None:
         """Check the request against the engine's limits.
 
@@ -46,6 +53,7 @@ class Generation:
         self.prompts, self._n = prompts, body.n
         self.num_output_tokens = self.num_cached_tokens = 0
         self._client, self._metrics, self._terms, self._ticket = server.client, server.metrics, terms, ticket
+        self._key_name = key_name
         self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens)
         detokenizer = server.tokenizer.detokenizer
@@ -75,14 +83,14 @@ class Generation:
         """Submit the requests and yield deltas. Closing the generator, or cancelling its consumer, aborts the rest.
 
         Raises:
-            GenerationError, EngineUnavailableError, DeadlineError, OverloadedError: the request ended early.
+            GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
         requests = [
             GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._terms) for prompt in self.prompts
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
-        timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens)
-        num_running = self.num_choices
+        timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens, self._key_name)
+        num_running, left = self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:
                 async for output in stream:
@@ -100,9 +108,12 @@ class Generation:
                     self._check_end(output)
                     if delta is not None:
                         yield delta
+        except EngineUnavailableError:
+            left = "error"
+            raise
         finally:
             for _ in range(num_running):
-                self._metrics.count_finished("abort")
+                self._metrics.count_finished(left)
             timer.end()
 
     def _count(self, output: SequenceOutput) -> None:
@@ -127,5 +138,6 @@ class Generation:
         seconds = now - self._terms.arrival_time
         if not has_started and (self._terms.deadline is None or now < self._terms.deadline):
             message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
-            return OverloadedError(message, self._ticket.retry_after())
+            self._metrics.count_refused("queue_timeout")
+            return QueueTimeoutError(message, self._ticket.retry_after())
         return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")

@@ -23,6 +23,7 @@ _FAST = (
     1, 2.5, 5, 10,
 )  # fmt: skip
 _SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+REFUSALS = ("queue_full", "queue_timeout", "draining", "unavailable", "unauthorized", "invalid", "too_large")
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
@@ -63,10 +64,35 @@ class Metrics:
         )
         for reason in ("stop", "length", "abort", "error", "timeout"):
             self._finished.labels(model_name, reason)
+        self._refused = Counter(
+            "deepseek_serve_requests_refused",
+            "Requests that were answered with an error and never started, by reason.",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        for reason in REFUSALS:
+            self._refused.labels(model_name, reason)
+        self._key_prompt_tokens, self._key_generation_tokens = (
+            Counter(f"deepseek_serve_key_{name}", text, ["model_name", "key"], registry=self.registry)
+            for name, text in (
+                ("prompt_tokens", "Prompt tokens by the name of the API key; none without keys."),
+                ("generation_tokens", "Tokens generated, by the name of the API key; none without keys."),
+            )
+        )
 
     def count_finished(self, reason: str) -> None:
         """Count the end of a sequence."""
         self._finished.labels(self._model_name, reason).inc()
+
+    def count_refused(self, reason: str) -> None:
+        """Count a request that is refused, for one of `REFUSALS`."""
+        self._refused.labels(self._model_name, reason).inc()
+
+    def tokens_of_key(self, name: str) -> tuple[Counter, Counter]:
+        """Return the counters of one key's prompt tokens and generated tokens."""
+        counters = (self._key_prompt_tokens, self._key_generation_tokens)
+        prompt, generation = (counter.labels(self._model_name, name) for counter in counters)
+        return prompt, generation
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's load; prometheus_client calls this at every scrape."""
@@ -81,6 +107,7 @@ class Metrics:
         yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
         yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
         yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)
+        yield counter("engine_restarts", "Starts of the engine after it died.", self._client.num_restarts)
         yield counter("preemptions", "Sequences sent back to wait because blocks ran out.", stats.num_preemptions)
         yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prompt_tokens)
         yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens)
@@ -95,11 +122,13 @@ class Metrics:
 class RequestTimer:
     """Reports one request's times and token counts as they happen."""
 
-    def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int) -> None:
+    def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int, key_name: str = "none") -> None:
         self._metrics, self._arrival_time = metrics, arrival_time
         self._last_token_time: dict[int, float] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
         metrics.prompt_tokens.inc(num_prompt_tokens)
+        key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
+        key_prompt_tokens.inc(num_prompt_tokens)
 
     def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         """Record a step's new tokens of one choice."""
@@ -118,6 +147,7 @@ class RequestTimer:
         self._last_token_time[choice] = now
         self._num_tokens += num_tokens
         self._metrics.generation_tokens.inc(num_tokens)
+        self._key_generation_tokens.inc(num_tokens)
 
     def end(self) -> None:
         """Record the end of the request, whatever ended it."""

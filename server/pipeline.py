@@ -107,7 +107,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
                 async for prompt in in_turns(call.prompts())
             ]
-            generation = Generation(server, body, prompts, terms, ticket)
+            generation = Generation(server, body, prompts, terms, ticket, request.scope["caller"].key_name)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all())
             choices = await run_until_disconnect(request.receive, generation.join())

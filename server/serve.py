@@ -1,7 +1,7 @@
-"""From settings to a running server, and to its end: the port first, then the model, the engine process, the app.
+"""From settings to a running server: the port first, then the model, the engine process, the app.
 
-SIGTERM or ctrl-C: no new connections; running requests may finish for --shutdown-timeout seconds, then they end with
-an error that says why; then the engine ends. A second signal ends it at once.
+SIGTERM or ctrl-C before the app is served ends the start: nothing is left, and the status is 0. After that, the end is
+server.drain's, and the engine ends last.
 """
 
 from __future__ import annotations
@@ -9,33 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import sys
+import threading
 from typing import TYPE_CHECKING
-
-import uvicorn
 
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
 from server.api_keys import ApiKeys
 from server.chat_template import named_template
+from server.drain import SIGNALS, Server
 from server.engine_client import EngineProcess
+from server.health import Health
 from server.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
-    from fastapi import FastAPI
-
     from engine.config import EngineConfig
+    from engine.loading.resolve import ModelSource
     from server.config import ServerConfig
-    from server.engine_client import EngineClient
 
 logger = logging.getLogger(__name__)
 
 
-async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
+def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """Serve until a signal; the exit status.
 
     Raises:
@@ -44,37 +42,79 @@ async def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int
     template = named_template(server_config.chat_template) if server_config.chat_template else None
     keys = ApiKeys.load(server_config.api_key, server_config.api_keys)
     with _listen(server_config) as listener:
-        source = await asyncio.to_thread(resolve_model, engine_config.model)
-        # A model that cannot be served, or not so long, is refused here, before a process is started for it.
-        source.read_config().resolve_max_seq_len(engine_config.max_seq_len)
-        client = EngineProcess(engine_config, server_config.log_level)
-        engine = asyncio.create_task(client.run())
+        source = _find_model(engine_config)
         try:
-            tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
-            from server.app import create_app  # the web stack, imported while the engine's process imports torch
-
-            app = create_app(
-                client,
-                tokenizer,
-                server_config.served_model_name or source.name,
-                source.path,
-                server_config,
-                keys,
-            )
-            server = _Server(app, server_config, client)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            host, port = listener.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
-            await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
-            await serving
-        finally:
-            engine.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await engine
+            asyncio.run(_serve(server_config, engine_config, source, template, keys, listener))
+        except asyncio.CancelledError:  # by a signal
+            logger.info("stopped before the server was ready")
     return 0
 
 
+async def _serve(
+    server_config: ServerConfig,
+    engine_config: EngineConfig,
+    source: ModelSource,
+    template: str | None,
+    keys: ApiKeys,
+    listener: socket.socket,
+) -> None:
+    _cancel_on_signal()
+    client = EngineProcess(engine_config, server_config.log_level)
+    engine = asyncio.create_task(client.run())
+    try:
+        tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
+        from server.app import create_app  # the web stack, imported while the engine's process imports torch
+
+        health = Health(client)
+        name = server_config.served_model_name or source.name
+        app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
+        server = Server(app, server_config, client, health)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        host, port = listener.getsockname()[:2]
+        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        engine.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await engine
+
+
+def _find_model(config: EngineConfig) -> ModelSource:
+    """Find or download the model; one that cannot be served, or not so long, is refused before a process is started.
+
+    A signal breaks a download off and ends the program. The default model's download removes its temporary files; a
+    hub download waits for its threads, is not waited for, and goes on from its partial files the next time.
+    """
+
+    def stop(*_: object) -> None:
+        limit = threading.Timer(_BREAK_OFF_TIMEOUT, os._exit, [0])
+        limit.daemon = True
+        limit.start()
+        sys.exit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    source = resolve_model(config.model)
+    source.read_config().resolve_max_seq_len(config.max_seq_len)
+    return source
+
+
+def _cancel_on_signal() -> None:
+    """Have the first signal cancel this task, until the server takes the signals over."""
+    loop, task, signalled = asyncio.get_running_loop(), asyncio.current_task(), False
+
+    def cancel() -> None:
+        nonlocal signalled
+        if not signalled and task is not None:  # a second one would cancel the cleaning up
+            signalled = task.cancel()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, cancel)
+
+
+_BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
 _BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn's own default
 
 
@@ -92,45 +132,3 @@ def _listen(config: ServerConfig) -> socket.socket:
         raise ConfigError(f"cannot listen on --host {config.host} --port {config.port}: {error.strerror}") from None
     listener.set_inheritable(True)
     return listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with an end to the patience for running requests."""
-
-    def __init__(self, app: FastAPI, config: ServerConfig, client: EngineClient) -> None:
-        from server.connections import limited_protocol  # as late as the app
-
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=limited_protocol(config),  # type: ignore[arg-type]  # called as a class
-                log_config=None,
-                access_log=config.log_level == "debug",
-                timeout_keep_alive=65,
-                timeout_graceful_shutdown=int(config.shutdown_timeout) + 1,
-                ws="none",
-                lifespan="off",
-            )
-        )
-        self._patience, self._client = config.shutdown_timeout, client
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Called by uvicorn; unlike its own, this does not raise the signal again, so that our end is orderly."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for sig in signals:
-            loop.add_signal_handler(sig, self.handle_exit, sig, None)
-        try:
-            yield
-        finally:
-            for sig in signals:
-                loop.remove_signal_handler(sig)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called by uvicorn on SIGTERM and ctrl-C; a second one, of either kind, ends it at once."""
-        if self.should_exit:
-            self.force_exit = True
-        else:
-            asyncio.get_running_loop().call_later(self._patience, self._client.fail_all, "The server is shutting down.")
-        super().handle_exit(sig, frame)

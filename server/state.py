@@ -15,6 +15,7 @@ from engine.protocol import SamplingParams
 from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
+from server.health import Health
 from server.metrics import Metrics
 from server.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ class ServerState:
     """
 
     client: EngineClient
+    health: Health
     tokenizer: Tokenizer
     metrics: Metrics
     model_name: str

@@ -31,15 +31,15 @@ class ServerProcess:
     def __init__(self, folder: Path, *flags: str, wait: bool = True) -> None:
         self._wait = wait
         self._log_path = folder / f"server-{time.monotonic_ns()}.log"
-        self._port = free_port()
-        self._flags = ("--port", str(self._port), *flags)
+        self.port = free_port()
+        self._flags = ("--port", str(self.port), *flags)
         self._children: list[psutil.Process] = []
 
     def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
         with self._log_path.open("wb") as log:
             self.process = start([str(COMMAND), *self._flags], log, environment)
-        self.url = f"http://127.0.0.1:{self._port}"
+        self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         try:
             if self._wait:

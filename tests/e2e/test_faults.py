@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Serve
     assert server.complete("Hello", return_token_ids=True, **GREEDY) == before
     assert server.metric("kv_cache_usage_ratio") == 0
     assert server.metric("requests_running") == 0
+    assert server.metric("engine_restarts_total") == 1
 
 
 def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess) -> None:
@@ -103,7 +105,7 @@ def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess
 @pytest.fixture
 def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess]:
     """A server for one test, which may end it."""
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "0.5") as server:
+    with ServerProcess(tmp_path, *flags, "--drain-timeout", "0.5") as server:
         yield server
 
 
@@ -126,7 +128,7 @@ def test_a_signal_ends_the_server_soon_with_an_open_stream(own_server: ServerPro
 
 
 def test_a_signal_lets_short_requests_finish(flags: tuple[str, ...], tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "20") as server:
+    with ServerProcess(tmp_path, *flags, "--drain-timeout", "20") as server:
         body = {"prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True}
         with server.http.stream("POST", "/v1/completions", json=body) as response:
             lines = (line for line in response.iter_lines() if line)
@@ -151,14 +153,19 @@ def test_an_idle_server_ends_at_once(own_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_server_at_once(flags: tuple[str, ...], tmp_path: Path, sig: int) -> None:
-    with ServerProcess(tmp_path, *flags, "--shutdown-timeout", "60") as server:
+    """In the drain, which ctrl-C begins without the delay, or in the delay; no body that never comes holds it up."""
+    with ServerProcess(tmp_path, *flags, "--drain-delay", "600", "--drain-timeout", "600") as server:
         engine = server.engine
-        with open_stream(server), contextlib.suppress(httpx.TransportError):
+        with open_stream(server) as events, socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
             server.process.send_signal(sig)
-            server.until(lambda: "Shutting down" in server.log or not server.is_healthy(), timeout=5)
-            _, seconds = server.stop(sig)
-        assert seconds < 5
+            server.until(lambda: "Shutting down" in server.log if sig == signal.SIGINT else not server.is_healthy())
+            status, _ = server.stop(sig)
+            error, end = last_two(events)
+        check_unavailable(error)
+        assert (status, end) == (0, "[DONE]")
         assert wait_gone([engine.pid], 1)
+        check_clean(server.log)
 
 
 def test_the_engine_ends_when_the_server_is_killed(own_server: ServerProcess) -> None:

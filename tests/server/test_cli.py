@@ -13,7 +13,7 @@ import pytest
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, flag
 from engine.policies import POLICIES
-from server.cli import _unknown_variables, parse
+from server.command_line import parse, unknown_variables
 from server.config import ServerConfig
 
 GROUPS = {"model": ModelSettings, "batching and memory": BatchingSettings, "server": ServerConfig}
@@ -185,8 +185,8 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--max-queued-tokens", "0"], "--max-queued-tokens is 0; it must be at least 1"),
         (["--request-timeout", "0"], "--request-timeout is 0; it must be more than 0"),
         (["--queue-timeout", "0"], "--queue-timeout is 0; it must be more than 0"),
-        (["--shutdown-timeout", "-1"], "--shutdown-timeout is -1; it must be at least 0"),
-        (["--shutdown-timeout", "inf"], "--shutdown-timeout is inf; it must be a finite number"),
+        (["--drain-timeout", "-1"], "--drain-timeout is -1; it must be at least 0"),
+        (["--drain-timeout", "inf"], "--drain-timeout is inf; it must be a finite number"),
         (["--max-batch", "3"], "unrecognized arguments: --max-batch 3; deepseek-serve --help"),  # no abbreviations
         (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag 1; deepseek-serve --help"),
         (["serve"], "unrecognized arguments: serve; deepseek-serve --help"),
@@ -209,7 +209,7 @@ def test_a_bad_environment_variable_is_refused(
 
 def test_an_unknown_environment_variable_is_named_with_the_nearest_known_one() -> None:
     names = ["DEEPSEEK_SERVE_MAX_BATCH_SISE", "DEEPSEEK_SERVE_PORT", "deepseek_serve_host", "PATH", "DEEPSEEK_SERVE_X"]
-    warnings = list(_unknown_variables(names))
+    warnings = list(unknown_variables(names))
     assert len(warnings) == 2
     assert warnings[0].startswith("DEEPSEEK_SERVE_MAX_BATCH_SISE is ignored")
     assert warnings[0].endswith("the nearest is DEEPSEEK_SERVE_MAX_BATCH_SIZE")

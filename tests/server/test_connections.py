@@ -32,7 +32,8 @@ class Server:
     """An app behind the protocol that answers with the size of the body, or `/endless`ly."""
 
     def __init__(self, **limits: float) -> None:
-        self.connections = Connections(**(LIMITS | limits))  # type: ignore[arg-type]
+        self.refused: list[str] = []
+        self.connections = Connections(**(LIMITS | limits), count_refused=self.refused.append)  # type: ignore[arg-type]
         self.num_disconnected = 0
         self.disconnected = asyncio.Event()
 
@@ -182,6 +183,7 @@ async def test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answe
         writer.write(b"x" * (1 << 20))  # still sent: the answer must come all the same
         status = 400 if b"0" * 30 in data else 413
         assert ("1000 bytes" in await check_refused(reader, status)) == (status == 413)
+        assert server.refused == ["invalid" if status == 400 else "too_large"]
 
 
 async def test_bodies_under_way_are_bounded_together():
@@ -190,6 +192,7 @@ async def test_bodies_under_way_are_bounded_together():
         await until(lambda: server.connections.bodies_bytes == 900)
         second, _ = await server.connect(post(1000, b"x" * 900))
         await check_refused(second, 503)
+        assert server.refused == ["unavailable"]
         writer.write(b"x" * 100)
         assert await answer(first) == (200, b"1000")
         third, _ = await server.connect(post(1000, b"x" * 1000))

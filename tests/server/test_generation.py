@@ -55,3 +55,6 @@ async def test_refused_requests_count_for_nothing(api):
     check_error(await api.post(COMPLETIONS, prompt=[999]), 400)
     assert await api.metric("prompt_tokens_total") == 0
     assert await api.metric("e2e_request_latency_seconds_count") == 0
+    check_error(await api.post(COMPLETIONS, model="other"), 404)
+    check_error(await api.post(COMPLETIONS, max_tokens="many"), 400)
+    assert await api.metric("requests_refused_total", reason="invalid") == 3

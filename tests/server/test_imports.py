@@ -24,4 +24,4 @@ def test_the_engine_process_can_be_started_before_the_web_stack_is_imported() ->
 
 
 def test_the_command_reads_its_settings_before_anything_heavy_is_imported() -> None:
-    assert not {"torch", "numpy", "fastapi", "uvicorn", "msgspec", "yaml", "zmq"} & imported("server.cli")
+    assert not {"torch", "numpy", "fastapi", "uvicorn", "msgspec", "yaml", "zmq"} & imported("server.command_line")

@@ -8,6 +8,7 @@ import pytest
 
 from server.admission import Admission
 from server.config import ServerConfig
+from server.metrics import REFUSALS
 from server.pipeline import in_turns
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
 
@@ -95,6 +96,7 @@ async def test_a_full_queue_answers_429_and_when_to_come_back(api, path, monkeyp
         check_error(response, 429, type="rate_limit_error", code="rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 60
         monkeypatch.undo()
+    assert await api.metric("requests_refused_total", reason="queue_full") == 1
     assert (await api.ask(path, max_tokens=1))["choices"]
 
 
@@ -154,7 +156,8 @@ async def test_a_request_past_its_time_is_ended(api, path, by, stream):
         check_error(response, 408, type="timeout_error", code="request_timeout")
 
 
-async def test_a_request_that_waits_too_long_is_refused(api):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_waits_too_long_is_refused(api, stream):
     running = [asyncio.create_task(api.stream(COMPLETIONS, **LONG)) for _ in range(16)]
 
     async def full():
@@ -162,7 +165,13 @@ async def test_a_request_that_waits_too_long_is_refused(api):
 
     await api.until(full)
     bound(api, queue_timeout=0.05)  # only now: on a busy machine the others may wait longer
-    check_error(await api.post(COMPLETIONS, prompt="late", max_tokens=1), 429, code="rate_limit_exceeded")
+    late = await api.post(COMPLETIONS, prompt="late", max_tokens=1, stream=stream)
+    if stream:
+        assert '"code":"rate_limit_exceeded"' in late.text
+    else:
+        check_error(late, 429, code="rate_limit_exceeded")
+    refused = {reason: await api.metric("requests_refused_total", reason=reason) for reason in REFUSALS}
+    assert refused == dict.fromkeys(REFUSALS, 0) | {"queue_timeout": 1}
     for task in running:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,13 +1,54 @@
-"""/health and /metrics, for probes and Prometheus."""
+"""The probes and /metrics."""
 
 import asyncio
 
+import pytest
+
+from server.engine_client import EngineState
 from tests.server.conftest import CHAT, COMPLETIONS, check_error, running
 
+PROBES = ("/livez", "/readyz", "/startupz", "/health")
 
-async def test_health_is_200_when_the_engine_is_ready(api):
-    response = await api.http.get("/health")
-    assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+@pytest.mark.parametrize(
+    ("state", "has_info", "is_draining", "statuses"),
+    [
+        (EngineState.STARTING, False, False, [200, 503, 503, 503]),
+        (EngineState.READY, True, False, [200, 200, 200, 200]),
+        (EngineState.RESTARTING, False, False, [200, 503, 200, 503]),
+        (EngineState.READY, True, True, [200, 503, 200, 503]),
+        (EngineState.STOPPED, False, False, [503, 503, 200, 503]),
+    ],
+)
+async def test_each_probe_asks_another_question(api, monkeypatch, state, has_info, is_draining, statuses):
+    monkeypatch.setattr(api.client, "state", state)
+    monkeypatch.setattr(api.app.state.server.health, "is_draining", is_draining)
+    if not has_info:
+        monkeypatch.setattr(api.client, "info", None)
+    for method in ("GET", "HEAD"):
+        responses = [await api.http.request(method, path) for path in PROBES]
+        assert [response.status_code for response in responses] == statuses
+        assert all(("retry-after" in response.headers) == (response.status_code == 503) for response in responses)
+    said = {(await api.http.get(path)).text for path in PROBES}
+    assert said == {'{"status":"%s"}' % ("draining" if is_draining else state)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_is_closed_ends_what_runs_and_refuses_what_comes(api, stream):
+    """What the server does once its drain time is over."""
+    running = asyncio.create_task(api.post(COMPLETIONS, max_tokens=490, ignore_eos=True, stream=stream))
+
+    async def busy():
+        return await api.metric("requests_running") == 1
+
+    await api.until(busy)
+    api.client.close()
+    broken_off = await running
+    assert (broken_off.status_code, "server_is_overloaded" in broken_off.text) == (200 if stream else 503, True)
+    check_error(await api.post(COMPLETIONS), 503, code="server_is_overloaded")
+    assert await api.metric("requests_refused_total", reason="draining") == 1
+    assert await api.metric("sequences_finished_total", finished_reason="error") == 1
+    assert await api.metric("sequences_finished_total", finished_reason="abort") == 0
 
 
 async def test_before_the_engine_is_ready_requests_get_503_with_retry_after(serve):
@@ -17,6 +58,7 @@ async def test_before_the_engine_is_ready_requests_get_503_with_retry_after(serv
             response = await api.post(path, stream=stream)
             check_error(response, 503, type="service_unavailable_error", code="server_is_overloaded")
             assert int(response.headers["retry-after"]) >= 1
+    assert await api.metric("requests_refused_total", reason="unavailable") == 4
     health = await api.http.get("/health")
     assert (health.status_code, health.json()) == (503, {"status": "starting"})
     assert int(health.headers["retry-after"]) >= 1
