@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate rollout-test soak mutants clean
+.PHONY: help install serve test check format bench bench-kernels load compare simulate rollout-test soak mutants dashboards-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -65,6 +65,9 @@ mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which 
 	rm -rf mutants
 	SIMULATION_SEEDS=20 $(BIN)/mutmut run $(subst /,.,$(ARGS:.py=.*))
 	$(BIN)/mutmut results | grep -v 'not checked' | while IFS=: read -r name status; do $(BIN)/mutmut show $$name; done
+
+dashboards-test: $(STAMP) ## a real Prometheus scrapes a server under load; every query of the dashboard has data (ARGS="--image FILE")
+	$(BIN)/python -m tests.deploy.dashboards $(ARGS)
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

@@ -70,6 +70,11 @@ class ApiKeys:
                 raise ConfigError(f"--api-keys {path} has no key in it")
         return cls(callers)
 
+    @property
+    def names(self) -> list[str]:
+        """What metrics call the callers that are let in."""
+        return [caller.key_name for caller in self._callers.values()] or [Caller().key_name]
+
     def identify(self, authorization: bytes | None) -> Caller | None:
         """Return who sends this header; None if the key is not let in. Comparing hashes leaks nothing through time."""
         scheme, _, key = (authorization or b"").partition(b" ")

@@ -32,9 +32,11 @@ def create_app(
     health: Health | None = None,
 ) -> FastAPI:
     """Return an app that serves one model with these settings and keys. The caller runs the client."""
-    config = config or ServerConfig()
+    config, keys = config or ServerConfig(), keys or ApiKeys()
     app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
     metrics = Metrics(model_name, client)
+    for name in keys.names:
+        metrics.tokens_of_key(name)  # from 0 on: rates leave out the first value of a series
     app.state.server = ServerState(
         client,
         health or Health(client),
@@ -45,7 +47,7 @@ def create_app(
         config,
         Admission(config.max_queued_requests, config.max_queued_tokens),
     )
-    app.add_middleware(ApiKeyMiddleware, keys=keys or ApiKeys(), metrics=metrics)
+    app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
     errors.install(app, metrics)
     for module in (completions, chat, models, operations):
         app.include_router(module.router)

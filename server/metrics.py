@@ -104,6 +104,7 @@ class Metrics:
             return family
 
         gauge, counter = partial(metric, GaugeMetricFamily), partial(metric, CounterMetricFamily)
+        yield gauge("ready", "1 when the engine takes requests, else 0.", self._client.info is not None)
         yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
         yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
         yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)

@@ -5,6 +5,8 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.protocol import EngineStats
+from server.api_keys import ApiKeys, Caller
+from server.app import create_app
 from server.engine_client import EngineClient
 from server.metrics import Metrics, RequestTimer
 
@@ -83,6 +85,14 @@ def test_reasons_for_an_end_are_counted_from_zero(metrics):
         for reason in ("stop", "length", "abort", "error")
     }
     assert counts == {"stop": 1, "length": 0, "abort": 0, "error": 0}
+
+
+@pytest.mark.parametrize(("callers", "name"), [((), "none"), ([Caller.of_key("secret", 1.0, "alice")], "alice")])
+def test_tokens_of_keys_are_counted_from_zero(callers, name):
+    app = create_app(StubClient(), None, "tiny", None, keys=ApiKeys(callers))
+    found = samples(app.state.server.metrics)
+    assert found[f"deepseek_serve_key_prompt_tokens_total {name}"] == 0
+    assert found[f"deepseek_serve_key_generation_tokens_total {name}"] == 0
 
 
 def test_a_requests_times_and_tokens_are_counted(monkeypatch, metrics):
