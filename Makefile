@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
-MD := $(wildcard *.md docs/*.md benchmarks/*.md)
+MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate rollout-test soak mutants dashboards-test clean
+.PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
+        dashboards-test kubernetes-test kubernetes-rules clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -68,6 +69,21 @@ mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which 
 
 dashboards-test: $(STAMP) ## a real Prometheus scrapes a server under load; every query of the dashboard has data (ARGS="--image FILE")
 	$(BIN)/python -m tests.deploy.dashboards $(ARGS)
+
+KUBERNETES := $(VENV)/kubernetes# a venv of its own, since checkov pins what it needs; and kubectl, which includes kustomize
+
+$(KUBERNETES)/.installed: deploy/kubernetes/requirements.txt | $(STAMP)
+	$(PYTHON) -m venv $(KUBERNETES)
+	$(KUBERNETES)/bin/pip install --quiet --requirement $<
+	command -v kubectl || command -v kustomize || (cd $(KUBERNETES) && apt-get download kubectl && dpkg-deb -x kubectl_*.deb .)
+	@touch $@
+
+kubernetes-test: $(KUBERNETES)/.installed ## build every overlay and component; check each object strictly, and by checkov (ARGS="--crds FILE")
+	PATH=$$PATH:$(KUBERNETES)/usr/bin $(KUBERNETES)/bin/python deploy/kubernetes/check.py --out $(KUBERNETES)/built $(ARGS)
+	$(KUBERNETES)/bin/checkov --directory $(KUBERNETES)/built --framework kubernetes --compact --quiet --skip-download
+
+kubernetes-rules: $(STAMP) ## write the PrometheusRule from deploy/prometheus/alerts.yml
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

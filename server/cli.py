@@ -13,7 +13,7 @@ from importlib import import_module
 
 def main() -> None:
     """Entry point of the console script."""
-    if sys.argv[1:2] in (["make-checkpoint"], ["quantize"]):
+    if sys.argv[1:2] in (["fetch"], ["make-checkpoint"], ["quantize"]):
         command = import_module(f"server.{sys.argv[1].replace('-', '_')}")
         sys.exit(command.main(sys.argv[2:]))
     for number in (signal.SIGINT, signal.SIGTERM):  # before the slow imports; later steps have handlers of their own

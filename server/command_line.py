@@ -22,8 +22,9 @@ _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
 With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once).
 
-deepseek-serve quantize makes an int8 checkpoint of a model, and deepseek-serve make-checkpoint
-writes a small random DeepSeek model to try: each has its own --help."""
+deepseek-serve fetch downloads a model of the hub, deepseek-serve quantize makes an int8 checkpoint
+of a model, and deepseek-serve make-checkpoint writes a small random DeepSeek model to try: each has
+its own --help."""
 
 _EPILOG = """Each flag is also an environment variable (--max-batch-size is
 DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the YAML or TOML file that --config

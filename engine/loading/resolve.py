@@ -1,4 +1,4 @@
-"""Finds a model on disk by the name that the user gives. Only this module and default_model use the network."""
+"""Finds a model on disk by the name that the user gives. It, hub_folder and default_model alone use the network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_FILES = [
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -81,7 +81,7 @@ def resolve_model(model: str | Path | None) -> ModelSource:
         if path.suffix != ".gguf":
             raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
         return ModelSource(path, path.stem)
-    if _HUB_ID.fullmatch(model):
+    if HUB_ID.fullmatch(model):
         return ModelSource(_from_hub(model), model)
     raise ModelError(
         f"--model {model}: no such folder or .gguf file, and not a hub id (org/name); "
@@ -94,12 +94,19 @@ def _from_hub(repo_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:  # all of huggingface_hub's errors are one of these
+        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))
+    except hub_errors() as error:
         reason = str(error).split("\n", 1)[0]
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=_HUB_FILES, local_files_only=True))
+        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES, local_files_only=True))
     except (OSError, ValueError):
         raise ModelError(
             f"--model {repo_id}: no such folder here, not in the local hub cache, and the hub did not give it: {reason}"
         ) from None
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises: its own errors, and those of its HTTP client, which differs between its versions."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (*HfHubHTTPError.__bases__, OSError, ValueError)

@@ -249,7 +249,7 @@ def test_version_is_the_distributions() -> None:
     assert outcome.stdout.startswith("deepseek-serve 0.")
 
 
-@pytest.mark.parametrize("command", ["quantize", "make-checkpoint"])
+@pytest.mark.parametrize("command", ["fetch", "quantize", "make-checkpoint"])
 def test_the_other_commands_have_their_own_help(command: str) -> None:
     outcome = run(command, "--help")
     assert outcome.returncode == 0

@@ -1,0 +1,28 @@
+"""Download a model of the hub into a folder, once: a folder that is there is left as it is."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from engine.errors import ModelError
+from engine.loading.hub_folder import fetch
+from server.config import LOG_FORMAT
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; the exit status."""
+    parser = argparse.ArgumentParser(prog="deepseek-serve fetch", description=__doc__)
+    parser.add_argument("--model", required=True, metavar="HUB_ID", help="the model, as org/name")
+    parser.add_argument("--revision", default="main", metavar="NAME", help="branch, tag or commit (default: main)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make, then for --model")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level="INFO", format=LOG_FORMAT, stream=sys.stderr)
+    try:
+        fetch(args.model, args.out, args.revision)
+    except ModelError as error:
+        sys.stderr.write(f"deepseek-serve fetch: error: {error}\n")
+        return 2
+    return 0
