@@ -45,18 +45,24 @@ class OutputStream:
             self._live.remove((request_id, index))
             self._send(AbortRequest(request_id, index))
 
+    def take(self) -> SequenceOutput | None:
+        """The next output, if one has arrived."""
+        while self._outputs:
+            output = self._outputs.popleft()
+            key = (output.request_id, output.index)
+            if key in self._live:
+                if output.finish_reason is not None:
+                    self._live.remove(key)
+                return output
+        return None
+
     def __aiter__(self) -> OutputStream:
         return self
 
     async def __anext__(self) -> SequenceOutput:
         while self._live:
-            while self._outputs:
-                output = self._outputs.popleft()
-                key = (output.request_id, output.index)
-                if key in self._live:
-                    if output.finish_reason is not None:
-                        self._live.remove(key)
-                    return output
+            if (output := self.take()) is not None:
+                return output
             if self._error is not None:
                 raise self._error
             self._arrived.clear()

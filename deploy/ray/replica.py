@@ -67,7 +67,7 @@ class EngineReplica:
             self._streams[request.request_id] = stream
             try:
                 async for output in stream:
-                    yield encode([output])
+                    yield encode([output, *iter(stream.take, None)])  # fewer messages where Ray is the slower
             finally:
                 del self._streams[request.request_id]
 
