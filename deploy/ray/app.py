@@ -24,20 +24,25 @@ from server.config import ServerConfig
 from server.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fastapi import FastAPI
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
 _UNBOUNDED = 1_000_000  # requests that Ray lets through: how many may wait is server.admission's and the batcher's
-_RAYS = ("host", "port", "shutdown_timeout", "config")  # settings whose place Ray's own configuration takes
+_RAYS = {  # settings of what is Ray's here: sockets, and the end of processes
+    *("host", "port", "max_connections", "max_body_size", "max_bodies_size", "header_timeout", "body_timeout"),
+    *("write_timeout", "shutdown_timeout", "drain_timeout", "drain_delay", "config"),
+}
 
 
-@serve.deployment(name="Api", max_ongoing_requests=_UNBOUNDED)
-@serve.ingress()
 class Api:
     """The HTTP API in a process of its own, which never imports torch."""
 
-    async def __init__(self, server: ServerConfig, model: Any, engines: DeploymentHandle) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, server: ServerConfig, model: str | Path | None, engines: DeploymentHandle
+    ) -> None:
         template = named_template(server.chat_template) if server.chat_template else None
         keys = ApiKeys.load(server.api_key, server.api_keys)
         source = await asyncio.to_thread(resolve_model, model)
@@ -69,11 +74,11 @@ def build(args: dict[str, Any], router: str = "deploy.ray.router:PrefixRouter") 
     """
     settings = {str(name).replace("-", "_"): value for name, value in args.items()}
     least, most = _parse_replicas(str(settings.pop("replicas", "1-4")))
-    for name in _RAYS:
-        if name in settings:
-            raise ConfigError(f"{name} is set in Ray's own configuration; docs/ray.md says where")
+    if foreign := sorted(_RAYS & settings.keys()):
+        raise ConfigError(f"{', '.join(foreign)}: on Ray these are not ours to set; docs/ray.md says what is")
     values = CommandLine(**settings).model_dump()
-    server, engine = (kind(**{name: values[name] for name in kind.model_fields}) for kind in (ServerConfig, EngineConfig))
+    server = ServerConfig(**{name: values[name] for name in ServerConfig.model_fields})
+    engine = EngineConfig(**{name: values[name] for name in EngineConfig.model_fields})
     logging = {"log_level": server.log_level.upper(), "enable_access_log": server.log_level == "debug"}
     engines = serve.deployment(
         EngineReplica,
@@ -91,7 +96,8 @@ def build(args: dict[str, Any], router: str = "deploy.ray.router:PrefixRouter") 
             "request_router_kwargs": {"slack": max(1, engine.max_batch_size // 2)},
         },
     ).bind(engine, server.log_level)
-    return Api.options(logging_config=logging).bind(server, engine.model, engines)
+    api = serve.deployment(serve.ingress()(Api), name="Api", max_ongoing_requests=_UNBOUNDED, logging_config=logging)
+    return api.bind(server, engine.model, engines)
 
 
 def _parse_replicas(text: str) -> tuple[int, int]:

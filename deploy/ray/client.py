@@ -120,7 +120,9 @@ class RayEngineClient(EngineClient):
 
     async def _generate(self, request: GenerateRequest) -> None:
         """Carry one request's outputs to its stream; a cancelled call reaches the replica, which ends its sequences."""
-        response = self._replicas.options(stream=True, _by_reference=False).generate.remote(shift_times(request, -time.monotonic()))
+        response = self._replicas.options(stream=True, _by_reference=False).generate.remote(
+            shift_times(request, -time.monotonic())
+        )
         num_live = request.n
         try:
             async for message in response:

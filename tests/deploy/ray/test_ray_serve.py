@@ -38,7 +38,9 @@ async def stream(
 ) -> Answer:
     """A stream to its end, or its first chunks; `started` is released with the first one."""
     answer, number = Answer(), 0
-    async with http.stream("POST", "/v1/completions", json=body | {"stream": True, "return_token_ids": True}) as response:
+    async with http.stream(
+        "POST", "/v1/completions", json=body | {"stream": True, "return_token_ids": True}
+    ) as response:
         assert response.status_code == 200
         async for line in response.aiter_lines():
             if not line:
