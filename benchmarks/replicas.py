@@ -96,7 +96,7 @@ def measure_routing(args: argparse.Namespace) -> None:
 
 
 async def _converse(url: str, args: argparse.Namespace) -> tuple[int, int]:
-    """Prompt tokens and cached tokens of all turns; the first has 256 tokens, each other 32 more, half of them answer."""
+    """Prompt tokens and cached tokens of all turns: 256 tokens at first, 32 more a turn, half of them answer."""
     rng, free = random.Random(0), asyncio.Semaphore(16)
     totals = [0, 0]
     async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as http:

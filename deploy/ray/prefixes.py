@@ -51,7 +51,7 @@ class SentPrefixes:
         return min((name for name, length in lengths.items() if length == longest), key=loads.__getitem__)
 
     def _length(self, replica: str, hashes: list[bytes]) -> int:
-        blocks = self._blocks.get(replica, {})
+        blocks = self._blocks.get(replica, OrderedDict[bytes, None]())
         return next((number for number, block_hash in enumerate(hashes) if block_hash not in blocks), len(hashes))
 
 

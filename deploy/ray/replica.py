@@ -47,13 +47,13 @@ class _Engine(EngineProcess):
 class EngineReplica:
     """One engine. If it dies, this process ends with it, and Ray starts another."""
 
-    async def __init__(self, config: EngineConfig, log_level: str) -> None:
+    async def __init__(self, config: EngineConfig, log_level: str) -> None:  # type: ignore[misc]  # Ray awaits it
         self._name = serve.get_replica_context().replica_id.unique_id
         self._max_batch_size = config.max_batch_size
         self._streams: dict[str, OutputStream] = {}
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         self._engine = _Engine(config.model_copy(update={"threads": config.threads or max(1, cpus)}), log_level)
-        running = asyncio.create_task(self._engine.run())
+        self._running = running = asyncio.create_task(self._engine.run())
         ready = asyncio.create_task(self._engine.is_ready.wait())
         await asyncio.wait({running, ready}, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -78,8 +78,9 @@ class EngineReplica:
 
     async def report(self) -> Report:
         """What the API asks every replica."""
-        assert self._engine.info is not None and self._engine.stats is not None, "the replica outlived its engine"
-        return Report(self._name, self._engine.info, self._engine.stats)
+        info, stats = self._engine.require_info(), self._engine.stats
+        assert stats is not None, "an engine that is ready has stats"
+        return Report(self._name, info, stats)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray for deploy.ray.scaling."""

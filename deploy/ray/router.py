@@ -41,6 +41,7 @@ class PrefixRouter(RequestRouter):
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: ReplicaResult) -> None:
         """Called by Ray: a replica has taken a request."""
+        del result
         if hashes := _hashes(pending_request):
             self._prefixes.add(replica_id.unique_id, hashes)
 

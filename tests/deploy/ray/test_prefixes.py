@@ -18,7 +18,7 @@ def test_only_full_blocks_are_hashed(length, num_blocks):
 
 def test_a_blocks_hash_depends_on_its_tokens_all_before_it_and_the_tenant():
     hashes = hash_blocks(PROMPT, b"")
-    assert hash_blocks(PROMPT[:64] + [1, *PROMPT[65:]], b"")[:4] == hashes[:4]
+    assert hash_blocks([*PROMPT[:64], 1, *PROMPT[65:]], b"")[:4] == hashes[:4]
     assert not set(hash_blocks([PROMPT[0] ^ 1, *PROMPT[1:]], b"")) & set(hashes)
     assert not set(hash_blocks(PROMPT, b"tenant")) & set(hashes)
     assert len(set(hash_blocks([7] * 100, b""))) == 6
