@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+RAY := .venv-ray
+RAY_STAMP := $(RAY)/.installed
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
-        dashboards-test kubernetes-test kubernetes-rules clean
+        dashboards-test kubernetes-test kubernetes-rules ray-test ray-bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -85,5 +88,17 @@ kubernetes-test: $(KUBERNETES)/.installed ## build every overlay and component; 
 kubernetes-rules: $(STAMP) ## write the PrometheusRule from deploy/prometheus/alerts.yml
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
+$(RAY_STAMP): $(STAMP) # Ray beside what .venv has, which it leaves as it is
+	$(PYTHON) -m venv $(RAY)
+	$(BIN)/python $(PURELIB) > "$$($(RAY)/bin/python $(PURELIB))/base.pth"
+	$(RAY)/bin/python -m pip install --quiet --editable '.[ray]'
+	@touch $@
+
+ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (three minutes)
+	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray
+
+ray-bench: $(RAY_STAMP) ## what Ray costs and what its router brings (ARGS="routing --model ...", or cost)
+	$(RAY)/bin/python -W ignore -m benchmarks.replicas $(ARGS)
+
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) $(RAY) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

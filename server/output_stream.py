@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
-from engine.errors import DeepseekServeError
 from engine.protocol import AbortRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from engine.errors import DeepseekServeError
     from engine.protocol import GenerateRequest, SequenceOutput, ToEngine
 
 
@@ -23,16 +24,20 @@ class OutputStream:
     ) -> None:
         self.request_ids = [request.request_id for request in requests]
         self._live = {(request.request_id, index) for request in requests for index in range(request.n)}
-        self._outputs: asyncio.Queue[SequenceOutput | DeepseekServeError] = asyncio.Queue()
+        self._outputs: deque[SequenceOutput] = deque()
+        self._error: DeepseekServeError | None = None
+        self._arrived = asyncio.Event()
         self._send, self._close = send, close
 
     def push(self, output: SequenceOutput) -> None:
         """Called by the client: one of these requests has grown."""
-        self._outputs.put_nowait(output)
+        self._outputs.append(output)
+        self._arrived.set()
 
     def fail(self, error: DeepseekServeError) -> None:
         """Called by the client: nothing more will come."""
-        self._outputs.put_nowait(error)
+        self._error = error
+        self._arrived.set()
 
     def abort(self, request_id: str, index: int) -> None:
         """End one sequence; no more of its outputs are given out."""
@@ -40,19 +45,28 @@ class OutputStream:
             self._live.remove((request_id, index))
             self._send(AbortRequest(request_id, index))
 
-    def __aiter__(self) -> OutputStream:
-        return self
-
-    async def __anext__(self) -> SequenceOutput:
-        while self._live:
-            output = await self._outputs.get()
-            if isinstance(output, DeepseekServeError):
-                raise output
+    def take(self) -> SequenceOutput | None:
+        """The next output, if one has arrived."""
+        while self._outputs:
+            output = self._outputs.popleft()
             key = (output.request_id, output.index)
             if key in self._live:
                 if output.finish_reason is not None:
                     self._live.remove(key)
                 return output
+        return None
+
+    def __aiter__(self) -> OutputStream:
+        return self
+
+    async def __anext__(self) -> SequenceOutput:
+        while self._live:
+            if (output := self.take()) is not None:
+                return output
+            if self._error is not None:
+                raise self._error
+            self._arrived.clear()
+            await self._arrived.wait()
         raise StopAsyncIteration
 
     def __enter__(self) -> OutputStream:

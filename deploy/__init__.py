@@ -1,0 +1,1 @@
+"""Ways to run the server beyond one process: containers, Kubernetes, Ray."""
