@@ -19,7 +19,7 @@ from engine.loading.resolve import resolve_model
 from server.api_keys import ApiKeys
 from server.app import create_app
 from server.chat_template import named_template
-from server.cli import CommandLine
+from server.command_line import CommandLine
 from server.config import ServerConfig
 from server.tokenizer import Tokenizer
 
