@@ -176,6 +176,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer, unless an answer has begun; drop what the client still sends for a while, then close."""
+        if self._is_refused:  # what follows in the same read may be anything
+            return
         self._is_refused = True
         self._release_body()
         is_answering = self._awaits_answer and self.cycle.response_started
