@@ -8,9 +8,11 @@ RAY_STAMP := $(RAY)/.installed
 PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
-        dashboards-test kubernetes-test kubernetes-rules ray-test ray-bench clean
+        dashboards-test kubernetes-test kubernetes-rules ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +36,7 @@ check: $(STAMP) ## lint, types, import direction
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mdformat --check $(MD)
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -99,6 +102,14 @@ ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, abort
 
 ray-bench: $(RAY_STAMP) ## what Ray costs and what its router brings (ARGS="routing --model ...", or cost)
 	$(RAY)/bin/python -W ignore -m benchmarks.replicas $(ARGS)
+
+image: ## build the image deepseek-serve:VERSION with docker, podman or buildah (ARGS="--target gpu")
+	@test -n "$(BUILDER)" || { echo "make image needs docker, podman or buildah"; exit 1; }
+	BUILDAH_FORMAT=docker $(BUILDER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --tag deepseek-serve:$(VERSION) $(ARGS) .
+
+image-test: ## as root on Debian: build the CPU image with no registry of images, run it confined, ask it, measure it
+	@$(PYTHON) deploy/image/try_image.py
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) $(RAY) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
