@@ -48,7 +48,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     started = time.monotonic()
     devices.set_threads(config.threads)
     model = _load_model(config, progress=progress)
-    if config.ops.name == "native":
+    if config.ops.has_own_threads:
         devices.leave_cores_to_kernels()
     keep_freed_memory()
     loaded = time.monotonic()

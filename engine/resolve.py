@@ -111,7 +111,7 @@ def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[i
         return None
     if model.indexer is not None:
         raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
-    if ops.name == "flash-attn":
+    if not ops.reads_int8_cache:
         raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
     return attention_class(model).cache_scales(model)
 

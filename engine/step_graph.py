@@ -62,7 +62,7 @@ class NativeStepGraph:
 
 def capture(model: Decoder, kv_caches: list[tuple[Cache, ...]], block_size: int) -> StepGraph | None:
     """A graph of the model on these caches; None, with a line in the log, where it cannot be captured."""
-    if model.ops.name != "native":
+    if not model.ops.can_capture:
         return None
     try:
         return NativeStepGraph(model, kv_caches, block_size, MOST_ROWS)

@@ -42,6 +42,11 @@ def quantize(x: torch.Tensor, sizes: list[int]) -> Int8Cache:
     return Int8Cache(torch.cat(values, -1), torch.cat(scales, -1))
 
 
+def rows_of(cache: Cache, x: torch.Tensor, sizes: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows as the cache holds them, each with the tensor that it goes to: floats, or int8 values and their scales."""
+    return list(zip(quantize(x, sizes), cache, strict=True)) if isinstance(cache, Int8Cache) else [(x, cache)]
+
+
 def take(cache: Cache, block_ids: torch.Tensor, dtype: torch.dtype, *, first: int | None = None) -> torch.Tensor:
     """Gather blocks [n, K, S, D] as floats.
 

@@ -25,9 +25,11 @@ from kernels import (
     native,
     rms_norm,
     rotary,
+    rotate_and_store,
     routing,
     silu_mul,
     store_kv,
+    store_latents,
     take_rows,
 )
 from kernels.kv_cache import Cache
@@ -55,9 +57,15 @@ class Ops(Protocol):
     Attributes:
         name: as --kernels says it.
         sparse_latent_attention: latent attention over the positions that `lightning_indexer` selects.
+        can_capture: calls can be captured and replayed (kernels.native.capture).
+        has_own_threads: operations compute on threads that are not torch's.
+        reads_int8_cache: attention takes an Int8Cache.
     """
 
     name: str
+    can_capture: bool = False
+    has_own_threads: bool = False
+    reads_int8_cache: bool = True
     paged_attention: PagedAttention
     latent_attention: LatentAttention
     sparse_latent_attention: LatentAttention
@@ -96,15 +104,11 @@ class Ops(Protocol):
         """Write rows into the paged cache as they are."""
 
     def rotate_and_store(
-        self,
-        qkv_TXD: Tensor,
-        cos_TD: Tensor,
-        sin_TD: Tensor,
-        k_cache: Cache,
-        v_cache: Cache,
-        slot_mapping_T: Tensor,
+        self, qkv_TXD: Tensor, cos_TD: Tensor, sin_TD: Tensor, k_cache: Cache, v_cache: Cache, slot_mapping_T: Tensor
     ) -> Tensor:
-        """Rotate queries and keys, write keys and values into the paged cache, return the queries."""
+        """Rotate queries and keys, write keys and values into the paged cache, return the queries; composed too."""
+        arguments = qkv_TXD, cos_TD, sin_TD, k_cache, v_cache, slot_mapping_T
+        return rotate_and_store.reference.rotate_and_store(self.rotary, self.store_kv, *arguments)
 
     def store_latents(
         self,
@@ -116,7 +120,9 @@ class Ops(Protocol):
         cache: Cache,
         slot_mapping_T: Tensor,
     ) -> None:
-        """Normalise latents, rotate their keys, write both into the paged cache."""
+        """Normalise latents, rotate their keys, write both into the paged cache; composed too."""
+        arguments = x_TY, weight_C, eps, cos_TR, sin_TR, cache, slot_mapping_T
+        store_latents.reference.store_latents(self.rms_norm, self.rotary, self.store_kv, *arguments)
 
     def causal_attention(self, q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
         """Attend over keys and values that lie in a row."""
@@ -159,8 +165,6 @@ class ReferenceOps(Ops):
     rms_norm = staticmethod(rms_norm.reference.rms_norm)
     rotary = staticmethod(rotary.reference.rotary)
     silu_mul = staticmethod(silu_mul.reference.silu_mul)
-    rotate_and_store = staticmethod(store_kv.reference.rotate_and_store)
-    store_latents = staticmethod(store_kv.reference.store_latents)
     store_kv = staticmethod(store_kv.reference.store_kv)
     causal_attention = staticmethod(causal_attention.reference.causal_attention)
     lightning_indexer = staticmethod(lightning_indexer.reference.lightning_indexer)
@@ -189,8 +193,6 @@ class TorchOps(Ops):
     rms_norm = staticmethod(rms_norm.torch_ops.rms_norm)
     rotary = staticmethod(rotary.torch_ops.rotary)
     silu_mul = staticmethod(silu_mul.torch_ops.silu_mul)
-    rotate_and_store = staticmethod(store_kv.torch_ops.rotate_and_store)
-    store_latents = staticmethod(store_kv.torch_ops.store_latents)
     store_kv = staticmethod(store_kv.torch_ops.store_kv)
     causal_attention = staticmethod(causal_attention.torch_ops.causal_attention)
     lightning_indexer = staticmethod(lightning_indexer.torch_ops.lightning_indexer)
@@ -207,6 +209,8 @@ class NativeOps(TorchOps):
     """This project's C++ on a CPU; torch's operators for what it lacks (the indexer and attention over its choice)."""
 
     name = "native"
+    can_capture = True
+    has_own_threads = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
@@ -214,23 +218,16 @@ class NativeOps(TorchOps):
         self.paged_attention = NativeAttention()
         self.latent_attention = NativeLatentAttention()
 
-    linear = staticmethod(linear.native.linear)
-    head_linear = staticmethod(head_linear.native.head_linear)
-    rms_norm = staticmethod(rms_norm.native.rms_norm)
-    rotary = staticmethod(rotary.native.rotary)
-    silu_mul = staticmethod(silu_mul.native.silu_mul)
-    rotate_and_store = staticmethod(store_kv.native.rotate_and_store)
-    store_latents = staticmethod(store_kv.native.store_latents)
-    causal_attention = staticmethod(causal_attention.native.causal_attention)
-    routing = staticmethod(routing.native.routing)
-    embedding = staticmethod(embedding.native.embedding)
-    take_rows = staticmethod(take_rows.native.take_rows)
-    draw = staticmethod(draw.native.draw)
+    def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
+        return linear.native.linear(weight_OI, bias_O, self._dtype, out_dtype or weight_OI.dtype)
 
     def linear_int8(
         self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
     ) -> Linear:
-        return linear_int8.native.linear_int8(weight, bias_O, self._dtype, out_dtype)
+        return linear.native.linear(weight, bias_O, self._dtype, out_dtype or self._dtype)
+
+    def head_linear(self, weight_NKM: Tensor) -> HeadLinear:
+        return native.library.HeadLinear(weight_NKM.contiguous()).forward
 
     def mlp(self, gate_up: Layer, down: Layer) -> MLP:
         return mlp.native.mlp(self.projection, self.silu_mul, gate_up, down, self._dtype)
@@ -238,11 +235,53 @@ class NativeOps(TorchOps):
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.native.grouped_mlp(self.projection, self.silu_mul, experts, self._dtype)
 
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
+        return native.library.rms_norm(x_TH, weight_H, eps, residual_TH)
+
+    def rotary(self, x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_TND: Tensor | None = None) -> Tensor:
+        return native.library.rotary(x_TND, cos_TD, sin_TD, y_TND)
+
+    def silu_mul(self, gate_up_TF2: Tensor) -> Tensor:
+        return native.library.silu_mul(gate_up_TF2)
+
+    def rotate_and_store(
+        self, qkv_TXD: Tensor, cos_TD: Tensor, sin_TD: Tensor, k_cache: Cache, v_cache: Cache, slot_mapping_T: Tensor
+    ) -> Tensor:
+        return native.library.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k_cache, v_cache, slot_mapping_T)
+
+    def store_latents(
+        self,
+        x_TY: Tensor,
+        weight_C: Tensor,
+        eps: float,
+        cos_TR: Tensor,
+        sin_TR: Tensor,
+        cache: Cache,
+        slot_mapping_T: Tensor,
+    ) -> None:
+        native.library.store_latents(x_TY, weight_C, eps, cos_TR, sin_TR, cache, slot_mapping_T)
+
+    def causal_attention(self, q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
+        return native.library.causal_attention(q_QNX, k_LNX, v_LNV, scale)
+
+    def routing(self, logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
+        return native.library.routing(logits_TE, bias_E, **rule._asdict())
+
+    def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
+        return native.library.embedding(weight_VH, token_ids_T)
+
+    def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:
+        return native.library.take_rows(x_NX, rows_R)
+
+    def draw(self, logits_RV: Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
+        return native.library.draw(logits_RV, temperatures, uniforms)
+
 
 class FlashAttnOps(TorchOps):
     """Torch's operators with flash-attn's attention."""
 
     name = "flash-attn"
+    reads_int8_cache = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)

@@ -8,6 +8,6 @@ O(Q * L * N * (X + V)).
 Shapes: Q queries, L positions, N heads, X key dimension, V value dimension.
 """
 
-from kernels.causal_attention import native, reference, torch_ops
+from kernels.causal_attention import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

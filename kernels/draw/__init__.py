@@ -9,6 +9,6 @@ infinity gives -1. Rows are independent. Cost: O(R * V), a few passes.
 Shapes: R rows, V vocab.
 """
 
-from kernels.draw import native, reference, torch_ops
+from kernels.draw import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

@@ -5,6 +5,6 @@
 Shapes: V vocab, T tokens, H hidden.
 """
 
-from kernels.embedding import native, reference
+from kernels.embedding import reference
 
-__all__ = ["native", "reference"]
+__all__ = ["reference"]

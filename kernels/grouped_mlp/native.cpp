@@ -7,10 +7,8 @@
 //
 // Without a router, tokens are rows: bf16 is read where it lies, and results go straight to where they belong. Work is
 // shared out by pairs of panels of those experts that have rows.
-#include "../native/binding.h"
 #include "../native/packed.h"
 #include "../native/panel_pairs.h"
-#include "../native/quantize.h"
 #include "../silu_mul/silu.h"
 
 #include <vector>
@@ -212,81 +210,57 @@ void experts(const T* x, const int64_t* ids, const float* weights, const Expert<
 // The experts of a layer, packed; each is in one of two lists, and null in the other.
 class Experts {
  public:
-    Experts(int64_t hidden, int64_t inter) : hidden(hidden), inter(inter) {}
-
-    void add(Tensor gate_up_2FH, Tensor down_HF) {
-        own.push_back(packed<bf16>(gate_up_2FH, down_HF));
-        own_int8.emplace_back();
-        has_own = true;
+    void add(const PackedWeight& gate_up, const PackedWeight& down) {
+        if (own.empty()) hidden = gate_up.in_size, inter = down.in_size;
+        check_value(gate_up.in_size == hidden && gate_up.out_size == 2 * inter && gate_up.parts == 2 &&
+                        down.in_size == inter && down.out_size == hidden && down.parts == 1,
+                    "gate_up must be [2F, H] in two parts, and down [H, F], as of the other experts");
+        const bool is_int8 = gate_up.operand == Element::UINT8;
+        check_value(gate_up.operand == down.operand && (is_int8 || gate_up.operand == Element::BFLOAT16) &&
+                        bool(gate_up.totals) == is_int8 && !gate_up.scales == !is_int8 && !down.scales == !is_int8,
+                    "gate_up and down must be packed for uint8, or both be in bfloat16");
+        own.push_back(is_int8 ? Expert<bf16>{} : expert<bf16>(gate_up, down));
+        own_int8.push_back(is_int8 ? expert<uint8_t>(gate_up, down) : Expert<uint8_t>{});
+        (is_int8 ? has_int8 : has_own) = true;
+        held.insert(held.end(), {gate_up, down});
     }
 
-    void add_int8(Tensor gate_up_2FH, Tensor gate_up_scale, Tensor down_HF, Tensor down_scale, float in_scale,
-                  int32_t in_zero, float inner_scale, int32_t inner_zero) {
-        Expert<uint8_t> expert = packed<uint8_t>(gate_up_2FH, down_HF);
-        const auto gate_up = gate_up_2FH.packed<const int8_t>("gate_up_2FH", {2 * inter, hidden});
-        const auto down = down_HF.packed<const int8_t>("down_HF", {hidden, inter});
-        expert.gate_up_scales = hold(whole_panels(gate_up_scale.packed<const float>("gate_up_scale", {2 * inter}), 2));
-        expert.down_scales = hold(whole_panels(down_scale.packed<const float>("down_scale", {hidden})));
-        expert.gate_up_totals = hold(row_totals(gate_up, 2));
-        expert.down_totals = hold(row_totals(down));
-        expert.in = {in_scale, in_zero};
-        expert.inner = {inner_scale, inner_zero};
-        own.emplace_back();
-        own_int8.push_back(expert);
-        has_int8 = true;
-    }
-
-    static void forward(std::shared_ptr<Experts> self, Tensor x_TH, std::optional<Tensor> ids_TK,
-                        std::optional<Tensor> weights_TK, Tensor y_TH, bool adds) {
-        const auto x = x_TH.packed<const bf16>("x_TH", {ANY, self->hidden});
-        const auto y = y_TH.packed<bf16>("y_TH", x.shape);
-        check_value(bool(ids_TK) == bool(weights_TK), "ids_TK and weights_TK must be given together");
+    static Tensor forward(std::shared_ptr<Experts> self, Tensor x_TH, std::optional<Tensor> ids_TK,
+                          std::optional<Tensor> weights_TK, std::optional<Tensor> onto_TH) {
         check_value(!self->own.empty(), "there must be an expert");
+        check_value(bool(ids_TK) == bool(weights_TK), "ids_TK and weights_TK must be given together");
+        const auto x = x_TH.packed<const bf16>("x_TH", {ANY, self->hidden});
         View<const int64_t, 2> ids{nullptr, {x.shape[0], 1}};
         const float* weights = nullptr;
         if (ids_TK) {
             ids = ids_TK->packed<const int64_t>("ids_TK", {x.shape[0], ANY});
             weights = weights_TK->packed<const float>("weights_TK", ids.shape).data;
         }
-        launch(x.shape[0], [=](int64_t rows) {
+        const bool adds = bool(onto_TH);
+        const auto y =
+            adds ? Made<bf16, 2>{*onto_TH, onto_TH->packed<bf16>("onto_TH", x.shape)} : x_TH.make<bf16>(x.shape);
+        launch(x.shape[0], [=, y = y.view](int64_t rows) {
             const Sizes sizes{rows, ids.shape[1], int64_t(self->own.size()), self->hidden, self->inter};
             if (ids.data) check_indices(ids.data, rows * sizes.top_k, sizes.num_experts, "ids_TK");
             if (self->has_own) experts(x.data, ids.data, weights, self->own.data(), sizes, adds, y.data);
             if (self->has_int8)
                 experts(x.data, ids.data, weights, self->own_int8.data(), sizes, adds || self->has_own, y.data);
         });
+        return y.tensor;
     }
 
  private:
     template <typename A>
-    Expert<A> packed(const Tensor& gate_up_2FH, const Tensor& down_HF) {
-        typedef typename Operands<A>::Weight W;
-        const auto gate_up = gate_up_2FH.packed<const W>("gate_up_2FH", {2 * inter, hidden});
-        const auto down = down_HF.packed<const W>("down_HF", {hidden, inter});
-        const auto to_gate_up = weights<W>(2 * round_up(inter, PANEL) * padded<A>(hidden));
-        const auto to_down = weights<W>(round_up(hidden, PANEL) * padded<A>(inter));
-        launch_uncaptured("packing a weight", [&] {
-            pack<A>(gate_up.data, inter, hidden, to_gate_up.get(), 0, 2);
-            pack<A>(gate_up.data + inter * hidden, inter, hidden, to_gate_up.get(), 1, 2);
-            pack<A>(down.data, hidden, inter, to_down.get(), 0, 1);
-        });
-        Expert<A> expert{};
-        expert.gate_up = hold(to_gate_up);
-        expert.down = hold(to_down);
-        return expert;
+    static Expert<A> expert(const PackedWeight& gate_up, const PackedWeight& down) {
+        return {gate_up.data<A>(),    down.data<A>(),    gate_up.scales.get(), down.scales.get(),
+                gate_up.totals.get(), down.totals.get(), gate_up.grid,         down.grid};
     }
 
-    template <typename T>
-    T* hold(const std::shared_ptr<T>& memory) {
-        held.push_back(memory);
-        return memory.get();
-    }
-
-    int64_t hidden, inter;
+    int64_t hidden = 0, inter = 0;
     std::vector<Expert<bf16>> own;
     std::vector<Expert<uint8_t>> own_int8;
     bool has_own = false, has_int8 = false;
-    std::vector<std::shared_ptr<void>> held;
+    std::vector<PackedWeight> held;
 };
 
 // A token's y = sum over k of weights[k] * rows[where[k]], in fp32.
@@ -309,28 +283,28 @@ void combine(const T* rows, const int64_t* where, const float* weights, T* y, in
 
 void native::bind_grouped_mlp(nb::module_& m) {
     nb::class_<Experts>(m, "Experts")
-        .def(nb::init<int64_t, int64_t>(), "hidden_size"_a, "intermediate_size"_a)
-        .def("add", &Experts::add, "gate_up_2FH"_a, "down_HF"_a)
-        .def("add_int8", &Experts::add_int8, "gate_up_2FH"_a, "gate_up_scale"_a, "down_HF"_a, "down_scale"_a,
-             nb::kw_only(), "in_scale"_a, "in_zero"_a, "inner_scale"_a, "inner_zero"_a)
-        .def("forward", &Experts::forward, "x_TH"_a, "ids_TK"_a.none(), "weights_TK"_a.none(), "y_TH"_a, "adds"_a);
+        .def(nb::init<>())
+        .def("add", &Experts::add, "gate_up"_a, "down"_a)
+        .def("forward", &Experts::forward, "x_TH"_a, "ids_TK"_a = nb::none(), "weights_TK"_a = nb::none(),
+             "onto_TH"_a = nb::none());
     m.def(
         "combine",
-        [](Tensor y_PH, Tensor where_TK, Tensor weights_TK, Tensor out_TH) {
-            with_dtype(y_PH, "y_PH", [&](auto number) {
+        [](Tensor y_PH, Tensor where_TK, Tensor weights_TK) {
+            return with_dtype(y_PH, "y_PH", [&](auto number) {
                 using T = decltype(number);
                 const auto where = where_TK.packed<const int64_t>("where_TK", {ANY, ANY});
                 const auto weights = weights_TK.packed<const float>("weights_TK", where.shape);
                 const auto y = y_PH.packed<const T>("y_PH", {where.shape[0] * where.shape[1], ANY});
-                const auto out = out_TH.packed<T>("out_TH", {where.shape[0], y.shape[1]});
-                launch(where.shape[0], [=](int64_t rows) {
+                const auto out = y_PH.make<T>({where.shape[0], y.shape[1]});
+                launch(where.shape[0], [=, out = out.view](int64_t rows) {
                     check_indices(where.data, rows * where.shape[1], y.shape[0], "where_TK");
                     parallel_rows(rows, 8, [&](int64_t token) {
                         combine(y.data, where.row(token), weights.row(token), out.row(token), where.shape[1],
                                 y.shape[1]);
                     });
                 });
+                return out.tensor;
             });
         },
-        "y_PH"_a, "where_TK"_a, "weights_TK"_a, "out_TH"_a);
+        "y_PH"_a, "where_TK"_a, "weights_TK"_a);
 }

@@ -1,15 +1,21 @@
 """The experts in native code, a layer in one call. Contract: kernels.grouped_mlp."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Callable, Iterable
-from typing import TypeGuard
+from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
 from kernels.grouped_mlp.torch_ops import pack_with
-from kernels.linear_int8 import Input, QuantizedWeight
+from kernels.linear.native import pack
+from kernels.quantized_weight import Input, QuantizedWeight
 from kernels.types import GroupedMLP, Projection, Weight
+
+if TYPE_CHECKING:
+    from kernels.native._kernels import Experts
 
 
 def grouped_mlp(
@@ -23,8 +29,8 @@ def grouped_mlp(
     first = next(experts)
     experts = itertools.chain([first], experts)
     if dtype is not torch.bfloat16 or any(isinstance(w, QuantizedWeight) and not _is_int8(w) for w in first):
-        return pack_with(combine, projection, silu_mul, experts)
-    return pack_experts(experts)
+        return pack_with(native.library.combine, projection, silu_mul, experts)
+    return pack_experts(experts).forward
 
 
 def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
@@ -33,56 +39,23 @@ def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
     return dtype is torch.bfloat16 and (has_floats or (_is_int8(gate_up) and _is_int8(down)))
 
 
-def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Callable[..., torch.Tensor]:
+def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Experts:
     """All in native code, x in bf16; an expert whose weights are of two kinds is computed in bf16.
 
-    apply(x, ids, weights, onto) adds to what `onto` holds; without ids, all of x goes through the first expert.
+    forward(x, ids, weights, onto) adds to what `onto` holds; without ids, all of x goes through the first expert.
     """
-    layer = None
-    for gate_up, down in experts:
-        layer = layer or native.library.Experts(*down.shape)
-        if _is_int8(gate_up) and _is_int8(down):
-            (in_scale, in_zero), (inner_scale, inner_zero) = gate_up.grid, down.grid
-            layer.add_int8(
-                gate_up.values_OI.contiguous(),
-                gate_up.scale_O,
-                down.values_OI.contiguous(),
-                down.scale_O,
-                in_scale=in_scale,
-                in_zero=in_zero,
-                inner_scale=inner_scale,
-                inner_zero=inner_zero,
-            )
-        else:
-            layer.add(_in_bf16(gate_up), _in_bf16(down))
-    assert layer is not None, "there is at least one expert"
-    forward = layer.forward
-
-    def apply(
-        x_TH: torch.Tensor,
-        ids_TK: torch.Tensor | None = None,
-        weights_TK: torch.Tensor | None = None,
-        onto_TH: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        y_TH = torch.empty_like(x_TH) if onto_TH is None else onto_TH
-        forward(x_TH, ids_TK, weights_TK, y_TH, adds=onto_TH is not None)
-        return y_TH
-
-    return apply
+    layer = native.library.Experts()
+    for expert in experts:
+        is_int8 = all(map(_is_int8, expert))
+        gate_up, down = expert if is_int8 else map(_in_bf16, expert)
+        layer.add(pack(gate_up, torch.bfloat16, parts=2), pack(down, torch.bfloat16))
+    return layer
 
 
-def combine(y_PH: torch.Tensor, where_TK: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-    y_TH = y_PH.new_empty(len(where_TK), y_PH.shape[1])
-    native.library.combine(y_PH, where_TK, weights_TK, y_TH)
-    return y_TH
-
-
-def _is_int8(weight: Weight) -> TypeGuard[QuantizedWeight]:
+def _is_int8(weight: Weight) -> bool:
     """Whether the weight is multiplied in integers."""
     return isinstance(weight, QuantizedWeight) and weight.input is not Input.FLOAT
 
 
 def _in_bf16(weight: Weight) -> torch.Tensor:
-    if isinstance(weight, QuantizedWeight):
-        return weight.dequantize(torch.bfloat16)
-    return weight.contiguous()
+    return weight.dequantize(torch.bfloat16) if isinstance(weight, QuantizedWeight) else weight

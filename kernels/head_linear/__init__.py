@@ -9,6 +9,6 @@ is contiguous; out has x's dtype. Sums are fp32.
 Shapes: T tokens, N heads, K values in, M values out.
 """
 
-from kernels.head_linear import native, reference, torch_ops
+from kernels.head_linear import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

@@ -104,13 +104,4 @@ void native::bind_head_linear(nb::module_& m) {
                              [&](auto number) { forward<decltype(number)>(self, x_TNK, out_TNM, first); });
             },
             "x_TNK"_a, "out_TNM"_a, "first"_a = 0);
-    m.def(
-        "operand_width",
-        [](DType dtype) {
-            int64_t width = 0;
-            with_element(dtype.element(), "dtype",
-                         [&](auto number) { width = GROUP<typename Operand<decltype(number)>::type>; });
-            return width;
-        },
-        "dtype"_a);
 }

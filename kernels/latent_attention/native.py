@@ -28,6 +28,4 @@ class NativeLatentAttention:
         self, q_TNX: torch.Tensor, cache: Cache, plan: AttentionPlan, scale: float, value_dim: int, selection: None
     ) -> torch.Tensor:
         assert selection is None, "a selection is for kernels.latent_attention.torch_ops"
-        o_TNC = q_TNX.new_empty(*q_TNX.shape[:2], value_dim)
-        native.library.latent_attention(q_TNX, cache, plan, scale, o_TNC)
-        return o_TNC
+        return native.library.latent_attention(q_TNX, cache, plan, scale, value_dim)

@@ -1,25 +1,31 @@
-"""A linear layer in native code. Contract: kernels.linear."""
+"""A weight packed for native products. Contracts: kernels.linear, kernels.linear_int8."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
-from kernels.types import Linear
+from kernels.quantized_weight import Input, QuantizedWeight
+from kernels.types import Linear, Weight
+
+if TYPE_CHECKING:
+    from kernels.native._kernels import PackedWeight
 
 
-def linear(weight_OI: torch.Tensor, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
-    """A weight in fp32 is computed with in fp32, whatever x is; y has the weight's dtype, unless out_dtype is fp32."""
-    layer = native.library.Linear(weight_OI.contiguous(), None if bias_O is None else bias_O.float())
-    return allocating(layer.forward, len(weight_OI), out_dtype or weight_OI.dtype)
+def linear(weight: Weight, bias_O: torch.Tensor | None, dtype: torch.dtype, out_dtype: torch.dtype) -> Linear:
+    """For x of one dtype, or of any where the weight is in fp32; y is in out_dtype: the same, or fp32."""
+    bias = None if bias_O is None else bias_O.float()
+    return native.library.Linear(pack(weight, dtype), bias, out_dtype).forward
 
 
-def allocating(forward: Callable[[torch.Tensor, torch.Tensor], None], out_size: int, dtype: torch.dtype) -> Linear:
-    """A packed layer's forward(x_TI, y_TO) with a new y_TO."""
+def pack(weight: Weight, dtype: torch.dtype, parts: int = 1) -> PackedWeight:
+    """Pack a weight for x of one dtype, its rows in so many parts that lie interleaved.
 
-    def apply(x_TI: torch.Tensor) -> torch.Tensor:
-        y_TO = torch.empty(len(x_TI), out_size, dtype=dtype)
-        forward(x_TI, y_TO)
-        return y_TO
-
-    return apply
+    A weight in floats is computed with in its own dtype, whatever x is.
+    """
+    if not isinstance(weight, QuantizedWeight):
+        return native.library.PackedWeight(weight.contiguous(), None, weight.dtype, 0.0, 0, parts)
+    operand = dtype if weight.input is Input.FLOAT else torch.uint8
+    return native.library.PackedWeight(weight.values_OI.contiguous(), weight.scale_O, operand, *weight.grid, parts)

@@ -14,14 +14,13 @@ of zeros gives the bias. `linear_int8` may copy the weight into another layout, 
 Shapes: T tokens, I in_size, O out_size.
 """
 
-from kernels.linear_int8 import native, reference, torch_ops
+from kernels.linear_int8 import reference, torch_ops
 from kernels.quantized_weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight, stack
 
 __all__ = [
     "Input",
     "QuantizedWeight",
     "StaticInput",
-    "native",
     "quantize_rows",
     "quantize_weight",
     "reference",

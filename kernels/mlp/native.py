@@ -20,5 +20,5 @@ def mlp(
     weights = gate_up[0], down[0]
     if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(dtype, *weights):
         return compose(projection, silu_mul, gate_up, down)
-    run = grouped_mlp.native.pack_experts([weights])
-    return lambda x_TH, onto_TH=None: run(x_TH, onto_TH=onto_TH)
+    forward = grouped_mlp.native.pack_experts([weights]).forward
+    return lambda x_TH, onto_TH=None: forward(x_TH, onto_TH=onto_TH)

@@ -11,7 +11,8 @@ constexpr const char* DTYPES[] = {"bfloat16", "float32", "int8", "uint8", "int32
 // What is looked up in torch, once; nobody frees it.
 struct Torch {
     PyObject *tensor, *dtypes[std::size(DTYPES)];
-    PyObject *dtype, *is_cpu, *requires_grad, *shape, *stride, *data_ptr;  // names
+    PyObject *dtype, *is_cpu, *requires_grad, *shape, *stride, *data_ptr, *new_empty;  // names
+    PyObject* keywords;                                                                // of new_empty
 
     Torch() {
         const nb::module_ torch = nb::module_::import_("torch");
@@ -23,6 +24,8 @@ struct Torch {
         shape = PyUnicode_InternFromString("shape");
         stride = PyUnicode_InternFromString("stride");
         data_ptr = PyUnicode_InternFromString("data_ptr");
+        new_empty = PyUnicode_InternFromString("new_empty");
+        keywords = PyTuple_Pack(1, dtype);
     }
 };
 
@@ -66,6 +69,14 @@ Element Tensor::element(const char* name) const {
     return element_of(checked(PyObject_GetAttr(object.ptr(), torch().dtype)), name);
 }
 
+Tensor Tensor::new_empty(Element dtype, const int64_t* shape, int64_t num_dims) const {
+    const Torch& names = torch();
+    const nb::object sizes = checked(PyTuple_New(num_dims));
+    for (int64_t i = 0; i < num_dims; ++i) PyTuple_SET_ITEM(sizes.ptr(), i, PyLong_FromLongLong(shape[i]));
+    PyObject* const arguments[] = {object.ptr(), sizes.ptr(), names.dtypes[int(dtype)]};
+    return {checked(PyObject_VectorcallMethod(names.new_empty, arguments, 2, names.keywords))};
+}
+
 Element DType::element() const { return element_of(object, "dtype"); }
 
 void* Tensor::read(const char* name, Element wanted, int64_t num_dims, const int64_t* expected, bool packed,
@@ -99,9 +110,9 @@ void* Tensor::read(const char* name, Element wanted, int64_t num_dims, const int
     return data;
 }
 
-nb::handle KVCache::part(const char* name, int64_t i) const {
+nb::object KVCache::part(const char* name, int64_t i) const {
     if (!is_int8() || PyTuple_GET_SIZE(object.ptr()) != 2) refuse_type(name, "(values, scales)", text(object.type()));
-    return PyTuple_GET_ITEM(object.ptr(), i);
+    return nb::borrow(PyTuple_GET_ITEM(object.ptr(), i));
 }
 
 void check_value(bool is_valid, const char* message) {

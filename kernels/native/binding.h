@@ -2,7 +2,7 @@
 //
 // A tensor is read through its Python attributes, which takes 0.5 us and needs none of torch's headers. (nanobind's
 // ndarray goes through DLPack, which takes 2.2 us.) A wrong dtype or device raises TypeError; a wrong shape or stride,
-// ValueError. Every operation's binding stands below its kernel, in kernels/<operation>/native.cpp.
+// ValueError.
 #pragma once
 
 #include "common.h"
@@ -44,9 +44,12 @@ struct View {
     T* row(int64_t i, int64_t j) const { return row(i) + j * stride[1]; }
 };
 
+template <typename T, size_t N>
+struct Made;
+
 // A torch.Tensor that is not yet checked.
 struct Tensor {
-    nb::handle object;
+    nb::object object;
 
     // A CPU tensor of this dtype and shape, whose last dimension is contiguous.
     template <typename T, size_t N>
@@ -60,7 +63,16 @@ struct Tensor {
     }
     Element element(const char* name) const;
 
+    // A new tensor of this dtype and shape, not initialised: a result.
+    template <typename T, size_t N>
+    Made<T, N> make(const int64_t (&shape)[N]) const {
+        const Tensor made = new_empty(element_of<T>(), shape, N);
+        return {made, made.packed<T>("the result", shape)};
+    }
+
  private:
+    Tensor new_empty(Element dtype, const int64_t* shape, int64_t num_dims) const;
+
     template <typename T, size_t N>
     View<T, N> read(const char* name, const int64_t (&shape)[N], bool packed) const {
         View<T, N> view;
@@ -72,22 +84,28 @@ struct Tensor {
                int64_t* stride) const;
 };
 
+template <typename T, size_t N>
+struct Made {
+    Tensor tensor;
+    View<T, N> view;
+};
+
 // A torch.dtype.
 struct DType {
-    nb::handle object;
+    nb::object object;
     Element element() const;
 };
 
 // f(zero of the tensor's dtype), which must be bfloat16 or float32.
 template <typename F>
-void with_element(Element element, const char* name, const F& f) {
+auto with_element(Element element, const char* name, const F& f) {
     if (element == Element::BFLOAT16) return f(bf16{});
     if (element == Element::FLOAT32) return f(float{});
     throw nb::type_error((std::string(name) + " must be of torch.bfloat16 or torch.float32").c_str());
 }
 template <typename F>
-void with_dtype(const Tensor& tensor, const char* name, const F& f) {
-    with_element(tensor.element(name), name, f);
+auto with_dtype(const Tensor& tensor, const char* name, const F& f) {
+    return with_element(tensor.element(name), name, f);
 }
 
 // A layer's cache as kernels.kv_cache has it: a tensor, or int8 values with their scales.
@@ -97,7 +115,7 @@ struct CacheView {
     float* scales;      // [blocks, key heads, slots, num_scales]; null where values are numbers
 };
 struct KVCache {
-    nb::handle object;
+    nb::object object;
     bool is_int8() const { return PyTuple_Check(object.ptr()); }
 
     template <typename C>
@@ -112,38 +130,43 @@ struct KVCache {
     }
 
  private:
-    nb::handle part(const char* name, int64_t i) const;
+    nb::object part(const char* name, int64_t i) const;
 };
-// f(zero of the dtype that the cache holds) for numbers of type T.
-template <typename T, typename F>
-void with_cache(const KVCache& cache, const F& f) {
-    cache.is_int8() ? f(int8_t{}) : f(T{});
+// f(zero of a tensor's dtype, zero of the dtype that a cache for it holds).
+template <typename F>
+auto with_dtypes(const Tensor& tensor, const char* name, const KVCache& cache, const F& f) {
+    return with_dtype(tensor, name,
+                      [&](auto number) { return cache.is_int8() ? f(number, int8_t{}) : f(number, number); });
 }
 
 void check_value(bool is_valid, const char* message);  // else ValueError
 // Indices that must lie in [0, count), or IndexError.
 void check_indices(const int64_t* indices, int64_t num, int64_t count, const char* name);
 
+// Every operation's binding, in kernels/<operation>/native.cpp.
 void bind_graph(nb::module_&), bind_plan(nb::module_&), bind_causal_attention(nb::module_&), bind_draw(nb::module_&);
 void bind_embedding(nb::module_&), bind_grouped_mlp(nb::module_&), bind_head_linear(nb::module_&);
-void bind_latent_attention(nb::module_&), bind_linear(nb::module_&), bind_linear_int8(nb::module_&);
-void bind_paged_attention(nb::module_&);
-void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_routing(nb::module_&), bind_silu_mul(nb::module_&);
-void bind_store_kv(nb::module_&), bind_take_rows(nb::module_&);
+void bind_latent_attention(nb::module_&), bind_linear(nb::module_&), bind_paged_attention(nb::module_&);
+void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_rotate_and_store(nb::module_&);
+void bind_routing(nb::module_&), bind_silu_mul(nb::module_&), bind_store_latents(nb::module_&);
+void bind_take_rows(nb::module_&);
 
 }  // namespace native
 
 namespace nanobind::detail {
 
 // Each is handed over as it is, and checked where its name and shape are known.
-#define CASTER(TYPE, NAME)                                              \
-    template <>                                                         \
-    struct type_caster<TYPE> {                                          \
-        NB_TYPE_CASTER(TYPE, const_name(NAME))                          \
-        bool from_python(handle src, uint8_t, cleanup_list*) noexcept { \
-            value.object = src;                                         \
-            return true;                                                \
-        }                                                               \
+#define CASTER(TYPE, NAME)                                                             \
+    template <>                                                                        \
+    struct type_caster<TYPE> {                                                         \
+        NB_TYPE_CASTER(TYPE, const_name(NAME))                                         \
+        bool from_python(handle src, uint8_t, cleanup_list*) noexcept {                \
+            value.object = borrow(src);                                                \
+            return true;                                                               \
+        }                                                                              \
+        static handle from_cpp(const TYPE& value, rv_policy, cleanup_list*) noexcept { \
+            return value.object.inc_ref();                                             \
+        }                                                                              \
     }
 CASTER(native::Tensor, "torch.Tensor");
 CASTER(native::DType, "torch.dtype");

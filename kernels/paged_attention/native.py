@@ -27,6 +27,4 @@ class NativeAttention:
     def forward(
         self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: AttentionPlan, scale: float
     ) -> torch.Tensor:
-        o_TND = q_TND.new_empty(q_TND.shape)
-        native.library.paged_attention(q_TND, k_cache, v_cache, plan, scale, o_TND)
-        return o_TND
+        return native.library.paged_attention(q_TND, k_cache, v_cache, plan, scale)

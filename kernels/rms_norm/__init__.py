@@ -10,6 +10,6 @@ computation is in fp32; y has the weight's dtype.
 Shapes: T tokens, H values each.
 """
 
-from kernels.rms_norm import native, reference, torch_ops
+from kernels.rms_norm import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

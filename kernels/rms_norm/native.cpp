@@ -71,20 +71,22 @@ void rms_norm(const View<const T, 2>& x, const View<float, 2>& residual, const T
 void native::bind_rms_norm(nb::module_& m) {
     m.def(
         "rms_norm",
-        [](Tensor x_TH, Tensor weight_H, float eps, std::optional<Tensor> residual_TH, Tensor y_TH) {
-            with_dtype(weight_H, "weight_H", [&](auto number) {
+        [](Tensor x_TH, Tensor weight_H, float eps, std::optional<Tensor> residual_TH) {
+            return with_dtype(weight_H, "weight_H", [&](auto number) {
                 using T = decltype(number);
                 const auto weight = weight_H.packed<const T>("weight_H", {ANY});
-                const auto y = y_TH.packed<T>("y_TH", {ANY, weight.shape[0]});
                 View<const T, 2> x{};
                 View<float, 2> residual{};
-                if (residual_TH) residual = residual_TH->packed<float>("residual_TH", y.shape);
                 if (residual_TH || x_TH.element("x_TH") == element_of<T>())
-                    x = x_TH.view<const T>("x_TH", y.shape);
+                    x = x_TH.view<const T>("x_TH", {ANY, weight.shape[0]});
                 else  // rows of the residual stream, which stay as they are
-                    residual = x_TH.packed<float>("x_TH", y.shape);
-                launch(y.shape[0], [=](int64_t rows) { rms_norm(x, residual, weight.data, y, rows, eps); });
+                    residual = x_TH.packed<float>("x_TH", {ANY, weight.shape[0]});
+                if (residual_TH) residual = residual_TH->packed<float>("residual_TH", x.shape);
+                const auto y = weight_H.make<T>({x.data ? x.shape[0] : residual.shape[0], weight.shape[0]});
+                launch(y.view.shape[0],
+                       [=, y = y.view](int64_t rows) { rms_norm(x, residual, weight.data, y, rows, eps); });
+                return y.tensor;
             });
         },
-        "x_TH"_a, "weight_H"_a, "eps"_a, "residual_TH"_a.none(), "y_TH"_a);
+        "x_TH"_a, "weight_H"_a, "eps"_a, "residual_TH"_a = nb::none());
 }

@@ -10,6 +10,6 @@ swap_halves(x) * sin. y has x's dtype.
 Shapes: T tokens, N heads, D head dimension.
 """
 
-from kernels.rotary import native, reference, torch_ops
+from kernels.rotary import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

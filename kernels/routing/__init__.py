@@ -11,7 +11,7 @@ any logits, NaN included. Tokens are independent. Cost: O(T * E * K).
 Shapes: T tokens, E experts, G groups of X = E / G neighbours, K num_experts_per_tok.
 """
 
-from kernels.routing import native, reference, torch_ops
+from kernels.routing import reference, torch_ops
 from kernels.routing.rule import RoutingRule
 
-__all__ = ["RoutingRule", "native", "reference", "torch_ops"]
+__all__ = ["RoutingRule", "reference", "torch_ops"]

@@ -3,6 +3,8 @@
 #include "../native/common.h"
 #include "../native/pool.h"
 
+#include <nanobind/stl/pair.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -85,25 +87,27 @@ void route(const float* logits, const float* bias, const Rule& rule, int64_t* id
 void native::bind_routing(nb::module_& m) {
     m.def(
         "routing",
-        [](Tensor logits_TE, std::optional<Tensor> bias_E, Tensor ids_TK, Tensor weights_TK, bool is_sigmoid,
+        [](Tensor logits_TE, std::optional<Tensor> bias_E, int64_t num_experts_per_tok, bool is_sigmoid,
            int64_t n_group, int64_t topk_group, int64_t best_of_group, bool renormalises, float scale) {
             const auto logits = logits_TE.packed<const float>("logits_TE", {ANY, ANY});
-            const auto ids = ids_TK.packed<int64_t>("ids_TK", {logits.shape[0], ANY});
-            const auto weights = weights_TK.packed<float>("weights_TK", ids.shape);
-            const int64_t num_experts = logits.shape[1], per_tok = ids.shape[1];
+            const int64_t num_experts = logits.shape[1];
             const float* bias = bias_E ? bias_E->packed<const float>("bias_E", {num_experts}).data : nullptr;
             check_value(n_group > 0 && num_experts % n_group == 0 && topk_group <= n_group,
                         "experts must lie in n_group groups of one size, of which topk_group are eligible");
             const int64_t group_size = num_experts / n_group;
-            check_value(best_of_group <= group_size && per_tok <= topk_group * group_size,
+            check_value(best_of_group <= group_size && num_experts_per_tok <= topk_group * group_size,
                         "more experts are to be chosen than there are");
-            const Rule rule{num_experts, per_tok, is_sigmoid, n_group, topk_group, best_of_group, renormalises, scale};
-            launch(logits.shape[0], [=](int64_t rows) {
+            const Rule rule{num_experts, num_experts_per_tok, is_sigmoid,   n_group,
+                            topk_group,  best_of_group,       renormalises, scale};
+            const auto ids = logits_TE.make<int64_t>({logits.shape[0], num_experts_per_tok});
+            const auto weights = logits_TE.make<float>(ids.view.shape);
+            launch(logits.shape[0], [=, ids = ids.view, weights = weights.view](int64_t rows) {
                 parallel_rows(rows, 8, [&](int64_t token) {
                     route(logits.row(token), bias, rule, ids.row(token), weights.row(token));
                 });
             });
+            return std::pair(ids.tensor, weights.tensor);
         },
-        "logits_TE"_a, "bias_E"_a.none(), "ids_TK"_a, "weights_TK"_a, nb::kw_only(), "is_sigmoid"_a, "n_group"_a,
+        "logits_TE"_a, "bias_E"_a.none(), nb::kw_only(), "num_experts_per_tok"_a, "is_sigmoid"_a, "n_group"_a,
         "topk_group"_a, "best_of_group"_a, "renormalises"_a, "scale"_a);
 }

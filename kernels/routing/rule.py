@@ -1,10 +1,9 @@
 """The parameters of a router. Contract: kernels.routing."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingRule:
+class RoutingRule(NamedTuple):
     """How experts are chosen and weighted.
 
     Attributes:

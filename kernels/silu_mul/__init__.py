@@ -5,6 +5,6 @@
 Shapes: T tokens, F intermediate_size.
 """
 
-from kernels.silu_mul import native, reference, torch_ops
+from kernels.silu_mul import reference, torch_ops
 
-__all__ = ["native", "reference", "torch_ops"]
+__all__ = ["reference", "torch_ops"]

@@ -24,17 +24,20 @@ void silu_mul(const T* gate, const T* up, T* y, int64_t size) {
 void native::bind_silu_mul(nb::module_& m) {
     m.def(
         "silu_mul",
-        [](Tensor gate_up_TF2, Tensor y_TF) {
-            with_dtype(gate_up_TF2, "gate_up_TF2", [&](auto number) {
+        [](Tensor gate_up_TF2) {
+            return with_dtype(gate_up_TF2, "gate_up_TF2", [&](auto number) {
                 using T = decltype(number);
-                const auto y = y_TF.packed<T>("y_TF", {ANY, ANY});
-                const auto gate_up = gate_up_TF2.packed<const T>("gate_up_TF2", {y.shape[0], 2 * y.shape[1]});
-                launch(y.shape[0], [=, size = y.shape[1]](int64_t rows) {
+                const auto gate_up = gate_up_TF2.packed<const T>("gate_up_TF2", {ANY, ANY});
+                const int64_t size = gate_up.shape[1] / 2;
+                check_value(gate_up.shape[1] == 2 * size, "gate_up_TF2 must have an even number of columns");
+                const auto y = gate_up_TF2.make<T>({gate_up.shape[0], size});
+                launch(gate_up.shape[0], [=, y = y.view](int64_t rows) {
                     parallel_rows(rows, 4, [&](int64_t row) {
                         silu_mul(gate_up.row(row), gate_up.row(row) + size, y.row(row), size);
                     });
                 });
+                return y.tensor;
             });
         },
-        "gate_up_TF2"_a, "y_TF"_a);
+        "gate_up_TF2"_a);
 }

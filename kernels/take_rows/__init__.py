@@ -7,6 +7,6 @@ A captured step (kernels.native.capture) computes what follows for these rows al
 Shapes: N rows of X values, R wanted rows.
 """
 
-from kernels.take_rows import native, reference
+from kernels.take_rows import reference
 
-__all__ = ["native", "reference"]
+__all__ = ["reference"]

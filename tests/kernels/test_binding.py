@@ -14,8 +14,15 @@ from tests.kernels.compare import randn
 
 pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
 BF16, F32 = torch.bfloat16, torch.float32
-RULE = {"is_sigmoid": False, "n_group": 1, "topk_group": 1, "best_of_group": 1, "renormalises": True, "scale": 1.0}
-GRIDS = {"in_scale": 0.1, "in_zero": 3, "inner_scale": 0.1, "inner_zero": 3}
+RULE = {
+    "num_experts_per_tok": 2,
+    "is_sigmoid": False,
+    "n_group": 1,
+    "topk_group": 1,
+    "best_of_group": 1,
+    "renormalises": True,
+    "scale": 1.0,
+}
 
 
 def x(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -34,38 +41,43 @@ def plan(kind: str) -> Any:
     return getattr(native.library, f"{kind}_plan")([1, 2], [4, 3], [[0], [1]], 16)
 
 
-def linear() -> Any:
-    return native.library.Linear(x(6, 8), x(6, dtype=F32))
+def packed(*shape: int, dtype: torch.dtype = BF16, parts: int = 1) -> Any:
+    return native.library.PackedWeight(x(*shape, dtype=dtype), None, dtype, 0.0, 0, parts)
+
+
+def packed_int8(*shape: int, operand: torch.dtype = torch.uint8, parts: int = 1) -> Any:
+    return native.library.PackedWeight(int8(*shape), x(shape[0], dtype=F32), operand, 0.1, 3, parts)
+
+
+def linear(dtype: torch.dtype = BF16) -> Any:
+    return native.library.Linear(packed(6, 8, dtype=dtype), x(6, dtype=F32), dtype)
 
 
 def experts() -> Any:
-    layer = native.library.Experts(8, 6)
+    layer = native.library.Experts()
     for _ in range(5):
-        layer.add(x(12, 8), x(8, 6))
+        layer.add(packed(12, 8, parts=2), packed(8, 6))
     return layer
 
 
-INT8 = {"values_OI": int8(6, 8), "scale_O": x(6, dtype=F32)}
-PAIR = {"gate_up_2FH": int8(12, 8), "gate_up_scale": x(12, dtype=F32)}
-PAIR |= {"down_HF": int8(8, 6), "down_scale": x(8, dtype=F32)}
+WEIGHT = {"values_OI": x(6, 8), "scale_O": None, "operand": BF16, "scale": 0.0, "zero_point": 0, "parts": 1}
 CACHE = {"k_cache": x(4, 2, 16, 8), "v_cache": x(4, 2, 16, 8)}
 TURN = {"cos_TD": x(3, 8, dtype=F32), "sin_TD": x(3, 8, dtype=F32)}
-STEP = {"qkv_TXD": x(3, 8, 8), **TURN, **CACHE, "slot_mapping_T": ids(3), "q_TND": x(3, 4, 8)}
+STEP = {"qkv_TXD": x(3, 8, 8), **TURN, **CACHE, "slot_mapping_T": ids(3)}
 LATENTS = {"x_TY": x(3, 24), "weight_C": x(16), "eps": 1e-5, "cos_TR": x(3, 8, dtype=F32), "sin_TR": x(3, 8, dtype=F32)}
-ROUTED = {"logits_TE": x(3, 8, dtype=F32), "bias_E": x(8, dtype=F32), "ids_TK": ids(3, 2)}
-GROUPED = {"x_TH": x(3, 8), "ids_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32), "y_TH": x(3, 8), "adds": False}
+GROUPED = {"x_TH": x(3, 8), "ids_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32), "onto_TH": x(3, 8)}
 Arguments = dict[str, Any]
 # Of each function that takes tensors: how to get it, its arguments, and the dimensions of any size.
 CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
     "causal_attention": (
         lambda: native.library.causal_attention,
-        {"q_QNX": x(3, 2, 8), "k_LNX": x(5, 2, 8), "v_LNV": x(5, 2, 6), "scale": 0.1, "out_QNV": x(3, 2, 6)},
-        set(),
+        {"q_QNX": x(3, 2, 8), "k_LNX": x(5, 2, 8), "v_LNV": x(5, 2, 6), "scale": 0.1},
+        {("v_LNV", 2)},
     ),
     "combine": (
         lambda: native.library.combine,
-        {"y_PH": x(6, 8), "where_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32), "out_TH": x(3, 8)},
-        set(),
+        {"y_PH": x(6, 8), "where_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32)},
+        {("y_PH", 1)},
     ),
     "draw": (
         lambda: native.library.draw,
@@ -74,11 +86,9 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
     ),
     "embedding": (
         lambda: native.library.embedding,
-        {"weight_VH": x(5, 8), "token_ids_T": ids(3), "x_TH": x(3, 8, dtype=F32)},
-        {("weight_VH", 0)},
+        {"weight_VH": x(5, 8), "token_ids_T": ids(3)},
+        {("weight_VH", 0), ("weight_VH", 1), ("token_ids_T", 0)},
     ),
-    "Experts.add": (lambda: native.library.Experts(8, 6).add, {"gate_up_2FH": x(12, 8), "down_HF": x(8, 6)}, set()),
-    "Experts.add_int8": (lambda: native.library.Experts(8, 6).add_int8, {**PAIR, **GRIDS}, set()),
     "Experts.forward": (lambda: experts().forward, GROUPED, set()),
     "HeadLinear": (
         lambda: native.library.HeadLinear,
@@ -90,45 +100,36 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         {"x_TNK": x(3, 2, 8), "out_TNM": x(3, 2, 6)},
         set(),
     ),
-    "Int8Linear": (
-        lambda: native.library.Int8Linear,
-        {**INT8, "bias_O": x(6, dtype=F32), "operand": torch.uint8, "scale": 0.1, "zero_point": 3},
-        {("values_OI", 1)},
-    ),
-    "Int8Linear.forward": (
-        lambda: native.library.Int8Linear(**INT8, bias_O=None, operand=BF16, scale=0.0, zero_point=0).forward,
-        {"x_TI": x(3, 8), "y_TO": x(3, 6)},
-        set(),
-    ),
     "latent_attention": (
         lambda: native.library.latent_attention,
-        {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "scale": 0.1, "out_TNC": x(3, 2, 6)},
-        {("cache", 0), ("out_TNC", 2)},
+        {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "scale": 0.1, "value_dim": 6},
+        {("cache", 0)},
     ),
     "Linear": (
         lambda: native.library.Linear,
-        {"weight_OI": x(6, 8), "bias_O": x(6, dtype=F32)},
-        {("weight_OI", 1)},
+        {"weight": lambda: packed(6, 8), "bias_O": x(6, dtype=F32), "out_dtype": BF16},
+        set(),
     ),
-    "Linear.forward": (lambda: linear().forward, {"x_TI": x(3, 8), "y_TO": x(3, 6)}, set()),
+    "Linear.forward": (lambda: linear().forward, {"x_TI": x(3, 8)}, {("x_TI", 0)}),
+    "PackedWeight": (lambda: native.library.PackedWeight, WEIGHT, {("values_OI", 0), ("values_OI", 1)}),
     "paged_attention": (
         lambda: native.library.paged_attention,
-        {"q_TND": x(3, 4, 8), **CACHE, "plan": plan, "scale": 0.1, "out_TND": x(3, 4, 8)},
+        {"q_TND": x(3, 4, 8), **CACHE, "plan": plan, "scale": 0.1},
         set(),
     ),
     "rms_norm": (
         lambda: native.library.rms_norm,
-        {"x_TH": x(3, 8), "weight_H": x(8), "eps": 1e-5, "residual_TH": x(3, 8, dtype=F32), "y_TH": x(3, 8)},
+        {"x_TH": x(3, 8), "weight_H": x(8), "eps": 1e-5, "residual_TH": x(3, 8, dtype=F32)},
         set(),
     ),
     "rotary": (lambda: native.library.rotary, {"x_TND": x(3, 2, 8), **TURN, "y_TND": x(3, 2, 8)}, set()),
     "rotate_and_store": (lambda: native.library.rotate_and_store, STEP, set()),
     "routing": (
         lambda: native.library.routing,
-        {**ROUTED, "weights_TK": x(3, 2, dtype=F32), **RULE},
-        set(),
+        {"logits_TE": x(3, 8, dtype=F32), "bias_E": x(8, dtype=F32), **RULE},
+        {("logits_TE", 0)},
     ),
-    "silu_mul": (lambda: native.library.silu_mul, {"gate_up_TF2": x(3, 12), "y_TF": x(3, 6)}, set()),
+    "silu_mul": (lambda: native.library.silu_mul, {"gate_up_TF2": x(3, 12)}, {("gate_up_TF2", 0)}),
     "store_latents": (
         lambda: native.library.store_latents,
         {**LATENTS, "cache": x(4, 1, 16, 24), "slot_mapping_T": ids(3)},
@@ -136,17 +137,18 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
     ),
     "take_rows": (
         lambda: native.library.take_rows,
-        {"x_NX": x(5, 8), "rows_R": ids(3), "y_RX": x(3, 8)},
-        {("x_NX", 0)},
+        {"x_NX": x(5, 8), "rows_R": ids(3)},
+        {("x_NX", 0), ("x_NX", 1), ("rows_R", 0)},
     ),
 }
 TENSORS = [(name, key) for name, case in CASES.items() for key, value in case[1].items() if torch.is_tensor(value)]
 OPTIONAL = {
     ("Experts.forward", "ids_TK"),
     ("Experts.forward", "weights_TK"),
+    ("Experts.forward", "onto_TH"),
     ("Linear", "bias_O"),
-    ("Int8Linear", "bias_O"),
     ("rms_norm", "residual_TH"),
+    ("rotary", "y_TND"),
     ("routing", "bias_E"),
 }
 
@@ -155,6 +157,7 @@ def call(name: str, **changes: Any) -> None:
     """Call a function with some of its arguments changed; no argument may be written if it raises."""
     get, arguments, _ = CASES[name]
     arguments = {key: value(name) if key == "plan" else value for key, value in arguments.items()} | changes
+    arguments = {key: value() if key == "weight" else value for key, value in arguments.items()}
     arguments = {
         key: value.clone() if torch.is_tensor(value) and key not in changes else value
         for key, value in arguments.items()
@@ -303,7 +306,42 @@ def test_a_plan_for_another_batch_or_cache_raises_value_error(kind, query_lens, 
 
 
 def test_a_weight_for_one_dtype_refuses_another():
-    for layer, dtype in ((linear(), F32), (native.library.Linear(x(6, 8, dtype=F32), None), None)):
-        wrong = {"x_TI": x(3, 8, dtype=dtype)} if dtype else {"x_TI": x(3, 8)}
-        with pytest.raises(TypeError, match="must be of torch"):
-            layer.forward(**wrong, y_TO=x(3, 6))
+    int8_in_floats = native.library.Linear(packed_int8(6, 8, operand=F32), None, F32)
+    rounded = native.library.Linear(packed_int8(6, 8), None, BF16)
+    for layer, dtype in ((linear(), F32), (int8_in_floats, BF16), (rounded, F32)):
+        with pytest.raises(TypeError, match="x_TI must be of the dtype"):
+            layer.forward(x(3, 8, dtype=dtype))
+    linear(F32).forward(x(3, 8, dtype=F32))
+
+
+def test_an_int8_weight_is_checked():
+    arguments = {"values_OI": int8(6, 8), "scale_O": x(6, dtype=F32), "operand": torch.uint8}
+    arguments |= {"scale": 0.1, "zero_point": 3, "parts": 2}
+    native.library.PackedWeight(**arguments)
+    for changes, error, message in (
+        ({"values_OI": x(6, 8)}, TypeError, "values_OI"),
+        ({"scale_O": x(6)}, TypeError, "scale_O"),
+        ({"scale_O": x(5, dtype=F32)}, ValueError, "scale_O"),
+        ({"operand": torch.int32}, TypeError, "operand"),
+        ({"parts": 4}, ValueError, "parts"),
+        ({"parts": 0}, ValueError, "parts"),
+    ):
+        with pytest.raises(error, match=message):
+            native.library.PackedWeight(**(arguments | changes))
+
+
+def test_experts_that_do_not_fit_raise_value_error():
+    int8_pair, pair = (packed_int8(12, 8, parts=2), packed_int8(8, 6)), (packed(12, 8, parts=2), packed(8, 6))
+    for gate_up, down in (
+        (packed(12, 8), packed(8, 6)),
+        (packed(12, 9, parts=2), packed(8, 6)),
+        (packed(14, 8, parts=2), packed(8, 7)),
+        (packed(12, 8, parts=2), packed_int8(8, 6)),
+        (packed(12, 8, dtype=F32, parts=2), packed(8, 6, dtype=F32)),
+        (packed_int8(12, 8, operand=BF16, parts=2), packed_int8(8, 6, operand=BF16)),
+    ):
+        layer = native.library.Experts()
+        for fitting in (int8_pair, pair):
+            layer.add(*fitting)
+        with pytest.raises(ValueError, match="gate_up"):
+            layer.add(gate_up, down)

@@ -6,10 +6,10 @@ import threading
 import pytest
 import torch
 
-from kernels import causal_attention, draw, linear, native, paged_attention, rms_norm, silu_mul, take_rows
+from kernels import native, paged_attention
 from kernels.native.capture import Graph, MemoryPool, NotCapturableError
 from kernels.paged_attention.native import NativeAttention
-from tests.kernels.compare import randn
+from tests.kernels.compare import NATIVE, randn
 
 pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
 DTYPE = torch.bfloat16
@@ -20,14 +20,14 @@ MOST = 12  # rows of a captured step
 @pytest.fixture(name="layers")
 def make_layers():
     """Some layers' work, in native kernels only: norm, a product, an activation, a product, many times."""
-    up = [linear.native.linear(randn(2 * HIDDEN, HIDDEN, dtype=DTYPE, seed=i) / 8, None) for i in range(6)]
-    down = [linear.native.linear(randn(HIDDEN, HIDDEN, dtype=DTYPE, seed=50 + i) / 8, None) for i in range(6)]
+    up = [NATIVE.linear(randn(2 * HIDDEN, HIDDEN, dtype=DTYPE, seed=i) / 8, None) for i in range(6)]
+    down = [NATIVE.linear(randn(HIDDEN, HIDDEN, dtype=DTYPE, seed=50 + i) / 8, None) for i in range(6)]
     weight = torch.ones(HIDDEN, dtype=DTYPE)
 
     def run(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         for first, second in zip(up, down, strict=True):
-            x = rms_norm.native.rms_norm(x, weight, 1e-5, residual)
-            x = second(silu_mul.native.silu_mul(first(x.reshape(-1, HIDDEN).contiguous().to(DTYPE))))
+            x = NATIVE.rms_norm(x, weight, 1e-5, residual)
+            x = second(NATIVE.silu_mul(first(x.reshape(-1, HIDDEN).contiguous().to(DTYPE))))
         return x
 
     return run
@@ -71,10 +71,10 @@ def test_a_capture_computes_nothing(layers):
 
 def test_a_graph_keeps_its_weights_and_inputs_alive():
     x, weight = randn(MOST, HIDDEN, dtype=DTYPE), torch.full((HIDDEN,), 3.0, dtype=DTYPE)
-    expected = rms_norm.native.rms_norm(x, weight, 1e-5)
+    expected = NATIVE.rms_norm(x, weight, 1e-5)
     graph = Graph(MemoryPool(), MOST)
     with graph.capture():
-        y = rms_norm.native.rms_norm(x, weight, 1e-5)
+        y = NATIVE.rms_norm(x, weight, 1e-5)
     del x, weight
     gc.collect()
     garbage = [torch.full((MOST, HIDDEN), float("nan"), dtype=DTYPE) for _ in range(50)]
@@ -127,10 +127,10 @@ def test_what_torch_computes_is_refused(layers, spoil, inference):
     [
         (lambda layers, x, residual: layers(x[:-1], residual[:-1]), "on 11 rows, where there are 12,"),
         (lambda layers, x, residual: layers(x.view(-1, 32), residual), "shape"),
-        (lambda layers, x, residual: draw.native.draw(x, [0.0] * MOST, [0.0] * MOST), "draw"),
-        (lambda layers, x, residual: causal_attention.native.causal_attention(*[x[None]] * 3, 1.0), "causal_attention"),
-        (lambda layers, x, residual: linear.native.linear(x, None), "packing a weight"),
-        (lambda layers, x, residual: take_rows.native.take_rows(x, torch.zeros(2, dtype=torch.int64)), "aten::"),
+        (lambda layers, x, residual: NATIVE.draw(x, [0.0] * MOST, [0.0] * MOST), "draw"),
+        (lambda layers, x, residual: NATIVE.causal_attention(*[x[None]] * 3, 1.0), "causal_attention"),
+        (lambda layers, x, residual: NATIVE.linear(x, None), "packing a weight"),
+        (lambda layers, x, residual: NATIVE.take_rows(x, torch.zeros(2, dtype=torch.int64)), "aten::"),
         (lambda layers, x, residual: torch.empty(4 << 30, dtype=torch.uint8), "a tensor of 4294967296 bytes"),
     ],
     ids=["fewer rows", "shape", "draw", "causal attention", "packing", "take_rows", "too large"],
@@ -162,8 +162,8 @@ def capture_taking(layers):
 
     def step(x, residual, rows):
         y = layers(x, residual)
-        taken = take_rows.native.take_rows(residual, rows)
-        return layers(take_rows.native.take_rows(y, rows), taken)
+        taken = NATIVE.take_rows(residual, rows)
+        return layers(NATIVE.take_rows(y, rows), taken)
 
     graph = Graph(MemoryPool(), MOST, ROWS)
     with graph.capture():
@@ -203,7 +203,7 @@ def test_num_rows_is_for_graphs_that_take_rows(layers):
         captured.graph.replay(3, 3)
     rows = torch.zeros(MOST, dtype=torch.int64)
     with pytest.raises(NotCapturableError, match="without num_rows"):
-        Captured(lambda x, residual: take_rows.native.take_rows(x, rows))
+        Captured(lambda x, residual: NATIVE.take_rows(x, rows))
     with pytest.raises(ValueError, match="captured once"), captured.graph.capture():
         pass
 

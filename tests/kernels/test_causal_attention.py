@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from kernels import causal_attention
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": causal_attention.torch_ops.causal_attention, **natives(causal_attention.native.causal_attention)}
+VERSIONS = {"torch": causal_attention.torch_ops.causal_attention, **natives(NATIVE.causal_attention)}
 
 
 def make(num_queries, context_len, heads, dim, value_dim, dtype):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import draw
-from tests.kernels.compare import DTYPES, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, dtype_id, natives, randn
 
-VERSIONS = {"torch": draw.torch_ops.draw, **natives(draw.native.draw)}
+VERSIONS = {"torch": draw.torch_ops.draw, **natives(NATIVE.draw)}
 ALL = {"reference": draw.reference.draw, **VERSIONS}
 
 

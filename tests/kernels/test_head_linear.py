@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import head_linear
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": head_linear.torch_ops.head_linear, **natives(head_linear.native.head_linear)}
+VERSIONS = {"torch": head_linear.torch_ops.head_linear, **natives(NATIVE.head_linear)}
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 128, 512), (32, 3, 512, 128), (70, 2, 40, 24), (5, 1, 17, 130)], ids=str)

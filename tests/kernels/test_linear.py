@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from kernels import linear
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
 SHAPES = [(1, 64, 96), (3, 17, 5), (33, 63, 65), (130, 96, 1), (2, 1, 7)]
-NATIVE = natives(linear.native.linear)
-VERSIONS = {"torch": linear.torch_ops.linear, **NATIVE}
-WIDE = {"torch": lambda weight, bias: linear.torch_ops.linear(weight, bias, torch.float32), **NATIVE}
+NATIVES = natives(NATIVE.linear)
+VERSIONS = {"torch": linear.torch_ops.linear, **NATIVES}
+WIDE = {"torch": lambda weight, bias: linear.torch_ops.linear(weight, bias, torch.float32), **NATIVES}
 CASES = [(version, dtype) for version in VERSIONS for dtype in DTYPES]
 
 
@@ -60,11 +60,11 @@ def test_a_weight_in_fp32_is_computed_with_in_fp32(version, dtype, shape):
     assert_close(y, linear.reference.linear(weight, bias, torch.float32)(x))
 
 
-@pytest.mark.parametrize("version", NATIVE)
+@pytest.mark.parametrize("version", NATIVES)
 def test_sums_can_be_had_unrounded(version):
     """Of bf16 weights, as logits are wanted."""
     x, weight = randn(9, 70, dtype=torch.bfloat16, seed=1), randn(33, 70, dtype=torch.bfloat16, seed=2)
     assert_close(
-        NATIVE[version](weight, None, out_dtype=torch.float32)(x),
+        NATIVES[version](weight, None, out_dtype=torch.float32)(x),
         linear.reference.linear(weight, None, torch.float32)(x),
     )

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import linear_int8
+from kernels import linear, linear_int8
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 VERSIONS = {
     "reference": lambda weight, bias, _: linear_int8.reference.linear_int8(weight, bias),
     "torch": lambda weight, bias, _: linear_int8.torch_ops.linear_int8(weight, bias),
-    **natives(linear_int8.native.linear_int8),
+    **natives(lambda weight, bias, dtype: linear.native.linear(weight, bias, dtype, dtype)),
 }
 
 GRID = StaticInput(0.05, 93)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import rms_norm
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": rms_norm.torch_ops.rms_norm, **natives(rms_norm.native.rms_norm)}
+VERSIONS = {"torch": rms_norm.torch_ops.rms_norm, **natives(NATIVE.rms_norm)}
 SHAPES = [(1, 64), (5, 1), (3, 63), (17, 576), (2, 1025)]
 EPS = 1e-5
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import rotary
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": rotary.torch_ops.rotary, **natives(rotary.native.rotary)}
+VERSIONS = {"torch": rotary.torch_ops.rotary, **natives(NATIVE.rotary)}
 
 
 def tables(positions: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,9 +3,9 @@ import torch
 
 from kernels import routing
 from kernels.routing import RoutingRule
-from tests.kernels.compare import natives, randn
+from tests.kernels.compare import NATIVE, natives, randn
 
-VERSIONS = {"torch": routing.torch_ops.routing, **natives(routing.native.routing)}
+VERSIONS = {"torch": routing.torch_ops.routing, **natives(NATIVE.routing)}
 EXPERTS = 24
 RULES = {
     "V1": RoutingRule(6),

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels import embedding, take_rows
-from tests.kernels.compare import DTYPES, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, dtype_id, natives, randn
 
-EMBEDDING, TAKE_ROWS = natives(embedding.native.embedding), natives(take_rows.native.take_rows)
+EMBEDDING, TAKE_ROWS = natives(NATIVE.embedding), natives(NATIVE.take_rows)
 ROWS = torch.tensor([4, 0, 4, 10, 7])
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import silu_mul
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 
-VERSIONS = {"torch": silu_mul.torch_ops.silu_mul, **natives(silu_mul.native.silu_mul)}
+VERSIONS = {"torch": silu_mul.torch_ops.silu_mul, **natives(NATIVE.silu_mul)}
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (3, 14), (17, 130), (2, 3072)], ids=str)

@@ -1,0 +1,84 @@
+// rotate_and_store, one pass over the tokens. Contract: kernels/rotate_and_store/__init__.py.
+#include "../native/binding.h"
+#include "../paged_attention/layout.h"
+#include "../rotary/rotary.h"
+#include "../store_kv/write.h"
+
+namespace {
+
+using namespace native;
+
+// qkv: [rows, N + 2 K, D]; q: [rows, N, D].
+template <typename T, typename C>
+void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float* sin, const CacheView<C>& keys,
+                      const CacheView<C>& values, const int64_t* slot_mapping, const View<T, 3>& q, int64_t num_rows) {
+    const int64_t num_heads = q.shape[1], num_kv_heads = keys.values.shape[1], block_size = keys.values.shape[2],
+                  dim = q.shape[2];
+    C *const k_cache = keys.values.data, *const v_cache = values.values.data;
+    float *const k_scales = keys.scales, *const v_scales = values.scales;
+    const bool panels = lies_in_panels(block_size, dim);
+    const auto place = [&](int64_t row, int64_t head) {
+        const int64_t block = slot_mapping[row] / block_size, offset = slot_mapping[row] % block_size;
+        return (block * num_kv_heads + head) * block_size + offset;
+    };
+    // A prompt's rows go to the same lines, CHUNK by CHUNK: a span of fewer would share them with another thread's.
+    parallel_spans(num_rows, num_rows < 2 * CHUNK ? 8 : CHUNK, [&](int64_t begin, int64_t end) {
+        C* const made = reinterpret_cast<C*>(scratch(dim * (sizeof(T) + sizeof(C))));
+        T* const key = reinterpret_cast<T*>(made + dim);
+        const auto as_cached = [&](const T* x, float* scale) -> const C* {
+            if constexpr (std::is_same_v<T, C>) return x;
+            write(x, dim, made, scale);
+            return made;
+        };
+        for (int64_t row = begin; row < end; ++row) {
+            const T* x = qkv.data + row * qkv.stride[0];
+            const float *c = cos + row * dim, *s = sin + row * dim;
+            for (int64_t head = 0; head < num_heads; ++head, x += dim)
+                rotate(x, c, s, q.data + (row * num_heads + head) * dim, dim);
+            for (int64_t head = 0; head < num_kv_heads; ++head, x += dim) {
+                const T* value = x + num_kv_heads * dim;
+                const int64_t slot = place(row, head);
+                rotate(x, c, s, key, dim);
+                if (!panels) {
+                    write(key, dim, k_cache + slot * dim, k_scales + slot);
+                    write(value, dim, v_cache + slot * dim, v_scales + slot);
+                    continue;
+                }
+                const int64_t own = slot % CHUNK, chunk = (slot - own) * dim;
+                scatter_key<PAIR<T>>(as_cached(key, k_scales + slot), dim, own, k_cache + chunk);
+                scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_cache + chunk);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void native::bind_rotate_and_store(nb::module_& m) {
+    m.def(
+        "rotate_and_store",
+        [](Tensor qkv_TXD, Tensor cos_TD, Tensor sin_TD, KVCache k_cache, KVCache v_cache, Tensor slot_mapping_T) {
+            return with_dtypes(qkv_TXD, "qkv_TXD", k_cache, [&](auto number, auto cached) {
+                using T = decltype(number);
+                using C = decltype(cached);
+                const auto qkv = qkv_TXD.view<const T>("qkv_TXD", {ANY, ANY, ANY});
+                const int64_t num_tokens = qkv.shape[0], dim = qkv.shape[2];
+                const auto keys = k_cache.view<C>("k_cache", {ANY, ANY, ANY, dim}, 1);
+                const auto values = v_cache.view<C>("v_cache", keys.values.shape, 1);
+                const auto [num_blocks, num_kv_heads, block_size, _] = keys.values.shape;
+                const int64_t num_heads = qkv.shape[1] - 2 * num_kv_heads;
+                check_value(num_heads >= 0, "qkv_TXD must have all the keys and values that the caches take");
+                const auto cos = cos_TD.packed<const float>("cos_TD", {num_tokens, dim});
+                const auto sin = sin_TD.packed<const float>("sin_TD", cos.shape);
+                const auto slots = slot_mapping_T.packed<const int64_t>("slot_mapping_T", {num_tokens});
+                check_value(qkv.stride[1] == dim && dim % 2 == 0, "heads must lie side by side, and be even");
+                const auto q = qkv_TXD.make<T>({num_tokens, num_heads, dim});
+                launch(num_tokens, [=, q = q.view, num_slots = num_blocks * block_size](int64_t rows) {
+                    check_indices(slots.data, rows, num_slots, "slot_mapping_T");
+                    rotate_and_store(qkv, cos.data, sin.data, keys, values, slots.data, q, rows);
+                });
+                return q.tensor;
+            });
+        },
+        "qkv_TXD"_a, "cos_TD"_a, "sin_TD"_a, "k_cache"_a, "v_cache"_a, "slot_mapping_T"_a);
+}
