@@ -230,7 +230,11 @@ class NativeOps(TorchOps):
         return native.library.HeadLinear(weight_NKM.contiguous()).forward
 
     def mlp(self, gate_up: Layer, down: Layer) -> MLP:
-        return mlp.native.mlp(self.projection, self.silu_mul, gate_up, down, self._dtype)
+        weights = gate_up[0], down[0]
+        if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(self._dtype, *weights):
+            return super().mlp(gate_up, down)
+        forward = grouped_mlp.native.pack_experts([weights]).forward  # the only expert of a mixture
+        return lambda x_TH, onto_TH=None: forward(x_TH, onto_TH=onto_TH)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.native.grouped_mlp(self.projection, self.silu_mul, experts, self._dtype)

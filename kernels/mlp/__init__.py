@@ -9,6 +9,6 @@ is kernels.grouped_mlp with a single expert, and does not round between the prod
 Shapes: T tokens, H hidden, F intermediate_size.
 """
 
-from kernels.mlp import native, reference
+from kernels.mlp import reference
 
-__all__ = ["native", "reference"]
+__all__ = ["reference"]

@@ -101,13 +101,7 @@ def _link(compiler: list[str], path: Path, objects: list[Path]) -> None:
     if path.exists() and path.stat().st_mtime >= max(item.stat().st_mtime for item in objects):
         return
     unfinished = path.with_suffix(f".{os.getpid()}")
-    command = [
-        *compiler,
-        "-shared",
-        "-s",
-        "-pthread",
-        "-Wl,-Bsymbolic",
-    ]  # a module calls its own inline functions alone
+    command = [*compiler, "-shared", "-s", "-pthread", "-Wl,-Bsymbolic"]  # a module calls its own inline functions
     subprocess.run([*command, *map(str, objects), "-o", str(unfinished)], check=True)
     unfinished.replace(path)  # atomic, and safe for a process that has the old one loaded
 

@@ -4,9 +4,9 @@
     backend.forward(q_TND, k_cache_BKSD, v_cache_BKSD, plan, scale) -> o_TND      once a layer
 
 The tokens of a step are packed, sequence after sequence, without padding. The queries of sequence s are the last
-`query_lens[s]` of its `context_lens[s]` positions. All positions are cached already (`rotate_and_store` ran first). Each query
-sees the positions up to its own. o has q's dtype. Cost: O(sum of query_len * context_len) arithmetic, O(sum of
-context_len) memory traffic.
+`query_lens[s]` of its `context_lens[s]` positions. All positions are cached already (`rotate_and_store` ran first).
+Each query sees the positions up to its own. o has q's dtype. Cost: O(sum of query_len * context_len) arithmetic, O(sum
+of context_len) memory traffic.
 
 Shapes: T tokens, N query heads, K key heads (query head n reads key head n // (N/K)), D head dimension, B blocks of S
 slots.

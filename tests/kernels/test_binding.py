@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
     "causal_attention": (
         lambda: native.library.causal_attention,
         {"q_QNX": x(3, 2, 8), "k_LNX": x(5, 2, 8), "v_LNV": x(5, 2, 6), "scale": 0.1},
-        {("v_LNV", 2)},
+        {("q_QNX", 0), ("v_LNV", 2)},
     ),
     "combine": (
         lambda: native.library.combine,
@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
     "latent_attention": (
         lambda: native.library.latent_attention,
         {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "scale": 0.1, "value_dim": 6},
-        {("cache", 0)},
+        {("cache", 0), ("q_TNX", 1)},
     ),
     "Linear": (
         lambda: native.library.Linear,
@@ -123,7 +123,7 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         set(),
     ),
     "rotary": (lambda: native.library.rotary, {"x_TND": x(3, 2, 8), **TURN, "y_TND": x(3, 2, 8)}, set()),
-    "rotate_and_store": (lambda: native.library.rotate_and_store, STEP, set()),
+    "rotate_and_store": (lambda: native.library.rotate_and_store, STEP, {("qkv_TXD", 1)}),
     "routing": (
         lambda: native.library.routing,
         {"logits_TE": x(3, 8, dtype=F32), "bias_E": x(8, dtype=F32), **RULE},

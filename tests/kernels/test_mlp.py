@@ -3,9 +3,10 @@ import torch
 
 from kernels import linear, linear_int8, mlp, silu_mul
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
+from kernels.ops import NativeOps
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
-NATIVE = natives(mlp.native.mlp)
+NATIVE = natives(lambda gate_up, down, dtype: NativeOps(dtype).mlp(gate_up, down))
 
 
 def reference_linear(weight, bias):
@@ -19,8 +20,8 @@ def weights(hidden, inter, dtype):
 
 
 def both(version, dtype, x, gate_up, down):
-    arguments = reference_linear, silu_mul.reference.silu_mul, gate_up, down
-    return mlp.reference.mlp(*arguments)(x), NATIVE[version](*arguments, dtype)(x)
+    expected = mlp.reference.mlp(reference_linear, silu_mul.reference.silu_mul, gate_up, down)
+    return expected(x), NATIVE[version](gate_up, down, dtype)(x)
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["no bias", "bias"])
@@ -53,7 +54,7 @@ def test_each_kind_of_weight_is_computed_as_it_says(version, kinds):
 @pytest.mark.parametrize("version", NATIVE)
 def test_more_and_fewer_tokens_by_turns(version):
     gate_up, down = ((weight, None) for weight in weights(64, 32, torch.bfloat16))
-    run = NATIVE[version](reference_linear, silu_mul.reference.silu_mul, gate_up, down, torch.bfloat16)
+    run = NATIVE[version](gate_up, down, torch.bfloat16)
     x = randn(40, 64, dtype=torch.bfloat16)
     whole = run(x)
     for count in (1, 39, 2, 40):
