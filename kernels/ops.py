@@ -106,7 +106,7 @@ class Ops(Protocol):
     def rotate_and_store(
         self, qkv_TXD: Tensor, cos_TD: Tensor, sin_TD: Tensor, k_cache: Cache, v_cache: Cache, slot_mapping_T: Tensor
     ) -> Tensor:
-        """Rotate queries and keys, write keys and values into the paged cache, return the queries; composed too."""
+        """Rotate queries and keys, write keys and values into the paged cache, return the queries; composed, as mlp."""
         arguments = qkv_TXD, cos_TD, sin_TD, k_cache, v_cache, slot_mapping_T
         return rotate_and_store.reference.rotate_and_store(self.rotary, self.store_kv, *arguments)
 
@@ -120,7 +120,7 @@ class Ops(Protocol):
         cache: Cache,
         slot_mapping_T: Tensor,
     ) -> None:
-        """Normalise latents, rotate their keys, write both into the paged cache; composed too."""
+        """Normalise latents, rotate their keys, write both into the paged cache; composed, as mlp."""
         arguments = x_TY, weight_C, eps, cos_TR, sin_TR, cache, slot_mapping_T
         store_latents.reference.store_latents(self.rms_norm, self.rotary, self.store_kv, *arguments)
 
