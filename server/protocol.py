@@ -96,15 +96,20 @@ class GenerationRequest(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Drop fields that ask for nothing: null stands for the default."""
+        """Drop fields that ask for nothing (null stands for the default), and unknown ones behind the first."""
         if not isinstance(data, dict):
             return data
-        return {
+        asked = {
             name: value
             for name, value in data.items()
             if value is not None
             and not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
         }
+        unknown = (name for name in asked if name not in cls.model_fields)
+        next(unknown, None)  # pydantic would report each, and only the first is answered with
+        for name in list(unknown):
+            del asked[name]
+        return asked
 
     @field_validator("logit_bias")
     @classmethod

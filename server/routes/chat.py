@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
+from server.json_body import JsonRoute
 from server.pipeline import ApiCall, Json, in_turns, respond, usage
 from server.protocol import ChatCompletionRequest
 from server.reasoning import ReasoningSplitter, starts_inside
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from server.choice_text import Delta, TokenReport
     from server.generation import Generation
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
+from server.json_body import JsonRoute
 from server.pipeline import ApiCall, Json, in_turns, respond, usage
 from server.protocol import CompletionRequest
 from server.state import State
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from server.choice_text import Delta
     from server.generation import Generation
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/completions")

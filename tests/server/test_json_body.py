@@ -1,0 +1,45 @@
+"""Bodies as they come: any content type, and none that holds the event loop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from server.json_body import MAX_KEYS, MAX_VALUES
+from tests.server.conftest import COMPLETIONS, check_error
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml", "", "x"])
+async def test_a_body_is_json_whatever_its_content_type(api, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "a", "max_tokens": 1}), headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b"prompt=a"])
+async def test_what_is_not_json_is_a_400(api, body):
+    response = await api.http.post(COMPLETIONS, content=body)
+    check_error(response, 400, type="invalid_request_error")
+    assert "not valid JSON" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", **{f"a{i}": 1 for i in range(MAX_KEYS)}},
+        {"prompt": [1] * (MAX_VALUES + 1)},
+        {"prompt": [[1]] * (MAX_VALUES // 2 + 1)},
+        {"prompt": "," * MAX_VALUES},
+    ],
+)
+async def test_bodies_of_very_many_values_are_refused_before_they_are_decoded(api, body):
+    response = await api.http.post(COMPLETIONS, json=body)
+    check_error(response, 400, type="invalid_request_error")
+    assert str(MAX_VALUES) in response.json()["error"]["message"]
+
+
+async def test_of_many_unknown_fields_the_first_is_named(api):
+    body = {"prompt": "a", "temperature": 0.0, "zz": 1, **{f"a{i}": 1 for i in range(1000)}}
+    response = await api.http.post(COMPLETIONS, json=body)
+    check_error(response, 400, param="zz")
