@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RAY := .venv-ray
 RAY_STAMP := $(RAY)/.installed
-PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+PURELIB := import sysconfig; path = sysconfig.get_path("purelib")
 CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md)
 
@@ -66,10 +66,12 @@ mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which 
 	SIMULATION_SEEDS=20 $(BIN)/mutmut run $(subst /,.,$(ARGS:.py=.*))
 	$(BIN)/mutmut results | grep -v 'not checked' | while IFS=: read -r name status; do $(BIN)/mutmut show $$name; done
 
-$(RAY_STAMP): $(STAMP) # Ray beside what .venv has, which it leaves as it is
-	$(PYTHON) -m venv $(RAY)
-	$(BIN)/python $(PURELIB) > "$$($(RAY)/bin/python $(PURELIB))/base.pth"
-	$(RAY)/bin/python -m pip install --quiet --editable '.[ray]'
+$(RAY_STAMP): $(STAMP) # the extra `ray` alone, beside what .venv has
+	$(BIN)/python -m venv $(RAY)
+	$(BIN)/python -c '$(PURELIB); print(f"import site; site.addsitedir({path!r})")' \
+	  > "$$($(RAY)/bin/python -c '$(PURELIB); print(path)')/base.pth"
+	$(RAY)/bin/python -m pip install --quiet \
+	  "$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])')"
 	@touch $@
 
 ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (three minutes)

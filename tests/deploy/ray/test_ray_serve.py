@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.support.running import generate, greedy_params, load, make_prompt
@@ -15,8 +16,6 @@ pytest.importorskip("ray", reason="make ray-test installs Ray in an environment 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray raises some
 
 if TYPE_CHECKING:
-    import httpx
-
     from tests.deploy.ray.conftest import Cluster
 
 NUM_TOKENS = 200
@@ -143,7 +142,7 @@ def check_idle(cluster: Cluster) -> None:
 async def test_a_killed_replica_takes_only_its_own_requests_with_it_and_comes_back(cluster: Cluster) -> None:
     prompts = [make_prompt(20 + i, seed=3000 + i) for i in range(64)]
     alone = expected(cluster, prompts)
-    before, [first, second] = cluster.until_whole(), cluster.replica_processes()
+    before, [first, second] = cluster.until_whole(), cluster.processes("Engine")
     started = asyncio.Semaphore(0)
     async with cluster.client() as http:
         running = [asyncio.create_task(stream(http, started, **body)) for body in bodies(prompts)]
@@ -179,7 +178,7 @@ async def test_without_any_replica_the_api_says_so_until_one_is_back(cluster: Cl
         running = [asyncio.create_task(stream(http, started, prompt=prompt, **LONG)) for _ in range(4)]
         for _ in running:
             await started.acquire()
-        for process in cluster.replica_processes():
+        for process in cluster.processes("Engine"):
             [engine] = process.children()
             engine.kill()  # its replica ends with it
         answers = await asyncio.gather(*running)
@@ -192,4 +191,18 @@ async def test_without_any_replica_the_api_says_so_until_one_is_back(cluster: Cl
         await asyncio.to_thread(cluster.until_whole, before)
         [answer] = await asyncio.gather(*(stream(http, **body) for body in bodies([prompt])))
     assert [answer.token_ids] == expected(cluster, [prompt])
+    await asyncio.to_thread(check_idle, cluster)
+
+
+async def test_a_killed_api_leaves_no_sequence_behind(cluster: Cluster) -> None:
+    started = asyncio.Semaphore(0)
+    async with cluster.client() as http:
+        running = [asyncio.create_task(stream(http, started, prompt=[i], **LONG)) for i in range(4)]
+        for _ in running:
+            await started.acquire()
+        [api] = cluster.processes("Api")
+        api.kill()
+        ends = await asyncio.gather(*running, return_exceptions=True)
+    assert all(isinstance(end, httpx.TransportError) for end in ends)
+    await asyncio.to_thread(cluster.until_whole)
     await asyncio.to_thread(check_idle, cluster)
