@@ -74,7 +74,7 @@ $(RAY_STAMP): $(STAMP) # the extra `ray` alone, beside what .venv has
 	  "$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])')"
 	@touch $@
 
-ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (three minutes)
+ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (two minutes)
 	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray
 
 ray-bench: $(RAY_STAMP) ## what Ray costs and what its router brings (ARGS="routing --model ...", or cost)
