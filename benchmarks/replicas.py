@@ -24,7 +24,7 @@ from ray.serve.request_router import RequestRouter
 from benchmarks.load import report, workload
 from benchmarks.load.runner import Endpoint, run
 from benchmarks.load.targets import free_port, is_healthy, running, until
-from deploy.ray.app import build
+from deploy.ray.app import build_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ def on_ray(flags: dict[str, Any], router: str = "deploy.ray.router:PrefixRouter"
     ray.init(num_cpus=8, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build(flags, router))
+        serve.run(build_with(router, flags))
         until(lambda: is_healthy(url), _START_TIMEOUT, None)
         yield url
         serve.shutdown()

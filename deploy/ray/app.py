@@ -62,12 +62,20 @@ class Api:
             await self._running
 
 
-def build(args: dict[str, Any], router: str = "deploy.ray.router:PrefixRouter") -> Application:
-    """The application, as `serve run` and a Serve config want it.
+def build(args: dict[str, Any]) -> Application:
+    """The application, as `serve run` and a Serve config want it: from one argument.
 
     Args:
         args: the flags of deepseek-serve without their dashes, and `replicas`: N, or MIN-MAX to scale by the queue.
-        router: the import path of Ray's request router.
+
+    Raises:
+        ConfigError: naming the setting and what is valid.
+    """
+    return build_with("deploy.ray.router:PrefixRouter", args)
+
+
+def build_with(router: str, args: dict[str, Any]) -> Application:
+    """`build` with the import path of a router.
 
     Raises:
         ConfigError: naming the setting and what is valid.

@@ -16,7 +16,7 @@ import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from engine.errors import EngineUnavailableError
+from engine.errors import BrokenOffError
 from engine.protocol import AbortRequest, EngineInfo, EngineStats, GenerateRequest, SequenceOutput
 from server.engine_client import EngineClient, EngineState
 
@@ -138,7 +138,7 @@ class RayEngineClient(EngineClient):
             logger.warning("request %s has lost its replica: %s", request.request_id, type(error).__name__)
             self._lost.set()
             if (stream := self._streams.get(request.request_id)) is not None:
-                stream.fail(EngineUnavailableError(_LOST))
+                stream.fail(BrokenOffError(_LOST))
 
     async def _abort(self, request_id: str, index: int) -> None:
         with contextlib.suppress(RayServeException):  # no replica is there

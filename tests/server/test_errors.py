@@ -1,10 +1,8 @@
 """What is no request for any route: an answer below 500 in OpenAI's error shape."""
 
-import json
-
 import pytest
 
-from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error
+from tests.server.conftest import CHAT, COMPLETIONS, check_error
 
 
 async def post(api, path, content, content_type="application/json"):

@@ -41,7 +41,7 @@ class Cluster:
         )
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False)
+        return httpx.get(self.url + path, timeout=_DEADLINE, trust_env=False)
 
     def metric(self, name: str) -> float:
         """One sample of /metrics."""
@@ -66,12 +66,12 @@ class Cluster:
             answers = pool.submit(ask).result()
         return {answer.replica: answer for answer in answers if not isinstance(answer, Exception)}
 
-    def replica_processes(self) -> list[psutil.Process]:
-        """The replicas' processes; the engine's process is the child of each."""
+    def processes(self, deployment: str) -> list[psutil.Process]:
+        """The replicas' processes of a deployment; the child of an Engine's is the engine's."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.cmdline()[:1] == ["ray::ServeReplica:default:Engine"]:
+                if "".join(process.cmdline()[:1]).startswith(f"ray::ServeReplica:default:{deployment}"):
                     found.append(process)
         return found
 

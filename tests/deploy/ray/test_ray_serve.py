@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from tests.support.running import generate, greedy_params, load, make_prompt
@@ -15,7 +16,7 @@ pytest.importorskip("ray", reason="make ray-test installs Ray in an environment 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray raises some
 
 if TYPE_CHECKING:
-    import httpx
+    from collections.abc import AsyncIterator
 
     from tests.deploy.ray.conftest import Cluster
 
@@ -33,6 +34,15 @@ class Answer:
     done: bool = False
 
 
+async def events(response: httpx.Response) -> AsyncIterator[bytes]:
+    """What follows each `data: `. httpx would also split lines at the characters of the text that end a line."""
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n\n")
+        for event in whole:
+            yield event.removeprefix(b"data: ")
+
+
 async def stream(
     http: httpx.AsyncClient, started: asyncio.Semaphore | None = None, leave_after: int | None = None, **body: Any
 ) -> Answer:
@@ -42,14 +52,12 @@ async def stream(
         "POST", "/v1/completions", json=body | {"stream": True, "return_token_ids": True}
     ) as response:
         assert response.status_code == 200
-        async for line in response.aiter_lines():
-            if not line:
-                continue
+        async for data in events(response):
             assert not answer.done
-            if line == "data: [DONE]":
+            if data == b"[DONE]":
                 answer.done = True
                 continue
-            event = json.loads(line.removeprefix("data: "))
+            event = json.loads(data)
             if "error" in event:
                 answer.error = event["error"]
                 continue
@@ -64,14 +72,14 @@ async def stream(
     return answer
 
 
-def expected(cluster: Cluster, prompts: list[list[int]]) -> list[list[int]]:
+def expected(cluster: Cluster, prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> list[list[int]]:
     """What one engine in one process answers."""
     engine = load(cluster.model)
-    return [result.token_ids for result in generate(engine, prompts, greedy_params(NUM_TOKENS))]
+    return [result.token_ids for result in generate(engine, prompts, greedy_params(num_tokens))]
 
 
-def bodies(prompts: list[list[int]]) -> list[dict[str, Any]]:
-    return [{"prompt": prompt, "max_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0} for prompt in prompts]
+def bodies(prompts: list[list[int]], num_tokens: int = NUM_TOKENS) -> list[dict[str, Any]]:
+    return [{"prompt": prompt, "max_tokens": num_tokens, "ignore_eos": True, "temperature": 0} for prompt in prompts]
 
 
 async def test_greedy_tokens_are_those_of_one_process(cluster: Cluster) -> None:
@@ -97,9 +105,10 @@ async def test_keys_and_errors_are_as_on_one_machine(cluster: Cluster) -> None:
 async def test_a_conversation_stays_on_the_replica_that_has_it_cached(cluster: Cluster) -> None:
     async with cluster.client() as http:
         prompts = [make_prompt(160, seed=1000 + i) for i in range(16)]
+        short = {"max_tokens": 16, "return_token_ids": True}
         for turn in range(3):
             answers = await asyncio.gather(
-                *(http.post("/v1/completions", json=body | {"return_token_ids": True}) for body in bodies(prompts))
+                *(http.post("/v1/completions", json=body | short) for body in bodies(prompts))
             )
             for answer, prompt in zip(answers, prompts, strict=True):
                 cached = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
@@ -142,13 +151,13 @@ def check_idle(cluster: Cluster) -> None:
 
 async def test_a_killed_replica_takes_only_its_own_requests_with_it_and_comes_back(cluster: Cluster) -> None:
     prompts = [make_prompt(20 + i, seed=3000 + i) for i in range(64)]
-    alone = expected(cluster, prompts)
-    before, [first, second] = cluster.until_whole(), cluster.replica_processes()
+    alone = expected(cluster, prompts, 1000)
+    before, [first, second] = cluster.until_whole(), cluster.processes("Engine")
     started = asyncio.Semaphore(0)
     async with cluster.client() as http:
-        running = [asyncio.create_task(stream(http, started, **body)) for body in bodies(prompts)]
-        for _ in running:
-            await started.acquire()  # all of them are under way
+        running = [asyncio.create_task(stream(http, started, **body)) for body in bodies(prompts, 1000)]
+        for _ in range(16):
+            await started.acquire()
         first.kill()
         answers = await asyncio.gather(*running)
         lost = [answer for answer in answers if answer.error is not None]
@@ -166,7 +175,7 @@ async def test_a_killed_replica_takes_only_its_own_requests_with_it_and_comes_ba
         assert len(cluster.replicas().keys() & before) == 1
         second.kill()  # so that only the new one is there
         await asyncio.to_thread(cluster.until, lambda: not cluster.replicas().keys() & before)
-        answers = await asyncio.gather(*(stream(http, **body) for body in bodies(prompts[:4])))
+        answers = await asyncio.gather(*(stream(http, **body) for body in bodies(prompts[:4], 1000)))
     assert [answer.token_ids for answer in answers] == alone[:4]
     await asyncio.to_thread(cluster.until_whole, before)
 
@@ -179,7 +188,7 @@ async def test_without_any_replica_the_api_says_so_until_one_is_back(cluster: Cl
         running = [asyncio.create_task(stream(http, started, prompt=prompt, **LONG)) for _ in range(4)]
         for _ in running:
             await started.acquire()
-        for process in cluster.replica_processes():
+        for process in cluster.processes("Engine"):
             [engine] = process.children()
             engine.kill()  # its replica ends with it
         answers = await asyncio.gather(*running)
@@ -192,4 +201,18 @@ async def test_without_any_replica_the_api_says_so_until_one_is_back(cluster: Cl
         await asyncio.to_thread(cluster.until_whole, before)
         [answer] = await asyncio.gather(*(stream(http, **body) for body in bodies([prompt])))
     assert [answer.token_ids] == expected(cluster, [prompt])
+    await asyncio.to_thread(check_idle, cluster)
+
+
+async def test_a_killed_api_leaves_no_sequence_behind(cluster: Cluster) -> None:
+    started = asyncio.Semaphore(0)
+    async with cluster.client() as http:
+        running = [asyncio.create_task(stream(http, started, prompt=[i], **LONG)) for i in range(4)]
+        for _ in running:
+            await started.acquire()
+        [api] = cluster.processes("Api")
+        api.kill()
+        ends = await asyncio.gather(*running, return_exceptions=True)
+    assert all(isinstance(end, httpx.TransportError) for end in ends)
+    await asyncio.to_thread(cluster.until_whole)
     await asyncio.to_thread(check_idle, cluster)
