@@ -1,14 +1,13 @@
 # docker build -t deepseek-serve .        docker build --target gpu -t deepseek-serve:gpu .
 # With a package index of your own: --secret id=pip,src=pip.conf (and --build-arg TORCH_INDEX=...).
 
-# Debian 12, for its Python 3.11: no second Python is in the image, and Debian mends it.
-ARG BASE=debian:bookworm-slim
+ARG BASE=python:3.11-slim-trixie
 
 # What the running image and the build have in common.
 FROM ${BASE} AS system
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3 tini \
+    && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 ENV PATH=/venv/bin:$PATH
 
@@ -17,7 +16,7 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ python3-dev python3-venv \
+    && apt-get install --yes --no-install-recommends g++ \
     && python3 -m venv /venv
 WORKDIR /src
 
@@ -56,7 +55,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install --index-url "$TORCH_INDEX" --requirement torch.txt \
     && pip install --requirement requirements.txt \
-    && /usr/bin/python3 prune.py /venv/lib/python3*/site-packages
+    && /usr/local/bin/python3 prune.py /venv/lib/python3*/site-packages
 
 FROM dependencies AS dependencies-gpu
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf pip install --requirement requirements.txt

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 
 _TOOLS = ("buildah", "debootstrap", "podman", "crun")
 _MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org/debian")
+_PYTHON_SUITE = "bookworm"
+_OF_THAT_SUITE = ("python3", "python3-minimal", "libpython3-stdlib", "python3-distutils", "python3-lib2to3")
 _MOUNTED = Path("/machine")  # files of this machine, while the image is built
 _UNUSED = ("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
 
@@ -26,19 +29,27 @@ def install_tools() -> None:
         sys.exit("make image-test must run as root: debootstrap and buildah's chroot need it")
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         sys.stdout.write(f"apt-get install {' '.join(missing)}\n")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
-            subprocess.run(["apt-get", "--quiet=2", *command], env=environment, stdout=subprocess.DEVNULL, check=True)
+        _run("apt-get", "--quiet=2", "update")
+        _run("apt-get", "--quiet=2", "install", "--yes", "--no-install-recommends", *missing)
 
 
-def make_base(folder: Path, suite: str) -> Path:
-    """A slim Debian: what debootstrap makes, without documentation and translations, as the official one is."""
+def make_base(folder: Path, name: str) -> Path:
+    """A slim Debian with a Python, as the official python:VERSION-slim-SUITE: no documentation and no translations."""
+    version, suite = re.fullmatch(r"python:([\d.]+)-slim-(\w+)", name).groups()  # type: ignore[union-attr]
     base = folder / "base"
-    subprocess.run(
-        ["debootstrap", "--variant=minbase", suite, str(base), _MIRROR], stdout=subprocess.DEVNULL, check=True
-    )
-    for name in _UNUSED:
-        shutil.rmtree(base / name, ignore_errors=True)
+    _run("debootstrap", "--variant=minbase", suite, str(base), _MIRROR)
+    other = base / "etc/apt/sources.list.d/python.list"  # a Debian of another age may have that Python
+    other.write_text(f"deb {_MIRROR} {_PYTHON_SUITE} main\n")
+    _write_apt_settings(base / "etc/apt/apt.conf.d/99machine")
+    packages = [f"python{version}", f"python{version}-venv", f"libpython{version}-dev"]
+    packages += [f"{package}/{_PYTHON_SUITE}" for package in _OF_THAT_SUITE]
+    _run("chroot", str(base), "apt-get", "--quiet=2", "update")
+    _run("chroot", str(base), "apt-get", "--quiet=2", "install", "--yes", "--no-install-recommends", *packages)
+    (base / "usr/local/bin/python3").symlink_to(f"/usr/bin/python{version}")
+    for path in (other, base / "etc/apt/apt.conf.d/99machine", *base.glob("usr/lib/**/libpython*.a")):
+        path.unlink()
+    for unused in _UNUSED:
+        shutil.rmtree(base / unused, ignore_errors=True)
     (base / "var/cache/apt/archives/partial").mkdir(parents=True)
     return base
 
@@ -53,11 +64,23 @@ def build_options(folder: Path) -> list[str]:
             settings[name] = settings[name].replace(path, volumes[path])
     pip, apt = folder / "pip.conf", folder / "apt.conf"
     pip.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
-    apt.write_text(subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout)
+    _write_apt_settings(apt)
     volumes[str(apt)] = "/etc/apt/apt.conf.d/99machine"
     index = os.environ.get("TORCH_INDEX") or _torch_index(settings.get("index-url", "https://pypi.org/simple"))
     options = ["--secret", f"id=pip,src={pip}", *([f"--build-arg=TORCH_INDEX={index}"] if index else [])]
     return [*options, *(f"--volume={source}:{target}:ro" for source, target in volumes.items())]
+
+
+def _run(*command: str) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+
+
+def _write_apt_settings(path: Path) -> None:
+    """How apt downloads on this machine: proxies, checks."""
+    path.write_text(
+        subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=True).stdout
+    )
 
 
 def _pip_settings() -> dict[str, str]:

@@ -46,6 +46,7 @@ class Images:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._driver = "overlay" if _can_overlay(folder) else "vfs"  # which copies, on any file system
         (folder / "containers.conf").write_text(_LIMITS)
         self._environment = os.environ | {
             "CONTAINERS_CONF": str(folder / "containers.conf"),
@@ -56,7 +57,7 @@ class Images:
     def run(self, tool: str, *arguments: str, show: bool = False) -> str:
         """Run a tool; its stdout, or nothing where that is shown."""
         store = [f"--root={self._folder}/root", f"--runroot={self._folder}/run"]
-        store.append(f"--storage-driver={os.environ.get('STORAGE_DRIVER', 'vfs')}")  # vfs works on any file system
+        store.append(f"--storage-driver={self._driver}")
         outcome = subprocess.run(
             [tool, *store, *arguments], env=self._environment, stdout=None if show else subprocess.PIPE, text=True
         )
@@ -64,12 +65,17 @@ class Images:
             raise SystemExit(f"image-test: '{tool} {' '.join(arguments)}' ended with status {outcome.returncode}")
         return (outcome.stdout or "").strip()
 
+    def close(self) -> None:
+        """End what may still run, and release the store's own mount, so that its folder can be removed."""
+        self.run("podman", "rm", "--all", "--force", "--time=0")
+        subprocess.run(["umount", self._folder / "root/overlay"], stderr=subprocess.DEVNULL, check=False)
+
     def build(self) -> None:
         """Build the Dockerfile's target cpu, on a base that is made unless the store has it."""
         name = re.findall(r"^ARG BASE=(.+)$", (_REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)[0]
         full_name = f"docker.io/library/{name}"
         if full_name not in self.run("buildah", "images", "--format={{.Name}}:{{.Tag}}"):
-            base = machine.make_base(self._folder, name.partition(":")[2].partition("-")[0])
+            base = machine.make_base(self._folder, name)
             container = self.run("buildah", "from", "scratch")
             self.run("buildah", "copy", "--quiet", container, str(base), "/")
             self.run("buildah", "commit", "--quiet", "--rm", container, full_name)
@@ -119,6 +125,18 @@ class Images:
         return answer
 
 
+def _can_overlay(folder: Path) -> bool:
+    """Whether an overlay can be mounted in a folder, as it cannot inside most containers."""
+    lower, upper, work, merged = (folder / "overlay" / name for name in ("lower", "upper", "work", "merged"))
+    for path in (lower, upper, work, merged):
+        path.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay", merged]
+    if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode:
+        return False
+    subprocess.run(["umount", merged], check=True)
+    return True
+
+
 def _part(path: Path) -> str:
     """The part of the image that a file belongs to: a Python package, a library of torch, or a folder."""
     parts = path.parts
@@ -150,12 +168,14 @@ def main() -> None:
     """Build, measure and try, in a mount namespace of their own."""
     if "--isolated" not in sys.argv:
         os.execvp("unshare", ["unshare", "--mount", sys.executable, __file__, "--isolated"])
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with what the tools print
     # crun takes version 1 or 2 of cgroups, and no mixture.
     subprocess.run(["umount", "/sys/fs/cgroup/unified"], stderr=subprocess.DEVNULL, check=False)
     machine.install_tools()
     with contextlib.ExitStack() as stack:
         folder = os.environ.get("IMAGE_STORE") or stack.enter_context(tempfile.TemporaryDirectory())
         images = Images(Path(folder))
+        stack.callback(images.close)
         images.build()
         images.measure()
         try_image(images)
