@@ -16,6 +16,7 @@ from engine.protocol import (
     AbortRequest,
     EngineInfo,
     GenerateRequest,
+    Ping,
     SamplingParams,
     SchedulingParams,
     SequenceOutput,
@@ -78,7 +79,8 @@ class Engine:
             while message is not None:
                 if isinstance(message, Shutdown):
                     return
-                outputs += self._take(message)
+                if not isinstance(message, Ping):  # which this round's output answers
+                    outputs += self._take(message)
                 message = transport.receive(wait=False)
             step = self.step()
             transport.send(StepOutput(outputs + step.outputs, step.stats))

@@ -122,6 +122,10 @@ class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
     index: int | None = None
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Ask for a sign of life: the round that takes this message sends a StepOutput, as each does."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """End the engine process."""
 
@@ -235,7 +239,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToEngine = GenerateRequest | AbortRequest | Shutdown
+ToEngine = GenerateRequest | AbortRequest | Ping | Shutdown
 FromEngine = StepOutput | EngineInfo | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode

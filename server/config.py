@@ -68,6 +68,9 @@ class ServerConfig(Settings):
     queue_timeout: float | None = setting(
         None, "seconds that a request may wait to start before it is refused with 429", metavar="SECONDS", gt=0
     )
+    engine_timeout: float = setting(
+        30.0, "seconds without a sign of life from the engine after which it is started again", metavar="SECONDS", gt=0
+    )
     drain_delay: float = setting(
         0.0,
         "seconds after SIGTERM in which /readyz fails but new requests are still taken, for load balancers to notice",

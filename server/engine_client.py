@@ -26,6 +26,7 @@ from engine.protocol import (
     EngineFailed,
     EngineInfo,
     EngineStats,
+    Ping,
     Shutdown,
     StepOutput,
     ToEngine,
@@ -134,10 +135,12 @@ class EngineClient(ABC):
 
 
 class EngineProcess(EngineClient):
-    """The engine in a child process. If it dies, running requests fail, and it is started again."""
+    """The engine in a child process. If it dies or hangs, running requests fail, and it is started again."""
 
-    def __init__(self, config: EngineConfig, log_level: str) -> None:
+    def __init__(self, config: EngineConfig, log_level: str, timeout: float = 30.0) -> None:
+        """`timeout` is how many seconds the engine may give no sign of life once it is ready."""
         super().__init__()
+        self._timeout, self._heard = timeout, asyncio.Event()
         settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": LOG_FORMAT}
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
@@ -180,6 +183,7 @@ class EngineProcess(EngineClient):
             )
             receiving = asyncio.create_task(self._receive(socket))
             exited = asyncio.create_task(process.wait())
+            watching = asyncio.create_task(self._watch(process))
             try:
                 await asyncio.wait({receiving, exited}, return_when=asyncio.FIRST_COMPLETED)
                 if not receiving.done():  # what it sent before it ended is still in the socket
@@ -195,11 +199,28 @@ class EngineProcess(EngineClient):
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
                 self.fail_all("The engine stopped while it was computing this request. Please try again.")
                 receiving.cancel()
+                watching.cancel()
                 await self._end(process, exited, socket, listens=listens)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill an engine that hangs. A step may take long, but each is followed by a message."""
+        while True:
+            self._heard.clear()
+            self._send(Ping())
+            try:
+                async with asyncio.timeout(None if self.info is None else self._timeout):  # loading takes its time
+                    await self._heard.wait()
+            except TimeoutError:
+                logger.error("the engine has given no sign of life for %g s, and is killed", self._timeout)
+                process.kill()
+                return
+            await asyncio.sleep(self._timeout / 8)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         while True:
-            match decode_from_engine(await socket.recv()):
+            message = decode_from_engine(await socket.recv())
+            self._heard.set()
+            match message:
                 case StepOutput() as step:
                     self._dispatch(step)
                 case EngineInfo() as info:

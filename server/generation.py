@@ -111,6 +111,9 @@ class Generation:
         except EngineUnavailableError:
             left = "error"
             raise
+        except TimeoutError:  # the engine hangs
+            left = "timeout"
+            raise self._too_late(has_started=bool(self._started)) from None
         finally:
             for _ in range(num_running):
                 self._metrics.count_finished(left)

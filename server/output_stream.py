@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from engine.protocol import GenerateRequest, SequenceOutput, ToEngine
 
 
+_GRACE = 1.0  # seconds that the engine is given to end a request at its deadline
+
+
 class OutputStream:
-    """The outputs of requests that belong together. Use as a context manager: leaving it aborts what runs."""
+    """The outputs of requests that belong together. Use as a context manager: leaving it aborts what runs.
+
+    Waiting raises TimeoutError if the engine does not end the requests at their deadline.
+    """
 
     def __init__(
         self, requests: list[GenerateRequest], send: Callable[[ToEngine], None], close: Callable[[OutputStream], None]
@@ -28,6 +34,8 @@ class OutputStream:
         self._error: DeepseekServeError | None = None
         self._arrived = asyncio.Event()
         self._send, self._close = send, close
+        deadline = requests[0].terms.deadline if requests else None  # all have the same
+        self._deadline = None if deadline is None else deadline + _GRACE
 
     def push(self, output: SequenceOutput) -> None:
         """Called by the client: one of these requests has grown."""
@@ -66,7 +74,8 @@ class OutputStream:
             if self._error is not None:
                 raise self._error
             self._arrived.clear()
-            await self._arrived.wait()
+            async with asyncio.timeout_at(self._deadline):
+                await self._arrived.wait()
         raise StopAsyncIteration
 
     def __enter__(self) -> OutputStream:

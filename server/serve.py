@@ -59,7 +59,7 @@ async def _serve(
     listener: socket.socket,
 ) -> None:
     _cancel_on_signal()
-    client = EngineProcess(engine_config, server_config.log_level)
+    client = EngineProcess(engine_config, server_config.log_level, server_config.engine_timeout)
     engine = asyncio.create_task(client.run())
     try:
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)

@@ -102,6 +102,25 @@ def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess
     server.until(server.is_healthy, timeout=30)
 
 
+def test_an_engine_that_hangs_is_killed_and_comes_back(flags: tuple[str, ...], tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, *flags, "--engine-timeout", "3") as server:
+        before = server.complete("Hello", return_token_ids=True, **GREEDY)
+        engine = server.engine
+        with open_stream(server) as events:
+            engine.suspend()
+            late = server.http.post("/v1/completions", json={"prompt": "a", "timeout": 0.2})
+            assert late.status_code == 408  # though the engine ends nothing
+            error, end = last_two(events)
+        check_unavailable(error)
+        assert end == "[DONE]"
+        server.until(server.is_healthy, timeout=30)
+        assert wait_gone([engine.pid], 0)
+        assert "no sign of life for 3 s" in server.log
+        assert server.complete("Hello", return_token_ids=True, **GREEDY) == before
+        assert server.metric("engine_restarts_total") == 1
+        assert server.metric("sequences_finished_total", finished_reason="timeout") == 1
+
+
 @pytest.fixture
 def own_server(flags: tuple[str, ...], tmp_path: Path) -> Iterator[ServerProcess]:
     """A server for one test, which may end it."""
