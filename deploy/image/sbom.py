@@ -1,4 +1,4 @@
-"""Writes the image's software bill of materials (CycloneDX, JSON) to stdout: Python packages and Debian's.
+"""Writes the image's software bill of materials (CycloneDX, JSON) to stdout: Python, its packages, and Debian's.
 
 Run with the Python that has cyclonedx-bom; that package lists the virtual environment.
 """
@@ -6,6 +6,7 @@ Run with the Python that has cyclonedx-bom; that package lists the virtual envir
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -20,6 +21,8 @@ def main(venv: str, dpkg: str) -> None:
     command = ["dpkg-query", f"--admindir={dpkg}", f"--showformat={_FIELDS}", "--show"]
     packages = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     bill["components"] += [_component(*line.split("\t")) for line in packages.splitlines()]
+    python = {"type": "application", "name": "python", "version": platform.python_version()}
+    bill["components"].append(python | {"bom-ref": "python", "purl": f"pkg:generic/python@{python['version']}"})
     json.dump(bill, sys.stdout, indent=1)
 
 

@@ -106,7 +106,7 @@ class Images:
         container = self.run("podman", "run", "--detach", *_CONFINED, volume, *options, _IMAGE, *arguments)
         try:
             yield container
-            processes = self.run("podman", "top", container, "hpid").split()[1:]
+            processes = _family(self.run("podman", "inspect", "--format={{.State.Pid}}", container))
             self.run("podman", "kill", "--signal=TERM", container)
             status = self.run("podman", "wait", container)
             assert status == "0", f"status {status} after SIGTERM"
@@ -123,6 +123,12 @@ class Images:
         answer: dict[str, Any] = json.loads(self.run("podman", "exec", container, "python", "/inside.py", name))
         print(f"{name}: {answer}", flush=True)
         return answer
+
+
+def _family(pid: str) -> list[str]:
+    """A process and all that descend from it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(member for child in children for member in _family(child))]
 
 
 def _can_overlay(folder: Path) -> bool:
