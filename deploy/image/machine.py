@@ -73,6 +73,7 @@ def build_options(folder: Path) -> list[str]:
 
 def _run(*command: str) -> None:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    environment.pop("TMPDIR", None)  # which a chroot may lack
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
