@@ -3,7 +3,7 @@
 Owns every Sequence from `add` to its end. Blocks are KVCacheManager's; who goes next is the policy's (engine.policies).
 Holds no tensors, no text and no clock: callers pass the time in.
 
-Costs: `add` and `abort` O(log waiting); `schedule` and `update` O(running); nothing grows with what waits.
+Costs are in docs/scheduling.md: nothing grows with what waits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from engine.waiting_queue import MAX_PASSED, WaitingQueue
 if TYPE_CHECKING:
     from engine.kv_cache_manager import KVCacheManager
 
-LOOK_AHEAD = 8  # waiting sequences that one step steps over at most
+LOOK_AHEAD = 8  # waiting sequences that one step passes over at most
 PREFILL_SHARE = 0.8  # of the decodes' time, for each prompt beside them
 
 
@@ -70,7 +70,7 @@ class DynamicBatcher:
 
     @property
     def _can_admit(self) -> bool:
-        """Whether something waits and the batch has a place for it."""
+        """Whether something waits and the batch has a seat for it."""
         return len(self._waiting) > 0 and len(self._running) < self.max_batch_size
 
     def stats(self) -> EngineStats:
@@ -146,6 +146,13 @@ class DynamicBatcher:
                     self._finish(seq, output.finish_reason)
         return outputs
 
+    def fail(self, plan: StepPlan) -> list[SequenceOutput]:
+        """End the sequences of a step that could not be computed; nothing that they computed is found again."""
+        seqs = [self._running[item.sequence_id] for item in plan.scheduled]
+        for seq in seqs:
+            self._finish(seq, "error")
+        return [SequenceOutput(seq.request_id, seq.index, [], "error") for seq in seqs]
+
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
         self._chunk_budget.observe(plan.num_decodes, plan.num_prompt_tokens, seconds)
@@ -197,7 +204,7 @@ class DynamicBatcher:
         return left
 
     def _admit_urgent(self, now: float) -> list[Sequence]:
-        """Start waiting sequences that go first by the policy, in others' places if the batch is full.
+        """Start waiting sequences that go first by the policy, in others' seats if the batch is full.
 
         Returns:
             The running sequences to which the policy gives the whole step; none if all may run.
@@ -241,7 +248,7 @@ class DynamicBatcher:
             self.num_cached_tokens += seq.num_cached_tokens
         self._running[seq.sequence_id] = seq
         self._policy.started(seq, in_turn=not passed)
-        if len(self._running) <= self.max_batch_size:  # else it takes a place that they could not have had
+        if len(self._running) <= self.max_batch_size:  # else it takes a seat that they could not have had
             for other in passed:
                 other.num_passed += 1
         return True

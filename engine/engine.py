@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_FAILURES = 3  # steps in a row that may fail; after the last, the engine ends and the server starts another
+
 
 class Transport(Protocol):
     """The line to whoever sends requests."""
@@ -61,6 +63,7 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
+        self._num_failures = 0  # steps in a row
 
     @property
     def has_work(self) -> bool:
@@ -119,25 +122,37 @@ class Engine:
         self.batcher.abort(request.request_id, request.index)
 
     def step(self) -> StepOutput:
-        """End what is past its deadline, then compute one step."""
+        """End what is past its deadline, then compute one step.
+
+        A step that fails ends the sequences in it, not the engine; only when several fail in a row is the executor
+        taken for broken, and its error raised.
+        """
         started = time.monotonic()
         outputs = self.batcher.expire(started)
         if self.has_work:
             plan = self.batcher.schedule(started)
-            result = self.executor.execute(plan)
+            try:
+                result = self.executor.execute(plan)
+            except Exception:
+                self._num_failures += 1
+                if self._num_failures >= _MAX_FAILURES:
+                    raise
+                logger.exception("a step failed; its %d sequences end with an error", len(plan.scheduled))
+                return StepOutput(outputs + self.batcher.fail(plan), self.batcher.stats())
+            self._num_failures = 0
             outputs += self.batcher.update(plan, result)
             self.batcher.observe(plan, time.monotonic() - started)
         return StepOutput(outputs, self.batcher.stats())
 
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
-        return self.executor.prepare(self.batcher.kv_cache.num_touched_blocks)
+        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
 
     def _take(self, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
         """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
 
-        This is the engine's one error boundary. The server refuses bad requests before it sends them
-        (EngineInfo.check); whatever still goes wrong must not end the requests of others.
+        The server refuses bad requests before it sends them (EngineInfo.check); whatever still goes wrong must not end
+        the requests of others. What goes wrong in a step is `step`'s.
         """
         if isinstance(message, AbortRequest):
             self.abort(message)

@@ -21,7 +21,7 @@ class Executor(Protocol):
     def prepare(self, num_taken: int) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do.
 
-        `num_taken` is KVCacheManager.num_touched_blocks, the number of blocks that may have been written.
+        `num_taken` is KVCacheManager.num_ever_taken, the number of blocks that may have been written.
         """
 
 
@@ -35,4 +35,4 @@ class LocalExecutor:
         return self.runner.execute(plan)
 
     def prepare(self, num_taken: int) -> bool:
-        return self.runner.kv_pool.prepare(num_taken)
+        return self.runner.prepare(num_taken)

@@ -1,4 +1,4 @@
-"""The policy `fair`: tokens and places in the batch shared among tenants (API keys), evenly or by weight.
+"""The policy `fair`: tokens and seats in the batch shared among tenants (API keys), evenly or by weight.
 
 Knows who waits, runs and was served; DynamicBatcher asks it (engine.policies.Policy). What each rule earns is measured
 by `python -m benchmarks.fair_share`: the TTFT at p95 of a tenant that sends a request a second of 64, 128, 256 or 512
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.chunk_budget import ChunkBudget
     from engine.sequence import Sequence
 
-LOOK_AHEAD = 8  # waiting sequences that a step asks about, beside those that were preempted
+NUM_ASKED = 8  # waiting sequences that a step asks about, beside those that were preempted
 BURST = 4096  # tokens (at weight 1) that a tenant may be ahead of another and still go first
 PACE = 0.04  # seconds that a step should last at most
 PACE_SHARE = 0.5  # of the decodes' time, for prompts, even if PACE is then missed
@@ -26,7 +26,7 @@ _MANY = 1024  # tenants at which the books are searched for some to forget
 
 
 class FairShare:
-    """Start-time fair queueing (Goyal et al. 1996), a quota of places, and a counter of served tokens.
+    """Start-time fair queueing (Goyal et al. 1996), a quota of seats, and a counter of served tokens.
 
     A tenant's next sequence starts where its last one ends on a clock of served tokens, or now if that is past. So a
     tenant that asks for much queues behind itself, and one that asks for little is served soon. By this order alone,
@@ -37,8 +37,8 @@ class FairShare:
         self._max_batch_size, self._budget = max_batch_size, budget
         self._now = 0.0  # the place of the sequence that started last in turn
         self._ends: dict[bytes, float] = {}  # tenant -> where its last sequence ends; only those ahead matter
-        self._running: Counter[bytes] = Counter()  # tenant -> its places in the batch
-        self._weights: dict[bytes, float] = {}  # of tenants that have a place
+        self._running: Counter[bytes] = Counter()  # tenant -> its seats in the batch
+        self._weights: dict[bytes, float] = {}  # of tenants that have a seat
         self._served: dict[bytes, float] = {}  # tenant -> tokens computed over its weight; the absent miss theirs
         self._num_live = 0  # sequences that wait or run
         self._many = _MANY  # twice as many as were left the last time
@@ -46,7 +46,7 @@ class FairShare:
 
     @property
     def num_first(self) -> int:
-        return LOOK_AHEAD if self._is_shared else 0
+        return NUM_ASKED if self._is_shared else 0
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:  # noqa: ARG002
         """A sequence is charged for its prompt and for all that it may generate."""
@@ -59,7 +59,7 @@ class FairShare:
         return place
 
     def goes_first(self, seq: Sequence) -> bool:
-        """Whether its tenant has at most half of its share of the places, and is at most BURST ahead in tokens.
+        """Whether its tenant has at most half of its share of the seats, and is at most BURST ahead in tokens.
 
         Where nobody goes first, the ratios are 12.2, 8.6, 5.5 and 6.5. Without the bound (a counter as in Sheng et al.
         2024, "Fairness in Serving Large Language Models"), a tenant that always has a prompt of 4,000 tokens goes first
@@ -69,8 +69,8 @@ class FairShare:
         others = sum(self._weights[other] for other in self._weights if other != tenant)
         if not others or self._served.get(tenant, 0.0) > self._least_served() + BURST:
             return False
-        num_places = self._running[tenant] + (seq.status is SequenceStatus.WAITING)  # with the one that it asks for
-        return num_places <= self._max_batch_size * weight / (others + weight) / 2
+        num_seats = self._running[tenant] + (seq.status is SequenceStatus.WAITING)  # with the one that it asks for
+        return num_seats <= self._max_batch_size * weight / (others + weight) / 2
 
     def gives_way(self, running: Collection[Sequence]) -> Sequence:
         """The newest of the tenant that has most for its weight.

@@ -5,7 +5,7 @@ tokens, of all before it and of the tenant (engine.prefix_cache): a later sequen
 same way takes the block as it is. Nobody writes into a full block, so sharing needs no copies. A cached block that no
 sequence holds counts as free.
 
-Costs: O(blocks moved or looked up); nothing here grows with the pool or with idle sequences.
+Costs: O(blocks moved, looked up or copied into a plan); nothing here grows with the pool or with idle sequences.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _SequenceBlocks:
 class KVCacheManager:
     """Hands out the blocks of a fixed pool.
 
-    Every block is in one of three places: on the free list, in the prefix cache as evictable, or in the block tables of
+    Every block is in one of three states: on the free list, in the prefix cache as evictable, or in the block tables of
     as many sequences as its ref_count says.
     """
 
@@ -54,7 +54,7 @@ class KVCacheManager:
         self._sequences: dict[int, _SequenceBlocks] = {}
 
     @property
-    def num_touched_blocks(self) -> int:
+    def num_ever_taken(self) -> int:
         """The first so many blocks have been taken; the others never."""
         return len(self._blocks)
 
@@ -155,7 +155,7 @@ class KVCacheManager:
         del self._sequences[seq.sequence_id]
 
     def check(self, live: list[Sequence]) -> None:
-        """Assert that every block is in one place, held by exactly the sequences that have it in their tables."""
+        """Assert that every block is in one state, held by exactly the sequences that have it in their tables."""
         assert self._sequences.keys() <= {seq.sequence_id for seq in live}, "a block table outlived its sequence"
         ref_counts = [0] * len(self._blocks)
         for held in self._sequences.values():
@@ -201,7 +201,7 @@ class KVCacheManager:
         return block.block_id
 
     def _hash(self, seq: Sequence, number: int) -> bytes:
-        """The hash of a sequence's block by its number; each depends on the one before, and is computed once."""
+        """The hash of a sequence's block by its number; each depends on the one before, and is kept until `release`."""
         hashes = self._held_by(seq).hashes
         while len(hashes) <= number:
             first = len(hashes) * self.block_size

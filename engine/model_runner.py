@@ -50,6 +50,10 @@ class ModelRunner:
         logits_RV = self.model.logits(hidden_RH[num_rows:])
         return StepResult(sample(logits_RV, samples, self.model.ops.draw), prompt_logprobs)
 
+    def prepare(self, num_taken: int) -> bool:
+        """Warm some memory of blocks behind the first num_taken; False if there is none to warm."""
+        return self.kv_pool.prepare(num_taken)
+
     def work(self, plan: StepPlan) -> Work:
         """What a step must compute and read at least."""
         return step_work(

@@ -30,14 +30,14 @@ class Policy(Protocol):
 
     @property
     def num_first(self) -> int:
-        """Waiting sequences of which a step begins by asking `goes_first`, at most."""
+        """How many waiting sequences a step asks `goes_first` about, at most."""
         return 0
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:
         """Where a sequence that arrives stands among the waiting, smallest first."""
 
     def goes_first(self, _: Sequence) -> bool:
-        """Whether a waiting sequence starts before all others, in another's place if the batch is full."""
+        """Whether a waiting sequence starts before all others, in another's seat if the batch is full."""
         return False
 
     def gives_way(self, _: Collection[Sequence]) -> Sequence:
@@ -53,13 +53,13 @@ class Policy(Protocol):
         return self._budget.tokens(num_decodes, num_prompts)
 
     def started(self, seq: Sequence, *, in_turn: bool) -> None:
-        """A sequence has got a place in the batch; in turn, if none that stands before it still waits."""
+        """A sequence has got a seat in the batch; in turn, if none that stands before it still waits."""
 
     def computed(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         """A step has computed so many tokens of each of these sequences."""
 
     def stopped(self, seq: Sequence) -> None:
-        """A sequence has lost its place in the batch, to wait or because it ended."""
+        """A sequence has lost its seat in the batch, to wait or because it ended."""
 
     def ended(self, seq: Sequence) -> None:
         """A sequence has ended, wherever it stood."""

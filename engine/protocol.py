@@ -187,7 +187,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutput(msgspec.Struct, frozen=True, tag="step"):
-    """Everything that one step (or one abort) brought: one message a step, not one a token."""
+    """Everything that one round of Engine.serve brought, a step at most: one message a round, not one a token."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats

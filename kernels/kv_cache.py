@@ -29,11 +29,6 @@ def values_of(cache: Cache) -> torch.Tensor:
     return cache.values if isinstance(cache, Int8Cache) else cache
 
 
-def scales_of(cache: Cache) -> torch.Tensor | None:
-    """The scales of an int8 cache, else None."""
-    return cache.scales if isinstance(cache, Int8Cache) else None
-
-
 def quantize(x: torch.Tensor, sizes: list[int]) -> Int8Cache:
     """Quantise rows [..., sum of sizes] in parts of these sizes. A part's scale maps its largest value to 127."""
     parts = [part.float() for part in x.split(sizes, dim=-1)]

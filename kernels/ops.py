@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
+from typing_extensions import override
 
 from kernels import (
     causal_attention,
@@ -218,17 +219,21 @@ class NativeOps(TorchOps):
         self.paged_attention = NativeAttention()
         self.latent_attention = NativeLatentAttention()
 
+    @override
     def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
         return linear.native.linear(weight_OI, bias_O, self._dtype, out_dtype or weight_OI.dtype)
 
+    @override
     def linear_int8(
         self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
     ) -> Linear:
         return linear.native.linear(weight, bias_O, self._dtype, out_dtype or self._dtype)
 
+    @override
     def head_linear(self, weight_NKM: Tensor) -> HeadLinear:
         return native.library.HeadLinear(weight_NKM.contiguous()).forward
 
+    @override
     def mlp(self, gate_up: Layer, down: Layer) -> MLP:
         weights = gate_up[0], down[0]
         if gate_up[1] is not None or down[1] is not None or not grouped_mlp.native.is_native(self._dtype, *weights):
@@ -236,23 +241,29 @@ class NativeOps(TorchOps):
         forward = grouped_mlp.native.pack_experts([weights]).forward  # the only expert of a mixture
         return lambda x_TH, onto_TH=None: forward(x_TH, onto_TH=onto_TH)
 
+    @override
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.native.grouped_mlp(self.projection, self.silu_mul, experts, self._dtype)
 
+    @override
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:
         return native.library.rms_norm(x_TH, weight_H, eps, residual_TH)
 
+    @override
     def rotary(self, x_TND: Tensor, cos_TD: Tensor, sin_TD: Tensor, y_TND: Tensor | None = None) -> Tensor:
         return native.library.rotary(x_TND, cos_TD, sin_TD, y_TND)
 
+    @override
     def silu_mul(self, gate_up_TF2: Tensor) -> Tensor:
         return native.library.silu_mul(gate_up_TF2)
 
+    @override
     def rotate_and_store(
         self, qkv_TXD: Tensor, cos_TD: Tensor, sin_TD: Tensor, k_cache: Cache, v_cache: Cache, slot_mapping_T: Tensor
     ) -> Tensor:
         return native.library.rotate_and_store(qkv_TXD, cos_TD, sin_TD, k_cache, v_cache, slot_mapping_T)
 
+    @override
     def store_latents(
         self,
         x_TY: Tensor,
@@ -265,18 +276,23 @@ class NativeOps(TorchOps):
     ) -> None:
         native.library.store_latents(x_TY, weight_C, eps, cos_TR, sin_TR, cache, slot_mapping_T)
 
+    @override
     def causal_attention(self, q_QNX: Tensor, k_LNX: Tensor, v_LNV: Tensor, scale: float) -> Tensor:
         return native.library.causal_attention(q_QNX, k_LNX, v_LNV, scale)
 
+    @override
     def routing(self, logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
         return native.library.routing(logits_TE, bias_E, **rule._asdict())
 
+    @override
     def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
         return native.library.embedding(weight_VH, token_ids_T)
 
+    @override
     def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:
         return native.library.take_rows(x_NX, rows_R)
 
+    @override
     def draw(self, logits_RV: Tensor, temperatures: list[float], uniforms: list[float]) -> list[int]:
         return native.library.draw(logits_RV, temperatures, uniforms)
 

@@ -29,7 +29,7 @@ def main() -> None:
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     for warning in unknown_variables(os.environ):
         logging.getLogger(__name__).warning(warning)
-    from server.serve import serve  # after the flags are known to be good: it imports the web stack
+    from server.serve import serve  # after the flags are known to be good: it imports uvicorn
 
     try:
         sys.exit(serve(server_config, engine_config))

@@ -69,16 +69,19 @@ class ServerConfig(Settings):
         None, "seconds that a request may wait to start before it is refused with 429", metavar="SECONDS", gt=0
     )
     engine_timeout: float = setting(
-        30.0, "seconds without a sign of life from the engine after which it is started again", metavar="SECONDS", gt=0
+        30.0,
+        "seconds without a sign of life (more than the longest step) after which the engine is started again",
+        metavar="SECONDS",
+        gt=0,
     )
     drain_delay: float = setting(
         0.0,
-        "seconds after SIGTERM in which /readyz fails but new requests are still taken, for load balancers to notice",
+        "seconds after SIGTERM (not ctrl-C) in which /readyz fails and new requests are still taken",
         ge=0,
         metavar="SECONDS",
     )
     drain_timeout: float = setting(
-        3.0, "seconds that running requests may then take to finish; at once after ctrl-C", ge=0, metavar="SECONDS"
+        3.0, "seconds that running requests may then take to finish", ge=0, metavar="SECONDS"
     )
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")
 

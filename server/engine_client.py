@@ -1,6 +1,6 @@
 """The server's end of the line to the engine: send requests, give out what each step brought, keep the latest stats.
 
-`EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies;
+`EngineProcess` runs the engine in a process of its own, watches it and starts it again when it dies or hangs;
 `InProcessEngine` runs it in a thread of this one (tests, embedding). The engine's end is `Engine.serve`.
 """
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HEALTHY_AFTER = 60.0  # seconds of life after which a death is a first one again
+_HEALTHY_AFTER = 60.0  # seconds after which an engine counts as healthy: the delays begin again
 _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each try in a row
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _CLOSED = "The server is shutting down. Please try again."
@@ -203,7 +203,7 @@ class EngineProcess(EngineClient):
                 await self._end(process, exited, socket, listens=listens)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill an engine that hangs. A step may take long, but each is followed by a message."""
+        """Kill an engine that hangs. It answers between steps, so a step longer than the timeout counts as a hang."""
         while True:
             self._heard.clear()
             self._send(Ping())

@@ -1,7 +1,7 @@
 """Request bodies: read as JSON whatever their content type, within a bound that keeps the event loop free.
 
-A decoder holds the loop for as long as a body has values. The bound is on what can begin a value or a key, counted
-before anything is decoded: also in strings, where a text that reaches it is longer than any context here.
+A decoder holds the event loop longer the more values and keys a body has. Both are counted before anything is decoded.
+Commas and brackets in strings count too: of these, a token has at most four.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from fastapi.routing import APIRoute
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-MAX_VALUES = 200_000  # decoded in at most 20 ms; a longer context than half of this allows twice its tokens
+MAX_VALUES = 200_000  # decoded in at most 20 ms
 MAX_KEYS = 50_000
+_VALUES_PER_TOKEN = 4  # which a longer context allows
 
 
 class JsonRoute(APIRoute):
@@ -38,12 +39,15 @@ class _JsonRequest(Request):
         scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
         super().__init__(scope, request.receive)
         info = request.app.state.server.client.info
-        self._max_values = max(MAX_VALUES, 2 * info.max_seq_len if info else 0)
+        context = info.max_seq_len if info else 0
+        self._max_values, self._max_keys = max(MAX_VALUES, _VALUES_PER_TOKEN * context), max(MAX_KEYS, context)
 
     async def json(self) -> Any:
         body = await self.body()
-        if body.count(b",") + body.count(b"[") + body.count(b"{") > self._max_values or body.count(b":") > MAX_KEYS:
-            message = f"The body has more than {self._max_values} values or {MAX_KEYS} keys; no prompt needs as many."
+        num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        num_keys = body.count(b'":') + body.count(b'" :')
+        if num_values > self._max_values or num_keys > self._max_keys:
+            message = f"The body has more than {self._max_values} values or {self._max_keys} keys: no prompt has."
             raise HTTPException(400, message)
         try:
             return json.loads(body)

@@ -105,7 +105,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), terms.tenant))
             prompts = [
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
-                async for prompt in in_turns(call.prompts())
+                async for prompt in yielding(call.prompts())
             ]
             generation = Generation(server, body, prompts, terms, ticket, request.scope["caller"].key_name)
             if body.stream:
@@ -119,7 +119,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     return Response(msgspec.json.encode(await call.whole(choices, generation)), media_type="application/json")
 
 
-async def in_turns(items: Iterable[T]) -> AsyncGenerator[T, None]:
+async def yielding(items: Iterable[T]) -> AsyncGenerator[T, None]:
     """Yield items; between two of them other requests run, so that a request of many prompts does not delay them."""
     for item in items:
         yield item

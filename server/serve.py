@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
+_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn's own default
+
 
 def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """Serve until a signal; the exit status.
@@ -84,8 +87,8 @@ async def _serve(
 def _find_model(config: EngineConfig) -> ModelSource:
     """Find or download the model; one that cannot be served, or not so long, is refused before a process is started.
 
-    A signal breaks a download off and ends the program. The default model's download removes its temporary files; a
-    hub download waits for its threads, is not waited for, and goes on from its partial files the next time.
+    A signal breaks a download off and ends the program, after 2 s at most. The default model's download removes its
+    temporary files; a hub download continues from its partial files at the next start.
     """
 
     def stop(*_: object) -> None:
@@ -112,10 +115,6 @@ def _cancel_on_signal() -> None:
 
     for number in SIGNALS:
         loop.add_signal_handler(number, cancel)
-
-
-_BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
-_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn's own default
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from engine.quantization.calibrate import Measurement
 
-SCHEMES = ("w8a8-static", "w8a8-dynamic", "w8")
 _MAX_DYNAMIC_SHARE = 0.35  # of a static checkpoint's arithmetic in linear layers
 _MAX_STATIC_LOSS = 1e-3  # |error|^2 / |output|^2, static less dynamic
 _MAX_UNQUANTIZED_SHARE = 0.05  # of the arithmetic in linear layers
@@ -39,7 +38,7 @@ class Recipe:
 
 
 def choose(scheme: str, measurements: list[Measurement]) -> Recipe:
-    """A recipe for one of SCHEMES; layers that read the same input share one grid."""
+    """A recipe for one of the schemes of `deepseek-serve quantize`; layers that read the same input share one grid."""
     kept, dynamic = set[int](), set[int]()
     total = sum(item.cost for item in measurements)
     if scheme != "w8":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def quantize(
     source: ModelSource, folder: Path, scheme: str, prompts: list[list[int]], *, progress: bool
 ) -> tuple[int, dict[str, float]]:
-    """Write an int8 checkpoint by one of choose.SCHEMES into an empty folder, calibrated on these prompts.
+    """Write an int8 checkpoint by a scheme into an empty folder, calibrated on these prompts.
 
     Returns:
         The size of all tensors in bytes, and Recipe.shares.

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
 from server.json_body import JsonRoute
-from server.pipeline import ApiCall, Json, in_turns, respond, usage
+from server.pipeline import ApiCall, Json, respond, usage, yielding
 from server.protocol import ChatCompletionRequest
 from server.reasoning import ReasoningSplitter, starts_inside
 from server.state import State
@@ -60,7 +60,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         return {**head, "choices": [self._choice(delta, "delta", content)]}
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, "message", self._message(choice)) async for choice in in_turns(choices)]
+        written = [self._choice(choice, "message", self._message(choice)) async for choice in yielding(choices)]
         answer = {**self.head(self.kind), "choices": written, "usage": usage(generation)}
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = generation.prompts[0]

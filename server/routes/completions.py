@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from server.json_body import JsonRoute
-from server.pipeline import ApiCall, Json, in_turns, respond, usage
+from server.pipeline import ApiCall, Json, respond, usage, yielding
 from server.protocol import CompletionRequest
 from server.state import State
 
@@ -45,7 +45,7 @@ class CompletionCall(ApiCall[CompletionRequest]):
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, generation) async for choice in in_turns(choices)]
+        written = [self._choice(choice, generation) async for choice in yielding(choices)]
         return {**self.head(self.kind), "choices": written, "usage": usage(generation)}
 
     def _choice(self, delta: Delta, generation: Generation) -> Json:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from engine.engine import Engine
     from engine.protocol import ToEngine
+    from engine.step import StepPlan, StepResult
 
 LENGTHS = [1, 2, 15, 16, 17, 33, 64, 90, 5, 120]
 PROMPTS = [make_prompt(length, seed=length) for length in LENGTHS]
@@ -327,6 +328,33 @@ def test_a_failure_half_way_takes_back_the_sequences_already_in(small: Engine, m
     small.serve(line)
     assert line.outputs("bad") == [SequenceOutput("bad", index, [], "error") for index in range(4)]
     check_answered(line, small, "good")
+
+
+def test_a_step_that_fails_ends_its_sequences_and_not_the_engine(
+    small: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, failing = small.executor.execute, [True, False, True, True]
+
+    def fails(plan: StepPlan) -> StepResult:
+        if failing and failing.pop(0):
+            raise MemoryError
+        return execute(plan)
+
+    monkeypatch.setattr(small.executor, "execute", fails)
+    prompt = list(range(1, 40))  # its blocks must not be found again
+    for request_id, bad in (("one", True), ("two", False), ("three", True)):
+        line = Line(asked(request_id, prompt, max_tokens=1))
+        small.serve(line)
+        [output] = line.outputs(request_id)
+        assert (output.finish_reason, output.num_cached_tokens) == ("error" if bad else "length", 0)
+        small.batcher.check_idle()
+    assert len([record for record in caplog.records if "a step failed" in record.getMessage()]) == 2
+    failing[:] = [True] * 2
+    small.serve(Line(asked("four", prompt), asked("five", prompt)))
+    with pytest.raises(MemoryError):  # the third in a row
+        small.serve(Line(asked("six", prompt)))
+    small.abort(AbortRequest("six"))
+    small.batcher.check_idle()
 
 
 def test_every_step_and_every_abort_is_one_message(small: Engine) -> None:

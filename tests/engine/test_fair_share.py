@@ -161,7 +161,7 @@ def test_all_begin_anew_when_nobody_is_left(books):
     assert books.arrive("a").place[0] == 0
     assert books.policy.num_first == 0
     books.arrive("b")
-    assert books.policy.num_first == fair_share.LOOK_AHEAD
+    assert books.policy.num_first == fair_share.NUM_ASKED
 
 
 def batcher_of(max_batch_size):
@@ -183,7 +183,7 @@ def test_a_step_asks_of_a_bounded_number_whether_they_go_first(monkeypatch):
     ask(batcher, "a", 20)
     monkeypatch.setattr(batcher._policy, "goes_first", asked.append)
     assert batcher.schedule(0.0).num_decodes == 2
-    assert len(asked) == fair_share.LOOK_AHEAD
+    assert len(asked) == fair_share.NUM_ASKED
 
 
 def test_an_urgent_step_is_not_paced(monkeypatch):

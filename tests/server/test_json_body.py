@@ -39,6 +39,11 @@ async def test_bodies_of_very_many_values_are_refused_before_they_are_decoded(ap
     assert str(MAX_VALUES) in response.json()["error"]["message"]
 
 
+async def test_punctuation_in_a_text_is_no_key(api):
+    response = await api.http.post(COMPLETIONS, json={"prompt": ":" * (MAX_KEYS + 1)})
+    assert check_error(response, 400)["code"] == "context_length_exceeded"
+
+
 async def test_of_many_unknown_fields_the_first_is_named(api):
     body = {"prompt": "a", "temperature": 0.0, "zz": 1, **{f"a{i}": 1 for i in range(1000)}}
     response = await api.http.post(COMPLETIONS, json=body)

@@ -9,7 +9,7 @@ import pytest
 from server.admission import Admission
 from server.config import ServerConfig
 from server.metrics import REFUSALS
-from server.pipeline import in_turns
+from server.pipeline import yielding
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}
@@ -212,7 +212,7 @@ async def test_others_run_between_the_items_of_a_long_request():
             await asyncio.sleep(0)
 
     beside = asyncio.create_task(other())
-    async for item in in_turns("abc"):
+    async for item in yielding("abc"):
         order += [item]
     await beside
     assert order == ["a", "other", "b", "other", "c", "other"]

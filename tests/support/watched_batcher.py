@@ -77,7 +77,7 @@ class WatchedBatcher:
             (dynamic_batcher, "MAX_PASSED", max_passed),
             (dynamic_batcher, "LOOK_AHEAD", look_ahead),
             (waiting_queue, "MAX_PASSED", max_passed),
-            (fair_share, "LOOK_AHEAD", look_ahead),
+            (fair_share, "NUM_ASKED", look_ahead),
             (fair_share, "BURST", burst),
             (fair_share, "PACE", 0.012),
         ]
