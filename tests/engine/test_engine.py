@@ -350,7 +350,7 @@ def test_a_step_that_fails_ends_its_sequences_and_not_the_engine(
         small.batcher.check_idle()
     assert len([record for record in caplog.records if "a step failed" in record.getMessage()]) == 2
     failing[:] = [True] * 2
-    small.serve(Line(asked("four", prompt), asked("five", prompt)))
+    small.serve(Line(asked("four", prompt), asked("five", [65])))
     with pytest.raises(MemoryError):  # the third in a row
         small.serve(Line(asked("six", prompt)))
     small.abort(AbortRequest("six"))
