@@ -6,6 +6,7 @@ enter. Standard input is the line to the parent: it never carries anything, and 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -59,7 +61,7 @@ def main() -> int:
     logging.basicConfig(level=settings["log_level"].upper(), format=settings["log_format"], stream=sys.stderr)
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=[endpoint], daemon=True).start()
     transport = ZmqTransport(endpoint)
     gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
     from engine.build import load_engine  # imports torch
@@ -80,9 +82,13 @@ def main() -> int:
     return 0
 
 
-def _die_with_parent() -> None:
-    """Wait for the end of standard input, then end this process, even in the middle of a step."""
+def _die_with_parent(endpoint: str) -> None:
+    """Wait for the end of standard input, then end this process, even in the middle of a step; leave no socket."""
     os.read(0, 1)  # not sys.stdin: a thread that holds its lock would make an orderly end impossible
+    path = Path(endpoint.removeprefix("ipc://"))
+    with contextlib.suppress(OSError):  # the parent has removed both, if it could
+        path.unlink()
+        path.parent.rmdir()
     os._exit(0)
 
 

@@ -69,7 +69,7 @@ class ServerConfig(Settings):
         None, "seconds that a request may wait to start before it is refused with 429", metavar="SECONDS", gt=0
     )
     engine_timeout: float = setting(
-        30.0,
+        50.0,
         "seconds without a sign of life (more than the longest step) after which the engine is started again",
         metavar="SECONDS",
         gt=0,

@@ -65,7 +65,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._shared = connections
         self._is_refused = False
-        self._in_head = self._in_body = False
+        self._in_head = self._in_body = self._has_body = False
         self._num_begun = self._head_bytes = self._body_bytes = 0
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -83,6 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
             if longest is self:
                 self._refuse(503, f"The server has its {shared.max_connections} connections; try again.")
             else:
+                del shared.evictable[longest]  # at once: others may be accepted before it is lost
                 longest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -98,22 +99,31 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._num_begun = int(self._in_head)
-        is_behind_body = self._in_body
+        is_behind_body, self._has_body = self._in_body, False
         super().data_received(data)
-        # The parser holds a header until it is whole, so bytes are counted here: those that are of one head alone.
-        if self._in_head and self._num_begun == 1 and not is_behind_body:
+        # The parser keeps an unfinished header to itself, so bytes are counted here: reads of one head alone, and reads
+        # of a chunked body that bring none of it (chunk extensions, trailers).
+        if (self._in_head and self._num_begun == 1 and not is_behind_body) or (self._in_body and not self._has_body):
             self._head_bytes += len(data)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if (self._in_head or self._in_body) and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, f"The headers have more than {MAX_HEAD_BYTES} bytes, the most that is taken.")
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self._shared.write_timeout, self.transport.abort)
+        self._watch_reader(0)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
+
+    def _watch_reader(self, num_unread: int) -> None:
+        """Cut off a client that has read nothing since this was called last, when it had so many bytes to read."""
+        before, num_unread = num_unread, self.transport.get_write_buffer_size()
+        if num_unread == before:
+            self.transport.abort()
+        else:
+            self._write_timer = self.loop.call_later(self._shared.write_timeout, self._watch_reader, num_unread)
 
     # Called by the parser.
 
@@ -124,10 +134,14 @@ class LimitedProtocol(HttpToolsProtocol):
             self._num_begun += 1
             self._start_read_timer(self._shared.header_timeout)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # what follows a chunked body, a trailer, is dropped
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self._is_refused:
             return
-        self._in_head, self._in_body = False, True
+        self._in_head, self._in_body, self._head_bytes = False, True, 0
         head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         announced = dict(self.headers).get(b"content-length", b"")
         if head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
@@ -136,13 +150,13 @@ class LimitedProtocol(HttpToolsProtocol):
         elif announced.isdigit() and int(announced) > self._shared.max_body_bytes:
             self._refuse(413, self._too_large)
         else:
-            self._shared.evictable.pop(self, None)
             self._start_read_timer(self._shared.body_timeout)
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if self._is_refused:
             return
+        self._has_body = True
         self._body_bytes += len(body)
         self._shared.bodies_bytes += len(body)
         if self._body_bytes > self._shared.max_body_bytes:
@@ -156,6 +170,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._in_body = False
+        self._shared.evictable.pop(self, None)
         self._release_body()
         self._stop_read_timer()
         super().on_message_complete()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from fastapi import FastAPI
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BACKLOG = 2048  # connections that may wait to be accepted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CLOSE = (b"connection", b"close")
+_ACCEPTED = 16  # connections that asyncio accepts at a time: what the limit of open files must leave for a moment
 _LAST_WORDS = 1.0  # seconds that a client may take to read the error that ended its request
 
 
@@ -47,6 +50,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=config.log_level == "debug",
                 timeout_keep_alive=65,
+                backlog=_ACCEPTED,
                 timeout_graceful_shutdown=math.ceil(config.drain_timeout + 2 * _LAST_WORDS),  # for what step 4 leaves
                 ws="none",
                 lifespan="off",
@@ -54,6 +58,12 @@ class Server(uvicorn.Server):
         )
         self._delay, self._patience = config.drain_delay, config.drain_timeout
         self._client, self._health = client, health
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn, whose backlog is asyncio's too; more may wait to be accepted than are accepted at once."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

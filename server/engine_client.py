@@ -137,7 +137,7 @@ class EngineClient(ABC):
 class EngineProcess(EngineClient):
     """The engine in a child process. If it dies or hangs, running requests fail, and it is started again."""
 
-    def __init__(self, config: EngineConfig, log_level: str, timeout: float = 30.0) -> None:
+    def __init__(self, config: EngineConfig, log_level: str, timeout: float = 50.0) -> None:
         """`timeout` is how many seconds the engine may give no sign of life once it is ready."""
         super().__init__()
         self._timeout, self._heard = timeout, asyncio.Event()
@@ -211,7 +211,7 @@ class EngineProcess(EngineClient):
                 async with asyncio.timeout(None if self.info is None else self._timeout):  # loading takes its time
                     await self._heard.wait()
             except TimeoutError:
-                logger.error("the engine has given no sign of life for %g s, and is killed", self._timeout)
+                logger.error("killing the engine: no sign of life for %g s (--engine-timeout)", self._timeout)
                 process.kill()
                 return
             await asyncio.sleep(self._timeout / 8)

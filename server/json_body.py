@@ -51,5 +51,7 @@ class _JsonRequest(Request):
             raise HTTPException(400, message)
         try:
             return json.loads(body)
-        except (UnicodeDecodeError, RecursionError) as error:
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
             raise json.JSONDecodeError(str(error), "", 0) from None

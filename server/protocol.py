@@ -17,6 +17,7 @@ from engine.protocol import SamplingParams
 from server.admission import estimate_tokens
 
 MAX_LOGPROBS = 20
+_MAX_BIASES = 1024
 MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -79,7 +80,7 @@ class GenerationRequest(_Strict):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=1024)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=_MAX_BIASES)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
     stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] = []
     stop_token_ids: list[TokenId] = Field([], max_length=128, fail_fast=True)
@@ -110,6 +111,14 @@ class GenerationRequest(_Strict):
         for name in list(unknown):
             del asked[name]
         return asked
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, bias: Any) -> Any:
+        """Refuse very many before each is looked at."""
+        if isinstance(bias, dict) and len(bias) > _MAX_BIASES:
+            raise ValueError(f"it must not have more than {_MAX_BIASES} tokens")
+        return bias
 
     @field_validator("logit_bias")
     @classmethod
@@ -165,6 +174,8 @@ class GenerationRequest(_Strict):
 def _prompt(value: Any) -> Any:
     """Check a prompt by hand: for a union of lists, pydantic would report every fault once for each kind of list."""
     prompts = value if isinstance(value, list) and not _are_token_ids(value) else [value]
+    if len(prompts) > MAX_SEQUENCES:
+        raise ValueError(f"it must not have more than {MAX_SEQUENCES} prompts")
     if all(isinstance(prompt, str) for prompt in prompts) or all(map(_are_token_ids, prompts)):
         return value
     raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")

@@ -20,7 +20,7 @@ from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
 from server.api_keys import ApiKeys
 from server.chat_template import named_template
-from server.drain import SIGNALS, Server
+from server.drain import BACKLOG, SIGNALS, Server
 from server.engine_client import EngineProcess
 from server.health import Health
 from server.tokenizer import Tokenizer
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
-_BACKLOG = 2048  # connections that may wait to be accepted, as uvicorn's own default
 
 
 def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
@@ -125,7 +124,7 @@ def _listen(config: ServerConfig) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
-        listener.listen(_BACKLOG)  # with SO_REUSEADDR it is only now that a second server is refused
+        listener.listen(BACKLOG)  # with SO_REUSEADDR it is only now that a second server is refused
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on --host {config.host} --port {config.port}: {error.strerror}") from None

@@ -17,7 +17,7 @@ async def test_a_body_is_json_whatever_its_content_type(api, kind):
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b"prompt=a"])
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"prompt": 1' + b"0" * 5000 + b"}", b"prompt=a"])
 async def test_what_is_not_json_is_a_400(api, body):
     response = await api.http.post(COMPLETIONS, content=body)
     check_error(response, 400, type="invalid_request_error")
