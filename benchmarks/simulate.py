@@ -188,8 +188,8 @@ def sequence(number: int, arrival: Arrival) -> Sequence:
     token_ids = [hash(shared) % 1_000_003] * min(length, arrival.prompt)
     token_ids += [-number - 1] * (arrival.prompt - len(token_ids))
     sampling = SamplingParams(max_tokens=arrival.output, ignore_eos=True)
-    terms = SchedulingParams(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight)
-    return Sequence(str(number), token_ids, arrival.prompt, sampling, terms)
+    scheduling = SchedulingParams(arrival.time, arrival.priority, arrival.key.encode(), arrival.weight)
+    return Sequence(str(number), token_ids, arrival.prompt, sampling, scheduling)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -113,7 +113,7 @@ class Engine:
                     sampling=params,
                     seed=_mix(seed, index),
                     stop_token_ids=stop_token_ids,
-                    terms=request.terms,
+                    scheduling=request.scheduling,
                 )
             )
 

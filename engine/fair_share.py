@@ -53,9 +53,9 @@ class FairShare:
         self._num_live += 1
         if len(self._ends) >= self._many:  # tenants come and go
             self._forget()
-        tenant = seq.terms.tenant
+        tenant = seq.scheduling.tenant
         place = max(self._now, self._ends.get(tenant, 0.0))
-        self._ends[tenant] = place + (num_to_compute + seq.sampling.max_tokens) / seq.terms.weight
+        self._ends[tenant] = place + (num_to_compute + seq.sampling.max_tokens) / seq.scheduling.weight
         return place
 
     def goes_first(self, seq: Sequence) -> bool:
@@ -65,7 +65,7 @@ class FairShare:
         2024, "Fairness in Serving Large Language Models"), a tenant that always has a prompt of 4,000 tokens goes first
         for ever: it gets 800,200 tokens while others' streams get 29,696; with it 48,012.
         """
-        tenant, weight = seq.terms.tenant, seq.terms.weight
+        tenant, weight = seq.scheduling.tenant, seq.scheduling.weight
         others = sum(self._weights[other] for other in self._weights if other != tenant)
         if not others or self._served.get(tenant, 0.0) > self._least_served() + BURST:
             return False
@@ -79,7 +79,7 @@ class FairShare:
         turn, the ratios are 10.9, 6.9, 13.9 and 4.4.
         """
         busiest = max(self._running, key=lambda tenant: self._running[tenant] / self._weights[tenant])
-        return next(seq for seq in reversed(list(running)) if seq.terms.tenant == busiest)
+        return next(seq for seq in reversed(list(running)) if seq.scheduling.tenant == busiest)
 
     def urgent(self, running: Collection[Sequence]) -> list[Sequence]:
         """All sequences of tenants that go first and have a prompt to compute.
@@ -88,8 +88,8 @@ class FairShare:
         """
         if not self._is_shared:
             return []
-        tenants = {seq.terms.tenant for seq in running if seq.num_uncomputed_tokens > 1 and self.goes_first(seq)}
-        return [seq for seq in running if seq.terms.tenant in tenants]
+        tenants = {seq.scheduling.tenant for seq in running if seq.num_uncomputed_tokens > 1 and self.goes_first(seq)}
+        return [seq for seq in running if seq.scheduling.tenant in tenants]
 
     def max_tokens(self, num_decodes: int, num_prompts: int) -> int:
         """As few as last PACE, since nobody starts before the step under way has ended.
@@ -102,20 +102,20 @@ class FairShare:
 
     def started(self, seq: Sequence, *, in_turn: bool) -> None:
         """Move the clock on, which is where the last one in turn stood."""
-        tenant = seq.terms.tenant
+        tenant = seq.scheduling.tenant
         if tenant not in self._running:
             self._served[tenant] = max(self._served.get(tenant, 0.0), self._least_served())
         self._running[tenant] += 1
-        self._weights[tenant] = seq.terms.weight
+        self._weights[tenant] = seq.scheduling.weight
         if in_turn:
             self._now = max(self._now, seq.place[0])
 
     def computed(self, shares: Iterable[tuple[Sequence, int]]) -> None:
         for seq, num_tokens in shares if self._is_shared else ():
-            self._served[seq.terms.tenant] += num_tokens / seq.terms.weight
+            self._served[seq.scheduling.tenant] += num_tokens / seq.scheduling.weight
 
     def stopped(self, seq: Sequence) -> None:
-        tenant = seq.terms.tenant
+        tenant = seq.scheduling.tenant
         self._running[tenant] -= 1
         if not self._running[tenant]:
             del self._running[tenant], self._weights[tenant]
@@ -123,11 +123,11 @@ class FairShare:
 
     def ended(self, seq: Sequence) -> None:
         """Give a tenant back what its sequence did not generate, and its prompt too if it never started."""
-        if seq.terms.tenant in self._ends:
+        if seq.scheduling.tenant in self._ends:
             unused = seq.sampling.max_tokens - seq.num_output_tokens
             if seq.first_step_time is None:
                 unused += seq.num_charged
-            self._ends[seq.terms.tenant] -= unused / seq.terms.weight
+            self._ends[seq.scheduling.tenant] -= unused / seq.scheduling.weight
         self._num_live -= 1
         if not self._num_live:  # nobody has missed anything: all begin anew
             self._now = self._floor = 0.0

@@ -206,5 +206,5 @@ class KVCacheManager:
         while len(hashes) <= number:
             first = len(hashes) * self.block_size
             tokens = array("q", seq.token_ids[first : first + self.block_size])
-            hashes.append(hashlib.sha256((hashes[-1] if hashes else seq.terms.tenant) + tokens.tobytes()).digest())
+            hashes.append(hashlib.sha256((hashes[-1] if hashes else seq.scheduling.tenant) + tokens.tobytes()).digest())
         return hashes[number]

@@ -26,7 +26,7 @@ class LiveSequences:
         """Take in a sequence that has its id."""
         self._of_request.setdefault(seq.request_id, {})[seq.index] = seq
         self._by_id[seq.sequence_id] = seq
-        for deadline in (seq.terms.deadline, seq.terms.start_deadline):
+        for deadline in (seq.scheduling.deadline, seq.scheduling.start_deadline):
             if deadline is not None:
                 heapq.heappush(self._deadlines, (deadline, seq.sequence_id))
 
@@ -47,5 +47,5 @@ class LiveSequences:
         while self._deadlines and self._deadlines[0][0] <= now:
             deadline, sequence_id = heapq.heappop(self._deadlines)
             seq = self._by_id.get(sequence_id)
-            if seq is not None and (deadline == seq.terms.deadline or seq.first_step_time is None):
+            if seq is not None and (deadline == seq.scheduling.deadline or seq.first_step_time is None):
                 yield seq

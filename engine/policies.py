@@ -83,7 +83,7 @@ class Priority(Policy):
     """The request's `priority`, smallest first (as in vLLM); equals in order of arrival. Large numbers may starve."""
 
     def place(self, seq: Sequence, num_to_compute: int, arrival: int) -> float:  # noqa: ARG002
-        return seq.terms.priority
+        return seq.scheduling.priority
 
 
 POLICIES: dict[str, Callable[[int, ChunkBudget], Policy]] = {  # name -> what makes it, for a max_batch_size

@@ -112,7 +112,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     prompt_token_ids: list[int]
     sampling: SamplingParams
     n: int
-    terms: SchedulingParams
+    scheduling: SchedulingParams
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):

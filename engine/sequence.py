@@ -49,7 +49,7 @@ class Sequence:
     token_ids: list[int]
     num_prompt_tokens: int
     sampling: SamplingParams
-    terms: SchedulingParams
+    scheduling: SchedulingParams
     index: int = 0
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
@@ -107,7 +107,7 @@ class Sequence:
             stop_token_id=token_ids[0] if reason == "stop" else None,
             logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
             prompt_logprobs=self.prompt_logprobs if is_first and self.sampling.prompt_logprobs is not None else None,
-            queue_time=self.first_step_time - self.terms.arrival_time if is_first else None,
+            queue_time=self.first_step_time - self.scheduling.arrival_time if is_first else None,
             num_cached_tokens=self.num_cached_tokens if is_first else 0,
         )
 

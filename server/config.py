@@ -40,7 +40,7 @@ class ServerConfig(Settings):
         metavar="FILE",
     )
     max_connections: int = setting(
-        1000, "connections at a time; the one that has been idle the longest makes room for a new one", ge=1
+        1000, "connections at a time; beyond it, one that has sent no whole request makes room for a new one", ge=1
     )
     max_body_size: float = setting(4.0, "MiB of a request's body; more is refused with 413", metavar="MiB", gt=0)
     max_bodies_size: float = setting(
@@ -53,7 +53,10 @@ class ServerConfig(Settings):
         60.0, "seconds in which a request's body must arrive, else 408", metavar="SECONDS", gt=0
     )
     write_timeout: float = setting(
-        30.0, "seconds that a client may stop reading its answer before its request is ended", metavar="SECONDS", gt=0
+        30.0,
+        "seconds in which a client with an answer to read reads nothing before its request is ended",
+        metavar="SECONDS",
+        gt=0,
     )
     max_queued_requests: int = setting(
         1024, "prompts that may wait for their first token; more are refused with 429", ge=1

@@ -43,7 +43,7 @@ class Connections:
         write_timeout: seconds that a client may leave its full buffers unread.
         max_bodies_bytes: bytes of all bodies that are under way.
         count_refused: called with the metric's reason for each answer that is a refusal.
-        evictable: connections without a whole request, the one that has waited longest first.
+        abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
     """
 
     max_connections: int
@@ -55,7 +55,7 @@ class Connections:
     count_refused: Callable[[str], None]
     num_open: int = 0
     bodies_bytes: int = 0
-    evictable: dict[LimitedProtocol, None] = field(default_factory=dict)
+    abortable: dict[LimitedProtocol, None] = field(default_factory=dict)
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -66,7 +66,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._shared = connections
         self._is_refused = False
         self._in_head = self._in_body = self._has_body = False
-        self._num_begun = self._head_bytes = self._body_bytes = 0
+        self._num_begun = 0  # heads that the read under way has begun or goes on with
+        self._head_bytes = self._body_bytes = 0
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -76,19 +77,19 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         shared = self._shared
         shared.num_open += 1
-        shared.evictable[self] = None
+        shared.abortable[self] = None
         self._start_read_timer(shared.header_timeout)
         if shared.num_open > shared.max_connections:
-            longest = next(iter(shared.evictable))
+            longest = next(iter(shared.abortable))
             if longest is self:
                 self._refuse(503, f"The server has its {shared.max_connections} connections; try again.")
             else:
-                del shared.evictable[longest]  # at once: others may be accepted before it is lost
+                del shared.abortable[longest]  # at once: others may be accepted before it is lost
                 longest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.num_open -= 1
-        self._shared.evictable.pop(self, None)
+        self._shared.abortable.pop(self, None)
         self._release_body()
         for timer in (self._read_timer, self._write_timer):
             if timer is not None:
@@ -170,7 +171,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._in_body = False
-        self._shared.evictable.pop(self, None)
+        self._shared.abortable.pop(self, None)
         self._release_body()
         self._stop_read_timer()
         super().on_message_complete()
@@ -178,7 +179,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._read_timer is None and self.cycle.response_complete:  # no request is being read, none is queued
-            self._shared.evictable[self] = None
+            self._shared.abortable[self] = None
 
     # The ends of a connection.
 

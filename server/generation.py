@@ -36,7 +36,7 @@ class Generation:
         server: ServerState,
         body: GenerationRequest,
         prompts: list[list[int]],
-        terms: SchedulingParams,
+        scheduling: SchedulingParams,
         ticket: Ticket,
         key_name: str,
     ) -> None:
@@ -52,7 +52,7 @@ class Generation:
             info.check(prompt, self._sampling)
         self.prompts, self._n = prompts, body.n
         self.num_output_tokens = self.num_cached_tokens = 0
-        self._client, self._metrics, self._terms, self._ticket = server.client, server.metrics, terms, ticket
+        self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
         self._key_name = key_name
         self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens)
@@ -86,10 +86,11 @@ class Generation:
             GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
         requests = [
-            GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._terms) for prompt in self.prompts
+            GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._scheduling)
+            for prompt in self.prompts
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
-        timer = RequestTimer(self._metrics, self._terms.arrival_time, self.num_prompt_tokens, self._key_name)
+        timer = RequestTimer(self._metrics, self._scheduling.arrival_time, self.num_prompt_tokens, self._key_name)
         num_running, left = self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:
@@ -138,8 +139,8 @@ class Generation:
     def _too_late(self, *, has_started: bool) -> DeepseekServeError:
         """Tell the two time limits apart: the request's own, and the server's for waiting."""
         now = time.monotonic()
-        seconds = now - self._terms.arrival_time
-        if not has_started and (self._terms.deadline is None or now < self._terms.deadline):
+        seconds = now - self._scheduling.arrival_time
+        if not has_started and (self._scheduling.deadline is None or now < self._scheduling.deadline):
             message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
             self._metrics.count_refused("queue_timeout")
             return QueueTimeoutError(message, self._ticket.retry_after())

@@ -34,7 +34,7 @@ class OutputStream:
         self._error: DeepseekServeError | None = None
         self._arrived = asyncio.Event()
         self._send, self._close = send, close
-        deadline = requests[0].terms.deadline if requests else None  # all have the same
+        deadline = requests[0].scheduling.deadline if requests else None  # all have the same
         self._deadline = None if deadline is None else deadline + _GRACE
 
     def push(self, output: SequenceOutput) -> None:

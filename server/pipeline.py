@@ -96,18 +96,18 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
     """
     server, body = call.server, call.body
-    terms = _terms(request, call)
+    scheduling = _scheduling(request, call)
     try:
         server.check_model(body.model)
         call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
-            ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), terms.tenant))
+            ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), scheduling.tenant))
             prompts = [
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
                 async for prompt in yielding(call.prompts())
             ]
-            generation = Generation(server, body, prompts, terms, ticket, request.scope["caller"].key_name)
+            generation = Generation(server, body, prompts, scheduling, ticket, request.scope["caller"].key_name)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all())
             choices = await run_until_disconnect(request.receive, generation.join())
@@ -136,7 +136,7 @@ def usage(generation: Generation) -> Json:
     }
 
 
-def _terms(request: Request, call: ApiCall[Any]) -> SchedulingParams:
+def _scheduling(request: Request, call: ApiCall[Any]) -> SchedulingParams:
     """Return what the batcher schedules a request by, if it arrives now."""
     arrival_time, caller, config = time.monotonic(), request.scope["caller"], call.server.config
     limits = [seconds for seconds in (call.body.timeout, config.request_timeout) if seconds is not None]

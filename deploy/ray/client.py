@@ -154,7 +154,7 @@ def _total(*stats: EngineStats) -> EngineStats:
 
 def shift_times(request: GenerateRequest, seconds: float) -> GenerateRequest:
     """Move a request's times. On the way they count from the moment of sending: two machines share no clock."""
-    terms = request.terms
-    times = {name: getattr(terms, name) for name in ("arrival_time", "deadline", "start_deadline")}
+    scheduling = request.scheduling
+    times = {name: getattr(scheduling, name) for name in ("arrival_time", "deadline", "start_deadline")}
     moved = {name: at + seconds for name, at in times.items() if at is not None}
-    return msgspec.structs.replace(request, terms=msgspec.structs.replace(terms, **moved))
+    return msgspec.structs.replace(request, scheduling=msgspec.structs.replace(scheduling, **moved))

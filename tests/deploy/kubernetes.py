@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.config import EngineConfig
 from server.api_keys import PUBLIC_PATHS
 from server.config import ServerConfig
-from server.engine_client import EngineClient
 from server.metrics import Metrics
 from server.routes.operations import router
+from tests.support.no_engine import NoEngine
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -26,16 +26,8 @@ OVERLAYS = ("cpu", "gpu", "replicas")
 _GIB = {"Gi": 1.0, "Mi": 1 / 1024}
 
 
-class _NoEngine(EngineClient):
-    async def run(self) -> None:
-        raise NotImplementedError
-
-    def _send(self, message: Any) -> None:
-        raise NotImplementedError
-
-
 def _metric_names() -> frozenset[str]:
-    text = generate_latest(Metrics("any", _NoEngine()).registry).decode()
+    text = generate_latest(Metrics("any", NoEngine()).registry).decode()
     return frozenset(sample.name for family in text_string_to_metric_families(text) for sample in family.samples)
 
 

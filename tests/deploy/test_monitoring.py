@@ -18,7 +18,7 @@ from server.config import ServerConfig
 from server.metrics import Metrics
 from server.routes import operations
 from tests.deploy.files import DEPLOY, ROOT, panels, queries, read_yaml, rules
-from tests.server.test_metrics import StubClient
+from tests.support.no_engine import NoEngine
 
 OF_PROMETHEUS = {"job", "instance", "le"}
 EXPRESSIONS = [*queries(), *((rule["alert"], rule["expr"]) for rule in rules())]
@@ -29,7 +29,7 @@ ALERTS_PAGE = (ROOT / "docs/alerts.md").read_text()
 def series() -> dict[str, dict[str, set[str]]]:
     """Sample name -> label -> its values, of a server whose first request has just come."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    metrics = Metrics("m", StubClient())
+    metrics = Metrics("m", NoEngine())
     metrics.tokens_of_key("none")
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
         for sample in family.samples:

@@ -72,11 +72,11 @@ class Simulation:
                 max_tokens=max_tokens,
                 min_tokens=rng.choice([0, 0, max_tokens // 2]),
                 prompt_logprobs=rng.choice([None] * 9 + [0]),
-                terms=self.terms(tenants),
+                scheduling=self.scheduling(tenants),
             )
             self.watched.add(seq)
 
-    def terms(self, tenants: bytes) -> SchedulingParams:
+    def scheduling(self, tenants: bytes) -> SchedulingParams:
         rng, now = self.rng, self.watched.now
         priority, tenant = rng.randrange(3), rng.choice(tenants)
         deadline = now + rng.uniform(0, 0.2) if rng.random() < 0.1 else None

@@ -90,7 +90,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 prompt_logprobs=prompt_logprobs,
-                terms=SchedulingParams(now, priority, *tenant, ends, start_ends),
+                scheduling=SchedulingParams(now, priority, *tenant, ends, start_ends),
             )
             self.watched.add(seq)
         self.num_requests += 1

@@ -25,8 +25,8 @@ class Books:
         self.running = []
 
     def arrive(self, tenant, num_tokens=4, max_tokens=16, weight=1.0):
-        terms = SchedulingParams(0.0, tenant=tenant.encode(), weight=weight)
-        seq = make_sequence(num_prompt_tokens=num_tokens, max_tokens=max_tokens, terms=terms)
+        scheduling = SchedulingParams(0.0, tenant=tenant.encode(), weight=weight)
+        seq = make_sequence(num_prompt_tokens=num_tokens, max_tokens=max_tokens, scheduling=scheduling)
         seq.num_charged = num_tokens
         seq.place = self.policy.place(seq, num_tokens, seq.sequence_id), seq.sequence_id
         return seq
@@ -172,7 +172,9 @@ def batcher_of(max_batch_size):
 def ask(batcher, tenant, count=1, num_tokens=4):
     for _ in range(count):
         name = f"{tenant} {batcher.num_arrivals}"
-        batcher.add(make_sequence(name, num_tokens, max_tokens=50, terms=SchedulingParams(0.0, tenant=tenant.encode())))
+        batcher.add(
+            make_sequence(name, num_tokens, max_tokens=50, scheduling=SchedulingParams(0.0, tenant=tenant.encode()))
+        )
 
 
 def test_a_step_asks_of_a_bounded_number_whether_they_go_first(monkeypatch):

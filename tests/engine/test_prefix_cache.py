@@ -136,14 +136,15 @@ def test_tenants_do_not_find_each_other_s_blocks():
     manager = KVCacheManager(20, 4)
     tenants = (b"", b"a", b"b")
     seqs = {
-        tenant: make_sequence(prompt=list(range(9)), terms=SchedulingParams(0.0, tenant=tenant)) for tenant in tenants
+        tenant: make_sequence(prompt=list(range(9)), scheduling=SchedulingParams(0.0, tenant=tenant))
+        for tenant in tenants
     }
     for seq in seqs.values():
         assert manager.find_prefix(seq) == []
         assert not manager.is_in_flight(seq, 0)
         assert try_start(manager, seq, 0) == 0
         compute(manager, seq)
-    again = make_sequence(prompt=list(range(9)), terms=SchedulingParams(0.0, tenant=b"a"))
+    again = make_sequence(prompt=list(range(9)), scheduling=SchedulingParams(0.0, tenant=b"a"))
     assert [block.block_id for block in manager.find_prefix(again)] == table_of(manager, seqs[b"a"])[:2]
 
 

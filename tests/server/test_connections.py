@@ -70,7 +70,7 @@ class Server:
             server.close()
             await until(lambda: self.connections.num_open == 0)
             assert self.connections.bodies_bytes == 0
-            assert not self.connections.evictable
+            assert not self.connections.abortable
 
     async def connect(self, data: bytes = b"") -> Streams:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -270,7 +270,7 @@ async def test_a_new_connection_takes_the_place_of_the_one_idle_longest():
         answered, _ = await server.connect(GET)
         assert await answer(answered) == (200, b"0")
         silent, _ = await server.connect(post(5, b"h"))
-        await until(lambda: len(server.connections.evictable) == 2)
+        await until(lambda: len(server.connections.abortable) == 2)
         for _ in range(2):  # first the one that has had its answer, then the one with half a request
             reader, _ = await server.connect(GET)
             assert await answer(reader) == (200, b"0")

@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.protocol import EngineStats
 from server.api_keys import ApiKeys, Caller
 from server.app import create_app
-from server.engine_client import EngineClient
 from server.metrics import Metrics, RequestTimer
+from tests.support.no_engine import NoEngine
 
 HISTOGRAMS = [
     "time_to_first_token_seconds",
@@ -20,19 +20,9 @@ HISTOGRAMS = [
 ]
 
 
-class StubClient(EngineClient):
-    """Only its stats matter here."""
-
-    async def run(self):
-        raise NotImplementedError
-
-    def _send(self, message):
-        raise NotImplementedError
-
-
 @pytest.fixture
 def metrics():
-    return Metrics("tiny", StubClient())
+    return Metrics("tiny", NoEngine())
 
 
 def samples(metrics):
@@ -89,7 +79,7 @@ def test_reasons_for_an_end_are_counted_from_zero(metrics):
 
 @pytest.mark.parametrize(("callers", "name"), [((), "none"), ([Caller.of_key("secret", 1.0, "alice")], "alice")])
 def test_tokens_of_keys_are_counted_from_zero(callers, name):
-    app = create_app(StubClient(), None, "tiny", None, keys=ApiKeys(callers))
+    app = create_app(NoEngine(), None, "tiny", None, keys=ApiKeys(callers))
     found = samples(app.state.server.metrics)
     assert found[f"deepseek_serve_key_prompt_tokens_total {name}"] == 0
     assert found[f"deepseek_serve_key_generation_tokens_total {name}"] == 0

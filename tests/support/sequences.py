@@ -26,7 +26,7 @@ def make_sequence(
     seed: int = 0,
     index: int = 0,
     stop_token_ids: tuple[int, ...] = (),
-    terms: SchedulingParams | None = None,
+    scheduling: SchedulingParams | None = None,
     **sampling: Any,
 ) -> Sequence:
     """A waiting sequence; its prompt is zeros unless given."""
@@ -39,7 +39,7 @@ def make_sequence(
         sampling=SamplingParams(**sampling),
         seed=seed,
         stop_token_ids=frozenset(stop_token_ids),
-        terms=terms or SchedulingParams(0.0),
+        scheduling=scheduling or SchedulingParams(0.0),
         sequence_id=next(_numbers),
     )
 

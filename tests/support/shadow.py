@@ -37,7 +37,7 @@ class ShadowBlocks:
 
     def contexts(self, seq: Sequence) -> list[int]:
         """Of each of a sequence's tokens."""
-        contexts = [self._number(-1, seq.terms.tenant)]
+        contexts = [self._number(-1, seq.scheduling.tenant)]
         for token in seq.token_ids:
             contexts.append(self._number(contexts[-1], token))
         return contexts[1:]

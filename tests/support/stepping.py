@@ -23,9 +23,9 @@ def make_batcher(num_blocks: int = 100, block_size: int = 4, batch: int = 8, tok
     return DynamicBatcher(cache, batch, tokens, prefill_share=math.inf)
 
 
-def of(name: str, num_tokens: int = 4, *, max_tokens: int = 16, **terms: Any) -> Sequence:
-    """A sequence of these terms."""
-    return make_sequence(name, num_tokens, max_tokens=max_tokens, terms=SchedulingParams(0.0, **terms))
+def of(name: str, num_tokens: int = 4, *, max_tokens: int = 16, **scheduling: Any) -> Sequence:
+    """A sequence with these scheduling parameters."""
+    return make_sequence(name, num_tokens, max_tokens=max_tokens, scheduling=SchedulingParams(0.0, **scheduling))
 
 
 def add(batcher: DynamicBatcher, *seqs: Sequence) -> None:

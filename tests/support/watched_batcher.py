@@ -113,8 +113,8 @@ class WatchedBatcher:
         self.now = now
         due = {}
         for key, record in self.live.items():
-            terms = record.seq.terms
-            limits = [terms.deadline, terms.start_deadline if record.first_start is None else None]
+            scheduling = record.seq.scheduling
+            limits = [scheduling.deadline, scheduling.start_deadline if record.first_start is None else None]
             if any(limit is not None and limit <= now for limit in limits):
                 due[key] = record
         outputs = self.batcher.expire(now)
@@ -259,8 +259,8 @@ class WatchedBatcher:
 
     def _check_fair_plan(self, plan: StepPlan, records: list[Record], begun: list[Record]) -> None:
         """Steps may be paced, and an urgent one leaves tenants out: with all their sequences."""
-        tenants = {record.seq.terms.tenant for record in records}
-        left_out = [record for record in begun if record.seq.terms.tenant not in tenants]
+        tenants = {record.seq.scheduling.tenant for record in records}
+        left_out = [record for record in begun if record.seq.scheduling.tenant not in tenants]
         stalled = [record for record in begun if record.num_left == 1 and record not in left_out + records]
         assert not stalled, "a decode stalled"
         assert all(record.num_left == 1 for record in records[: plan.num_decodes])
@@ -326,7 +326,7 @@ class WatchedBatcher:
             finish_reason=reason,
             stop_token_id=token if reason == "stop" else None,
             prompt_logprobs=reports,
-            queue_time=record.first_start - seq.terms.arrival_time if is_first else None,
+            queue_time=record.first_start - seq.scheduling.arrival_time if is_first else None,
             num_cached_tokens=record.num_cached if is_first else 0,
         )
         record.num_outputs += 1
