@@ -19,7 +19,7 @@ from engine.errors import RequestError
 from engine.protocol import SamplingParams, SchedulingParams
 from server.generation import Generation
 from server.protocol import GenerationRequest
-from server.streaming import EventStream, run_until_disconnect
+from server.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -41,12 +41,14 @@ class ApiCall(ABC, Generic[Body]):
         id_prefix: how the answer's id begins.
         kind: the `object` of an answer in one piece; chunk_kind is the `object` of a stream's chunks.
         add_special_tokens: whether the tokenizer puts BOS in front of a prompt.
+        frames: how the stream's chunks are written.
     """
 
     id_prefix: ClassVar[str]
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
     add_special_tokens: ClassVar[bool]
+    frames: ClassVar[Frames] = DataFrames()
 
     def __init__(self, server: ServerState, body: Body) -> None:
         self.server, self.body = server, body
@@ -61,7 +63,7 @@ class ApiCall(ABC, Generic[Body]):
         """
 
     @abstractmethod
-    def prompts(self) -> Sequence[str | list[int]]:
+    async def prompts(self) -> Sequence[str | list[int]]:
         """Return the prompts, as text or token ids; called once the request is admitted."""
 
     @abstractmethod
@@ -105,11 +107,11 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), scheduling.tenant))
             prompts = [
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
-                async for prompt in yielding(call.prompts())
+                async for prompt in yielding(await call.prompts())
             ]
             generation = Generation(server, body, prompts, scheduling, ticket, request.scope["caller"].key_name)
             if body.stream:
-                return EventStream(call.chunks(generation), stack.pop_all())
+                return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
             choices = await run_until_disconnect(request.receive, generation.join())
     except RequestError as error:
         error.param = body.param_names.get(error.param, error.param)

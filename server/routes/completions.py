@@ -38,7 +38,7 @@ class CompletionCall(ApiCall[CompletionRequest]):
         for prompt in self.body.prompts:
             self.server.check_prompt(prompt, sampling)
 
-    def prompts(self) -> Sequence[str | list[int]]:
+    async def prompts(self) -> Sequence[str | list[int]]:
         return self.body.prompts
 
     def chunk(self, delta: Delta, generation: Generation) -> Json:

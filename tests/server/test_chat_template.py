@@ -5,8 +5,8 @@ import re
 import pytest
 
 from engine.errors import ConfigError, ModelError, RequestError
+from server.chat.reasoning import starts_inside
 from server.chat_template import ChatTemplate, named_template
-from server.reasoning import starts_inside
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 

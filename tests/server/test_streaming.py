@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from server.streaming import EventStream
+from server.streaming import DataFrames, EventStream
 from tests.server.conftest import BODIES, COMPLETIONS, parse_events
 
 LONG = {"max_tokens": 490, "ignore_eos": True, "temperature": 0}
@@ -191,7 +191,7 @@ async def test_an_unexpected_failure_is_told_to_the_client_without_its_reason(ca
     async def send(message):
         sent.append(message)
 
-    await EventStream(chunks(), Resources())({"type": "http"}, receive, send)
+    await EventStream(chunks(), Resources(), DataFrames())({"type": "http"}, receive, send)
     first, error = parse_events(b"".join(message.get("body", b"") for message in sent).decode())
     assert first == {"a": 1}
     assert error["error"]["type"] == "server_error"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from server.reasoning import ReasoningSplitter, starts_inside
+from server.chat.reasoning import ReasoningSplitter, starts_inside
 
 
 def split(pieces, *, inside):
