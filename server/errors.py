@@ -125,11 +125,12 @@ def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
     path = [part for part in map(str, problem["loc"]) if part != "body" and not _TYPE_NAME.fullmatch(part)]
+    field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path).removeprefix(".")
     param = path[0] if path else problem.get("ctx", {}).get("param")
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
     if problem["type"] == "extra_forbidden":
-        return f"Unsupported parameter: '{'.'.join(path)}' is not implemented by this server.", param
+        return f"Unsupported parameter: '{field}' is not implemented by this server.", param
     if not path:
         return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", param
-    return f"Invalid '{'.'.join(path)}': {problem['msg'].removeprefix('Value error, ')}", param
+    return f"Invalid '{field}': {problem['msg'].removeprefix('Value error, ')}", param

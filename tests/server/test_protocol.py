@@ -77,13 +77,13 @@ async def test_what_is_not_implemented_is_refused_by_name(api, path, name, value
     ("path", "name", "value", "message"),
     [
         (COMPLETIONS, "stop", "", "Invalid 'stop': String should have at least 1 character"),
-        (COMPLETIONS, "stop", ["a", ""], "Invalid 'stop.1': String should have at least 1 character"),
+        (COMPLETIONS, "stop", ["a", ""], "Invalid 'stop[1]': String should have at least 1 character"),
         (COMPLETIONS, "stop", ["a"] * 17, "Invalid 'stop': List should have at most 16 items"),
         (COMPLETIONS, "stop", 5, "Invalid 'stop': Input should be a valid string"),
         (CHAT, "messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-         "Invalid 'messages.0.content.0.type': Input should be 'text'"),
+         "Invalid 'messages[0].content[0].type': Input should be 'text'"),
         (CHAT, "messages", [{"role": "user", "content": 5}],
-         "Invalid 'messages.0.content': Input should be a valid string"),
+         "Invalid 'messages[0].content': Input should be a valid string"),
     ],
 )  # fmt: skip
 async def test_of_a_field_of_several_types_the_one_that_was_meant_is_named(api, path, name, value, message):
@@ -258,7 +258,7 @@ async def test_deeply_nested_json_is_refused(api, path, body, depth):
 @pytest.mark.parametrize(
     "body",
     [
-        '{"messages": [{"role": "user", "content": "a", "x": NEST}], "max_tokens": 1}',
+        '{"messages": [{"role": "user", "content": "a", "parsed": NEST}], "max_tokens": 1}',
         '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "chat_template_kwargs": {"x": NEST}}',
     ],
     ids=["message", "variables"],

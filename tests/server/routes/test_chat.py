@@ -57,10 +57,18 @@ async def test_the_generation_prompt_can_be_left_out(api, reference_tokenizer):
     assert reference_tokenizer.decode(answer["prompt_token_ids"], skip_special_tokens=False) == "<|bos|>[user]hi"
 
 
-async def test_an_unknown_role_is_refused_in_the_templates_words(api):
-    response = await api.post(CHAT, messages=[{"role": "wizard", "content": "hi"}])
+async def test_a_role_that_the_template_does_not_know_is_refused_in_its_words(api):
+    response = await api.post(CHAT, messages=[{"role": "function", "name": "f", "content": "hi"}])
     error = check_error(response, 400, type="invalid_request_error", param="messages")
-    assert "unknown role wizard" in error["message"]
+    assert "unknown role function" in error["message"]
+
+
+async def test_a_role_that_nobody_knows_is_refused_by_its_place(api):
+    messages = [{"role": "user", "content": "hi"}, {"role": "wizard", "content": "hi"}]
+    error = check_error(await api.post(CHAT, messages=messages), 400, type="invalid_request_error", param="messages")
+    assert error["message"] == (
+        "Invalid 'messages[1].role': Input should be 'system', 'developer', 'user', 'assistant', 'tool' or 'function'"
+    )
 
 
 async def test_the_role_is_in_each_choices_first_chunk_only(api):

@@ -1,0 +1,120 @@
+"""A chat's messages as clients send them: OpenAI's fields, and those that clients copy from an answer into the next.
+
+What a template gets of them is `Message.for_template`. What tool calls mean is not said here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from server.protocol.fields import Strict, fault
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class ContentPart(Strict):
+    """A piece of a message's content: text, or an assistant's refusal.
+
+    Attributes:
+        cache_control: Anthropic's mark of a prefix to cache. The prefix cache keeps every prefix, marked or not.
+    """
+
+    type: Literal["text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+    cache_control: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_what_it_says(self) -> ContentPart:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"'{self.type}' is missing")
+        if self.text is not None and self.refusal is not None:
+            raise ValueError("'text' and 'refusal' do not go together")
+        return self
+
+    @property
+    def words(self) -> str:
+        """The text, whichever of the two it is."""
+        return self.text or self.refusal or ""
+
+
+class FunctionCall(Strict):
+    """A function's name, and its arguments as JSON text."""
+
+    name: Name
+    arguments: str
+
+
+class ToolCall(Strict):
+    """A call that an assistant made; `index` is what a stream's deltas have and some clients send back."""
+
+    id: Annotated[str, Field(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
+Content = str | Annotated[list[ContentPart], Field(fail_fast=True)]
+
+
+class Message(Strict):
+    """One message.
+
+    Attributes:
+        content: an assistant's may be left out, as answers of tool calls alone do.
+        name: of the author, or of the function whose result this is; templates may read it.
+        reasoning_content: an assistant's thinking, as answers give it; `reasoning` is its other name.
+        annotations, audio, parsed: parts of an answer that clients send back; they say nothing to a model of text.
+    """
+
+    role: Role
+    content: Content | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=512, fail_fast=True)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    function_call: FunctionCall | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    parsed: Any = None
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> Message:
+        for field in ("tool_calls", "function_call", "reasoning_content", "reasoning", "refusal"):
+            if getattr(self, field) and self.role != "assistant":
+                raise fault("messages", f"'{field}' is for messages of the role assistant, not {self.role}")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise fault("messages", "a message of the role tool needs its 'tool_call_id'")
+        if self.content is None and self.role != "assistant":
+            raise fault("messages", f"a message of the role {self.role} needs its 'content'")
+        return self
+
+    @property
+    def thinking(self) -> str | None:
+        """An assistant's reasoning, by either name."""
+        return self.reasoning_content or self.reasoning
+
+    @property
+    def text(self) -> str:
+        """The content as one string."""
+        if isinstance(self.content, list):
+            return "".join(part.words for part in self.content)
+        return self.content or self.refusal or ""
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the message as templates expect it: the content is one string, and what is not there is left out."""
+        message: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.thinking:
+            message["reasoning_content"] = self.thinking
+        return message
