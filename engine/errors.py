@@ -70,3 +70,9 @@ class DeadlineError(DeepseekServeError):
 
 class GenerationError(DeepseekServeError):
     """The engine ended one sequence: it could not take the request in, or the logits were not finite."""
+
+
+class StorageError(DeepseekServeError):
+    """The database of files, batches and responses cannot be used now; the text says why."""
+
+    code = "storage_unavailable"

@@ -14,6 +14,7 @@ from server.health import Health
 from server.metrics import Metrics
 from server.routes import chat, completions, models, operations
 from server.state import ServerState
+from server.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +47,7 @@ def create_app(
         model_root,
         config,
         Admission(config.max_queued_requests, config.max_queued_tokens),
+        Storage(config),
     )
     app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
     errors.install(app, metrics)

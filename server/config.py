@@ -86,6 +86,20 @@ class ServerConfig(Settings):
     drain_timeout: float = setting(
         3.0, "seconds that running requests may then take to finish", ge=0, metavar="SECONDS"
     )
+    data_dir: str | None = setting(
+        None,
+        "where files, batches and stored responses are kept, opened when first needed; memory keeps them until the "
+        "server ends, off refuses them; default: $XDG_STATE_HOME/deepseek-serve, or ~/.local/state/deepseek-serve",
+        metavar="FOLDER|memory|off",
+    )
+    database_url: str | None = setting(
+        None,
+        "keep them in this database instead, by SQLAlchemy's URL (postgresql+psycopg://...); several servers may share "
+        "one",
+        metavar="URL",
+    )
+    max_stored_responses: int = setting(10_000, "responses kept at most; the oldest make room", ge=0)
+    max_stored_responses_size: float = setting(256.0, "MiB of them, likewise", metavar="MiB", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from engine.errors import (
     EngineUnavailableError,
     OverloadedError,
     RequestError,
+    StorageError,
     UnknownModelError,
 )
 
@@ -48,6 +49,7 @@ _ANSWERS: dict[type[DeepseekServeError], tuple[int, str]] = {  # the first that 
     UnknownModelError: (404, "not_found_error"),
     RequestError: (400, "invalid_request_error"),
     EngineUnavailableError: (503, "service_unavailable_error"),
+    StorageError: (503, "service_unavailable_error"),
     OverloadedError: (429, "rate_limit_error"),
     DeadlineError: (408, "timeout_error"),
 }

@@ -17,6 +17,7 @@ from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.health import Health
 from server.metrics import Metrics
+from server.storage import Storage
 from server.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that it does not delay streams
@@ -39,6 +40,7 @@ class ServerState:
     model_root: Path
     config: ServerConfig
     admission: Admission
+    storage: Storage
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:
