@@ -90,8 +90,7 @@ class ApiKeyMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            headers = [value for name, value in scope["headers"] if name == b"authorization"]
-            caller = self._keys.identify(headers[0] if len(headers) == 1 else None)
+            caller = self._keys.identify(_authorization(scope["headers"]))
             if caller is None and scope["path"] not in PUBLIC_PATHS:
                 from server.errors import unauthorized  # the web stack, which is there by now
 
@@ -100,6 +99,15 @@ class ApiKeyMiddleware:
                 return
             scope["caller"] = caller or Caller()
         await self._app(scope, receive, send)
+
+
+def _authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """Return the Authorization header, or what stands for it: Anthropic's clients send the key as x-api-key."""
+    found: dict[bytes, list[bytes]] = {b"authorization": [], b"x-api-key": []}
+    for name, value in headers:
+        found.get(name, []).append(value)
+    values = found[b"authorization"] or [b"Bearer " + key for key in found[b"x-api-key"]]
+    return values[0] if len(values) == 1 else None
 
 
 def _parse_line(line: str, where: str, name: str) -> Caller:

@@ -31,6 +31,7 @@ class Delta:
         is_first: whether the piece begins its choice.
         prompt_logprobs: one entry for each prompt token but the first, if asked for; in the first delta.
         finish_reason: set in the last delta.
+        stop_string: the stop string that ended the choice, if one did; in the last delta.
     """
 
     choice: int
@@ -40,6 +41,7 @@ class Delta:
     prompt_logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     is_first: bool = False
+    stop_string: str | None = None
 
     def extend(self, later: Delta) -> None:
         """Append the piece that follows."""
@@ -47,7 +49,7 @@ class Delta:
         self.token_ids += later.token_ids
         self.reports += later.reports
         self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
-        self.finish_reason = later.finish_reason
+        self.finish_reason, self.stop_string = later.finish_reason, later.stop_string
 
 
 class ChoiceText:
@@ -73,6 +75,7 @@ class ChoiceText:
         text = self._held
         if (end := find_stop(text, self._stop)) is not None:
             delta.text, self._held, delta.finish_reason = text[:end], "", "stop"
+            delta.stop_string = next(stop for stop in self._stop if text.startswith(stop, end))
         else:
             held = 0 if output.finish_reason is not None else stop_prefix_length(text, self._stop)
             delta.text, self._held = text[: len(text) - held], text[len(text) - held :]

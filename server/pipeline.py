@@ -33,26 +33,18 @@ Body = TypeVar("Body", bound=GenerationRequest)
 
 
 class ApiCall(ABC, Generic[Body]):
-    """One request in the words of one API: its prompts, and the JSON of its answer.
-
-    An API whose stream is not one chunk for each delta overrides `chunks`.
+    """One request in the words of one API: its prompts, and its answer.
 
     Attributes:
-        id_prefix: how the answer's id begins.
-        kind: the `object` of an answer in one piece; chunk_kind is the `object` of a stream's chunks.
         add_special_tokens: whether the tokenizer puts BOS in front of a prompt.
         frames: how the stream's chunks are written.
     """
 
-    id_prefix: ClassVar[str]
-    kind: ClassVar[str]
-    chunk_kind: ClassVar[str]
     add_special_tokens: ClassVar[bool]
     frames: ClassVar[Frames] = DataFrames()
 
     def __init__(self, server: ServerState, body: Body) -> None:
         self.server, self.body = server, body
-        self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
 
     @abstractmethod
     def validate(self, sampling: SamplingParams) -> None:
@@ -67,6 +59,36 @@ class ApiCall(ABC, Generic[Body]):
         """Return the prompts, as text or token ids; called once the request is admitted."""
 
     @abstractmethod
+    def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
+        """Yield a stream's chunks."""
+
+    @abstractmethod
+    async def answer(self, generation: Generation) -> Json:
+        """Run to the end and return the answer in one piece."""
+
+    def in_its_words(self, error: RequestError) -> RequestError:
+        """Return an error with the API's own name of the field at fault."""
+        error.param = self.body.param_names.get(error.param, error.param)
+        return error
+
+
+class CompletionsCall(ApiCall[Body]):
+    """A call of OpenAI's completions, of text or chat: a chunk for each delta, choices in one piece, then usage.
+
+    Attributes:
+        id_prefix: how the answer's id begins.
+        kind: the `object` of an answer in one piece; chunk_kind is the `object` of a stream's chunks.
+    """
+
+    id_prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+
+    def __init__(self, server: ServerState, body: Body) -> None:
+        super().__init__(server, body)
+        self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
+
+    @abstractmethod
     def chunk(self, delta: Delta, generation: Generation) -> Json:
         """Return a stream's chunk for one delta, without usage."""
 
@@ -74,8 +96,10 @@ class ApiCall(ABC, Generic[Body]):
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
         """Return the answer in one piece."""
 
+    async def answer(self, generation: Generation) -> Json:
+        return await self.whole(await generation.join(), generation)
+
     async def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
-        """Yield a stream's chunks: one for each delta, then usage if asked for."""
         options = self.body.usage_options
         async with contextlib.aclosing(generation.deltas()) as deltas:
             async for delta in deltas:
@@ -112,13 +136,12 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             generation = Generation(server, body, prompts, scheduling, ticket, request.scope["caller"].key_name)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
-            choices = await run_until_disconnect(request.receive, generation.join())
+            answer = await run_until_disconnect(request.receive, call.answer(generation))
     except RequestError as error:
-        error.param = body.param_names.get(error.param, error.param)
-        raise
-    if choices is None:  # the client is gone
+        raise call.in_its_words(error) from None
+    if answer is None:  # the client is gone
         return Response()
-    return Response(msgspec.json.encode(await call.whole(choices, generation)), media_type="application/json")
+    return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
 async def yielding(items: Iterable[T]) -> AsyncGenerator[T, None]:

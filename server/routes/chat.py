@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from server.chat.call import ChatCall
 from server.chat.pieces import Content, Reasoning, ToolCallArguments, ToolCallStart
 from server.json_body import JsonRoute
-from server.pipeline import Json, respond, usage, yielding
+from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.protocol import ChatCompletionRequest
 from server.state import State
 
@@ -26,7 +26,7 @@ async def create_chat_completion(request: Request, body: ChatCompletionRequest, 
     return await respond(ChatCompletionCall(server, body), request)
 
 
-class ChatCompletionCall(ChatCall):
+class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
     """A choice is a message, with its reasoning apart from its content."""
 
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from server.json_body import JsonRoute
-from server.pipeline import ApiCall, Json, respond, usage, yielding
+from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.protocol import CompletionRequest
 from server.state import State
 
@@ -28,7 +28,7 @@ async def create_completion(request: Request, body: CompletionRequest, server: S
     return await respond(CompletionCall(server, body), request)
 
 
-class CompletionCall(ApiCall[CompletionRequest]):
+class CompletionCall(CompletionsCall[CompletionRequest]):
     """Prompts come as text or token ids; a choice is a text, with the prompt in front if `echo` is set."""
 
     id_prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"

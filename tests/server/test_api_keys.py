@@ -56,6 +56,22 @@ async def test_no_route_but_the_public_ones_answers_without_a_key(serve, header)
     check_error(response, 401, code="invalid_api_key")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("x-api-key", KEY)], 200),
+        ([("x-api-key", "sk-wrong")], 401),
+        ([("x-api-key", KEY), ("x-api-key", KEY)], 401),
+        ([("x-api-key", "sk-wrong"), ("Authorization", f"Bearer {KEY}")], 200),
+        ([("x-api-key", KEY), ("Authorization", "Bearer sk-wrong")], 401),
+    ],
+)
+async def test_a_key_may_come_as_x_api_key_where_no_authorization_does(serve, headers, status):
+    http = (await serve(keys=ApiKeys([Caller.of_key(KEY, 1.0, "k")]))).http
+    encoded = [(name, value.encode()) for name, value in headers]
+    assert (await http.get("/v1/models", headers=encoded)).status_code == status
+
+
 async def test_tokens_are_counted_by_the_name_of_a_key_and_refusals_as_unauthorized(serve):
     api = await serve(keys=ApiKeys([Caller.of_key("sk-secret-1", 1.0, "a"), Caller.of_key("sk-secret-2", 1.0, "b")]))
     for key, num_tokens in (("sk-secret-1", 3), ("sk-secret-2", 4), ("sk-secret-1", 5), ("sk-wrong", 6)):

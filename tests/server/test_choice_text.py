@@ -62,8 +62,14 @@ def test_text_ends_before_the_first_stop_string(run, text, stop, expected, reaso
     assert joined(run(text, stop, tokens_per_step)) == (expected, reason)
 
 
-def test_the_earliest_stop_string_wins_within_one_step(run):
-    assert joined(run("abcdef", ("ef", "bc"), 100)) == ("a", "stop")
+def test_the_earliest_stop_string_wins_within_one_step_and_is_named(run):
+    deltas = run("abcdef", ("ef", "bc"), 100)
+    assert joined(deltas) == ("a", "stop")
+    assert deltas[-1].stop_string == "bc"
+
+
+def test_no_stop_string_is_named_where_none_ended_the_text(run):
+    assert {delta.stop_string for delta in run("one thr", ("three",))} == {None}
 
 
 def test_what_may_begin_a_stop_string_is_held_back_and_no_more(run):
@@ -121,7 +127,9 @@ def test_a_stop_string_found_only_in_the_flushed_text_still_ends_it(choice_text,
     choice = choice_text(("\N{REPLACEMENT CHARACTER}",))
     [a], [first, *_] = ids_of("a"), ids_of("漢")
     assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a], is_first=True)
-    assert choice.push(SequenceOutput("r", 0, [first], "length")) == Delta(0, "", [first], finish_reason="stop")
+    assert choice.push(SequenceOutput("r", 0, [first], "length")) == Delta(
+        0, "", [first], finish_reason="stop", stop_string="\N{REPLACEMENT CHARACTER}"
+    )
 
 
 def test_logprob_reports_carry_the_tokens_places_in_the_text(choice_text, ids_of):
