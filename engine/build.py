@@ -118,6 +118,7 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
         block_size=config.kv_cache.block_size,
         device=str(config.device),
         dtype=str(config.dtype).removeprefix("torch."),
+        max_batch_size=config.settings.max_batch_size,
     )
 
 

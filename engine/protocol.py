@@ -199,6 +199,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     Attributes:
         max_seq_len: tokens that one sequence can have, prompt and output; never more than the KV pool holds.
         vocab_size: width of the logits; token ids lie below it.
+        max_batch_size: sequences in one step at most.
     """
 
     max_seq_len: int
@@ -207,6 +208,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     block_size: int
     device: str
     dtype: str
+    max_batch_size: int
 
     def check(self, prompt_token_ids: list[int], sampling: SamplingParams) -> None:
         """Refuse what can never be computed here.

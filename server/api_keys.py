@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from server.metrics import Metrics
 
 # For probes and Prometheus; other paths need a key if keys are set.
-PUBLIC_PATHS = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics"})
+PUBLIC_PATHS = frozenset({"/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/load", "/version"})
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")  # what may name a key in metrics; most keys are longer
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from server import errors
+from server.access import Access, AccessLog, AccessMiddleware
 from server.admission import Admission
 from server.api_keys import ApiKeyMiddleware, ApiKeys
 from server.config import ServerConfig
 from server.health import Health
+from server.load import Load
 from server.metrics import Metrics
 from server.routes import chat, completions, models, operations
 from server.state import ServerState
@@ -34,8 +36,13 @@ def create_app(
 ) -> FastAPI:
     """Return an app that serves one model with these settings and keys. The caller runs the client."""
     config, keys = config or ServerConfig(), keys or ApiKeys()
-    app = FastAPI(title="deepseek-serve", description="An OpenAI-compatible inference server.", redoc_url=None)
-    metrics = Metrics(model_name, client)
+    app = FastAPI(
+        title="deepseek-serve",
+        description="An OpenAI-compatible inference server.",
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would go to where the header Host says
+    )
+    metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
         metrics.tokens_of_key(name)  # from 0 on: rates leave out the first value of a series
     app.state.server = ServerState(
@@ -48,9 +55,15 @@ def create_app(
         config,
         Admission(config.max_queued_requests, config.max_queued_tokens),
         Storage(config),
+        Load(client, metrics),
+        tuple(name for name in config.model_names if name != model_name),
     )
+    routers = [module.router for module in (completions, chat, models, operations)]
+    for router in routers:
+        app.include_router(router)
+    paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]
+    access = app.state.access = Access(metrics.http, AccessLog(is_on=config.access_log == "on"), paths)
     app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
+    app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse
     errors.install(app, metrics)
-    for module in (completions, chat, models, operations):
-        app.include_router(module.router)
     return app

@@ -20,7 +20,10 @@ class ServerConfig(Settings):
     host: str = setting("127.0.0.1", "address to listen on; 0.0.0.0 is all of them", metavar="ADDRESS")
     port: int = setting(8000, "port to listen on; 0 takes a free one and logs it", ge=0, le=65535)
     served_model_name: str | None = setting(
-        None, "what the API calls the model; default: the hub id, or the folder's or file's name", metavar="NAME"
+        None,
+        "what the API calls the model: one name or several, with commas between them; "
+        "default: the hub id, or the folder's or file's name",
+        metavar="NAME[,NAME]",
     )
     chat_template: str | None = setting(
         None,
@@ -101,11 +104,27 @@ class ServerConfig(Settings):
     max_stored_responses: int = setting(10_000, "responses kept at most; the oldest make room", ge=0)
     max_stored_responses_size: float = setting(256.0, "MiB of them, likewise", metavar="MiB", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")
+    access_log: Literal["on", "off"] = setting(
+        "on", "a line for each request: who, what, status, tokens, times; never its text"
+    )
+    stats_interval: float = setting(
+        10.0, "seconds between lines about the load, while there is load; 0 is none", metavar="SECONDS", ge=0
+    )
+    metrics_compat: Literal["none", "vllm"] = setting(
+        "none", "vllm: /metrics has vLLM's names too, for dashboards made for it"
+    )
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names in --served-model-name; empty if it is not set."""
+        return tuple(name.strip() for name in (self.served_model_name or "").split(",") if name.strip())
 
     @model_validator(mode="after")
     def _check_server(self) -> Self:
         if self.api_key is not None and (not self.api_key.strip() or " " in self.api_key):
             raise ConfigError("--api-key is empty or has a space in it")
+        if self.served_model_name is not None and not self.model_names:
+            raise ConfigError("--served-model-name is empty; leave it out to call the model as its folder is called")
         if not self.host:
             raise ConfigError("--host is empty; 127.0.0.1 is this machine, 0.0.0.0 all of its addresses")
         return self

@@ -43,6 +43,7 @@ class Connections:
         write_timeout: seconds that a client may leave its full buffers unread.
         max_bodies_bytes: bytes of all bodies that are under way.
         count_refused: called with the metric's reason for each answer that is a refusal.
+        answered: called with the status, the client's address and the body's bytes of each answer that is given here.
         abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
     """
 
@@ -53,6 +54,7 @@ class Connections:
     max_body_bytes: int
     max_bodies_bytes: int
     count_refused: Callable[[str], None]
+    answered: Callable[[int, str, int], None] = lambda *_: None
     num_open: int = 0
     bodies_bytes: int = 0
     abortable: dict[LimitedProtocol, None] = field(default_factory=dict)
@@ -206,6 +208,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if (reason := REFUSED_STATUSES.get(status)) is not None:
             self._shared.count_refused(reason)
         response = error_response(status, message, {"Connection": "close"})
+        self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in response.raw_headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
@@ -237,7 +240,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._read_timer = None
 
 
-def limited_protocol(config: ServerConfig, count_refused: Callable[[str], None]) -> Callable[..., LimitedProtocol]:
+def limited_protocol(
+    config: ServerConfig, count_refused: Callable[[str], None], answered: Callable[[int, str, int], None]
+) -> Callable[..., LimitedProtocol]:
     """What uvicorn calls for each connection; their number is at most what the open files allow."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = config.max_connections + _SPARE_FILES
@@ -255,5 +260,6 @@ def limited_protocol(config: ServerConfig, count_refused: Callable[[str], None])
         max_body_bytes=int(config.max_body_size * (1 << 20)),
         max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
         count_refused=count_refused,
+        answered=answered,
     )
     return partial(LimitedProtocol, connections=connections)

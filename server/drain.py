@@ -46,9 +46,11 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=limited_protocol(config, app.state.server.metrics.count_refused),  # type: ignore[arg-type]  # called
+                http=limited_protocol(  # type: ignore[arg-type]  # it is called
+                    config, app.state.server.metrics.count_refused, app.state.access.refused
+                ),
                 log_config=None,
-                access_log=config.log_level == "debug",
+                access_log=False,  # it would log query strings; server.access has one
                 timeout_keep_alive=65,
                 backlog=_ACCEPTED,
                 timeout_graceful_shutdown=math.ceil(config.drain_timeout + 2 * _LAST_WORDS),  # for what step 4 leaves

@@ -69,6 +69,8 @@ class EngineClient(ABC):
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
         self.num_restarts = 0
+        self.engine_pid: int | None = None  # of the engine's process, where there is one
+        self.started = asyncio.Event()  # set when the engine is ready for the first time
         self._is_closed = False
         self._streams: dict[str, OutputStream] = {}
 
@@ -126,6 +128,7 @@ class EngineClient(ABC):
     def _ready(self, info: EngineInfo) -> None:
         self.info, self.state = info, EngineState.READY
         self.stats = EngineStats(0, 0, 0, info.num_blocks)
+        self.started.set()
 
     def _dispatch(self, step: StepOutput) -> None:
         self.stats = step.stats
@@ -181,6 +184,7 @@ class EngineProcess(EngineClient):
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.PIPE, start_new_session=True
             )
+            self.engine_pid = process.pid
             receiving = asyncio.create_task(self._receive(socket))
             exited = asyncio.create_task(process.wait())
             watching = asyncio.create_task(self._watch(process))
@@ -195,7 +199,7 @@ class EngineProcess(EngineClient):
                 if self.info is not None:
                     self.stats = EngineStats(0, 0, 0, self.info.num_blocks)
                 listens = self._socket is not None
-                self.info, self._socket = None, None
+                self.info, self._socket, self.engine_pid = None, None, None
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
                 self.fail_all("The engine stopped while it was computing this request. Please try again.")
                 receiving.cancel()

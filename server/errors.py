@@ -23,6 +23,8 @@ from engine.errors import (
     UnknownModelError,
 )
 
+from server.request_record import current
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -107,7 +109,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _response(*error_body(UNEXPECTED))
+        record = current()  # this answer is given outside of server.access, which names the request elsewhere
+        return _response(*error_body(UNEXPECTED), {"X-Request-ID": record.request_id} if record else None)
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from engine.protocol import EngineStats
+from server.http_metrics import HttpMetrics
+from server.request_record import current
+from server.vllm_metrics import VllmNames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
 
     from server.engine_client import EngineClient
 
@@ -30,10 +43,19 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 5
 class Metrics:
     """All metrics of one server; docs/operations.md explains each."""
 
-    def __init__(self, model_name: str, client: EngineClient) -> None:
+    def __init__(self, model_name: str, client: EngineClient, compat: str = "none") -> None:
+        """`compat` is --metrics-compat: whose names there are beside our own."""
+        disable_created_metrics()  # a second series for each of the others, which no dashboard reads
         self.registry = CollectorRegistry()
         self._client, self._model_name = client, model_name
         self.registry.register(self)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        engine = "deepseek_serve_engine"  # a process of its own, where most memory and time goes
+        ProcessCollector(engine, lambda: client.engine_pid or "none", registry=self.registry)
+        self.http = HttpMetrics(model_name, self.registry)
+        self._exposed: Collector = self.registry if compat == "none" else VllmNames(self.registry, model_name, client)
+        self.num_generated = 0  # the counter generation_tokens as a number
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(f"deepseek_serve_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
@@ -50,6 +72,11 @@ class Metrics:
         )
         self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the request.", _SLOW)
         self.queue_time = histogram("request_queue_time_seconds", "From arrival to the sequence's first step.", _SLOW)
+        self.prefill_time = histogram("request_prefill_time_seconds", "A sequence's first step to its first token.", _SLOW)
+        self.decode_time = histogram("request_decode_time_seconds", "A sequence's first token to its last.", _SLOW)
+        self.time_per_output_token = histogram(
+            "request_time_per_output_token_seconds", "The same, for each token after the first.", _FAST
+        )
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self.request_generation_tokens = histogram(
             "request_generation_tokens", "Tokens generated for a request.", _TOKENS
@@ -80,8 +107,15 @@ class Metrics:
             )
         )
 
+    @property
+    def exposed(self) -> Collector:
+        """What /metrics shows: all of these, and vLLM's names for them where they are wanted."""
+        return self._exposed
+
     def count_finished(self, reason: str) -> None:
         """Count the end of a sequence."""
+        if (record := current()) is not None:
+            record.finish_reasons.add(reason)
         self._finished.labels(self._model_name, reason).inc()
 
     def count_refused(self, reason: str) -> None:
@@ -125,33 +159,65 @@ class RequestTimer:
 
     def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int, key_name: str = "none") -> None:
         self._metrics, self._arrival_time = metrics, arrival_time
-        self._last_token_time: dict[int, float] = {}
+        self._choices: dict[int, _ChoiceTimes] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
         metrics.prompt_tokens.inc(num_prompt_tokens)
         key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
         key_prompt_tokens.inc(num_prompt_tokens)
+        if (record := current()) is not None:
+            record.prompt_tokens += num_prompt_tokens
 
     def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         """Record a step's new tokens of one choice."""
+        metrics = self._metrics
+        if (times := self._choices.get(choice)) is None:
+            times = self._choices[choice] = _ChoiceTimes()
         if queue_time is not None:
-            self._metrics.queue_time.observe(queue_time)
+            times.started = self._arrival_time + queue_time
+            metrics.queue_time.observe(queue_time)
         if num_tokens == 0:
             return
-        now = time.monotonic()
-        if (last := self._last_token_time.get(choice)) is None:
-            self._metrics.time_to_first_token.observe(now - self._arrival_time)
-            num_gaps = num_tokens - 1
-        else:
-            num_gaps = num_tokens
+        now, num_gaps = time.monotonic(), num_tokens
+        if times.num_tokens == 0:
+            times.first = times.last = now
+            self._first_token(times)
+            num_gaps -= 1
         for _ in range(num_gaps):
-            self._metrics.inter_token_latency.observe((now - (last or now)) / num_tokens)
-        self._last_token_time[choice] = now
+            metrics.inter_token_latency.observe((now - times.last) / num_tokens)
+        times.last = now
+        times.num_tokens += num_tokens
         self._num_tokens += num_tokens
-        self._metrics.generation_tokens.inc(num_tokens)
+        metrics.num_generated += num_tokens
+        metrics.generation_tokens.inc(num_tokens)
         self._key_generation_tokens.inc(num_tokens)
+
+    def _first_token(self, times: _ChoiceTimes) -> None:
+        ttft = times.first - self._arrival_time
+        self._metrics.time_to_first_token.observe(ttft)
+        if times.started is not None:
+            self._metrics.prefill_time.observe(max(0.0, times.first - times.started))
+        if (record := current()) is not None and record.ttft is None:
+            record.ttft = ttft
 
     def end(self) -> None:
         """Record the end of the request, whatever ended it."""
-        self._metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
-        self._metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
-        self._metrics.request_generation_tokens.observe(self._num_tokens)
+        metrics = self._metrics
+        metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_generation_tokens.observe(self._num_tokens)
+        for times in self._choices.values():
+            if times.num_tokens > 1:
+                metrics.decode_time.observe(times.last - times.first)
+                metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
+        if (record := current()) is not None:
+            record.output_tokens += self._num_tokens
+
+
+@dataclass(slots=True)
+class _ChoiceTimes:
+    """When one choice's first step began, and when its first token and its latest came."""
+
+    started: float | None = None
+    first: float = 0.0
+    last: float = 0.0
+    num_tokens: int = 0

@@ -17,6 +17,7 @@ from fastapi import Request, Response
 
 from engine.errors import RequestError
 from engine.protocol import SamplingParams, SchedulingParams
+from server.access import LEFT
 from server.generation import Generation
 from server.protocol import GenerationRequest
 from server.streaming import DataFrames, EventStream, Frames, run_until_disconnect
@@ -112,7 +113,7 @@ class CompletionsCall(ApiCall[Body]):
 
     def head(self, kind: str) -> Json:
         """Return the fields that every answer and every chunk begins with."""
-        return {"id": self._id, "object": kind, "created": self._created, "model": self.server.model_name}
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.body.model or self.server.model_name}
 
 
 async def respond(call: ApiCall[Any], request: Request) -> Response:
@@ -140,7 +141,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     except RequestError as error:
         raise call.in_its_words(error) from None
     if answer is None:  # the client is gone
-        return Response()
+        return Response(status_code=LEFT)
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 

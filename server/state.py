@@ -16,6 +16,7 @@ from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.health import Health
+from server.load import Load
 from server.metrics import Metrics
 from server.storage import Storage
 from server.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ class ServerState:
 
     Attributes:
         model_name: the model's name in the API.
+        aliases: further names that requests may call it.
         model_root: the model's folder or file.
     """
 
@@ -41,13 +43,21 @@ class ServerState:
     config: ServerConfig
     admission: Admission
     storage: Storage
+    load: Load
+    aliases: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """All names of the model in the API."""
+        return (self.model_name, *self.aliases)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that is not served; None stands for the served one."""
-        if name is not None and name != self.model_name:
+        if name is not None and name not in self.model_names:
+            names = ", ".join(f"'{name}'" for name in self.model_names)
             raise UnknownModelError(
-                f"The model '{name}' does not exist here; this server has '{self.model_name}'.",
+                f"The model '{name}' does not exist here; this server has {names}.",
                 "model",
                 "model_not_found",
             )

@@ -1,4 +1,4 @@
-"""GET /v1/models: the one model that is served."""
+"""GET /v1/models: the one model that is served, under each of its names."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ from server.state import ServerState, State
 router = APIRouter()
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models")
 async def list_models(server: State) -> dict[str, Any]:
-    """All models, which is one."""
-    return {"object": "list", "data": [_describe(server)]}
+    """All names of the one model."""
+    return {"object": "list", "data": [_describe(server, name) for name in server.model_names]}
 
 
+@router.head("/v1/models/{name:path}", include_in_schema=False)
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, server: State) -> dict[str, Any]:
     """One model by name."""
     server.check_model(name)
-    return _describe(server)
+    return _describe(server, name)
 
 
-def _describe(server: ServerState) -> dict[str, Any]:
+def _describe(server: ServerState, name: str) -> dict[str, Any]:
     info = server.client.info
     return {
-        "id": server.model_name,
+        "id": name,
         "object": "model",
         "created": server.created,
         "owned_by": "deepseek-serve",

@@ -1,17 +1,25 @@
-"""GET /health, /livez, /readyz, /startupz and /metrics, for probes and Prometheus."""
+"""For whoever runs the server: GET /health, /livez, /readyz, /startupz, /ping, /metrics, /load and /version."""
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Any
+
 import msgspec
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import choose_encoder
 
 from server.health import Health
 from server.state import State
 
 router = APIRouter()
 
+_VERSION = version("deepseek-serve")
 
+
+@router.post("/ping", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
+@router.get("/ping")
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 @router.head("/readyz", include_in_schema=False)
@@ -35,10 +43,26 @@ async def startupz(server: State) -> Response:
     return _answer(server.health, server.health.has_started)
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics")
-async def metrics(server: State) -> Response:
-    """Prometheus text."""
-    return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+async def metrics(request: Request, server: State) -> Response:
+    """Prometheus text, or OpenMetrics where the header Accept asks for it."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    return Response(encode(server.metrics.exposed), headers={"Content-Type": content_type})
+
+
+@router.head("/load", include_in_schema=False)
+@router.get("/load")
+async def load(server: State) -> dict[str, Any]:
+    """What runs and waits, how full the KV cache is, and tokens per second of the last ten seconds."""
+    return {"status": server.health.status, "model": server.model_name, **server.load.snapshot()}
+
+
+@router.head("/version", include_in_schema=False)
+@router.get("/version")
+async def show_version() -> dict[str, str]:
+    """The version of this server."""
+    return {"version": _VERSION}
 
 
 def _answer(health: Health, good: bool) -> Response:

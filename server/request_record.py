@@ -1,0 +1,60 @@
+"""What is known of the HTTP request under way: its id, and the figures that its line in the access log ends with.
+
+A context variable carries it, so that whatever runs for a request can add to it and logs can name it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+_VALID_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")  # nothing that could forge a line of a log
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request. Times are time.monotonic's seconds.
+
+    Attributes:
+        request_id: the client's X-Request-ID if it is well formed, else drawn here.
+        ttft: seconds to the first token; None before it.
+        finish_reasons: of its choices.
+    """
+
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    ttft: float | None = None
+    finish_reasons: set[str] = field(default_factory=set)
+
+
+_CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
+
+
+def begin(client_id: bytes | None) -> RequestRecord:
+    """Return the record of a request that begins here; `client_id` is what it calls itself."""
+    is_valid = client_id is not None and _VALID_ID.fullmatch(client_id)
+    record = RequestRecord(client_id.decode() if client_id and is_valid else f"req-{uuid.uuid4().hex}")
+    _CURRENT.set(record)
+    return record
+
+
+def current() -> RequestRecord | None:
+    """Return the record of the request that this code runs for, if it does for one."""
+    return _CURRENT.get()
+
+
+class RequestIdFilter(logging.Filter):
+    """Puts the request's id before the messages that are logged while it is answered."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Called by logging for each line; lines that name their request already stay as they are."""
+        request = _CURRENT.get()
+        if request is not None and not hasattr(record, "names_request"):
+            record.msg, record.names_request = f"[{request.request_id}] {record.msg}", True
+        return True
