@@ -1,4 +1,4 @@
-"""The outermost layer of the app: each request gets an id, is counted by route and status, and leaves a line in the log.
+"""The outermost layer of the app: each request gets an id, is counted by route and status, and leaves a line in a log.
 
 The line has no prompt, no query string and no key: who, what, with which status, how many tokens, how long.
 Costs: some ten microseconds a request (benchmarks/RESULTS.md), one plain call and an addition for each chunk.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from typing import TYPE_CHECKING
-
 
 from server.http_metrics import UNKNOWN
 from server.request_record import begin
@@ -92,7 +91,7 @@ class Access:
             caller.key_name if caller is not None else "-",
             f"{method} {what}",
             status,
-            quiet=route in QUIET_ROUTES and status < 500,
+            quiet=route in QUIET_ROUTES,
         )
 
     def refused(self, status: int, client: str, num_bytes: int) -> None:
@@ -118,6 +117,8 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].endswith("/"):  # /v1/models/ is served as /v1/models, rather than redirected
+            scope["path"] = scope["path"].removesuffix("/") or "/"
         answer = _Answer(scope, receive, send)
         self._access.metrics.in_flight.inc()
         try:

@@ -25,8 +25,10 @@ def main() -> None:
 
     from engine.errors import ConfigError, EngineUnavailableError, ModelError
     from server.config import LOG_FORMAT
+    from server.request_record import RequestIdFilter
 
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    logging.getLogger().handlers[0].addFilter(RequestIdFilter())
     for warning in unknown_variables(os.environ):
         logging.getLogger(__name__).warning(warning)
     from server.serve import serve  # after the flags are known to be good: it imports uvicorn

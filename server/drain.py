@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
                     config, app.state.server.metrics.count_refused, app.state.access.refused
                 ),
                 log_config=None,
+                log_level="warning",
                 access_log=False,  # it would log query strings; server.access has one
                 timeout_keep_alive=65,
                 backlog=_ACCEPTED,
@@ -58,6 +59,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
             )
         )
+        self.is_serving = asyncio.Event()  # set once connections are accepted
         self._delay, self._patience = config.drain_delay, config.drain_timeout
         self._client, self._health = client, health
 
@@ -66,6 +68,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
+        self.is_serving.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

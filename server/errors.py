@@ -22,7 +22,6 @@ from engine.errors import (
     StorageError,
     UnknownModelError,
 )
-
 from server.request_record import current
 
 if TYPE_CHECKING:

@@ -49,9 +49,7 @@ class Sample:
 class Load:
     """Reads the engine's latest stats and the server's counters."""
 
-    def __init__(
-        self, client: EngineClient, metrics: Metrics, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, client: EngineClient, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._client, self._metrics, self._clock = client, metrics, clock
         self._samples: deque[Sample] = deque()
 
@@ -92,14 +90,15 @@ class Load:
     def line(self, before: Sample, now: Sample) -> str | None:
         """Return the line for the time between two samples; None if there was no work."""
         stats, rates = self._stats(), now.rates_since(before)
-        is_busy = stats.num_running or stats.num_waiting
-        if not is_busy and now.prompt_tokens == before.prompt_tokens and now.generated_tokens == before.generated_tokens:
+        is_idle = not stats.num_running and not stats.num_waiting
+        if is_idle and (now.prompt_tokens, now.generated_tokens) == (before.prompt_tokens, before.generated_tokens):
             return None
-        hits = rates["prefix_cache_hit_rate"]
+        hit_rate = rates["prefix_cache_hit_rate"]
+        hits = "-" if hit_rate is None else f"{hit_rate:.0%}"
         return (
             f"running {stats.num_running}, waiting {stats.num_waiting}; "
             f"tokens/s: {rates['prompt_tokens_per_second']:.0f} in, {rates['generation_tokens_per_second']:.0f} out; "
-            f"KV cache {stats.kv_cache_usage_ratio:.1%} in use, prefix cache hits {'-' if hits is None else f'{hits:.0%}'}"
+            f"KV cache {stats.kv_cache_usage_ratio:.1%} in use, prefix cache hits {hits}"
         )
 
     def _stats(self) -> EngineStats:

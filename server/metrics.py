@@ -45,9 +45,9 @@ class Metrics:
 
     def __init__(self, model_name: str, client: EngineClient, compat: str = "none") -> None:
         """`compat` is --metrics-compat: whose names there are beside our own."""
-        disable_created_metrics()  # a second series for each of the others, which no dashboard reads
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each of the others, which no dashboard reads
         self.registry = CollectorRegistry()
-        self._client, self._model_name = client, model_name
+        self._client, self._model_name, self._start_time = client, model_name, time.time()
         self.registry.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
@@ -72,7 +72,9 @@ class Metrics:
         )
         self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the request.", _SLOW)
         self.queue_time = histogram("request_queue_time_seconds", "From arrival to the sequence's first step.", _SLOW)
-        self.prefill_time = histogram("request_prefill_time_seconds", "A sequence's first step to its first token.", _SLOW)
+        self.prefill_time = histogram(
+            "request_prefill_time_seconds", "A sequence's first step to its first token.", _SLOW
+        )
         self.decode_time = histogram("request_decode_time_seconds", "A sequence's first token to its last.", _SLOW)
         self.time_per_output_token = histogram(
             "request_time_per_output_token_seconds", "The same, for each token after the first.", _FAST
@@ -139,6 +141,7 @@ class Metrics:
 
         gauge, counter = partial(metric, GaugeMetricFamily), partial(metric, CounterMetricFamily)
         yield gauge("ready", "1 when the engine takes requests, else 0.", self._client.info is not None)
+        yield gauge("start_time_seconds", "Unix time at which the server was started.", self._start_time)
         yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
         yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
         yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)

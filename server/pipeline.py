@@ -113,7 +113,8 @@ class CompletionsCall(ApiCall[Body]):
 
     def head(self, kind: str) -> Json:
         """Return the fields that every answer and every chunk begins with."""
-        return {"id": self._id, "object": kind, "created": self._created, "model": self.body.model or self.server.model_name}
+        name = self.body.model or self.server.model_name
+        return {"id": self._id, "object": kind, "created": self._created, "model": name}
 
 
 async def respond(call: ApiCall[Any], request: Request) -> Response:

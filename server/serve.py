@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
     from server.config import ServerConfig
+    from server.state import ServerState
 
 logger = logging.getLogger(__name__)
 
+_STARTED = time.monotonic()
 _BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
 
 
@@ -63,24 +66,54 @@ async def _serve(
     _cancel_on_signal()
     client = EngineProcess(engine_config, server_config.log_level, server_config.engine_timeout)
     engine = asyncio.create_task(client.run())
+    telling: asyncio.Task[None] | None = None
     try:
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
         from server.app import create_app  # the web stack, imported while the engine's process imports torch
 
         health = Health(client)
-        name = server_config.served_model_name or source.name
+        name = (*server_config.model_names, source.name)[0]
         app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
         server = Server(app, server_config, client, health)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        host, port = listener.getsockname()[:2]
-        logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        telling = asyncio.create_task(_tell(app.state.server, server.is_serving, _url(listener), has_keys=keys.are_set))
         await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
     finally:
+        if telling is not None:
+            telling.cancel()
         engine.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await engine
+
+
+async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_keys: bool) -> None:
+    """Say where to ask while the model is loading, how to ask once it is ready, and then how busy it is."""
+    logger.info("starting; %s/health says when it is ready", url)
+    await state.client.started.wait()
+    await is_serving.wait()
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if has_keys else ""
+    body = '{"messages": [{"role": "user", "content": "Name three rivers."}]}'
+    path = "/v1/chat/completions"
+    if not state.tokenizer.chat_template:
+        path, body = "/v1/completions", '{"prompt": "The longest river is", "max_tokens": 16}'
+    logger.info(
+        "ready in %.1f s: %s\n  API   %s/v1\n  page  %s/\n"
+        "  try   curl %s%s -H 'Content-Type: application/json'%s -d '%s'",
+        time.monotonic() - _STARTED,
+        ", ".join(state.model_names),
+        *(url, url, url, path, key, body),
+    )
+    if state.config.stats_interval:
+        await state.load.log(state.config.stats_interval)
+
+
+def _url(listener: socket.socket) -> str:
+    """Where a client on this machine finds the listener."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # it is not bound here
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _find_model(config: EngineConfig) -> ModelSource:

@@ -65,7 +65,5 @@ class VllmNames:
 
 def _renamed(metric: Metric, name: str) -> Metric:
     copy = Metric(name, metric.documentation, metric.type)
-    copy.samples = [
-        sample._replace(name=name + sample.name.removeprefix(metric.name)) for sample in metric.samples
-    ]
+    copy.samples = [sample._replace(name=name + sample.name.removeprefix(metric.name)) for sample in metric.samples]
     return copy

@@ -48,7 +48,7 @@ class Api:
         source = await asyncio.to_thread(resolve_model, model)
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
         client = RayEngineClient(engines)
-        name = server.served_model_name or source.name
+        name = (*server.model_names, source.name)[0]
         self._app = create_app(client, tokenizer, name, source.path, server, keys)
         self._running = asyncio.create_task(client.run())
 

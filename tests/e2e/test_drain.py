@@ -77,7 +77,7 @@ def catches(server: ServerProcess, sig: int) -> bool:
         (signal.SIGTERM, lambda server: catches(server, signal.SIGTERM)),
         (signal.SIGTERM, lambda server: psutil.Process(server.process.pid).children()),
         (signal.SIGINT, lambda server: psutil.Process(server.process.pid).children()),
-        (signal.SIGTERM, lambda server: "listening" in server.log),
+        (signal.SIGTERM, lambda server: "starting" in server.log),
     ],
     ids=["before any import", "while the engine starts", "ctrl-C then", "while the model is loaded"],
 )

@@ -133,7 +133,7 @@ def test_an_engine_that_dies_before_it_is_ready_ends_the_server_with_status_1(
 def test_port_0_takes_a_free_one_and_the_log_says_which(tiny_llama: Path, tmp_path: Path) -> None:
     flags = ("--model", str(tiny_llama), "--num-kv-blocks", "64", "--port", "0")
     with ServerProcess(tmp_path, *flags, wait=False) as server:
-        server.until(lambda: "loaded" in server.log)
+        server.until(lambda: "ready in" in server.log)
         match = re.search(r"http://127\.0\.0\.1:(\d+)", server.log)
         assert match is not None, server.log
         server.http.base_url = match[0]

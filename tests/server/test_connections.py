@@ -33,7 +33,12 @@ class Server:
 
     def __init__(self, **limits: float) -> None:
         self.refused: list[str] = []
-        self.connections = Connections(**(LIMITS | limits), count_refused=self.refused.append)  # type: ignore[arg-type]
+        self.answered: list[tuple[int, str, int]] = []
+        self.connections = Connections(
+            **(LIMITS | limits),  # type: ignore[arg-type]
+            count_refused=self.refused.append,
+            answered=lambda *answer: self.answered.append(answer),
+        )
         self.num_disconnected = 0
         self.disconnected = asyncio.Event()
 
@@ -184,6 +189,7 @@ async def test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answe
         status = 400 if b"0" * 30 in data else 413
         assert ("1000 bytes" in await check_refused(reader, status)) == (status == 413)
         assert server.refused == ["invalid" if status == 400 else "too_large"]
+        assert [answer[:2] for answer in server.answered] == [(status, "127.0.0.1")]
 
 
 async def test_bodies_under_way_are_bounded_together():

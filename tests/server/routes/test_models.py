@@ -1,5 +1,6 @@
 """/v1/models: the one model that is served."""
 
+from server.config import ServerConfig
 from tests.server.conftest import check_error
 
 
@@ -16,3 +17,16 @@ async def test_models_lists_the_one_model_with_id_and_root(api, tiny_llama):
 async def test_an_unknown_model_is_not_found(api):
     for name in ("gpt-4", "tiny/x", "Tiny", "a/b/c"):
         check_error(await api.http.get(f"/v1/models/{name}"), 404, type="not_found_error", code="model_not_found")
+
+
+async def test_a_model_has_all_the_names_that_it_is_given(serve, tiny_llama):
+    api = await serve(config=ServerConfig(served_model_name="tiny, gpt-4,org/x"))
+    listing = (await api.http.get("/v1/models")).json()["data"]
+    assert [model["id"] for model in listing] == ["tiny", "gpt-4", "org/x"]
+    assert {model["root"] for model in listing} == {str(tiny_llama)}
+    for name in ("gpt-4", "org/x", "tiny"):
+        assert (await api.http.get(f"/v1/models/{name}")).json()["id"] == name
+        assert (await api.complete("a", model=name, max_tokens=1))["model"] == name
+    assert (await api.complete("a", max_tokens=1))["model"] == "tiny"
+    error = check_error(await api.http.get("/v1/models/other"), 404, code="model_not_found")
+    assert "'tiny', 'gpt-4', 'org/x'" in error["message"]

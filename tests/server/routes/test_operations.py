@@ -1,6 +1,7 @@
 """The probes and /metrics."""
 
 import asyncio
+from importlib.metadata import version
 
 import pytest
 
@@ -96,3 +97,25 @@ async def test_gauges_show_what_runs_and_go_back_to_zero(api):
 async def test_the_schema_of_the_api_is_served(api):
     schema = (await api.http.get("/openapi.json")).json()
     assert {COMPLETIONS, CHAT, "/v1/models", "/health", "/metrics"} <= schema["paths"].keys()
+
+
+async def test_metrics_are_openmetrics_when_asked(api):
+    headers = {"Accept": "application/openmetrics-text; version=1.0.0, text/plain; q=0.5"}
+    response = await api.http.get("/metrics", headers=headers)
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert response.text.endswith("# EOF\n")
+    assert {"process_cpu_seconds_total", "python_gc_collections_total"} <= {
+        s.split("{")[0].split()[0] for s in response.text.splitlines()
+    }
+
+
+@pytest.mark.parametrize("path", ["/version", "/ping", "/load", "/metrics", "/v1/models", "/v1/models/tiny"])
+async def test_head_is_answered_as_get_is(api, path):
+    head, get = await api.http.head(path), await api.http.get(path)
+    assert (head.status_code, get.status_code) == (200, 200)
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+async def test_sagemaker_may_ping_with_post_and_the_version_is_told(api):
+    assert (await api.http.post("/ping")).status_code == 200
+    assert (await api.http.get("/version")).json() == {"version": version("deepseek-serve")}
