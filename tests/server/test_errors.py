@@ -31,11 +31,6 @@ async def test_an_unknown_route_is_not_found(api, url, method):
     check_error(await api.http.request(method, url), 404, type="not_found_error")
 
 
-async def test_a_trailing_slash_leads_to_the_route(api):
-    response = await api.http.post("/v1/completions/")
-    assert (response.status_code, response.headers["location"]) == (307, "http://test/v1/completions")
-
-
 @pytest.mark.parametrize(
     ("method", "url"),
     [("GET", COMPLETIONS), ("PUT", CHAT), ("DELETE", CHAT), ("POST", "/v1/models"), ("POST", "/health"),
