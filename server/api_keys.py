@@ -106,7 +106,7 @@ class ApiKeyMiddleware:
                 from server.errors import unauthorized  # the web stack, which is there by now
 
                 self._metrics.count_refused("unauthorized")
-                await unauthorized()(scope, receive, send)
+                await unauthorized(scope["path"])(scope, receive, send)
                 return
             scope["caller"] = caller or Caller()
         await self._app(scope, receive, send)

@@ -15,7 +15,7 @@ from server.cors import allow_origins, parse_origins
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.routes import chat, completions, models, operations, page
+from server.routes import chat, completions, models, operations, page, responses
 from server.state import ServerState
 from server.storage import Storage
 
@@ -76,7 +76,7 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
     )
-    routers = [module.router for module in (completions, chat, models, operations, page)]
+    routers = [module.router for module in (completions, chat, responses, models, operations, page)]
     for router in routers:
         app.include_router(router)
     paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]

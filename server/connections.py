@@ -211,7 +211,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if (reason := REFUSED_STATUSES.get(status)) is not None:
             self._shared.count_refused(reason)
         headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
-        response = error_response(status, message, headers)
+        path = self.cycle.scope["path"] if self._awaits_answer else ""
+        response = error_response(status, message, headers, path=path)
         self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in response.raw_headers]
