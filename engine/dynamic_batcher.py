@@ -20,6 +20,7 @@ from engine.step import ScheduledSequence, StepPlan, StepResult
 from engine.waiting_queue import MAX_PASSED, WaitingQueue
 
 if TYPE_CHECKING:
+    from engine.grammars import Matcher
     from engine.kv_cache_manager import KVCacheManager
 
 LOOK_AHEAD = 8  # waiting sequences that one step passes over at most
@@ -69,6 +70,11 @@ class DynamicBatcher:
         return bool(self._live)
 
     @property
+    def can_step(self) -> bool:
+        """Whether a live sequence can be scheduled: all can but those whose grammar is being compiled."""
+        return bool(self._running) or len(self._waiting) > 0
+
+    @property
     def _can_admit(self) -> bool:
         """Whether something waits and the batch has a seat for it."""
         return len(self._waiting) > 0 and len(self._running) < self.max_batch_size
@@ -88,7 +94,10 @@ class DynamicBatcher:
         )
 
     def add(self, seq: Sequence) -> None:
-        """Take a sequence in. Its prompt and max_tokens must fit the pool; the caller refuses those that don't."""
+        """Take a sequence in, WAITING, or COMPILING until `ready`.
+
+        Its prompt and max_tokens must fit the pool; the caller refuses those that don't.
+        """
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         seq.sequence_id = self.num_arrivals
@@ -96,7 +105,22 @@ class DynamicBatcher:
         seq.num_charged = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
         seq.place = self._policy.place(seq, seq.num_charged, seq.sequence_id), seq.sequence_id
         self._live.add(seq)
+        if seq.status is SequenceStatus.WAITING:
+            self._waiting.push(seq)
+
+    def ready(self, seq: Sequence, matcher: Matcher | None) -> list[SequenceOutput]:
+        """A sequence's grammar is compiled: it waits for its first step now. Without a matcher it ends with an error.
+
+        One that has ended meanwhile is left alone.
+        """
+        if seq.status is not SequenceStatus.COMPILING:
+            return []
+        if matcher is None:
+            self._finish(seq, "error")
+            return [SequenceOutput(seq.request_id, seq.index, [], "error")]
+        seq.matcher, seq.status = matcher, SequenceStatus.WAITING
         self._waiting.push(seq)
+        return []
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request's sequences (or one of them) now; those already ended, and unknown ids, are ignored."""
@@ -112,7 +136,7 @@ class DynamicBatcher:
         return outputs
 
     def schedule(self, now: float) -> StepPlan:
-        """Choose the next step and allocate its blocks. Empty only if nothing is live."""
+        """Choose the next step and allocate its blocks. Empty only if nothing can step."""
         urgent = self._admit_urgent(now)  # sequences that have this step to themselves: none but under fair shares
         most_tokens = self._chunk_budget.tokens if urgent else self._policy.max_tokens
         step, prompts = self._decode(urgent or list(self._running.values()))
@@ -121,7 +145,7 @@ class DynamicBatcher:
         left = self._continue_prompts(plan, prompts, left)
         if self._can_admit and not urgent:
             left = self._admit(plan, len(prompts), now)
-        assert step or not self.has_work, "work waits and nothing can advance"
+        assert step or not self.can_step, "work waits and nothing can advance"
         if step:
             self.num_steps += 1
             self.packing += plan.num_tokens / (plan.num_tokens + max(0, left)) if self._can_admit else 1.0
@@ -263,11 +287,12 @@ class DynamicBatcher:
         self.num_preemptions += 1
 
     def _finish(self, seq: Sequence, reason: FinishReason) -> None:
-        """End a sequence in any state: the one way there, which releases its blocks."""
-        seq.status, seq.finish_reason = SequenceStatus.FINISHED, reason
+        """End a sequence in any state: the one way there, which releases its blocks and its matcher."""
+        was_waiting = seq.status is SequenceStatus.WAITING
+        seq.status, seq.finish_reason, seq.matcher = SequenceStatus.FINISHED, reason, None
         if self._running.pop(seq.sequence_id, None) is not None:
             self._policy.stopped(seq)
-        else:
+        elif was_waiting:
             self._waiting.discard()
         self.kv_cache.release(seq, forget=reason == "error")
         self._policy.ended(seq)

@@ -12,6 +12,9 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
+from engine.grammars import Grammars
 from engine.protocol import (
     AbortRequest,
     EngineInfo,
@@ -22,9 +25,10 @@ from engine.protocol import (
     SequenceOutput,
     Shutdown,
     StepOutput,
+    Vocabulary,
 )
 from engine.sampler import uniform
-from engine.sequence import Sequence
+from engine.sequence import Sequence, SequenceStatus
 
 if TYPE_CHECKING:
     from engine.dynamic_batcher import DynamicBatcher
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_COMPILE_WAIT = 0.005  # seconds that a step without other work waits for a grammar; messages wait as long at most
 _MAX_FAILURES = 3  # steps in a row that may fail; after the last, the engine ends and the server starts another
 
 
@@ -60,6 +65,7 @@ class Engine:
         self.info = info
         self.batcher = batcher
         self.executor = executor
+        self.grammars = Grammars(info.vocab_size, eos_token_ids)
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
@@ -67,7 +73,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would compute anything."""
+        """Whether any sequence is live."""
         return self.batcher.has_work
 
     def serve(self, transport: Transport) -> None:
@@ -104,18 +110,20 @@ class Engine:
         if not params.ignore_eos:
             stop_token_ids |= self._eos_token_ids
         for index in range(request.n):
-            self.batcher.add(
-                Sequence(
-                    request_id=request.request_id,
-                    index=index,
-                    token_ids=list(request.prompt_token_ids),
-                    num_prompt_tokens=len(request.prompt_token_ids),
-                    sampling=params,
-                    seed=_mix(seed, index),
-                    stop_token_ids=stop_token_ids,
-                    scheduling=request.scheduling,
-                )
+            seq = Sequence(
+                request_id=request.request_id,
+                index=index,
+                token_ids=list(request.prompt_token_ids),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                sampling=msgspec.structs.replace(params, grammar=None),  # no step needs its text
+                seed=_mix(seed, index),
+                stop_token_ids=stop_token_ids,
+                scheduling=request.scheduling,
             )
+            if params.grammar is not None:
+                seq.status = SequenceStatus.COMPILING
+                self.grammars.compile(seq, params.grammar)
+            self.batcher.add(seq)
 
     def abort(self, request: AbortRequest) -> None:
         """End sequences now; their blocks are free when this returns."""
@@ -129,7 +137,9 @@ class Engine:
         """
         started = time.monotonic()
         outputs = self.batcher.expire(started)
-        if self.has_work:
+        for seq, matcher in self.grammars.ready(0 if self.batcher.can_step else _COMPILE_WAIT):
+            outputs += self.batcher.ready(seq, matcher)
+        if self.batcher.can_step:
             plan = self.batcher.schedule(started)
             try:
                 result = self.executor.execute(plan)
@@ -148,7 +158,7 @@ class Engine:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
         return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
 
-    def _take(self, message: GenerateRequest | AbortRequest) -> list[SequenceOutput]:
+    def _take(self, message: GenerateRequest | AbortRequest | Vocabulary) -> list[SequenceOutput]:
         """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
 
         The server refuses bad requests before it sends them (EngineInfo.check); whatever still goes wrong must not end
@@ -156,6 +166,9 @@ class Engine:
         """
         if isinstance(message, AbortRequest):
             self.abort(message)
+            return []
+        if isinstance(message, Vocabulary):
+            self.grammars.learn(message)
             return []
         try:
             self.add(message)

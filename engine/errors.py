@@ -30,11 +30,7 @@ class RequestError(DeepseekServeError, ValueError):
         self.code = code
 
 
-class NotFoundError(RequestError):
-    """A request names what is not there: a file, a batch, a response."""
-
-
-class UnknownModelError(NotFoundError):
+class UnknownModelError(RequestError):
     """A request names a model that is not served here."""
 
 

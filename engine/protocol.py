@@ -41,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ignore_eos: go on after the model's end-of-sequence tokens.
         logprobs: how many alternatives to report beside each output token; None reports none.
         prompt_logprobs: the same for the prompt's tokens.
+        grammar: what the output must match, as llguidance's Lark text (engine.grammars); None is free text.
     """
 
     max_tokens: _Count = 16
@@ -59,6 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     logprobs: _Count | None = None
     prompt_logprobs: _Count | None = None
+    grammar: Annotated[str, Meta(min_length=1)] | None = None
 
     def check(self) -> None:
         """Refuse values of a wrong type or out of their range (the API's own checks are stricter).
@@ -113,6 +115,18 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     sampling: SamplingParams
     n: int
     scheduling: SchedulingParams
+
+
+class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
+    """What grammars are matched on; sent before the first request that has one.
+
+    Attributes:
+        tokens: each token's bytes, in the order of their ids; none for an id that stands for nothing.
+        special_token_ids: tokens that are no text, whatever their bytes: these are their names.
+    """
+
+    tokens: list[bytes]
+    special_token_ids: list[int]
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag="abort"):
@@ -241,7 +255,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToEngine = GenerateRequest | AbortRequest | Ping | Shutdown
+ToEngine = GenerateRequest | Vocabulary | AbortRequest | Ping | Shutdown
 FromEngine = StepOutput | EngineInfo | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode

@@ -3,8 +3,9 @@
 Greedy is argmax, exact. A random choice needs one uniform number a token, made from (seed, number of output tokens) by
 a hash: it depends on nothing else in the batch, and a preempted sequence draws the same numbers again.
 
-Order, as in vLLM: logprobs come from the model's own logits; then logit_bias, min_tokens, penalties, temperature,
-top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the rows that ask for top_k, top_p or min_p.
+Order, as in vLLM: logprobs come from the model's own logits; then logit_bias, min_tokens, penalties, a grammar's mask,
+temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the rows that ask for top_k, top_p
+or min_p.
 
 Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
 """
@@ -15,6 +16,7 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from engine.protocol import TokenLogprobs
@@ -26,6 +28,7 @@ T = TypeVar("T")
 Draw = Callable[[torch.Tensor, list[float], list[float]], list[int]]
 
 _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
+_EXCLUDED = -1e30  # the logit of what a grammar excludes: finite, as draw wants it; float16 has its lowest instead
 _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
 
 
@@ -51,7 +54,7 @@ def _put(result: list[T], rows: list[int], values: Iterable[T]) -> None:
 
 
 def _is_plain(sample: Sample) -> bool:
-    """Whether a sequence's token follows from its logits and a temperature, without a report."""
+    """Whether a sequence's token follows from its logits, a mask and a temperature, without a report."""
     params = sample.params
     return not (
         params.logprobs is not None
@@ -66,7 +69,22 @@ def _draw_plain(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw) -> l
     temperatures = [sample.params.temperature for sample in samples]
     temperatures = [value if value >= _GREEDY_TEMPERATURE else 0.0 for value in temperatures]
     uniforms = [uniform(sample.seed, sample.num_output_tokens) for sample in samples]
-    return [SampledToken(token if token >= 0 else None) for token in draw(logits_RV, temperatures, uniforms)]
+    lowest = max(_EXCLUDED, torch.finfo(logits_RV.dtype).min)
+    tokens = draw(_masked(logits_RV, samples, lowest), temperatures, uniforms)
+    return [SampledToken(token if token >= 0 else None) for token in tokens]
+
+
+def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> torch.Tensor:
+    """The logits, with `excluded` for tokens that a grammar does not allow; a copy if there are any."""
+    rows = [i for i, sample in enumerate(samples) if sample.mask is not None]
+    if not rows:
+        return logits_RV
+    num_rows, vocab_size = len(rows), logits_RV.shape[1]
+    bits = np.frombuffer(b"".join(samples[i].mask or b"" for i in rows), np.uint8).reshape(num_rows, -1)
+    allowed = np.unpackbits(bits, axis=1, count=vocab_size, bitorder="little").view(np.bool_)
+    logits_RV = logits_RV.clone()
+    logits_RV[rows] = logits_RV[rows].where(torch.from_numpy(allowed).to(logits_RV.device), excluded)
+    return logits_RV
 
 
 def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[SampledToken]:
@@ -77,6 +95,7 @@ def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[Sam
 
     for row_V, sample in zip(logits_RV, samples, strict=True):
         _adjust(row_V, sample)
+    logits_RV = _masked(logits_RV, samples, float("-inf"))
     finite = [good and top for good, top in zip(finite, logits_RV.amax(-1).isfinite().tolist(), strict=True)]
     chosen = logits_RV.argmax(-1).tolist()
     drawn = [i for i, sample in enumerate(samples) if sample.params.temperature >= _GREEDY_TEMPERATURE and finite[i]]

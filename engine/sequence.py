@@ -1,11 +1,13 @@
 """A sequence: one prompt and the output that grows on it. DynamicBatcher owns every field; all others only read.
 
     add -> WAITING -- start --> RUNNING -- stop, length, error --> FINISHED
-              ^  |                |  |                                ^
-              |  |   preempt      |  |  abort, timeout                |
-              |  |   (blocks go,  |  '--------------------------------+
-              '--+--- tokens stay)'                                   |
-                 '-- abort, timeout ----------------------------------'
+      |       ^  |                |  |                                ^
+      |       |  |   preempt      |  |  abort, timeout                |
+      |       |  |   (blocks go,  |  '--------------------------------+
+      |       '--+--- tokens stay)'                                   |
+      |          '-- abort, timeout ----------------------------------+
+      '--> COMPILING -- ready --> WAITING                             |
+           (its grammar) '------- abort, timeout, error --------------'
 
 A sequence's blocks are not here: KVCacheManager has its block table.
 """
@@ -14,14 +16,19 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.protocol import FinishReason, SamplingParams, SchedulingParams, SequenceOutput, TokenLogprobs
 from engine.step import PromptLogprobs, Sample, SampledToken, ScheduledSequence
+
+if TYPE_CHECKING:
+    from engine.grammars import Matcher
 
 
 class SequenceStatus(enum.Enum):
     """Where a sequence stands; see the module's drawing."""
 
+    COMPILING = "compiling"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -43,6 +50,7 @@ class Sequence:
         num_charged: tokens of it that were to be computed when it arrived, without those in the prefix cache.
         num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
+        matcher: where it stands in its grammar; None if it has none.
     """
 
     request_id: str
@@ -63,6 +71,7 @@ class Sequence:
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    matcher: Matcher | None = None
     has_penalties: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
     def __post_init__(self) -> None:
@@ -104,7 +113,7 @@ class Sequence:
             index=self.index,
             token_ids=token_ids,
             finish_reason=reason,
-            stop_token_id=token_ids[0] if reason == "stop" else None,
+            stop_token_id=token_ids[0] if reason == "stop" and self._stops_with(token_ids[0]) else None,
             logprobs=[sampled.logprobs] if token_ids and sampled.logprobs else None,
             prompt_logprobs=self.prompt_logprobs if is_first and self.sampling.prompt_logprobs is not None else None,
             queue_time=self.first_step_time - self.scheduling.arrival_time if is_first else None,
@@ -113,22 +122,28 @@ class Sequence:
 
     def _end_with(self, token_id: int | None) -> FinishReason | None:
         """Why the sequence ends with the token sampled last, if it does."""
-        params, num_output_tokens = self.sampling, len(self.token_ids) - self.num_prompt_tokens
         if token_id is None:
             return "error"
-        if params.max_tokens == 0:
+        if self.sampling.max_tokens == 0:
             return "length"
-        if token_id in self.stop_token_ids and num_output_tokens >= params.min_tokens:
+        if self._stops_with(token_id):
             return "stop"
-        return "length" if num_output_tokens == params.max_tokens else None
+        if self.matcher is not None and (reason := self.matcher.accept(token_id)) is not None:
+            return reason
+        return "length" if self.num_output_tokens == self.sampling.max_tokens else None
+
+    def _stops_with(self, token_id: int) -> bool:
+        """Whether the last output token ends the sequence for what it is, and so is not part of its text."""
+        return token_id in self.stop_token_ids and self.num_output_tokens >= self.sampling.min_tokens
 
     def _sample(self) -> Sample:
         params, count = self.sampling, self.num_prompt_tokens
         num_output_tokens = len(self.token_ids) - count
+        mask = None if self.matcher is None else self.matcher.mask
         if not self.has_penalties:
-            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids)
+            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, mask=mask)
         prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
-        return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output)
+        return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output, mask)
 
     def _prompt_logprobs(self, start: int, stop: int) -> PromptLogprobs | None:
         """Of the prompt tokens that follow those of a chunk, the ones that were not reported before."""

@@ -21,6 +21,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
         num_output_tokens: tokens generated so far, the index of the next one.
         stop_token_ids: tokens that cannot be chosen before `params.min_tokens`.
         prompt_token_ids: the prompt, if `params` has penalties; else empty. output_token_ids likewise.
+        mask: the tokens that a grammar allows, a bit for each, the lowest first; None allows all.
     """
 
     params: SamplingParams
@@ -29,6 +30,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     stop_token_ids: frozenset[int] = frozenset()
     prompt_token_ids: tuple[int, ...] = ()
     output_token_ids: tuple[int, ...] = ()
+    mask: bytes | None = None
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, gc=False):

@@ -96,7 +96,7 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 
 def _token_to_bytes(token: str) -> bytes:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     try:
         return bytes(alphabet[char] for char in token)
     except KeyError:  # an added token outside the alphabet stands for itself
@@ -104,7 +104,7 @@ def _token_to_bytes(token: str) -> bytes:
 
 
 @cache
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for the 256 bytes (openai/gpt-2, encoder.py), character -> byte."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]

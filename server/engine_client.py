@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.engine import Engine
-    from engine.protocol import GenerateRequest
+    from engine.protocol import GenerateRequest, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ class EngineClient(ABC):
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
         self.num_restarts = 0
+        self.vocabulary: Vocabulary | None = None  # what grammars are matched on; None before the first
+        self._knows_vocabulary = False  # the engine that runs now
         self.engine_pid: int | None = None  # of the engine's process, where there is one
         self.started = asyncio.Event()  # set when the engine is ready for the first time
         self._is_closed = False
@@ -94,6 +96,10 @@ class EngineClient(ABC):
         """
         self.require_info()
         stream = OutputStream(requests, self._send, self._forget)
+        if not self._knows_vocabulary and any(request.sampling.grammar for request in requests):
+            assert self.vocabulary is not None, "a grammar that nobody has checked"
+            self._send(self.vocabulary)
+            self._knows_vocabulary = True
         for request in requests:
             self._streams[request.request_id] = stream
             self._send(request)
@@ -126,7 +132,7 @@ class EngineClient(ABC):
             self._streams.pop(request_id, None)
 
     def _ready(self, info: EngineInfo) -> None:
-        self.info, self.state = info, EngineState.READY
+        self.info, self.state, self._knows_vocabulary = info, EngineState.READY, False
         self.stats = EngineStats(0, 0, 0, info.num_blocks)
         self.started.set()
 

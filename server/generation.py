@@ -9,6 +9,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.errors import (
     DeadlineError,
     DeepseekServeError,
@@ -39,6 +41,7 @@ class Generation:
         scheduling: SchedulingParams,
         ticket: Ticket,
         key_name: str,
+        grammar: str | None = None,
     ) -> None:
         """Check the request against the engine's limits.
 
@@ -47,7 +50,8 @@ class Generation:
             EngineUnavailableError: the engine takes no requests now.
         """
         info = server.client.require_info()
-        self._sampling = body.sampling(info.max_seq_len - max(map(len, prompts)))
+        sampling = body.sampling(info.max_seq_len - max(map(len, prompts)))
+        self._sampling = msgspec.structs.replace(sampling, grammar=grammar)
         for prompt in prompts:
             info.check(prompt, self._sampling)
         self.prompts, self._n = prompts, body.n

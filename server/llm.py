@@ -56,6 +56,7 @@ class LLM:
         self.tokenizer = Tokenizer.load(source)
         self.engine = build(resolve(config, source))
         self._numbers = itertools.count()
+        self._knows_vocabulary = False  # the engine, of the tokenizer's
 
     def generate(
         self,
@@ -82,6 +83,7 @@ class LLM:
             if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
                 raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
             self.engine.info.check(token_ids, params)
+            self._check_grammar(params)
             request = GenerateRequest(
                 f"offline-{next(self._numbers)}", token_ids, params, 1, SchedulingParams(time.monotonic())
             )
@@ -106,6 +108,14 @@ class LLM:
             )
             for request, answer in zip(requests, answers.values(), strict=True)
         ]
+
+    def _check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar is None:
+            return
+        if not self._knows_vocabulary:
+            self.engine.grammars.learn(self.tokenizer.vocabulary())
+            self._knows_vocabulary = True
+        self.engine.grammars.check(params.grammar)
 
     def _finish(self, answers: dict[str, Delta], texts: dict[str, ChoiceText]) -> None:
         while self.engine.has_work:

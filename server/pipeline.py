@@ -42,7 +42,7 @@ class ApiCall(ABC, Generic[Body]):
     """
 
     add_special_tokens: ClassVar[bool]
-    frames: Frames = DataFrames()
+    frames: ClassVar[Frames] = DataFrames()
 
     def __init__(self, server: ServerState, body: Body) -> None:
         self.server, self.body = server, body
@@ -66,6 +66,21 @@ class ApiCall(ABC, Generic[Body]):
     @abstractmethod
     async def answer(self, generation: Generation) -> Json:
         """Run to the end and return the answer in one piece."""
+
+    @property
+    def grammar_field(self) -> str | None:
+        """The field that says what the output must match; None if it may be any text."""
+        return self.body.form_field
+
+    def grammar(self) -> str | None:
+        """Return what the output must match, as llguidance's Lark text (server.grammar.lark).
+
+        Called in a thread, after `prompts`, and only if there is a `grammar_field`.
+
+        Raises:
+            RequestError: with the reason against what the field says.
+        """
+        return self.body.form()
 
     def in_its_words(self, error: RequestError) -> RequestError:
         """Return an error with the API's own name of the field at fault."""
@@ -118,7 +133,7 @@ class CompletionsCall(ApiCall[Body]):
 
 
 async def respond(call: ApiCall[Any], request: Request) -> Response:
-    """Answer a call: validate, admit, encode, submit, then stream or join.
+    """Answer a call: validate, admit, encode, compile the grammar, submit, then stream or join.
 
     Raises:
         DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
@@ -135,7 +150,8 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
                 async for prompt in yielding(await call.prompts())
             ]
-            generation = Generation(server, body, prompts, scheduling, ticket, request.scope["caller"].key_name)
+            grammar, key_name = await _grammar(call), request.scope["caller"].key_name
+            generation = Generation(server, body, prompts, scheduling, ticket, key_name, grammar)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
             answer = await run_until_disconnect(request.receive, call.answer(generation))
@@ -144,6 +160,16 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     if answer is None:  # the client is gone
         return Response(status_code=LEFT)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def _grammar(call: ApiCall[Any]) -> str | None:
+    """Return what the output must match, once it is known to be possible."""
+    if (field := call.grammar_field) is None:
+        return None
+    try:
+        return await call.server.grammars.grammar(call.grammar)
+    except RequestError as error:
+        raise RequestError(f"Invalid '{field}': {error}", field) from None
 
 
 async def yielding(items: Iterable[T]) -> AsyncGenerator[T, None]:

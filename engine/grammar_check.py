@@ -1,0 +1,74 @@
+"""Tries grammars before the engine gets them: `python -m engine.grammar_check`, a process that may be killed.
+
+Compiling cannot be interrupted, and llguidance does not bound it for every input. Who asks limits the time, by killing
+the process (server.grammar.checker); the memory is limited here.
+Standard input brings frames of MessagePack, each behind its
+length in four bytes: first [Vocabulary, vocab_size], then grammars. Each grammar is answered on standard output by the
+reason against it, empty for none.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.errors import RequestError
+from engine.grammars import Compiler
+from engine.protocol import Vocabulary
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+MAX_MEMORY = 3 << 30  # bytes of addresses
+_LENGTH = struct.Struct("<I")
+
+
+def write_frame(stream: BinaryIO, message: Any) -> None:
+    """Send a message."""
+    data = msgspec.msgpack.encode(message)
+    stream.write(_LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO, kind: Any) -> Any:
+    """Wait for a message of this type.
+
+    Raises:
+        EOFError: the other end is gone.
+    """
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    data = stream.read(_LENGTH.unpack(head)[0])
+    return msgspec.msgpack.decode(data, type=kind)
+
+
+def main() -> int:
+    """Answer until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    os.nice(10)  # running streams go first
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    try:
+        vocabulary, vocab_size = read_frame(requests, tuple[Vocabulary, int])
+        compiler = Compiler(vocabulary, vocab_size, ())
+        while True:
+            write_frame(answers, _check(compiler, read_frame(requests, str)))
+    except EOFError:
+        return 0
+
+
+def _check(compiler: Compiler, grammar: str) -> str:
+    try:
+        compiler.start(compiler.compile(grammar), ())
+    except RequestError as error:
+        return str(error)
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""Tries each grammar once before the engine gets it, in a process that is killed when that takes too long.
+
+Owns the processes (engine.grammar_check), the verdicts, and the vocabulary that they and the engine match on. All is
+made at the first grammar: a server that sees none pays nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import subprocess
+import sys
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.errors import EngineUnavailableError, RequestError
+from engine.grammar_check import read_frame, write_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from subprocess import Popen
+
+    from engine.protocol import Vocabulary
+    from server.engine_client import EngineClient
+    from server.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_NUM_PROCESSES = 2  # grammars that are tried at a time
+_MAX_VERDICTS = 1024
+_MAX_VERDICT_CHARS = 16 << 20  # of the grammars that they are about
+_START_TIMEOUT = 30.0  # seconds in which a new process must have read the vocabulary
+_FAULTS = (OSError, EOFError, TimeoutError, msgspec.DecodeError)  # of a process that ended, or had to be ended
+_TRIVIAL = 'start: "a"\n'
+
+
+class GrammarChecker:
+    """Says whether grammars can be used; see the module's words."""
+
+    def __init__(self, tokenizer: Tokenizer, client: EngineClient, max_size: int, timeout: float) -> None:
+        """`max_size` is a grammar's characters at most, `timeout` the seconds that one may take to compile."""
+        self._tokenizer, self._client, self._max_size, self._timeout = tokenizer, client, max_size, timeout
+        self._verdicts: OrderedDict[str, str] = OrderedDict()  # the one used last is last
+        self._num_chars = 0  # of the grammars there
+        self._places = asyncio.Semaphore(_NUM_PROCESSES)
+        self._learning = threading.Lock()
+        self._idle: list[_Process] = []
+        self._processes: set[Popen[bytes]] = set()
+        weakref.finalize(self, _end, self._processes)  # also when Python ends
+
+    async def grammar(self, make: Callable[[], str | None]) -> str | None:
+        """Make a grammar and try it, in a thread; None if `make` gives none.
+
+        Raises:
+            RequestError: with the reason against it.
+        """
+        grammar = await asyncio.to_thread(make)
+        if grammar is None:
+            return None
+        if len(grammar) > self._max_size:
+            raise RequestError(f"it has {len(grammar)} characters; this server takes {self._max_size}")
+        if (verdict := self._verdicts.get(grammar)) is None:
+            async with self._places:
+                verdict = await asyncio.to_thread(self._try, grammar)
+            self._keep(grammar, verdict)
+        self._verdicts.move_to_end(grammar)
+        if verdict:
+            raise RequestError(verdict)
+        return grammar
+
+    def _try(self, grammar: str) -> str:
+        """The reason against a grammar; empty for none."""
+        process = self._idle.pop() if self._idle else self._start()
+        try:
+            verdict = process.ask(grammar, self._timeout)
+        except _FAULTS as error:
+            self._discard(process)
+            logger.warning("a grammar was given up: %s", error or "the process that tried it ended")
+            return f"it takes more than {self._timeout:g} s or too much memory to compile"
+        self._idle.append(process)
+        return verdict
+
+    def _start(self) -> _Process:
+        vocabulary, info = self._vocabulary(), self._client.require_info()
+        process = _Process()
+        self._processes.add(process.popen)
+        try:
+            process.tell((vocabulary, info.vocab_size))
+            process.ask(_TRIVIAL, _START_TIMEOUT)
+        except _FAULTS as error:
+            self._discard(process)
+            logger.error("the process that tries grammars does not start: %s", error)
+            raise EngineUnavailableError("Grammars cannot be compiled now. Please try again.") from None
+        return process
+
+    def _vocabulary(self) -> Vocabulary:
+        with self._learning:
+            if self._client.vocabulary is None:
+                self._client.vocabulary = self._tokenizer.vocabulary()
+            return self._client.vocabulary
+
+    def _discard(self, process: _Process) -> None:
+        self._processes.discard(process.popen)
+        _end({process.popen})
+
+    def _keep(self, grammar: str, verdict: str) -> None:
+        if grammar not in self._verdicts:
+            self._num_chars += len(grammar)
+        self._verdicts[grammar] = verdict
+        while len(self._verdicts) > 1 and (len(self._verdicts) > _MAX_VERDICTS or self._num_chars > _MAX_VERDICT_CHARS):
+            self._num_chars -= len(self._verdicts.popitem(last=False)[0])
+
+
+class _Process:
+    """One process that tries grammars, a grammar at a time."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", "-m", "engine.grammar_check"]  # -P: not from the working directory
+        pipe = subprocess.PIPE
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+
+    def tell(self, message: object) -> None:
+        assert self.popen.stdin is not None
+        write_frame(self.popen.stdin, message)  # type: ignore[arg-type]
+
+    def ask(self, grammar: str, timeout: float) -> str:
+        """The reason against a grammar. Raises TimeoutError, or EOFError or OSError if the process has ended."""
+        assert self.popen.stdout is not None
+        self.tell(grammar)
+        poll = select.poll()
+        poll.register(self.popen.stdout, select.POLLIN)
+        if not poll.poll(timeout * 1000):
+            raise TimeoutError(f"no answer in {timeout:g} s")
+        answer: str = read_frame(self.popen.stdout, str)  # type: ignore[arg-type]
+        return answer
+
+
+def _end(processes: set[Popen[bytes]]) -> None:
+    """Kill and leave nothing behind."""
+    for process in processes:
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was not written yet
+                    pipe.close()
+        process.wait()
