@@ -30,7 +30,11 @@ class RequestError(DeepseekServeError, ValueError):
         self.code = code
 
 
-class UnknownModelError(RequestError):
+class NotFoundError(RequestError):
+    """A request names what is not there: a file, a batch, a response."""
+
+
+class UnknownModelError(NotFoundError):
     """A request names a model that is not served here."""
 
 

@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-QUIET_ROUTES = frozenset({"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping", "/load"})  # polled
+QUIET_ROUTES = frozenset(  # polled, or parts of a page
+    {"/health", "/livez", "/readyz", "/startupz", "/metrics", "/ping", "/load", "/page/{name}", "/docs/{name}"}
+)
 LEFT = 499  # nginx's status for a client that left before its answer began
 _MAX_REFUSALS = 20  # lines a second; further ones are counted, so that a flood does not fill a disk
 _MAX_PATH = 100  # characters of a path that no route has
 
 
 class AccessLog:
-    """Writes one line a request, at info; at debug for the routes that are polled. Refusals are limited."""
+    """Writes one line a request, at info; at debug for `QUIET_ROUTES`. Refusals are limited."""
 
     def __init__(self, *, is_on: bool) -> None:
         self._is_on = is_on

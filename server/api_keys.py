@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
     from server.metrics import Metrics
 
-# For probes and Prometheus; other paths need a key if keys are set.
-PUBLIC_PATHS = frozenset({"/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/load", "/version"})
+# For probes and Prometheus; and the page and the API's reference, which say nothing of this server and its requests.
+# Other paths need a key if keys are set.
+PUBLIC_PATHS = frozenset(
+    {"/health", "/ping", "/livez", "/readyz", "/startupz", "/metrics", "/load", "/version"}
+    | {"/", "/docs", "/openapi.json"}
+)
+PUBLIC_FOLDERS = ("/page/", "/docs/")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")  # what may name a key in metrics; most keys are longer
 
 
@@ -96,11 +101,12 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             caller = self._keys.identify(_authorization(scope["headers"]))
-            if caller is None and scope["path"] not in PUBLIC_PATHS:
+            path = scope["path"]
+            if caller is None and path not in PUBLIC_PATHS and not path.startswith(PUBLIC_FOLDERS):
                 from server.errors import unauthorized  # the web stack, which is there by now
 
                 self._metrics.count_refused("unauthorized")
-                await unauthorized()(scope, receive, send)
+                await unauthorized(scope["path"])(scope, receive, send)
                 return
             scope["caller"] = caller or Caller()
         await self._app(scope, receive, send)

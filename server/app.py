@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -11,19 +11,35 @@ from server.access import Access, AccessLog, AccessMiddleware
 from server.admission import Admission
 from server.api_keys import ApiKeyMiddleware, ApiKeys
 from server.config import ServerConfig
+from server.cors import allow_origins, parse_origins
 from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.routes import chat, completions, models, operations
+from server.routes import chat, completions, models, operations, page, responses
 from server.state import ServerState
 from server.storage import Storage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from starlette.types import ASGIApp
+
     from server.engine_client import EngineClient
     from server.tokenizer import Tokenizer
+
+
+class _App(FastAPI):
+    """Adds the answers to other origins around all else: also to those that FastAPI gives after a fault."""
+
+    def __init__(self, origins: list[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._origins = origins
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Called by Starlette, once."""
+        stack = super().build_middleware_stack()
+        return allow_origins(stack, self._origins) if self._origins else stack
 
 
 def create_app(
@@ -37,9 +53,11 @@ def create_app(
 ) -> FastAPI:
     """Return an app that serves one model with these settings and keys. The caller runs the client."""
     config, keys = config or ServerConfig(), keys or ApiKeys()
-    app = FastAPI(
+    app = _App(
+        parse_origins(config.cors_origins),
         title="deepseek-serve",
         description="An OpenAI-compatible inference server.",
+        docs_url=None,  # server.routes.page has it
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to where the header Host says
     )
@@ -60,7 +78,7 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
     )
-    routers = [module.router for module in (completions, chat, models, operations)]
+    routers = [module.router for module in (completions, chat, responses, models, operations, page)]
     for router in routers:
         app.include_router(router)
     paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]

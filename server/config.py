@@ -8,6 +8,7 @@ from pydantic import ConfigDict, model_validator
 
 from engine.config import Settings, setting
 from engine.errors import ConfigError
+from server.cors import parse_origins
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -41,6 +42,12 @@ class ServerConfig(Settings):
         "a file of keys to let in, a line for each: KEY [WEIGHT] [NAME], with a share other than 1 (see --policy fair) "
         "and what metrics call the key",
         metavar="FILE",
+    )
+    cors_origins: str | None = setting(
+        None,
+        "let in pages of these sites (SCHEME://HOST[:PORT], between commas, or * for all), which browsers ask about; "
+        "the server's own page at / needs none",
+        metavar="ORIGIN,...",
     )
     max_connections: int = setting(
         1000, "connections at a time; beyond it, one that has sent no whole request makes room for a new one", ge=1
@@ -131,6 +138,7 @@ class ServerConfig(Settings):
             raise ConfigError("--api-key is empty or has a space in it")
         if self.served_model_name is not None and not self.model_names:
             raise ConfigError("--served-model-name is empty; leave it out to call the model as its folder is called")
+        parse_origins(self.cors_origins)
         if not self.host:
             raise ConfigError("--host is empty; 127.0.0.1 is this machine, 0.0.0.0 all of its addresses")
         return self

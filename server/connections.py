@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from server.cors import headers_for, parse_origins
 from server.errors import REFUSED_STATUSES, error_response
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Connections:
         max_bodies_bytes: bytes of all bodies that are under way.
         count_refused: called with the metric's reason for each answer that is a refusal.
         answered: called with the status, the client's address and the body's bytes of each answer that is given here.
+        origins: whose pages may read the answers (server.cors).
         abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
     """
 
@@ -55,6 +57,7 @@ class Connections:
     max_bodies_bytes: int
     count_refused: Callable[[str], None]
     answered: Callable[[int, str, int], None] = lambda *_: None
+    origins: list[str] = field(default_factory=list)
     num_open: int = 0
     bodies_bytes: int = 0
     abortable: dict[LimitedProtocol, None] = field(default_factory=dict)
@@ -207,7 +210,9 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         if (reason := REFUSED_STATUSES.get(status)) is not None:
             self._shared.count_refused(reason)
-        response = error_response(status, message, {"Connection": "close"})
+        headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
+        path = self.cycle.scope["path"] if self._awaits_answer else ""
+        response = error_response(status, message, headers, path=path)
         self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in response.raw_headers]
@@ -261,5 +266,6 @@ def limited_protocol(
         max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
         count_refused=count_refused,
         answered=answered,
+        origins=parse_origins(config.cors_origins),
     )
     return partial(LimitedProtocol, connections=connections)

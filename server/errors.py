@@ -1,4 +1,7 @@
-"""Maps errors to HTTP answers that OpenAI's SDKs parse: {"error": {"message", "type", "param", "code"}}."""
+"""Maps errors to HTTP answers that OpenAI's SDKs parse: {"error": {"message", "type", "param", "code"}}.
+
+Routes of other APIs write the same answers in shapes of their own (server.error_shapes).
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,13 @@ from engine.errors import (
     DeepseekServeError,
     DrainingError,
     EngineUnavailableError,
+    NotFoundError,
     OverloadedError,
     RequestError,
     StorageError,
     UnknownModelError,
 )
+from server.error_shapes import shaped_for
 from server.request_record import current
 
 if TYPE_CHECKING:
@@ -34,6 +39,7 @@ logger = logging.getLogger(__name__)
 # The `reason` of the metric requests_refused. queue_timeout is counted where it is found: streams have begun by then.
 _REFUSALS: dict[type[Exception], str] = {
     RequestError: "invalid",
+    NotFoundError: "invalid",
     UnknownModelError: "invalid",
     RequestValidationError: "invalid",
     OverloadedError: "queue_full",
@@ -47,7 +53,7 @@ _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
 _TYPES = {404: "not_found_error", 408: "timeout_error", 503: "service_unavailable_error"}  # others are 4xx or 5xx
 _ANSWERS: dict[type[DeepseekServeError], tuple[int, str]] = {  # the first that fits
-    UnknownModelError: (404, "not_found_error"),
+    NotFoundError: (404, "not_found_error"),
     RequestError: (400, "invalid_request_error"),
     EngineUnavailableError: (503, "service_unavailable_error"),
     StorageError: (503, "service_unavailable_error"),
@@ -63,18 +69,18 @@ def error_body(error: DeepseekServeError) -> tuple[int, dict[str, Any]]:
     return status, _body(str(error), kind, error.param, error.code)
 
 
-def unauthorized() -> Response:
-    """Return the answer to a request without a valid key."""
+def unauthorized(path: str) -> Response:
+    """Return the answer to a request for this path without a valid key."""
     body = _body(
         "Incorrect API key: send 'Authorization: Bearer KEY'.", "authentication_error", None, "invalid_api_key"
     )
-    return _response(401, body, {"WWW-Authenticate": "Bearer"})
+    return _response(path, 401, body, {"WWW-Authenticate": "Bearer"})
 
 
-def error_response(status: int, message: str, headers: Any = None) -> Response:
-    """Return an answer to what is refused for its status alone."""
+def error_response(status: int, message: str, headers: Any = None, *, path: str = "") -> Response:
+    """Return an answer to what is refused for its status alone; an empty path stands for any."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return _response(status, _body(message, kind, None, None), headers)
+    return _response(path, status, _body(message, kind, None, None), headers)
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
@@ -85,42 +91,43 @@ def install(app: FastAPI, metrics: Metrics) -> None:
             metrics.count_refused(reason)
 
     @app.exception_handler(DeepseekServeError)
-    async def on_purpose(_: Request, error: DeepseekServeError) -> Response:
+    async def on_purpose(request: Request, error: DeepseekServeError) -> Response:
         count(error)
         status, body = error_body(error)
         headers = _RETRY_AFTER if status == 503 else None
         if isinstance(error, OverloadedError):
             headers = {"Retry-After": str(math.ceil(error.retry_after))}
-        return _response(status, body, headers)
+        return _response(request.url.path, status, body, headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
         count(error)
-        message, param = _first_problem(error.errors())
-        return _response(400, _body(message, "invalid_request_error", param, None))
+        message, param = first_problem(error.errors())
+        return _response(request.url.path, 400, _body(message, "invalid_request_error", param, None))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> Response:
+    async def http(request: Request, error: HTTPException) -> Response:
         if (reason := REFUSED_STATUSES.get(error.status_code)) is not None:
             metrics.count_refused(reason)
-        return error_response(error.status_code, str(error.detail), error.headers)
+        return error_response(error.status_code, str(error.detail), error.headers, path=request.url.path)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         record = current()  # this answer is given outside of server.access, which names the request elsewhere
-        return _response(*error_body(UNEXPECTED), {"X-Request-ID": record.request_id} if record else None)
+        headers = {"X-Request-ID": record.request_id} if record else None
+        return _response(request.url.path, *error_body(UNEXPECTED), headers)
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _response(status: int, body: dict[str, Any], headers: Any = None) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+def _response(path: str, status: int, body: dict[str, Any], headers: Any = None) -> Response:
+    return Response(msgspec.json.encode(shaped_for(path, status, body)), status, headers, media_type="application/json")
 
 
-def _first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
+def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     """Return pydantic's first problem as a sentence, and the request field at fault.
 
     For a field of several types, pydantic reports one problem for each type. A problem with the value says more than

@@ -42,7 +42,7 @@ class ApiCall(ABC, Generic[Body]):
     """
 
     add_special_tokens: ClassVar[bool]
-    frames: ClassVar[Frames] = DataFrames()
+    frames: Frames = DataFrames()
 
     def __init__(self, server: ServerState, body: Body) -> None:
         self.server, self.body = server, body

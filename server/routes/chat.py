@@ -8,13 +8,14 @@ from fastapi import APIRouter, Request, Response
 
 from server.chat.call import ChatCall
 from server.chat.pieces import Content, Reasoning, ToolCallArguments, ToolCallStart
+from server.chat.reports import token_report
 from server.json_body import JsonRoute
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.protocol import ChatCompletionRequest
 from server.state import State
 
 if TYPE_CHECKING:
-    from server.choice_text import Delta, TokenReport
+    from server.choice_text import Delta
     from server.generation import Generation
 
 router = APIRouter(route_class=JsonRoute)
@@ -77,18 +78,10 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
         return written
 
     def _choice(self, delta: Delta, name: str, content: Json) -> Json:
-        logprobs = {"content": list(map(self._report, delta.reports)), "refusal": None} if self.body.logprobs else None
+        reports = [token_report(self.server.tokenizer, report) for report in delta.reports]
+        logprobs = {"content": reports, "refusal": None} if self.body.logprobs else None
         choice = {"index": delta.choice, name: content, "logprobs": logprobs}
         choice["finish_reason"] = self.finish_reason(delta)
         if self.body.return_token_ids:
             choice["token_ids"] = delta.token_ids
         return choice
-
-    def _report(self, report: TokenReport) -> Json:
-        logprobs = report.logprobs
-        top = [self._token(i, p) for i, p in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)]
-        return {**self._token(report.token_id, logprobs.logprob), "top_logprobs": top}
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        as_bytes = self.server.tokenizer.token_bytes(token_id)
-        return {"token": as_bytes.decode(errors="replace"), "logprob": logprob, "bytes": list(as_bytes)}

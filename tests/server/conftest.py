@@ -20,6 +20,7 @@ from engine.engine import Engine
 from engine.loading.resolve import ModelSource
 from engine.step import SampledToken, StepResult
 from server.app import create_app
+from server.config import ServerConfig
 from server.engine_client import InProcessEngine
 from server.tokenizer import Tokenizer
 
@@ -182,6 +183,7 @@ async def serve(tiny_engine: Engine, tiny_tokenizer: Tokenizer, tiny_llama: Path
 
         async def start(tokenizer: Tokenizer = tiny_tokenizer, *, run: bool = True, **parts: Any) -> Api:
             client = InProcessEngine(tiny_engine)
+            parts.setdefault("config", ServerConfig(data_dir="memory"))
             app = create_app(client, tokenizer, "tiny", tiny_llama, **parts)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             if run:
@@ -238,3 +240,17 @@ def say(tiny_engine, monkeypatch):
         monkeypatch.setattr(tiny_engine.executor, "execute", run)
 
     return replace
+
+
+@pytest.fixture
+def speak(say, ids_of):
+    """speak(texts...) has the model answer one request after another with these."""
+    return lambda *texts: say([token for text in texts for token in [*ids_of(text), EOS_ID]])
+
+
+@pytest.fixture
+def prompts(api, monkeypatch):
+    """The texts that were tokenised so far."""
+    texts, encode = [], api.tokenizer.encode
+    monkeypatch.setattr(api.tokenizer, "encode", lambda text, **options: texts.append(text) or encode(text, **options))
+    return texts

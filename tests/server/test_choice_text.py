@@ -124,7 +124,8 @@ def test_an_end_in_the_middle_of_a_character_gives_out_a_replacement(choice_text
 
 
 def test_a_stop_string_found_only_in_the_flushed_text_still_ends_it(choice_text, ids_of):
-    choice = choice_text(("\N{REPLACEMENT CHARACTER}",))
+    broken = "\N{REPLACEMENT CHARACTER}"
+    choice = choice_text((broken,))
     [a], [first, *_] = ids_of("a"), ids_of("漢")
     assert choice.push(SequenceOutput("r", 0, [a])) == Delta(0, "a", [a], is_first=True)
     assert choice.push(SequenceOutput("r", 0, [first], "length")) == Delta(

@@ -1,0 +1,112 @@
+"""Chat APIs with words of their own: their requests become chat completion requests, errors become their words again.
+
+Owns what such APIs share; each API's fields and events are in its own package (server.responses, server.messages).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ValidationError, create_model, model_validator
+
+from engine.errors import RequestError
+from server.chat.call import ChatCall
+from server.chat.pieces import Reasoning
+from server.errors import first_problem
+from server.protocol import ChatCompletionRequest, Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from server.chat.pieces import Piece
+    from server.choice_text import Delta
+
+
+class TranslatedRequest(Strict):
+    """A request in one API's words.
+
+    Attributes:
+        names: a chat completion's field -> this API's name of it, where they differ.
+        neutral: values of fields that are not implemented, with which the fields ask for nothing.
+    """
+
+    names: ClassVar[Mapping[str, str]] = {}
+    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        """Drop fields that ask for nothing (null stands for the default), and unknown ones behind the first."""
+        if not isinstance(data, dict):
+            return data
+        asked = {
+            name: value
+            for name, value in data.items()
+            if value is not None
+            and not any(type(value) is type(neutral) and value == neutral for neutral in cls.neutral.get(name, ()))
+        }
+        unknown = (name for name in asked if name not in cls.model_fields)
+        next(unknown, None)  # pydantic would report each, and only the first is answered with
+        for name in list(unknown):
+            del asked[name]
+        return asked
+
+    def passed_on(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return those of these fields that the request sets."""
+        return {name: getattr(self, name) for name in names if name in self.model_fields_set}
+
+    def chat_request(self, fields: dict[str, Any]) -> ChatCompletionRequest:
+        """Return a chat completion request of these fields, in which None stands for what was not asked for.
+
+        Raises:
+            RequestError: a value is not valid, in this API's words.
+        """
+        try:
+            return ChatCompletionRequest.model_validate({k: v for k, v in fields.items() if v is not None})
+        except ValidationError as error:
+            problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
+            raise self.reworded(RequestError(*first_problem(problems))) from None
+
+    def reworded(self, error: RequestError) -> RequestError:
+        """Return an error with this API's names of chat completions' fields, the longest name first."""
+        text = str(error)
+        for name in sorted(self.names, key=len, reverse=True):
+            text = re.sub(rf"'{re.escape(name)}\b", f"'{self.names[name]}", text)
+        error.args = (text,)
+        if error.param is not None:
+            error.param = self.names.get(error.param, error.param)
+        return error
+
+
+def chat_fields(*names: str) -> type[Strict]:
+    """Return a base class with these fields of a chat completion request, each with its type, bounds and default."""
+    known = ChatCompletionRequest.model_fields
+    fields: dict[str, Any] = {name: (known[name].annotation, copy.copy(known[name])) for name in names}
+    return create_model("ChatFields", __base__=Strict, **fields)
+
+
+class TranslatedCall(ChatCall):
+    """The call of a translated request: one choice, whose pieces become the API's events.
+
+    Attributes:
+        num_reasoning_tokens: the output's tokens before its answer, so far.
+    """
+
+    def __init__(self, server: Any, request: TranslatedRequest, body: ChatCompletionRequest) -> None:
+        super().__init__(server, body)
+        self.request = request
+        self.num_reasoning_tokens = 0
+        self._has_reasoning = self._has_answer = False
+
+    def in_its_words(self, error: RequestError) -> RequestError:
+        return self.request.reworded(super().in_its_words(error))
+
+    def read(self, delta: Delta) -> list[Piece]:
+        pieces = super().read(delta)
+        self._has_reasoning |= any(isinstance(piece, Reasoning) for piece in pieces)
+        self._has_answer |= any(not isinstance(piece, Reasoning) for piece in pieces)
+        if self._has_reasoning and not self._has_answer:
+            self.num_reasoning_tokens += len(delta.token_ids)
+        return pieces

@@ -1,0 +1,31 @@
+"""The shapes of error bodies: OpenAI's on every route, but Anthropic's on the routes of its Messages API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Body = dict[str, Any]
+
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}  # others are invalid_request_error below 500, else api_error
+
+
+def shaped_for(path: str, status: int, body: Body) -> Body:
+    """Return an error's body, which is in OpenAI's shape, in the shape of the API that the path belongs to."""
+    if path != _ANTHROPIC_PATH and not path.startswith(f"{_ANTHROPIC_PATH}/"):
+        return body
+    return anthropic_error(status, body["error"]["message"])
+
+
+def anthropic_error(status: int, message: str) -> Body:
+    """Return the body of an error of the Messages API; a stream's error event has the same."""
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}

@@ -1,0 +1,144 @@
+// One request at a time: its chunks become versions of an answer. What they look like is transcript.js's.
+
+import { Problem, stream } from "./api.js";
+import { chatBody, completionBody } from "./request.js";
+import { newVersion, settings } from "./state.js";
+
+const MAX_WAIT = 180; // seconds in which a server that is busy or starts is asked again
+
+let running = null; // the AbortController of the request under way
+
+export const isRunning = () => running !== null;
+
+export function stop() {
+  running?.abort();
+}
+
+/** What would be sent for this answer, which follows these turns. */
+export function requestOf(answer, before) {
+  return answer.kind === "completion"
+    ? { path: "v1/completions", body: completionBody(answer.prompt, settings) }
+    : { path: "v1/chat/completions", body: chatBody(before, settings) };
+}
+
+/** Ask for new versions of an answer; `onchange` is called whenever there is something new to see. */
+export async function generate(answer, before, onchange) {
+  const controller = new AbortController();
+  running = controller;
+  const first = answer.versions.length;
+  answer.active = first;
+  const version = (choice) => (answer.versions[first + choice] ??= newVersion());
+  version(0);
+  try {
+    const { path, body } = requestOf(answer, before);
+    Object.assign(body, { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } });
+    await patiently(() => receive(path, body, controller.signal, version, onchange), version(0), controller.signal, onchange);
+  } catch (error) {
+    const problem = problemOf(error);
+    for (const each of answer.versions.slice(first)) {
+      if (error.name === "AbortError") each.finish ??= "stopped";
+      else if (each.finish === null) each.problem = problem;
+    }
+  } finally {
+    if (running === controller) running = null;
+    for (const each of answer.versions) delete each.waiting;
+    onchange();
+  }
+}
+
+function problemOf(error) {
+  if (error instanceof Problem) return { kind: error.kind, title: error.title, detail: error.detail };
+  return { kind: "settings", title: "This cannot be sent", detail: error.message };
+}
+
+/** Ask again while the server is busy or starts, as long as it names, and no longer than MAX_WAIT. */
+async function patiently(ask, version, signal, onchange) {
+  const giveUp = Date.now() + MAX_WAIT * 1000;
+  for (;;) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (error.kind !== "busy" || Date.now() + error.retryAfter * 1000 > giveUp) throw error;
+      version.waiting = { title: error.title, detail: error.detail, until: Date.now() + error.retryAfter * 1000 };
+      onchange();
+      await pause(error.retryAfter * 1000, signal);
+    }
+  }
+}
+
+function pause(milliseconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
+
+async function receive(path, body, signal, version, onchange) {
+  const start = performance.now();
+  let firstAt = null;
+  for await (const chunk of stream(path, body, signal)) {
+    const now = performance.now();
+    for (const choice of chunk.choices ?? []) {
+      const target = version(choice.index);
+      delete target.waiting;
+      addDelta(target, choice, now - start);
+      firstAt ??= now;
+      target.stats ??= {};
+    }
+    if (firstAt !== null) addStats(version(0), chunk.usage, { start, firstAt, now });
+    onchange();
+  }
+}
+
+function addStats(version, usage, { start, firstAt, now }) {
+  const tokens = usage?.completion_tokens ?? version.stats.tokens ?? 0;
+  const seconds = (now - firstAt) / 1000;
+  Object.assign(version.stats, {
+    ttft: firstAt - start,
+    tokens,
+    prompt: usage?.prompt_tokens ?? version.stats.prompt,
+    cached: usage?.prompt_tokens_details?.cached_tokens ?? version.stats.cached,
+    rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : version.stats.rate,
+  });
+}
+
+function addDelta(version, choice, elapsed) {
+  const delta = choice.delta ?? { content: choice.text };
+  const thought = delta.reasoning_content ?? delta.reasoning;
+  version.text += delta.content ?? "";
+  if (thought) {
+    version.reasoning += thought;
+    version.thinkTime = elapsed;
+  }
+  for (const part of delta.tool_calls ?? []) addToolCall(version, part);
+  if (choice.logprobs) version.tokens.push(...readTokens(choice.logprobs));
+  if (choice.finish_reason) version.finish = choice.finish_reason;
+}
+
+function addToolCall(version, part) {
+  const call = (version.toolCalls[part.index ?? version.toolCalls.length] ??= { id: "", name: "", arguments: "" });
+  if (part.id) call.id = part.id;
+  call.name += part.function?.name ?? "";
+  call.arguments += part.function?.arguments ?? "";
+}
+
+/** The tokens of a chat's logprobs or of a completion's, in one form. */
+function readTokens(logprobs) {
+  if (logprobs.content) {
+    return logprobs.content.map(({ token, logprob, top_logprobs: top }) => ({
+      text: token,
+      logprob,
+      top: (top ?? []).map((other) => ({ text: other.token, logprob: other.logprob })),
+    }));
+  }
+  return (logprobs.tokens ?? []).map((text, index) => ({
+    text,
+    logprob: logprobs.token_logprobs[index],
+    top: Object.entries(logprobs.top_logprobs?.[index] ?? {})
+      .map(([other, logprob]) => ({ text: other, logprob }))
+      .sort((a, b) => b.logprob - a.logprob),
+  }));
+}

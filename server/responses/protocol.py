@@ -1,0 +1,241 @@
+"""The body of POST /v1/responses, and the chat completion request that it stands for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from server.chat.translated import TranslatedRequest, chat_fields
+from server.protocol import Strict, fault
+from server.responses.items import AnyItem, InputItem, ItemId, Json, MessageItem, chat_messages
+
+if TYPE_CHECKING:
+    from server.protocol import ChatCompletionRequest
+
+# Fields of chat completions that mean the same here: OpenAI's, and the extensions of docs/parameters.md.
+_SAME = (
+    *("model", "temperature", "top_p", "user"),
+    *("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed"),
+    *("stop", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs"),
+    *("priority", "timeout"),
+)
+_FUNCTION_ONLY = "this server runs no tools of its own; it takes function tools, which the client runs"
+
+if TYPE_CHECKING:
+    _ChatFields = Strict
+else:
+    _ChatFields = chat_fields(*_SAME)
+
+
+class FunctionTool(Strict):
+    """A function of the client's. `allowed_callers`, `defer_loading`: only the values that ask for nothing."""
+
+    type: Literal["function"]
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+
+    def for_chat(self) -> Json:
+        """Return the tool as chat completions have it."""
+        function = self.model_dump(include={"name", "description", "parameters", "strict"}, exclude_none=True)
+        return {"type": "function", "function": function}
+
+
+def _is_function(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind != "function":
+        raise ValueError(f"the type {kind!r} is not supported: {_FUNCTION_ONLY}")
+    return value
+
+
+class NamedFunction(Strict):
+    """tool_choice: this function."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(Strict):
+    """tool_choice: one of these functions, or (`auto`) none."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[Annotated[NamedFunction, BeforeValidator(_is_function)]] = Field(min_length=1, max_length=512)
+
+
+def _is_choice(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("type") not in ("function", "allowed_tools"):
+        raise ValueError(f"the type {value.get('type')!r} is not supported: {_FUNCTION_ONLY}")
+    return value
+
+
+class TextFormat(Strict):
+    """text.format: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    json_schema: Json | None = Field(None, alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> TextFormat:
+        is_schema = self.type == "json_schema"
+        if is_schema != (self.name is not None and self.json_schema is not None):
+            raise ValueError("'name' and 'schema' go with the type json_schema, which needs both")
+        if not is_schema and (self.description is not None or self.strict is not None):
+            raise ValueError("'description' and 'strict' go with the type json_schema only")
+        return self
+
+    def for_chat(self) -> Json | None:
+        """Return the format as chat completions' response_format."""
+        if self.type != "json_schema":
+            return None if self.type == "text" else {"type": self.type}
+        schema = self.model_dump(include={"name", "description", "strict"}, exclude_none=True)
+        return {"type": self.type, "json_schema": {**schema, "schema": self.json_schema}}
+
+
+class TextOptions(Strict):
+    """text: the answer's form, and how long-winded it is to be."""
+
+    format: TextFormat = TextFormat(type="text", schema=None)
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(Strict):
+    """reasoning: how much of it, and whether it comes as a summary. A summary here is the whole reasoning.
+
+    `generate_summary` is the older name of `summary`; `context` and `mode` take only what asks for nothing.
+    """
+
+    effort: Annotated[str, Field(max_length=32)] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+
+
+class StreamOptions(Strict):
+    """stream_options: `include_obfuscation` would pad events, which this server never does."""
+
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseRequest(TranslatedRequest, _ChatFields):
+    """POST /v1/responses."""
+
+    names = {  # noqa: RUF012 - a ClassVar of the base
+        "messages": "input",
+        "prompt": "input",
+        "max_completion_tokens": "max_output_tokens",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "response_format.json_schema": "text.format",
+        "reasoning_effort": "reasoning.effort",
+        "verbosity": "text.verbosity",
+        "logprobs": "include",
+    }
+    neutral = {  # noqa: RUF012
+        "background": (False,),
+        "context_management": ([],),
+        "prompt_cache_options": ({}, {"mode": "implicit"}),
+        "prompt_cache_retention": ("in_memory",),
+        "service_tier": ("auto", "default"),
+    }
+
+    input: str | Annotated[list[AnyItem], Field(min_length=1, max_length=4096, fail_fast=True)]
+    instructions: str | None = None
+    previous_response_id: ItemId | None = None
+    max_output_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="default: what the context leaves")
+    max_tool_calls: int | None = Field(None, ge=1, description="of tools that the server runs; it runs none")
+    tools: list[Annotated[FunctionTool, BeforeValidator(_is_function)]] = Field([], max_length=512, fail_fast=True)
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedFunction | AllowedTools, BeforeValidator(_is_choice)
+    ] = "auto"
+    parallel_tool_calls: bool = True
+    text: TextOptions = TextOptions()
+    reasoning: ReasoningOptions = ReasoningOptions()
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field([], max_length=16)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    truncation: Literal["auto", "disabled"] = "disabled"
+    store: bool = True
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
+        {}, max_length=16
+    )
+    prompt_cache_key: str | None = Field(None, max_length=1024)
+    safety_identifier: str | None = Field(None, max_length=1024, description="nothing depends on it")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _differ(cls, tools: list[FunctionTool]) -> list[FunctionTool]:
+        if len({tool.name for tool in tools}) < len(tools):
+            raise ValueError("two tools have the same name")
+        return tools
+
+    @model_validator(mode="after")
+    def _checks(self) -> ResponseRequest:
+        if self.stream_options is not None and not self.stream:
+            raise fault("stream_options", "'stream_options' goes with 'stream': true only")
+        named = [] if isinstance(self.tool_choice, str) else getattr(self.tool_choice, "tools", [self.tool_choice])
+        if unknown := {tool.name for tool in named} - {tool.name for tool in self.tools}:
+            raise fault("tool_choice", f"'tool_choice' names {sorted(unknown)}, which 'tools' does not have")
+        if self.tool_choice == "required" and not self.tools:
+            raise fault("tool_choice", "'tool_choice' is 'required', and there are no 'tools'")
+        return self
+
+    @property
+    def items(self) -> list[InputItem]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [MessageItem(role="user", content=self.input)]
+        return self.input
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether the text's tokens are reported: asked for by `include`, or by `top_logprobs` alone."""
+        return "message.output_text.logprobs" in self.include or self.top_logprobs is not None
+
+    @property
+    def summarises(self) -> bool:
+        """Whether reasoning comes as its summary."""
+        return (self.reasoning.summary or self.reasoning.generate_summary) is not None
+
+    def to_chat(self, items: list[InputItem]) -> ChatCompletionRequest:
+        """Return the chat completion request for a conversation of these items.
+
+        Raises:
+            RequestError: naming the field at fault.
+        """
+        head = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        tools, tool_choice = self._tools()
+        return self.chat_request(
+            {
+                **self.passed_on((*_SAME, "prompt_cache_key")),
+                "stream": self.stream,
+                "messages": head + chat_messages(items),
+                "max_completion_tokens": self.max_output_tokens,
+                "response_format": self.text.format.for_chat(),
+                "verbosity": self.text.verbosity,
+                "reasoning_effort": self.reasoning.effort,
+                "tools": tools or None,
+                "tool_choice": tool_choice if tools else None,
+                "parallel_tool_calls": False if tools and not self.parallel_tool_calls else None,
+                "logprobs": True if self.reports_logprobs else None,
+                "top_logprobs": self.top_logprobs if self.reports_logprobs else None,
+            }
+        )
+
+    def _tools(self) -> tuple[list[Json], Any]:
+        """Return the tools and the choice among them in chat completions' words."""
+        choice, tools = self.tool_choice, self.tools
+        if isinstance(choice, AllowedTools):
+            allowed = {tool.name for tool in choice.tools}
+            return [tool.for_chat() for tool in tools if tool.name in allowed], choice.mode
+        named = {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedFunction) else choice
+        return [tool.for_chat() for tool in tools], named

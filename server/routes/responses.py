@@ -1,0 +1,79 @@
+"""OpenAI's Responses API: POST /v1/responses, and what is stored of responses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from engine.errors import RequestError
+from server.json_body import JsonRoute
+from server.openapi import ERRORS, STREAM
+from server.pipeline import respond
+from server.responses.call import ResponsesCall
+from server.responses.history import History
+from server.responses.protocol import ResponseRequest
+from server.responses.schema import DeletedResponse, InputItemList, ResponseObject
+from server.state import State
+
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Responses"])
+
+
+@router.post("/v1/responses", responses={200: {"model": ResponseObject, **STREAM}})
+async def create_response(request: Request, body: ResponseRequest, server: State) -> Response:
+    """Answer a conversation, given as items; earlier responses can be gone on with."""
+    history = _history(request, server)
+    items = await history.conversation(body.previous_response_id, body.items)
+    return await respond(ResponsesCall(server, body, items, history), request)
+
+
+@router.get("/v1/responses/{response_id}", responses={200: {"model": ResponseObject}})
+async def retrieve_response(
+    request: Request,
+    response_id: str,
+    server: State,
+    stream: Literal["false"] = "false",  # noqa: ARG001 - all others are refused
+) -> dict[str, Any]:
+    """Return a stored response. It cannot be streamed again."""
+    return (await _history(request, server).find(response_id)).response
+
+
+@router.delete("/v1/responses/{response_id}", responses={200: {"model": DeletedResponse}})
+async def delete_response(request: Request, response_id: str, server: State) -> dict[str, Any]:
+    """Forget a stored response. Later responses that went on with it are not changed."""
+    await _history(request, server).delete(response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(request: Request, response_id: str, server: State) -> Response:
+    """Refuse: only responses that run in the background can be cancelled, and this server runs none."""
+    await _history(request, server).find(response_id)
+    raise RequestError("Only a response that was created with 'background': true can be cancelled.", "response_id")
+
+
+@router.get("/v1/responses/{response_id}/input_items", responses={200: {"model": InputItemList}})
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    server: State,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
+) -> dict[str, Any]:
+    """Return the items that a stored response answers: those of its request, and of the responses before it."""
+    items = (await _history(request, server).find(response_id)).input
+    if order == "desc":
+        items = items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise RequestError(f"There is no item with the id '{after}' in this list.", "after")
+        items = items[ids.index(after) + 1 :]
+    page = items[:limit]
+    ends = {"first_id": page[0]["id"] if page else "", "last_id": page[-1]["id"] if page else ""}
+    return {"object": "list", "data": page, **ends, "has_more": len(items) > limit}
+
+
+def _history(request: Request, server: State) -> History:
+    return History(server.storage, request.scope["caller"].tenant)
