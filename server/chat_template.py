@@ -15,6 +15,7 @@ from engine.errors import ConfigError, ModelError, RequestError
 
 _TEMPLATES = Path(__file__).parent / "chat_templates"
 
+_MARK = "\ue000<end of the message>\ue000"  # of the private use area: in no text
 # What an expression in a template can raise; the sandbox does not catch these.
 _TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
@@ -40,17 +41,45 @@ class ChatTemplate:
         except (jinja2.TemplateError, SyntaxError) as error:
             raise ModelError(f"the model's chat template is not valid: {error}") from None
 
-    def render(self, messages: list[dict[str, Any]], /, *, add_generation_prompt: bool, **variables: Any) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        /,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         """Return the prompt's text; the template can also read `variables`.
+
+        With `continue_final_message` the text ends with the last message's content, so that the model goes on with it.
 
         Raises:
             RequestError: the template refuses these messages (an unknown role, for example), or fails on them.
         """
+        if continue_final_message:
+            if add_generation_prompt:
+                message = "continue_final_message goes on with the last message: set add_generation_prompt to false."
+                raise RequestError(message, "continue_final_message")
+            return self._continue(messages, variables)
         fixed = {"messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
             return self._template.render({**self._special_tokens, **variables, **fixed})
         except (jinja2.TemplateError, *_TEMPLATE_FAILURES) as error:
             raise RequestError(f"The model's chat template refuses these messages: {error}", "messages") from None
+
+    def _continue(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        """Render with a mark at the end of the last message, and cut there."""
+        content = messages[-1].get("content") if messages else None
+        if not isinstance(content, str):
+            message = "continue_final_message needs a last message whose content is text."
+            raise RequestError(message, "continue_final_message")
+        marked = [*messages[:-1], {**messages[-1], "content": f"{content.rstrip()}{_MARK}"}]
+        text, mark, _ = self.render(marked, add_generation_prompt=False, **variables).rpartition(_MARK)
+        if not mark:
+            message = "The model's chat template leaves the last message out, so that it cannot be continued."
+            raise RequestError(message, "continue_final_message")
+        return text + content[len(content.rstrip()) :]
 
 
 def named_template(choice: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from tqdm import tqdm
 
 from engine.build import build
 from engine.config import EngineConfig
@@ -14,8 +16,11 @@ from engine.errors import RequestError
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
+from server.chat_template import ChatTemplate, named_template
 from server.choice_text import ChoiceText, Delta
 from server.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass
@@ -62,12 +67,15 @@ class LLM:
         self,
         prompts: str | Sequence[str | list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
     ) -> list[Completion]:
         """Complete prompts (texts or token ids), batched together.
 
         Args:
             prompts: one or several.
             sampling_params: for all, or one for each; default SamplingParams().
+            use_tqdm: show progress, if standard error is a terminal.
 
         Raises:
             RequestError: a prompt can never be computed; nothing was started then.
@@ -75,28 +83,108 @@ class LLM:
         prompts = [prompts] if isinstance(prompts, str) else prompts
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        texts: dict[str, ChoiceText] = {}
-        answers: dict[str, Delta] = {}
-        requests = []
-        for prompt, params in zip(prompts, sampling_params, strict=True):
-            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
-                raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
-            self.engine.info.check(token_ids, params)
-            self._check_grammar(params)
-            request = GenerateRequest(
-                f"offline-{next(self._numbers)}", token_ids, params, 1, SchedulingParams(time.monotonic())
+        pairs = zip(prompts, sampling_params, strict=True)
+        requests = [self._request(prompt, params, add_special_tokens=True) for prompt, params in pairs]
+        return self._complete(requests, use_tqdm=use_tqdm)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        """Answer one conversation or several, batched together.
+
+        Args:
+            messages: a list of {"role": ..., "content": ...}, or several such lists.
+            sampling_params: for all, or one for each; default SamplingParams().
+            use_tqdm: show progress, if standard error is a terminal.
+            chat_template: Jinja text, or a name that --chat-template takes, instead of the model's own.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            continue_final_message: go on with the last message instead; without add_generation_prompt.
+            chat_template_kwargs: further variables of the template, such as {"enable_thinking": False}.
+
+        Raises:
+            RequestError: a conversation can never be computed; nothing was started then.
+        """
+        conversations: Sequence[Any] = [messages] if _is_conversation(messages) else messages
+        template = self._template(chat_template)
+        prompts = [
+            template.render(
+                list(conversation),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
             )
-            requests.append(request)
-            answers[request.request_id] = Delta(0)
-            texts[request.request_id] = ChoiceText(0, self.tokenizer.detokenizer(), params.stop)
-        try:
-            for request in requests:
-                self.engine.add(request)
-            self._finish(answers, texts)
-        finally:  # whatever happened, and ctrl-C: the engine is to be idle again
-            for request in requests:
-                self.engine.abort(AbortRequest(request.request_id))
+            for conversation in conversations
+        ]
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        pairs = zip(prompts, sampling_params, strict=True)
+        requests = [self._request(prompt, params, add_special_tokens=False) for prompt, params in pairs]
+        return self._complete(requests, use_tqdm=use_tqdm)
+
+    def stream(
+        self, prompt: str | list[int], sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+    ) -> Iterator[Delta]:
+        """Complete one prompt and yield its text as it grows; closing the iterator ends it.
+
+        Args:
+            prompt: text or token ids.
+            sampling_params: default SamplingParams().
+            add_special_tokens: whether BOS is put in front of a text; a rendered conversation has it.
+
+        Raises:
+            RequestError: the prompt can never be computed.
+        """
+        request = self._request(prompt, sampling_params or SamplingParams(), add_special_tokens=add_special_tokens)
+        for _, delta in self._run([request]):
+            yield delta
+
+    def _template(self, choice: str | None) -> ChatTemplate:
+        if choice is not None:
+            source = choice if "{" in choice else named_template(choice)
+            return ChatTemplate(source, self.tokenizer.special_tokens)
+        if self.tokenizer.chat_template is None:
+            raise RequestError("this model has no chat template: name one with chat_template", "chat_template")
+        return self.tokenizer.chat_template
+
+    def _request(self, prompt: str | list[int], params: SamplingParams, *, add_special_tokens: bool) -> GenerateRequest:
+        token_ids = (
+            self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        )
+        if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
+            raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
+        self.engine.info.check(token_ids, params)
+        self._check_grammar(params)
+        number = f"offline-{next(self._numbers)}"
+        return GenerateRequest(number, token_ids, params, 1, SchedulingParams(time.monotonic()))
+
+    def _check_grammar(self, params: SamplingParams) -> None:
+        if params.grammar is None:
+            return
+        if not self._knows_vocabulary:
+            self.engine.grammars.learn(self.tokenizer.vocabulary())
+            self._knows_vocabulary = True
+        self.engine.grammars.check(params.grammar)
+
+    def _complete(self, requests: list[GenerateRequest], *, use_tqdm: bool) -> list[Completion]:
+        answers = {request.request_id: Delta(0) for request in requests}
+        disable = None if use_tqdm else True  # None: where standard error is no terminal
+        num_tokens = 0
+        with tqdm(total=len(requests), desc="prompts", unit="prompt", dynamic_ncols=True, disable=disable) as bar:
+            for request_id, delta in self._run(requests):
+                answers[request_id].extend(delta)
+                num_tokens += len(delta.token_ids)
+                if delta.finish_reason is not None:
+                    bar.update()
+                    seconds = bar.format_dict["elapsed"]
+                    bar.set_postfix_str(f"{num_tokens / max(seconds, 1e-9):.0f} output tokens/s", refresh=False)
         return [
             Completion(
                 request.prompt_token_ids,
@@ -109,19 +197,35 @@ class LLM:
             for request, answer in zip(requests, answers.values(), strict=True)
         ]
 
-    def _check_grammar(self, params: SamplingParams) -> None:
-        if params.grammar is None:
-            return
-        if not self._knows_vocabulary:
-            self.engine.grammars.learn(self.tokenizer.vocabulary())
-            self._knows_vocabulary = True
-        self.engine.grammars.check(params.grammar)
+    def _run(self, requests: list[GenerateRequest]) -> Iterator[tuple[str, Delta]]:
+        texts = {r.request_id: ChoiceText(0, self.tokenizer.detokenizer(), r.sampling.stop) for r in requests}
+        try:
+            for request in requests:
+                self.engine.add(request)
+            while self.engine.has_work:
+                for output in self.engine.step().outputs:
+                    if (delta := texts[output.request_id].push(output)) is None:
+                        continue
+                    if delta.finish_reason is not None and output.finish_reason is None:
+                        self.engine.abort(AbortRequest(output.request_id))
+                    yield output.request_id, delta
+        finally:  # whatever happened, and ctrl-C: the engine is to be idle again
+            for request in requests:
+                self.engine.abort(AbortRequest(request.request_id))
 
-    def _finish(self, answers: dict[str, Delta], texts: dict[str, ChoiceText]) -> None:
-        while self.engine.has_work:
-            for output in self.engine.step().outputs:
-                if (delta := texts[output.request_id].push(output)) is None:
-                    continue
-                answers[output.request_id].extend(delta)
-                if delta.finish_reason is not None and output.finish_reason is None:
-                    self.engine.abort(AbortRequest(output.request_id))
+
+def _is_conversation(messages: Any) -> bool:
+    """Tell one conversation from several.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, str | bytes)
+    if is_list and messages and all(isinstance(message, Mapping) for message in messages):
+        return True
+    if is_list and all(
+        isinstance(one, Sequence) and one and all(isinstance(message, Mapping) for message in one) for one in messages
+    ):
+        return False
+    form = '[{"role": "user", "content": "..."}]'
+    raise RequestError(f"messages is {messages!r:.100}; it must be {form}, or a list of such lists", "messages")

@@ -57,8 +57,8 @@ class Tokenizer:
             "chat_template": chat_template,
         }
         self._bytes = TokenBytes(tokenizer) if is_byte_level(tokenizer) else None
-        special = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        self.chat_template = ChatTemplate(chat_template, special) if chat_template is not None else None
+        self.special_tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self.chat_template = ChatTemplate(chat_template, self.special_tokens) if chat_template is not None else None
 
     @classmethod
     def load(cls, source: ModelSource, chat_template: str | None = None) -> Tokenizer:

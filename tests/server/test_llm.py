@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -169,3 +169,58 @@ def test_parameters_out_of_their_range_are_refused_by_name(tiny_llama, params):
 def test_a_prompt_that_is_neither_text_nor_token_ids_is_refused(llm, prompt):
     with pytest.raises(RequestError, match="a string or a list of token ids"):
         llm.generate([prompt])
+
+
+CONVERSATION = [{"role": "user", "content": "Hi"}]
+
+
+async def test_a_conversation_is_answered_as_over_http(llm: LLM, api: Api) -> None:
+    [answer] = llm.chat(CONVERSATION, GREEDY)
+    over_http = await api.chat("Hi", temperature=0, max_tokens=20, ignore_eos=True)
+    assert answer.text == over_http["choices"][0]["message"]["content"]
+    again, other = llm.chat([CONVERSATION, [{"role": "user", "content": "Ho"}]], GREEDY)
+    assert again == answer
+    assert other.prompt_token_ids != answer.prompt_token_ids
+
+
+def test_a_conversation_may_go_on_with_its_last_message(llm: LLM) -> None:
+    messages = [*CONVERSATION, {"role": "assistant", "content": "Well, "}]
+    [answer] = llm.chat(messages, GREEDY, add_generation_prompt=False, continue_final_message=True)
+    assert llm.tokenizer.decode(answer.prompt_token_ids).endswith("Well, ")
+    with pytest.raises(RequestError, match="add_generation_prompt"):
+        llm.chat(messages, GREEDY, continue_final_message=True)
+
+
+def test_another_template_and_its_variables_may_be_given(llm: LLM) -> None:
+    template = "{{ bos_token }}{{ messages[0].content }}{{ mood }}"
+    [answer] = llm.chat(CONVERSATION, GREEDY, chat_template=template, chat_template_kwargs={"mood": "!"})
+    assert llm.tokenizer.decode(answer.prompt_token_ids) == "Hi!"
+    with pytest.raises(ConfigError, match="deepseek-v3"):
+        llm.chat(CONVERSATION, GREEDY, chat_template="no-such")
+
+
+@pytest.mark.parametrize("messages", ["Hi", ["Hi"], [[]], [["Hi"]], [CONVERSATION, "Hi"], {"role": "user"}])
+def test_what_is_no_conversation_is_refused(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="messages is"):
+        llm.chat(messages, GREEDY)
+    assert not llm.engine.has_work
+
+
+def test_a_stream_adds_up_and_may_be_left_early(llm: LLM) -> None:
+    [whole] = llm.generate(["Hello"], GREEDY)
+    assert "".join(delta.text for delta in llm.stream("Hello", GREEDY)) == whole.text
+    stream = llm.stream("Hello", GREEDY)
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_work
+    llm.engine.batcher.check_idle()
+
+
+def test_progress_is_for_terminals(llm: LLM, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    llm.generate(["a", "b"], GREEDY)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    llm.generate(["a", "b"], GREEDY, use_tqdm=False)
+    assert capsys.readouterr().err == ""
+    llm.generate(["a", "b"], GREEDY)
+    assert "output tokens/s" in capsys.readouterr().err
