@@ -4,8 +4,9 @@ r"""Measure servers in turn and print ratios; the first target is ours.
         --target "ours=deepseek-serve --port {port} --model FOLDER" --target peer=http://127.0.0.1:8080
 
 A target is a URL, or a command with {port}. A command is started here, and ended with all processes that it started. In
-one round all targets get the same requests; each round has new requests. Each run prints one JSON line on stdout; a
-table of medians goes to stderr. --load-command names another load generator with the output of `vllm bench serve`.
+one round all targets get the same requests; each round has new requests. A table of medians is printed on a terminal,
+and a JSON line for each run into a pipe. --load-command names another load generator with the output of `vllm bench
+serve`.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--load-command", help="another generator, with {url}, {port}, {input_len}, {output_len}, {concurrency}, ...")
     add("--start-timeout", type=float, default=300.0, help="seconds for a target to be ready (default: %(default)s)")
     add("--timeout", type=float, default=1800.0, help="seconds for a run of --load-command (default: %(default)s)")
+    add("--json", action="store_true", help="print JSON on a terminal too")
     args = parser.parse_args(argv)
     try:
         args.case = [Case.parse(text) for text in args.case]
@@ -185,6 +187,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Print a JSON line for each run and the table. All started processes are ended, also after a signal."""
     args = parse()
+    is_json = args.json or not sys.stdout.isatty()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     results: dict[Case, dict[str, list[Figures]]] = {}
     try:
@@ -194,11 +197,15 @@ def main() -> None:
             ]
             for case, target, repeat, figures in compare(targets, args):
                 results.setdefault(case, {}).setdefault(target.name, []).append(figures)
-                sys.stdout.write(json.dumps({"target": target.name, **vars(case), "repeat": repeat, **figures}) + "\n")
-                sys.stdout.flush()
+                line = {"target": target.name, **vars(case), "repeat": repeat, **figures}
+                if is_json:
+                    sys.stdout.write(json.dumps(line) + "\n")
+                    sys.stdout.flush()
+                else:
+                    sys.stderr.write(f"{target.name}: {case}, {figures['output_tokens_per_second']:.1f} tokens/s\n")
     except (TargetError, OSError) as error:
         sys.exit(f"benchmarks.compare: error: {error}")
-    sys.stderr.write(table(results, list(args.targets)))
+    (sys.stderr if is_json else sys.stdout).write(table(results, list(args.targets)))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ bytes as a share of the bandwidth of a sum over a large tensor.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import sys
 import time
 
 import torch
@@ -24,12 +22,13 @@ from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from engine.step import StepPlan
+from server.commands.output import report
 
 OPTIONS = {"model": None, "dtype": "auto", "kernels": "auto", "quantization": "none", "kv_cache_dtype": "auto"}
 
 
 def main() -> None:
-    """Run one configuration; print a summary on stderr and one JSON line on stdout."""
+    """Run one configuration; print a summary on a terminal, and one JSON line into a pipe."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", default=default, help="as of deepseek-serve")
@@ -37,7 +36,9 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3, help="number of runs; the median is reported")
+    parser.add_argument("--json", action="store_true", help="print JSON on a terminal too")
     args = parser.parse_args()
+    as_json = vars(args).pop("json")
 
     config = EngineConfig(**{name: getattr(args, name) for name in OPTIONS}, max_batch_size=args.batch)
     engine = load_engine(config)
@@ -50,7 +51,7 @@ def main() -> None:
         best[f"{kind}_mfu"], best[f"{kind}_bandwidth_use"] = flops / peak / seconds, num_bytes / bandwidth / seconds
     machine = {"flops_per_second": peak, "read_bytes_per_second": bandwidth}
     result = {"model": args.model or "default", "dtype": engine.info.dtype, **machine, **vars(args), **best}
-    sys.stderr.write(
+    text = (
         f"{best['output_tokens_per_second']:.0f} output tokens/s; "
         f"median step {best['median_decode_step_ms']:.1f} ms decoding, {best['max_step_ms']:.0f} ms at most\n"
         + "".join(
@@ -59,7 +60,7 @@ def main() -> None:
             for kind in ("prompt", "decode")
         )
     )
-    sys.stdout.write(json.dumps(result) + "\n")
+    report(text, result, as_json=as_json)
 
 
 def compute(

@@ -5,9 +5,9 @@
     python -m benchmarks.serve --api-key heavy,rate=inf,requests=200 --api-key light,rate=1      # several callers
     python -m benchmarks.serve --dataset trace.jsonl --slo ttft=500 --slo tpot=50                # replay, goodput
 
-Prints a table on stderr and one JSON line on stdout. --dataset reads lines of {"prompt": text, token ids or a number of
-tokens, "max_tokens": N}; optional keys are "time" (seconds), "key", "priority" and "prefix" ([name, tokens]). Requests
-with times are sent at these times, unless --rate or --concurrency is given.
+Prints a table on a terminal, and one JSON line into a pipe. --dataset reads lines of {"prompt": text, token ids or a
+number of tokens, "max_tokens": N}; optional keys are "time" (seconds), "key", "priority" and "prefix" ([name, tokens]).
+Requests with times are sent at these times, unless --rate or --concurrency is given.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import uvloop
 from benchmarks.load import report, workload
 from benchmarks.load.runner import Endpoint, Run, run
 from benchmarks.load.targets import get
+from server.commands import output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,6 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=int, default=4, metavar="N", help="requests before the measurement (default: %(default)s)")
     add("--timeout", type=float, default=600.0, help="seconds for one answer (default: %(default)s)")
     add("--slo", type=_named(report.parse_slo), action="append", default=[], metavar="ttft|tpot|e2e=MS")
+    add("--json", action="store_true", help="print JSON on a terminal too")
     add("--plot", type=Path, metavar="FILE", help="draw the distributions (pip install 'deepseek-serve[bench]')")
     args = parser.parse_args(argv)
     try:
@@ -101,7 +103,7 @@ def measure(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 def settings(args: argparse.Namespace) -> dict[str, str]:
     """The flags that are set, for the JSON line. API keys are replaced by their labels."""
-    values = {name: value for name, value in vars(args).items() if value and name not in ("sources", "slo")}
+    values = {name: value for name, value in vars(args).items() if value and name not in ("sources", "slo", "json")}
     if args.api_key:
         parts = [key.partition(",") for key in args.api_key]
         values["api_key"] = [report.label(key) + comma + rest for key, comma, rest in parts]
@@ -145,8 +147,7 @@ def main() -> None:
         result, summary = measure(args)
     except OSError as error:
         sys.exit(f"benchmarks.serve: error: {args.url} cannot be reached: {error}")
-    sys.stderr.write(report.table(summary))
-    sys.stdout.write(json.dumps({"settings": settings(args), **summary}) + "\n")
+    output.report(report.table(summary), {"settings": settings(args), **summary}, as_json=args.json)
     if args.plot:
         report.plot(result.answers, args.plot)
     sys.exit(0 if summary["completed"] else 1)

@@ -17,12 +17,12 @@ import argparse
 import dataclasses
 import json
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks.load.report import plot_shares
 from benchmarks.load.workload import parse_rate, positive
@@ -33,6 +33,10 @@ from engine.policies import POLICIES
 from engine.protocol import SamplingParams, SchedulingParams
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepPlan, StepResult
+from server.commands.output import report, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIMES = ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
@@ -119,8 +123,9 @@ def simulate(
     block_size: int = 16,
     target_itl: float | None = None,
     prefill_share: float = PREFILL_SHARE,
+    on_end: Callable[[], object] = lambda: None,
 ) -> Outcome:
-    """Run a trace to its end. No model runs; each step costs one scheduling decision."""
+    """Run a trace to its end. No model runs; each step costs one scheduling decision. `on_end` hears of each end."""
     cost = cost or StepCost()
     cache = KVCacheManager(num_blocks, block_size)
     batcher = DynamicBatcher(
@@ -149,6 +154,7 @@ def simulate(
             outcome.tokens += 1
             if output.finish_reason is not None:
                 outcome.ends_of_key.setdefault(arrival.key, []).append(now)
+                on_end()
         batcher.observe(plan, seconds)
     batcher.check_idle()
     stats = batcher.stats()
@@ -207,6 +213,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=positive, default=8192)
     add("--target-itl", type=lambda text: float(text) / 1000, metavar="MS", help="milliseconds")
     add("--prefill-share", type=float, default=PREFILL_SHARE)
+    add("--json", action="store_true", help="print JSON on a terminal too")
     add("--plot", type=Path, help="write TTFT and inter-token latency as curves (needs matplotlib)")
     args = parser.parse_args(argv)
     if args.max_batched_tokens < args.max_batch_size:
@@ -230,20 +237,30 @@ def summarise(policy: str, outcome: Outcome) -> dict[str, Any]:
     return {"policy": policy, **times, **rates, "preemptions": outcome.preemptions, "cached": outcome.cached}
 
 
+def show(cost: StepCost, lines: list[dict[str, Any]]) -> str:
+    """The results as a table for people."""
+    rows = [["policy", "TTFT mean", "p50", "p99", "ITL p50", "p99", "tokens/s", "packing", "preempted", "cached"]]
+    for line in lines:
+        times = [f"{line[name]:.3f} s" for name in TIMES]
+        rates = [f"{line['output_tokens_per_second']:.0f}", f"{line['packing']:.1%}"]
+        rows.append([line["policy"], *times, *rates, str(line["preemptions"]), f"{line['cached']:.1%}"])
+    costs = ", ".join(f"{1e3 * value:.3g} ms {name}" for name, value in dataclasses.asdict(cost).items())
+    return f"a step costs {costs}\n{table(rows)}"
+
+
 def main() -> None:
-    """Print a JSON line for each policy on stdout and a table on stderr; draw the plot."""
+    """Print a table for people or a JSON line for each policy; draw the plot."""
     args = parse()
     cost = StepCost() if args.fit is None else fit(args.fit or None)
-    sys.stderr.write(f"a step costs {dataclasses.asdict(cost)}\n")
-    sys.stderr.write(f"{'policy':10}" + "".join(f"{name:>10}" for name in (*TIMES, "tok/s", "packing")) + "\n")
+    lines = []
     limits = ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share", "target_itl")
     outcomes = {}
     for policy in args.policy:
-        outcomes[policy] = simulate(args.arrivals, policy, cost, **{name: getattr(args, name) for name in limits})
-        line = summarise(policy, outcomes[policy])
-        sys.stdout.write(json.dumps(line) + "\n")
-        columns = "".join(f"{line[name]:10.3f}" for name in TIMES)
-        sys.stderr.write(f"{policy:10}{columns}{line['output_tokens_per_second']:10.0f}{line['packing']:10.3f}\n")
+        chosen = {name: getattr(args, name) for name in limits}
+        with tqdm(total=len(args.arrivals), desc=policy, unit="request", leave=False, disable=None) as bar:
+            outcomes[policy] = simulate(args.arrivals, policy, cost, **chosen, on_end=bar.update)
+        lines.append(summarise(policy, outcomes[policy]))
+    report(show(cost, lines), lines, as_json=args.json)
     if args.plot:
         panels = {"time to first token (s)": "ttft", "inter-token latency (s)": "itl"}
         curves = {

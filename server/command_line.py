@@ -1,4 +1,8 @@
-"""Settings from flags, environment and configuration file. What is done with them is server.cli's."""
+"""Settings from flags, environment and configuration file. What is done with them is server.cli's.
+
+pydantic-settings merges the sources. Its own parsers of flags and files do not fit: help without groups and with types
+for values, no nearest flag, no keys with dashes, and YAML's `on` is refused as a boolean.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,25 @@ import difflib
 import sys
 import tomllib
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, Settings, flag, setting
 from engine.errors import ConfigError
+from server.arguments import Parser
 from server.config import ServerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 _DESCRIPTION = """Serve a language model over an OpenAI-compatible HTTP API.
 
-With no flags it serves SmolLM2-135M-Instruct on http://127.0.0.1:8000 (98 MB, fetched once).
+Without a model it serves SmolLM2-135M-Instruct (98 MB, fetched once) on http://127.0.0.1:8000.
 
-deepseek-serve fetch downloads a model of the hub, deepseek-serve quantize makes an int8 checkpoint
-of a model, and deepseek-serve make-checkpoint writes a small random DeepSeek model to try: each has
-its own --help."""
+commands (each has its own --help):
+{commands}"""
 
 _EPILOG = """Each flag is also an environment variable (--max-batch-size is
 DEEPSEEK_SERVE_MAX_BATCH_SIZE) and a key of the YAML or TOML file that --config
@@ -33,8 +38,9 @@ the file.
 
 examples:
   deepseek-serve
-  deepseek-serve --model /models/deepseek-llm-7b-chat --port 9000 --max-batch-size 64
-  deepseek-serve --model HuggingFaceTB/SmolLM2-360M-Instruct --dtype float32
+  deepseek-serve /models/deepseek-llm-7b-chat --port 9000 --max-batch-size 64
+  deepseek-serve HuggingFaceTB/SmolLM2-360M-Instruct --dtype float32
+  deepseek-serve chat
   deepseek-serve --config serve.yaml"""
 
 _PREFIX = "DEEPSEEK_SERVE_"  # of environment variables
@@ -61,10 +67,13 @@ class CommandLine(ServerConfig, EngineConfig, BaseSettings):
         return init_settings, env_settings, InitSettingsSource(settings_cls, _read_file(path) if path else {})
 
 
-def parse(argv: list[str]) -> tuple[ServerConfig, EngineConfig]:
-    """Settings from flags, environment and file; a mistake ends the program with status 2 and says what is valid."""
+def parse(argv: list[str], commands: Mapping[str, str] | None = None) -> tuple[ServerConfig, EngineConfig]:
+    """Settings from flags, environment and file; a mistake ends the program with status 2 and says what is valid.
+
+    `commands` are the subcommands that help lists, with what each does.
+    """
     try:
-        values = CommandLine(**vars(_parser().parse_args(argv))).model_dump()
+        values = CommandLine(**_flags(argv, commands or {})).model_dump()
     except ConfigError as error:
         sys.exit(complain(error))
     server, engine = ({name: values[name] for name in kind.model_fields} for kind in (ServerConfig, EngineConfig))
@@ -89,22 +98,29 @@ def complain(error: Exception) -> int:
     return 2
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse for a flag that it does not know or that lacks its value."""
-        raise ConfigError(f"{message}; deepseek-serve --help lists what is valid")
+def _flags(argv: list[str], commands: Mapping[str, str]) -> dict[str, Any]:
+    """The values of the flags that are given.
+
+    Raises:
+        ConfigError: two of them contradict each other.
+    """
+    values = vars(_parser(commands).parse_args(argv))
+    model = values.pop("MODEL", None)
+    if model is not None and values.setdefault("model", model) != model:
+        raise ConfigError(f"the model is {model} and --model is {values['model']}; give one of them")
+    names = values.get("served_model_name", [])
+    if model is None and "model" not in values and any(Path(name).exists() for name in names[1:]):
+        raise ConfigError(f"--served-model-name is {' '.join(names)}; name the model first: deepseek-serve MODEL ...")
+    return {**values, "served_model_name": ",".join(names)} if names else values
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     """A parser of flags only. Values stay text: `CommandLine` checks them, as it checks those of other sources."""
-    parser = _Parser(
-        prog="deepseek-serve",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+    listed = "\n".join(f"  {name:17} {text}" for name, text in commands.items())
+    parser = Parser("deepseek-serve", _DESCRIPTION.format(commands=listed), _EPILOG)
+    parser.argument_default = argparse.SUPPRESS
+    parser.usage = "deepseek-serve [COMMAND] [MODEL] [--FLAG VALUE ...]"
+    parser.add_argument("MODEL", nargs="?", help="the same as --model", default=argparse.SUPPRESS)
     _add_flag(parser, "config", CommandLine)
     parser.add_argument("--version", action="version", version=f"deepseek-serve {version('deepseek-serve')}")
     for group in _GROUPS:
@@ -121,6 +137,7 @@ def _add_flag(section: argparse._ActionsContainer, name: str, group: type[Settin
     section.add_argument(
         flag(name),
         dest=name,
+        nargs="+" if name == "served_model_name" else None,
         metavar=f"{{{','.join(choices)}}}" if choices else field.title,
         help=f"{field.description}{default}".replace("%", "%%"),
     )

@@ -113,7 +113,7 @@ class LLM:
             RequestError: a conversation can never be computed; nothing was started then.
         """
         conversations: Sequence[Any] = [messages] if _is_conversation(messages) else messages
-        template = self._template(chat_template)
+        template = self.chat_template(chat_template)
         prompts = [
             template.render(
                 list(conversation),
@@ -146,7 +146,13 @@ class LLM:
         for _, delta in self._run([request]):
             yield delta
 
-    def _template(self, choice: str | None) -> ChatTemplate:
+    def chat_template(self, choice: str | None = None) -> ChatTemplate:
+        """Return the model's chat template, or another by its name or Jinja text.
+
+        Raises:
+            RequestError: the model has none.
+            ConfigError: there is none of this name.
+        """
         if choice is not None:
             source = choice if "{" in choice else named_template(choice)
             return ChatTemplate(source, self.tokenizer.special_tokens)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import msgspec
+from tqdm import tqdm
 
 from benchmarks.load.answer import Answer
 
@@ -80,9 +81,10 @@ class Run:
 async def run(endpoint: Endpoint, sources: Sequence[Source]) -> Run:
     """Send all requests. A failed request does not end the run."""
     prepared = [([(request, endpoint.encode(request)) for request in s.requests], s.concurrency) for s in sources]
-    connector = aiohttp.TCPConnector(limit=0)
+    connector, total = aiohttp.TCPConnector(limit=0), sum(len(source.requests) for source in sources)
     async with aiohttp.ClientSession(connector=connector, read_bufsize=_MAX_LINE) as session:
-        load = _Load(session, endpoint)
+        bar = tqdm(total=total, desc="requests", unit="request", leave=False, disable=None)
+        load = _Load(session, endpoint, bar)
         start, cpu_start = time.perf_counter(), time.process_time()
         async with asyncio.TaskGroup() as tasks:
             for requests, concurrency in prepared:
@@ -93,6 +95,7 @@ async def run(endpoint: Endpoint, sources: Sequence[Source]) -> Run:
                 for _ in range(concurrency):
                     tasks.create_task(load.closed_loop(queue))
         cpu_seconds = time.process_time() - cpu_start
+    bar.close()
     end = max((answer.end for answer in load.answers), default=start)
     return Run(load.answers, end - start, cpu_seconds)
 
@@ -100,8 +103,8 @@ async def run(endpoint: Endpoint, sources: Sequence[Source]) -> Run:
 class _Load:
     """The answers of a run so far."""
 
-    def __init__(self, session: aiohttp.ClientSession, endpoint: Endpoint) -> None:
-        self._session, self._endpoint = session, endpoint
+    def __init__(self, session: aiohttp.ClientSession, endpoint: Endpoint, bar: tqdm[Any]) -> None:
+        self._session, self._endpoint, self._bar = session, endpoint, bar
         self.answers: list[Answer] = []
 
     async def closed_loop(self, queue: Iterator[tuple[Request, bytes]]) -> None:
@@ -136,3 +139,4 @@ class _Load:
             answer.error = "broken off" if answer.status else type(getattr(error, "os_error", error)).__name__
         answer.end = time.perf_counter()
         self.answers.append(answer)
+        self._bar.update()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -13,6 +14,8 @@ import pytest
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, flag
 from engine.policies import POLICIES
+from server import cli
+from server.cli import COMMANDS
 from server.command_line import parse, unknown_variables
 from server.config import ServerConfig
 
@@ -189,9 +192,13 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--queue-timeout", "0"], "--queue-timeout is 0; it must be more than 0"),
         (["--drain-timeout", "-1"], "--drain-timeout is -1; it must be at least 0"),
         (["--drain-timeout", "inf"], "--drain-timeout is inf; it must be a finite number"),
-        (["--max-batch", "3"], "unrecognized arguments: --max-batch 3; deepseek-serve --help"),  # no abbreviations
-        (["--no-such-flag", "1"], "unrecognized arguments: --no-such-flag 1; deepseek-serve --help"),
-        (["serve"], "unrecognized arguments: serve; deepseek-serve --help"),
+        (["--max-batch", "3"], "there is no flag --max-batch; did you mean --max-batch-size?; deepseek-serve --help"),
+        (["--ouput=1"], "there is no flag --ouput; did you mean --port?"),
+        (["--zzz", "1"], "there is no flag --zzz; deepseek-serve --help"),
+        (["a", "b"], "unrecognized arguments: b; deepseek-serve --help"),
+        (["a", "--model", "b"], "the model is a and --model is b; give one of them"),
+        (["--served-model-name", "a", "/tmp"], "--served-model-name is a /tmp; name the model first"),
+        (["--served-model-name", ","], "--served-model-name is empty"),
         (["--model"], "argument --model: expected one argument; deepseek-serve --help"),
     ],
     ids=str,
@@ -251,11 +258,62 @@ def test_version_is_the_distributions() -> None:
     assert outcome.stdout.startswith("deepseek-serve 0.")
 
 
-@pytest.mark.parametrize("command", ["fetch", "quantize", "make-checkpoint"])
-def test_the_other_commands_have_their_own_help(command: str) -> None:
-    outcome = run(command, "--help")
-    assert outcome.returncode == 0
-    assert outcome.stdout.startswith(f"usage: deepseek-serve {command} ")
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns_and_imports_nothing_heavy(command: str) -> None:
+    code = f"import sys, runpy; sys.argv[1:] = {[*command.split(), '--help']!r}\ntry: runpy.run_module('server.cli', run_name='__main__')"
+    code += "\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    environment = {**os.environ, "COLUMNS": "80"}
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    title = f"usage: deepseek-serve {'[COMMAND] [MODEL]' if command in ('', 'serve') else command} "
+    assert outcome.stdout.startswith(title)
+    assert max(map(len, outcome.stdout.splitlines())) <= 80
+    assert not {"torch", "numpy", "fastapi", "uvicorn", "zmq", "huggingface_hub"} & set(outcome.stderr.split())
+
+
+def test_help_lists_every_command_and_every_command_exists() -> None:
+    listed = run("--help").stdout.partition("commands (")[2].partition("\n\n")[0]
+    for name, text in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", listed, re.MULTILINE)
+        assert name == "serve" or callable(import_module(f"server.commands.{name.replace('-', '_')}").main)
+
+
+@pytest.mark.parametrize("argv", [["m"], ["--model", "m"], ["m", "--model", "m"]])
+def test_the_model_may_stand_alone(argv: list[str]) -> None:
+    assert parse(argv)[1].model == "m"
+
+
+@pytest.mark.parametrize("argv", [["--served-model-name", "a", "b"], ["--served-model-name", "a, b"]])
+def test_several_names_may_be_given(argv: list[str]) -> None:
+    assert parse(argv)[0].model_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], ("serve", [])),
+        (["serve", "m", "--port", "1"], ("serve", ["m", "--port", "1"])),
+        (["org/model", "--port", "1"], ("serve", ["org/model", "--port", "1"])),
+        (["--port", "1"], ("serve", ["--port", "1"])),
+        (["help"], ("serve", ["--help"])),
+        (["chat", "m"], ("chat", ["m"])),
+    ],
+)
+def test_a_word_is_a_command_or_a_model(argv: list[str], expected: tuple[str, list[str]]) -> None:
+    assert cli._command(argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("quantise", "quantize"), ("chatt", "chat"), ("make_checkpoint", "make-checkpoint")]
+)
+def test_a_misspelt_command_is_told_from_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, nearest: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli._command([word])
+    assert f"did you mean {nearest!r}?" in capsys.readouterr().err
+    (tmp_path / word).mkdir()
+    assert cli._command([word]) == ("serve", [word])
 
 
 @pytest.mark.parametrize("script", [True, False])

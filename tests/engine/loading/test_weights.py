@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.models.int8_scheme import Int8Scheme
-from server import make_checkpoint
+from server.commands import make_checkpoint
 from tests.support import checkpoints
 from tests.support.checkpoints import edit_weights, refusal
 from tests.support.int8 import make_int8

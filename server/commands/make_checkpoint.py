@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError, ModelError
+from engine.loading.presets import PRESETS
 from engine.loading.resolve import resolve_model
-from server.tokenizer import Tokenizer
+from server.arguments import Parser
 
 _SIZES = {  # flag -> config.json's name
     "layers": "num_hidden_layers",
@@ -27,11 +28,12 @@ _SIZES = {  # flag -> config.json's name
 
 def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
-    from engine.loading import random_checkpoint  # imports torch, which --help of the server need not wait for
+    args = _parser().parse_args(argv)
+    from engine.loading import random_checkpoint  # imports torch, which --help need not wait for
+    from server.tokenizer import Tokenizer
 
-    args = _parser(sorted(random_checkpoint.PRESETS)).parse_args(argv)
     try:
-        config = _config(random_checkpoint.PRESETS[args.like], args)
+        config = _config(PRESETS[args.like], args)
         tokenizer = Tokenizer.load(resolve_model(args.tokenizer))
         ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
         config |= {"vocab_size": tokenizer.vocab_size, **ids, **_settings(args.set)}
@@ -51,10 +53,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser(presets: list[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deepseek-serve make-checkpoint", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser("deepseek-serve make-checkpoint", __doc__)
     add = parser.add_argument
-    add("--like", required=True, choices=presets, help="the model whose structure it gets")
+    presets, structure = sorted(PRESETS), "the model whose structure it gets"
+    add("--like", required=True, choices=presets, metavar="NAME", help=f"{structure}: {', '.join(presets)}")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     for flag, name in _SIZES.items():
         add(f"--{flag}", dest=name, type=_positive, metavar="N", help=f"{name} of config.json")

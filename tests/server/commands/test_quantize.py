@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine.quantization import quantize as quantization
-from server import LLM, SamplingParams, quantize
+from server import LLM, SamplingParams
+from server.commands import quantize
 
 
 def run(model, out, *arguments):
@@ -17,7 +18,10 @@ def run(model, out, *arguments):
 @pytest.mark.parametrize("scheme", ["w8a8-static", "w8a8-dynamic", "w8"])
 def test_what_is_written_is_served(tmp_path, tiny_llama, capsys, scheme):
     assert run(tiny_llama, tmp_path / "int8", "--scheme", scheme) == 0
-    assert f"deepseek-serve --model {tmp_path}/int8" in capsys.readouterr().out
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["out"], figures["scheme"]) == (f"{tmp_path}/int8", scheme)
+    assert figures["bytes"] > 0
+    assert sum(figures["shares"].values()) == pytest.approx(1, abs=0.01)
     assert (
         load_file(tmp_path / "int8" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"].dtype is torch.int8
     )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
 
 from engine.errors import ModelError
 from engine.loading.hub_folder import fetch
+from server.arguments import Parser
 from server.config import LOG_FORMAT
 
 
 def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
-    parser = argparse.ArgumentParser(prog="deepseek-serve fetch", description=__doc__)
+    parser = Parser("deepseek-serve fetch", __doc__)
     parser.add_argument("--model", required=True, metavar="HUB_ID", help="the model, as org/name")
     parser.add_argument("--revision", default="main", metavar="NAME", help="branch, tag or commit (default: main)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make, then for --model")

@@ -6,8 +6,9 @@ import pytest
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from engine.loading.random_checkpoint import PRESETS
-from server import LLM, SamplingParams, make_checkpoint
+from engine.loading.presets import PRESETS
+from server import LLM, SamplingParams
+from server.commands import make_checkpoint
 
 SMALL = ["--hidden", "64", "--intermediate", "96", "--layers", "2"]
 

@@ -1,6 +1,6 @@
 """deepseek-serve fetch: what is there already is success, what is not a model is an error that names it."""
 
-from server import fetch
+from server.commands import fetch
 
 
 def test_a_folder_that_is_there_is_success(tmp_path, caplog):

@@ -9,20 +9,24 @@ kv_b_proj stay as they are. A model is run layer by layer, so memory for one lay
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigError, ModelError
 from engine.loading.resolve import resolve_model
 from engine.quantization.calibration_text import builtin_text, read_texts
-from server.tokenizer import Tokenizer
+from server.arguments import Parser
+from server.commands.output import report, table
+
+if TYPE_CHECKING:
+    from server.tokenizer import Tokenizer
 
 _SCHEMES = {
-    "w8a8-static": "fastest where activations are tame; needs text like what will be served",
+    "w8a8-static": "fastest where activations are tame; needs text like yours",
     "w8a8-dynamic": "close to the original, nearly as fast",
-    "w8": "weights only: half the memory, quality unchanged, arithmetic as before",
+    "w8": "weights only: half the memory, quality and arithmetic as before",
 }
 _CONTEXT = 512  # tokens of one calibration sequence
 
@@ -30,18 +34,18 @@ _EPILOG = """schemes:
 {schemes}
 
 examples:
-  deepseek-serve quantize --model /models/deepseek-llm-7b-chat --out /models/7b-int8
-  deepseek-serve quantize --model HuggingFaceTB/SmolLM2-360M-Instruct --out smol-int8 \\
-      --scheme w8a8-static --calibration chats.jsonl
-  deepseek-serve --model smol-int8
-  python -m benchmarks.quality --model BEFORE int8=AFTER      # what it cost: perplexity, KL, agreement"""
+  deepseek-serve quantize --model /models/llm-7b-chat --out /models/7b-int8
+  deepseek-serve quantize --model HuggingFaceTB/SmolLM2-360M-Instruct \\
+      --out smol-int8 --scheme w8a8-static --calibration chats.jsonl
+  deepseek-serve smol-int8
+  python -m benchmarks.quality --model BEFORE int8=AFTER   # what it cost"""
 
 
 def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
     args = _parser().parse_args(argv)
     try:
-        sys.stdout.write(_quantize(args) + "\n")
+        report(*_quantize(args), as_json=args.json)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve quantize: error: {error}\n")
         return 2
@@ -50,14 +54,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     schemes = "\n".join(f"  {name:14} {text}" for name, text in _SCHEMES.items())
-    parser = argparse.ArgumentParser(
-        prog="deepseek-serve quantize",
-        description=__doc__,
-        epilog=_EPILOG.format(schemes=schemes),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("deepseek-serve quantize", __doc__, _EPILOG.format(schemes=schemes))
     add = parser.add_argument
     add("--model", metavar="NAME|FOLDER|FILE.gguf|HUB_ID", help="as for serving; default: the built-in model")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
@@ -66,12 +65,15 @@ def _parser() -> argparse.ArgumentParser:
         'plain text, or .jsonl with "text" or "prompt" in each line; default: help topics that come with Python'
     )
     add("--calibration", type=Path, metavar="FILE", help=calibration)
+    add("--json", action="store_true", help="print JSON on a terminal too")
     add("--tokens", type=int, default=4096, metavar="N", help="of it to calibrate on (default: %(default)s)")
     return parser
 
 
-def _quantize(args: argparse.Namespace) -> str:
+def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Write the checkpoint; what to say of it, and its figures."""
     from engine.quantization import quantize  # imports torch
+    from server.tokenizer import Tokenizer
 
     if args.out.exists() or args.out.is_symlink():
         raise ConfigError(f"--out {args.out} exists already; name a new folder")
@@ -89,12 +91,10 @@ def _quantize(args: argparse.Namespace) -> str:
             tokenizer.save(unfinished)
         unfinished.rename(args.out)
     rounded = {name: round(share, 4) for name, share in shares.items()}
-    sys.stderr.write(f"{json.dumps({'scheme': args.scheme, 'bytes': size, 'shares': rounded})}\n")
-    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share)
-    return (
-        f"{args.out}: {size / 1e6:.0f} MB in {args.scheme}; of the linear layers' arithmetic: {listed}; "
-        f"deepseek-serve --model {args.out}"
-    )
+    rows = [["linear layers as", "share of arithmetic"]]
+    rows += [[name, f"{share:.1%}"] for name, share in shares.items() if share]
+    text = f"{args.out}: {size / 1e6:.0f} MB in {args.scheme}\n{table(rows)}\nserve it: deepseek-serve {args.out}"
+    return text, {"out": str(args.out), "scheme": args.scheme, "bytes": size, "shares": rounded}
 
 
 def _prompts(tokenizer: Tokenizer, file: Path | None, num_tokens: int) -> list[list[int]]:
