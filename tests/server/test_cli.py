@@ -260,8 +260,11 @@ def test_version_is_the_distributions() -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_fits_80_columns_and_imports_nothing_heavy(command: str) -> None:
-    code = f"import sys, runpy; sys.argv[1:] = {[*command.split(), '--help']!r}\ntry: runpy.run_module('server.cli', run_name='__main__')"
-    code += "\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    argv = [*command.split(), "--help"]
+    code = (
+        f"import sys, runpy; sys.argv[1:] = {argv!r}\ntry: runpy.run_module('server.cli', run_name='__main__')\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
     environment = {**os.environ, "COLUMNS": "80"}
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     title = f"usage: deepseek-serve {'[COMMAND] [MODEL]' if command in ('', 'serve') else command} "
