@@ -92,6 +92,7 @@ class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
         tenant: whose it is (a hash of the API key): who shares by fair shares, and whose prefixes may be reused.
         weight: of the tenant's share.
         deadline: when it ends unfinished; None is never. start_deadline: the same while it has not started.
+        background: whether it is computed only with what all others leave (engine.background).
     """
 
     arrival_time: float
@@ -100,6 +101,7 @@ class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
     weight: float = 1.0
     deadline: float | None = None
     start_deadline: float | None = None
+    background: bool = False
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):

@@ -10,13 +10,14 @@ from server import errors
 from server.access import Access, AccessLog, AccessMiddleware
 from server.admission import Admission
 from server.api_keys import ApiKeyMiddleware, ApiKeys
+from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.cors import allow_origins, parse_origins
 from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.routes import chat, completions, models, operations, page, responses
+from server.routes import batches, chat, completions, files, models, operations, page, responses
 from server.state import ServerState
 from server.storage import Storage
 
@@ -78,12 +79,21 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
     )
-    routers = [module.router for module in (completions, chat, responses, models, operations, page)]
+    routers = [module.router for module in (completions, chat, responses, files, batches, models, operations, page)]
     for router in routers:
         app.include_router(router)
     paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]
     access = app.state.access = Access(metrics.http, AccessLog(is_on=config.access_log == "on"), paths)
+    app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
     app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse
     errors.install(app, metrics)
     return app
+
+
+def _for_lines(app: FastAPI, metrics: Metrics) -> FastAPI:
+    """The same app for the lines of batches, which bring no key and leave no line in the access log."""
+    inner = FastAPI(openapi_url=None, redirect_slashes=False)
+    inner.router, inner.state = app.router, app.state
+    errors.install(inner, metrics)
+    return inner

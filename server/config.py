@@ -114,6 +114,15 @@ class ServerConfig(Settings):
         "one",
         metavar="URL",
     )
+    max_file_size: float = setting(
+        200.0, "MiB of a file that is uploaded to /v1/files; more is refused with 413", metavar="MiB", gt=0
+    )
+    max_files: int = setting(10_000, "files kept at most, those that batches write among them", ge=1)
+    max_files_size: float = setting(
+        8192.0, "MiB of them, likewise; beyond it nothing is uploaded and no batch is taken", metavar="MiB", gt=0
+    )
+    max_batches: int = setting(10_000, "batches remembered at most, for 30 days", ge=1)
+    max_batch_lines: int = setting(100_000, "requests of one batch at most", ge=1)
     max_stored_responses: int = setting(10_000, "responses kept at most; the oldest make room", ge=0)
     max_stored_responses_size: float = setting(256.0, "MiB of them, likewise", metavar="MiB", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")

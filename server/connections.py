@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 32 << 10  # of a request line and its headers, as in nginx
 MAX_HEADERS = 100
+UPLOAD_PATH = b"/v1/files"
+_FORM_BYTES = 16 << 10  # of an upload beside its file
 _SPARE_FILES = 128  # descriptors for all that is not a client's connection
 _LINGER = 2.0  # seconds in which a refused client may stop sending, so that it reads the answer instead of a reset
 
@@ -42,7 +44,8 @@ class Connections:
         header_timeout: seconds from the first byte (of a new connection: from its start) to the end of the headers.
         body_timeout: seconds from there to the end of the body.
         write_timeout: seconds that a client may leave its full buffers unread.
-        max_bodies_bytes: bytes of all bodies that are under way.
+        max_file_bytes: bytes of a file that is uploaded, for which the time begins anew with each of its MiB.
+        max_bodies_bytes: bytes of all other bodies that are under way.
         count_refused: called with the metric's reason for each answer that is a refusal.
         answered: called with the status, the client's address and the body's bytes of each answer that is given here.
         origins: whose pages may read the answers (server.cors).
@@ -54,6 +57,7 @@ class Connections:
     body_timeout: float
     write_timeout: float
     max_body_bytes: int
+    max_file_bytes: int
     max_bodies_bytes: int
     count_refused: Callable[[str], None]
     answered: Callable[[int, str, int], None] = lambda *_: None
@@ -72,7 +76,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_refused = False
         self._in_head = self._in_body = self._has_body = False
         self._num_begun = 0  # heads that the read under way has begun or goes on with
-        self._head_bytes = self._body_bytes = 0
+        self._head_bytes = self._body_bytes = self._max_body_bytes = 0
+        self._is_upload = False
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -150,10 +155,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head, self._in_body, self._head_bytes = False, True, 0
         head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         announced = dict(self.headers).get(b"content-length", b"")
+        self._is_upload = self.url.partition(b"?")[0].rstrip(b"/") == UPLOAD_PATH
+        self._max_body_bytes = self._shared.max_file_bytes if self._is_upload else self._shared.max_body_bytes
         if head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
             message = f"More than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them: the most that is taken."
             self._refuse(431, message)
-        elif announced.isdigit() and int(announced) > self._shared.max_body_bytes:
+        elif announced.isdigit() and int(announced) > self._max_body_bytes:
             self._refuse(413, self._too_large)
         else:
             self._start_read_timer(self._shared.body_timeout)
@@ -163,9 +170,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._has_body = True
+        before = self._body_bytes
         self._body_bytes += len(body)
-        self._shared.bodies_bytes += len(body)
-        if self._body_bytes > self._shared.max_body_bytes:
+        if not self._is_upload:
+            self._shared.bodies_bytes += len(body)
+        elif self._body_bytes >> 20 > before >> 20:
+            self._start_read_timer(self._shared.body_timeout)
+        if self._body_bytes > self._max_body_bytes:
             self._refuse(413, self._too_large)
         elif self._shared.bodies_bytes > self._shared.max_bodies_bytes:
             self._refuse(503, "The server is receiving as many bytes of bodies as it takes at a time; try again.")
@@ -193,7 +204,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _too_large(self) -> str:
-        return f"The body has more than {self._shared.max_body_bytes} bytes, the most that is taken."
+        return f"The body has more than {self._max_body_bytes} bytes, the most that is taken."
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer, unless an answer has begun; drop what the client still sends for a while, then close."""
@@ -232,7 +243,8 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _release_body(self) -> None:
-        self._shared.bodies_bytes -= self._body_bytes
+        if not self._is_upload:
+            self._shared.bodies_bytes -= self._body_bytes
         self._body_bytes = 0
 
     def _start_read_timer(self, seconds: float) -> None:
@@ -263,6 +275,7 @@ def limited_protocol(
         body_timeout=config.body_timeout,
         write_timeout=config.write_timeout,
         max_body_bytes=int(config.max_body_size * (1 << 20)),
+        max_file_bytes=int(config.max_file_size * (1 << 20)) + _FORM_BYTES,
         max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
         count_refused=count_refused,
         answered=answered,

@@ -1,7 +1,8 @@
 """The server's end, from a signal to the last request: uvicorn, with a drain that a load balancer can follow.
 
 1. SIGTERM: /readyz fails. For --drain-delay seconds new requests are still taken, and answers say
-   `Connection: close`, so that clients move away without losing one. After ctrl-C there is no delay.
+   `Connection: close`, so that clients move away without losing one. After ctrl-C there is no delay. Batches are left
+   at once, for the next server to go on with.
 2. The listener and idle connections are closed; running requests may finish for --drain-timeout seconds.
 3. What still runs ends with an error that says why, and what comes is refused with 503; a second signal leads here.
 4. Connections whose clients do not read are cut.
@@ -20,7 +21,7 @@ import uvicorn
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fastapi import FastAPI
 
@@ -40,7 +41,15 @@ _LAST_WORDS = 1.0  # seconds that a client may take to read the error that ended
 class Server(uvicorn.Server):
     """uvicorn, which accepts and closes connections, with the steps above."""
 
-    def __init__(self, app: FastAPI, config: ServerConfig, client: EngineClient, health: Health) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        client: EngineClient,
+        health: Health,
+        on_drain: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_drain` is called with the first signal."""
         from server.connections import limited_protocol  # as late as the app
 
         super().__init__(
@@ -61,7 +70,7 @@ class Server(uvicorn.Server):
         )
         self.is_serving = asyncio.Event()  # set once connections are accepted
         self._delay, self._patience = config.drain_delay, config.drain_timeout
-        self._client, self._health = client, health
+        self._client, self._health, self._on_drain = client, health, on_drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn, whose backlog is asyncio's too; more may wait to be accepted than are accepted at once."""
@@ -86,6 +95,7 @@ class Server(uvicorn.Server):
         delay = self._delay if sig == signal.SIGTERM else 0.0
         logger.info("draining: requests are taken for %g s more, then %g s are left to finish", delay, self._patience)
         self._health.is_draining = True
+        self._on_drain()
         for headers in (self.config.encoded_headers, self.server_state.default_headers):  # now, and at uvicorn's tick
             headers.append(_CLOSE)
         asyncio.get_running_loop().call_later(delay, self._stop_accepting)

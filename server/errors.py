@@ -135,7 +135,7 @@ def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     """
     same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
-    path = [part for part in map(str, problem["loc"]) if part != "body" and not _TYPE_NAME.fullmatch(part)]
+    path = [part for part in map(str, problem["loc"][1:]) if not _TYPE_NAME.fullmatch(part)]  # 0: body, query, path
     field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path).removeprefix(".")
     param = path[0] if path else problem.get("ctx", {}).get("param")
     if problem["type"] == "json_invalid":

@@ -94,7 +94,13 @@ class Generation:
             for prompt in self.prompts
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
-        timer = RequestTimer(self._metrics, self._scheduling.arrival_time, self.num_prompt_tokens, self._key_name)
+        timer = RequestTimer(
+            self._metrics,
+            self._scheduling.arrival_time,
+            self.num_prompt_tokens,
+            self._key_name,
+            is_background=self._scheduling.background,
+        )
         num_running, left = self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:

@@ -158,10 +158,18 @@ class Metrics:
 
 
 class RequestTimer:
-    """Reports one request's times and token counts as they happen."""
+    """Reports one request's times and token counts as they happen; of what runs in the background, its tokens only."""
 
-    def __init__(self, metrics: Metrics, arrival_time: float, num_prompt_tokens: int, key_name: str = "none") -> None:
-        self._metrics, self._arrival_time = metrics, arrival_time
+    def __init__(
+        self,
+        metrics: Metrics,
+        arrival_time: float,
+        num_prompt_tokens: int,
+        key_name: str = "none",
+        *,
+        is_background: bool = False,
+    ) -> None:
+        self._metrics, self._arrival_time, self._is_background = metrics, arrival_time, is_background
         self._choices: dict[int, _ChoiceTimes] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
         metrics.prompt_tokens.inc(num_prompt_tokens)
@@ -172,6 +180,14 @@ class RequestTimer:
 
     def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         """Record a step's new tokens of one choice."""
+        if not self._is_background:
+            self._times(choice, num_tokens, queue_time)
+        self._num_tokens += num_tokens
+        self._metrics.num_generated += num_tokens
+        self._metrics.generation_tokens.inc(num_tokens)
+        self._key_generation_tokens.inc(num_tokens)
+
+    def _times(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         metrics = self._metrics
         if (times := self._choices.get(choice)) is None:
             times = self._choices[choice] = _ChoiceTimes()
@@ -189,10 +205,6 @@ class RequestTimer:
             metrics.inter_token_latency.observe((now - times.last) / num_tokens)
         times.last = now
         times.num_tokens += num_tokens
-        self._num_tokens += num_tokens
-        metrics.num_generated += num_tokens
-        metrics.generation_tokens.inc(num_tokens)
-        self._key_generation_tokens.inc(num_tokens)
 
     def _first_token(self, times: _ChoiceTimes) -> None:
         ttft = times.first - self._arrival_time
@@ -204,6 +216,8 @@ class RequestTimer:
 
     def end(self) -> None:
         """Record the end of the request, whatever ended it."""
+        if self._is_background:
+            return
         metrics = self._metrics
         metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)

@@ -145,7 +145,8 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
-            ticket = stack.enter_context(server.admission.admit(len(sizes), sum(sizes), scheduling.tenant))
+            admission = server.background if scheduling.background else server.admission
+            ticket = stack.enter_context(admission.admit(len(sizes), sum(sizes), scheduling.tenant))
             prompts = [
                 await server.encode(prompt, add_special_tokens=call.add_special_tokens)
                 async for prompt in yielding(await call.prompts())
@@ -192,12 +193,16 @@ def usage(generation: Generation) -> Json:
 def _scheduling(request: Request, call: ApiCall[Any]) -> SchedulingParams:
     """Return what the batcher schedules a request by, if it arrives now."""
     arrival_time, caller, config = time.monotonic(), request.scope["caller"], call.server.config
-    limits = [seconds for seconds in (call.body.timeout, config.request_timeout) if seconds is not None]
+    is_background = request.scope.get("is_background", False)  # a batch's line, for which waiting is no failure
+    limits = [call.body.timeout, None if is_background else config.request_timeout]
+    seconds = min((limit for limit in limits if limit is not None), default=None)
+    queue_timeout = None if is_background else config.queue_timeout
     return SchedulingParams(
         arrival_time,
         call.body.priority,
         caller.tenant,
         caller.weight,
-        deadline=arrival_time + min(limits) if limits else None,
-        start_deadline=None if config.queue_timeout is None else arrival_time + config.queue_timeout,
+        deadline=None if seconds is None else arrival_time + seconds,
+        start_deadline=None if queue_timeout is None else arrival_time + queue_timeout,
+        background=is_background,
     )

@@ -29,6 +29,7 @@ from server.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
+    from server.batches.runner import BatchRunner
     from server.config import ServerConfig
     from server.state import ServerState
 
@@ -74,12 +75,17 @@ async def _serve(
         health = Health(client)
         name = (*server_config.model_names, source.name)[0]
         app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
-        server = Server(app, server_config, client, health)
+        batches: BatchRunner = app.state.batches
+        server = Server(app, server_config, client, health, on_drain=batches.stop)
+        running = asyncio.create_task(batches.run())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         telling = asyncio.create_task(_tell(app.state.server, server.is_serving, _url(listener), has_keys=keys.are_set))
         await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
+        batches.stop()
+        await running
+        await app.state.server.storage.close()
     finally:
         if telling is not None:
             telling.cancel()

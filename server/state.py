@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class ServerState:
         model_name: the model's name in the API.
         aliases: further names that requests may call it.
         model_root: the model's folder or file.
+        background: lets every line of a batch in: server.batches bounds how many there are.
     """
 
     client: EngineClient
@@ -47,6 +49,7 @@ class ServerState:
     grammars: GrammarChecker
     load: Load
     aliases: tuple[str, ...] = ()
+    background: Admission = field(default_factory=lambda: Admission(sys.maxsize, sys.maxsize))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

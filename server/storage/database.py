@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OFF, MEMORY = "off", "memory"  # values of --data-dir
+PART_BYTES = 256 << 10  # of a file's content that is stored in one piece
 _MEMORY_URL = "sqlite://"
 _NUM_THREADS = 4
 _BUSY_TIMEOUT = 10.0  # seconds that one writer waits for another
@@ -58,11 +59,11 @@ class Database:
 
     @property
     def may_have_data(self) -> bool:
-        """Whether there can be anything in it yet; costs a look at the file at most."""
-        if self._url is None or self._url == _MEMORY_URL:
-            return False
+        """Whether there can be anything in it; costs a look at the file at most."""
+        if self._engine is not None:
+            return True
         path = self._sqlite_path
-        return path is None or path.exists()
+        return self._url is not None and (path.exists() if path is not None else not self._is_sqlite)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a thread, in a transaction that sees one state of the database."""
@@ -71,6 +72,11 @@ class Database:
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a thread, in a transaction that is committed before this returns."""
         return await self._run(work, is_write=True)
+
+    async def shrink(self) -> None:
+        """Give the disk back what was deleted."""
+        if self._is_sqlite:
+            await self.write(lambda connection: connection.exec_driver_sql("PRAGMA incremental_vacuum").close())
 
     async def close(self) -> None:
         """Let running work end, and close all connections."""
@@ -163,7 +169,7 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     A commit survives the end of the process; the last commits before a power cut may be lost, as a whole.
     """
     connection.isolation_level = None
-    for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+    for pragma in ("auto_vacuum = INCREMENTAL", "journal_mode = WAL", "synchronous = NORMAL"):
         with contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(f"PRAGMA {pragma}")
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from sqlalchemy import delete, func, insert, select
+
+from server.storage.schema import responses
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,10 +33,6 @@ class ResponseStore:
         Raises:
             StorageError: it could not be stored.
         """
-        from sqlalchemy import delete, func, insert, select
-
-        from server.storage.schema import responses
-
         now = int(self._clock())
 
         def work(connection: Connection) -> None:
@@ -58,10 +58,6 @@ class ResponseStore:
 
     async def get(self, tenant: bytes, response_id: str) -> bytes | None:
         """A tenant's response; None if it is not there, or no more."""
-        from sqlalchemy import select
-
-        from server.storage.schema import responses
-
         query = select(responses.c.data).where(
             responses.c.id == response_id,
             responses.c.tenant == tenant.hex(),
@@ -71,9 +67,5 @@ class ResponseStore:
 
     async def delete(self, tenant: bytes, response_id: str) -> bool:
         """Forget a tenant's response; whether there was one."""
-        from sqlalchemy import delete
-
-        from server.storage.schema import responses
-
         statement = delete(responses).where(responses.c.id == response_id, responses.c.tenant == tenant.hex())
         return await self._database.write(lambda connection: connection.execute(statement).rowcount > 0)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+LIVE = ("validating", "in_progress", "finalizing", "cancelling")  # statuses of batches that have not ended
+
 metadata = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only if they are INTEGER
 _Bytes = LargeBinary(1 << 30)
@@ -55,6 +57,7 @@ files = Table(
     Column("kind", Integer, nullable=False),  # which of the content's parts are the file's
     Index("files_by_tenant", "tenant", "number"),
     Index("files_by_expiry", "expires_at"),
+    Index("files_by_bytes", "bytes"),  # all of them are counted and added up whenever one grows
     sqlite_autoincrement=True,
 )
 
@@ -81,7 +84,7 @@ batches = Table(
     Column("input_file_id", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     *(
-        Column(f"{event}_at", BigInteger, nullable=event == "created")
+        Column(f"{event}_at", BigInteger, nullable=event != "created")
         for event in ("created", "in_progress", "expires", "finalizing", "completed", "failed", "expired")
     ),
     Column("cancelling_at", BigInteger),

@@ -23,6 +23,7 @@ LIMITS = {
     "body_timeout": 60.0,
     "write_timeout": 60.0,
     "max_body_bytes": 1000,
+    "max_file_bytes": 3 << 20,
     "max_bodies_bytes": 1500,
 }
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -203,6 +204,25 @@ async def test_bodies_under_way_are_bounded_together():
         assert await answer(first) == (200, b"1000")
         third, _ = await server.connect(post(1000, b"x" * 1000))
         assert await answer(third) == (200, b"1000")
+
+
+@pytest.mark.parametrize("path", [b"/v1/files", b"/v1/files/?x"])
+async def test_an_upload_has_a_limit_of_its_own_and_time_for_each_of_its_mib(path):
+    def start(size):
+        return post(size).replace(b"/x", path)
+
+    async with Server(body_timeout=0.5).running() as server:
+        reader, writer = await server.connect(start(3 << 20))
+        for _ in range(6):
+            writer.write(bytes(1 << 19))
+            await writer.drain()
+            await asyncio.sleep(0.12)  # in all longer than the time for one
+        assert server.connections.bodies_bytes == 0
+        assert await answer(reader) == (200, b"%d" % (3 << 20))
+        reader, _ = await server.connect(start((3 << 20) + 1))
+        await check_refused(reader, 413)
+        reader, _ = await server.connect(start(3 << 20) + b"x")
+        await check_refused(reader, 408)
 
 
 async def test_a_connection_that_sends_nothing_is_closed():

@@ -1,0 +1,153 @@
+"""Runs batches beneath live traffic: claims them from the database, a few at a time, and keeps their leases.
+
+The engine computes lines only with what live requests leave (docs/batches.md). Nothing happens before the engine is
+ready, nor before there is a database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
+
+from engine.errors import StorageError
+from server.batches.metrics import BatchMetrics
+from server.batches.slots import Slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Row
+    from starlette.types import ASGIApp
+
+    from server.batches.run import BatchRun
+    from server.state import ServerState
+
+logger = logging.getLogger(__name__)
+
+_MAX_RUNS = 4  # batches at a time
+_POLL = 5.0  # seconds between looks for batches that another server left
+_SWEEP = 600.0  # seconds between removals of what has expired
+_READY_POLL = 0.1  # seconds between looks whether the engine is there again
+
+
+class BatchRunner:
+    """Use: `run` as a task; `wake` when a batch was made or cancelled; `stop` to leave all to be gone on with later."""
+
+    def __init__(self, server: ServerState, make_app: Callable[[], ASGIApp]) -> None:
+        """`make_app` makes what lines are asked of; it is called when there is one."""
+        self._server, self._make_app = server, make_app
+        self.storage = server.storage
+        self.model_names = server.model_names
+        self.max_lines = server.config.max_batch_lines
+        self.max_line_bytes = int(server.config.max_body_size * (1 << 20))
+        self.slots = Slots(self._max_in_flight)
+        self.suspects = asyncio.Lock()  # lines during which the engine died run one at a time
+        self.metrics = BatchMetrics(server.metrics.registry, server.model_name, lambda: self.slots.num_taken)
+        self._runs: dict[BatchRun, asyncio.Task[None]] = {}
+        self._woken, self._is_stopped = asyncio.Event(), False
+        self._broken: set[str] = set()  # batches of which a run failed by a fault of ours
+        self._swept: float | None = None
+
+    @cached_property
+    def app(self) -> ASGIApp:
+        """What lines are asked of."""
+        return self._make_app()
+
+    def wake(self) -> None:
+        """Look for batches, and at those that run, now."""
+        self._woken.set()
+        for run in self._runs:
+            run.look.set()
+
+    def stop(self) -> None:
+        """End all runs at once; what their lines brought is committed, and the next server goes on."""
+        self._is_stopped = True
+        self._woken.set()
+        for task in self._runs.values():
+            task.cancel()
+
+    async def run(self) -> None:
+        """Run batches until `stop`, or until cancelled; both wait for results that are being committed."""
+        await self._server.client.started.wait()
+        try:
+            while not self._is_stopped:
+                if self.storage.database.may_have_data:
+                    await self._look()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_POLL):
+                        await self._woken.wait()
+                self._woken.clear()
+        finally:
+            self.stop()
+            if self._runs:
+                await asyncio.wait(self._runs.values())
+
+    async def until_ready(self) -> None:
+        """Wait until the engine takes requests."""
+        while self._server.client.info is None:
+            await asyncio.sleep(_READY_POLL)
+
+    async def _look(self) -> None:
+        await asyncio.to_thread(self.storage.prepare)
+        try:
+            while len(self._runs) < _MAX_RUNS and not self._is_stopped:
+                ids, tenants = {run.batch_id for run in self._runs}, {run.tenant for run in self._runs}
+                row = await self.storage.batches.claim(self._server.model_name, ids | self._broken, tenants)
+                if row is None:
+                    break
+                self._begin(row)
+            self.metrics.show(await self.storage.batches.counts())
+            if self._swept is None or time.monotonic() - self._swept > _SWEEP:
+                self._swept = time.monotonic()
+                await self.storage.files.sweep()
+                await self.storage.batches.forget_old()
+        except StorageError as error:
+            logger.warning("batches wait: %s", error)
+
+    def _begin(self, row: Row) -> None:  # type: ignore[type-arg]
+        from server.batches.run import BatchRun  # which imports SQLAlchemy
+
+        run = BatchRun(self, row)
+        task = self._runs[run] = asyncio.create_task(self._run(run))
+        task.add_done_callback(partial(self._ended, run))
+        if self._is_stopped:
+            task.cancel()
+
+    async def _run(self, run: BatchRun) -> None:
+        """Run one batch while its lease is kept; if that fails, leave it to whoever claims it next."""
+        from server.storage.batches import LeaseLostError
+
+        try:
+            keeping = asyncio.create_task(run.keep_lease())
+            running = asyncio.create_task(run.run())
+            try:
+                await asyncio.wait({keeping, running}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (keeping, running):
+                    task.cancel()
+                await asyncio.wait({keeping, running})
+                await run.let_go()
+            for task in (running, keeping):
+                if not task.cancelled():
+                    task.result()
+        except LeaseLostError:
+            logger.warning("batch %s: another server has it now", run.batch_id)
+        except StorageError as error:
+            logger.warning("batch %s waits: %s", run.batch_id, error)
+        else:
+            self._woken.set()  # there is room for another one
+
+    def _ended(self, run: BatchRun, task: asyncio.Task[None]) -> None:
+        del self._runs[run]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._broken.add(run.batch_id)
+            logger.error("batch %s is left to another server", run.batch_id, exc_info=error)
+
+    def _max_in_flight(self) -> int:
+        info = self._server.client.info
+        size = info.max_batch_size if info is not None else 1
+        return size + max(4, size // 2)  # so that the batch is filled again at once
