@@ -134,7 +134,7 @@ class AccessMiddleware:
 
 
 class _Answer:
-    """One answer as it passes: its status and sizes; the header with the request's id is added."""
+    """One answer as it passes: its status and sizes; headers with the request's id are added."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -146,7 +146,8 @@ class _Answer:
             elif name == b"content-length" and value.isdigit():
                 self.bytes_in, self.counts_body = int(value), False
         self.record = begin(client_id)
-        self._header = (b"x-request-id", self.record.request_id.encode())
+        request_id = self.record.request_id.encode()
+        self._headers = [(b"x-request-id", request_id), (b"request-id", request_id)]  # OpenAI's and Anthropic's names
 
     def send(self, message: Message) -> Awaitable[None]:
         """Called for each part of the answer: not a coroutine itself, since there is one call for each token."""
@@ -154,7 +155,7 @@ class _Answer:
             self.bytes_out += len(message.get("body", b""))
         elif message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], self._header]
+            message["headers"] = [*message["headers"], *self._headers]
         return self._send(message)
 
     async def receive(self) -> Message:

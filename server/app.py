@@ -17,7 +17,7 @@ from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.routes import batches, chat, completions, files, models, operations, page, responses
+from server.routes import batches, chat, completions, files, messages, models, operations, page, responses
 from server.state import ServerState
 from server.storage import Storage
 
@@ -79,7 +79,7 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
     )
-    routers = [module.router for module in (completions, chat, responses, files, batches, models, operations, page)]
+    routers = [module.router for module in (completions, chat, responses, messages, files, batches, models, operations, page)]
     for router in routers:
         app.include_router(router)
     paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]

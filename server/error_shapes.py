@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.request_record import current
+
 Body = dict[str, Any]
 
 _ANTHROPIC_PATH = "/v1/messages"
@@ -28,4 +30,9 @@ def shaped_for(path: str, status: int, body: Body) -> Body:
 def anthropic_error(status: int, message: str) -> Body:
     """Return the body of an error of the Messages API; a stream's error event has the same."""
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    record = current()
+    return {
+        "type": "error",
+        "error": {"type": kind, "message": message},
+        "request_id": record.request_id if record is not None else None,
+    }

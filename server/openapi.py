@@ -23,17 +23,17 @@ class Error(BaseModel):
 
 
 STATUSES = {
-    400: "the request is not valid; the error names the field",
-    401: "the API key is missing or wrong",
-    404: "there is no such model or object",
-    408: "the request's time was over, or it arrived too slowly",
-    413: "the body is too large",
-    429: "too much waits already; Retry-After says when to come back",
-    500: "the server failed",
-    503: "the model is loading, the server is about to end, or its storage fails",
+    400: "The request is not valid; the error names the field",
+    401: "The API key is missing or wrong",
+    404: "There is no such model or object",
+    408: "The request's time was over, or it arrived too slowly",
+    413: "The body is too large",
+    429: "Too much waits already; Retry-After says when to come back",
+    500: "The server failed",
+    503: "The model is loading, the server is about to end, or its storage fails",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error, "description": text[0].upper() + text[1:]} for status, text in STATUSES.items()
+    status: {"model": Error, "description": text} for status, text in STATUSES.items()
 }
 STREAM: dict[str, Any] = {
     "description": "The answer; with `stream: true`, server-sent events",

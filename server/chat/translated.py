@@ -29,10 +29,12 @@ class TranslatedRequest(Strict):
 
     Attributes:
         names: a chat completion's field -> this API's name of it, where they differ.
+        chat_type: the kind of chat completion request that it becomes.
         neutral: values of fields that are not implemented, with which the fields ask for nothing.
     """
 
     names: ClassVar[Mapping[str, str]] = {}
+    chat_type: ClassVar[type[ChatCompletionRequest]] = ChatCompletionRequest
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @model_validator(mode="before")
@@ -64,7 +66,7 @@ class TranslatedRequest(Strict):
             RequestError: a value is not valid, in this API's words.
         """
         try:
-            return ChatCompletionRequest.model_validate({k: v for k, v in fields.items() if v is not None})
+            return self.chat_type.model_validate({k: v for k, v in fields.items() if v is not None})
         except ValidationError as error:
             problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
             raise self.reworded(RequestError(*first_problem(problems))) from None

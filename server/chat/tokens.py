@@ -1,0 +1,43 @@
+"""A conversation's tokens without an answer: what is counted or shown is what would be computed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from server.chat.call import ChatCall
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from server.generation import Generation
+    from server.protocol import ChatCompletionRequest
+    from server.state import ServerState
+
+
+class PromptCall(ChatCall):
+    """A call that nothing is generated for."""
+
+    def chunks(self, generation: Generation) -> AsyncGenerator[dict[str, Any], None]:
+        raise NotImplementedError
+
+    async def answer(self, generation: Generation) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+async def prompt_tokens(
+    server: ServerState, body: ChatCompletionRequest, tenant: bytes, *, add_special_tokens: bool = False
+) -> list[int]:
+    """Return the token ids of a conversation's prompt, however long it is. It counts as waiting while that is done.
+
+    Raises:
+        DeepseekServeError: the request is refused, in chat completions' words.
+    """
+    call = PromptCall(server, body)
+    server.check_model(body.model)
+    call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
+    with server.admission.admit(1, sum(body.estimate_tokens()), tenant):
+        [prompt] = await call.prompts()
+        if isinstance(prompt, list):
+            return prompt
+        return await asyncio.to_thread(server.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)

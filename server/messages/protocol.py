@@ -1,0 +1,219 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens, and the chat completion requests they stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from server.chat.translated import TranslatedRequest, chat_fields
+from server.messages.blocks import AnyText, CacheControl, InputMessage, Json, ToolName, text_of
+from server.protocol import ChatCompletionRequest, Strict, fault
+
+if TYPE_CHECKING:
+    from engine.protocol import SamplingParams
+
+# Fields of chat completions that mean the same here: Anthropic's, and the extensions of docs/parameters.md.
+_SAME = (
+    *("model", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("logit_bias", "seed", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
+    *("chat_template_kwargs", "priority", "timeout"),
+)
+
+if TYPE_CHECKING:
+    _ChatFields = Strict
+else:
+    _ChatFields = chat_fields(*_SAME)
+
+
+class Tool(Strict):
+    """A tool of the client's. `allowed_callers`, `defer_loading`: only the values that ask for nothing.
+
+    `eager_input_streaming` asks for what is done anyway: a call's input is streamed as the model writes it.
+    """
+
+    type: Literal["custom"] | None = None
+    name: ToolName
+    description: str | None = None
+    input_schema: Json
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
+    defer_loading: Literal[False] | None = None
+
+    def for_chat(self) -> Json:
+        """Return the tool as chat completions have it."""
+        function = self.model_dump(include={"name", "description", "strict"}, exclude_none=True)
+        return {"type": "function", "function": {**function, "parameters": self.input_schema}}
+
+
+def _is_custom(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in (None, "custom"):
+        raise ValueError(f"the type {kind!r} is not supported: this server runs no tools of its own, the client does")
+    return value
+
+
+class ToolChoice(Strict):
+    """tool_choice: whether a tool is used, which one, and whether several may be."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ToolChoice:
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("'name' goes with the type tool, which needs it")
+        return self
+
+    def for_chat(self) -> str | Json:
+        """Return the choice as chat completions have it."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
+
+
+class Thinking(Strict):
+    """thinking: whether the model is to think. `budget_tokens` is only checked: max_tokens is the bound."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1024)
+    display: Literal["summarized"] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Thinking:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            raise ValueError("'budget_tokens' goes with the type enabled, which needs it")
+        return self
+
+
+class OutputFormat(Strict):
+    """output_config.format: JSON of this schema."""
+
+    type: Literal["json_schema"]
+    json_schema: Json = Field(alias="schema")
+
+
+class OutputConfig(Strict):
+    """output_config: how much effort to spend, and the answer's form."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(Strict):
+    """metadata: who the request is for; nothing depends on it."""
+
+    user_id: Annotated[str, Field(max_length=1024)] | None = None
+
+
+class _ClippedRequest(ChatCompletionRequest):
+    """A chat completion request whose answer may also end where the context does, before max_completion_tokens."""
+
+    def sampling(self, room: int) -> SamplingParams:
+        sampling = super().sampling(room)
+        return msgspec.structs.replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
+
+
+class CountRequest(TranslatedRequest):
+    """POST /v1/messages/count_tokens: what makes the prompt."""
+
+    chat_type = _ClippedRequest
+    names = {  # noqa: RUF012 - a ClassVar of the base
+        "max_completion_tokens": "max_tokens",
+        "prompt": "messages",
+        "stop": "stop_sequences",
+        "response_format": "output_config.format",
+        "response_format.json_schema": "output_config.format",
+        "reasoning_effort": "thinking",
+        "parallel_tool_calls": "tool_choice",
+        "continue_final_message": "messages",
+        "user": "metadata",
+    }
+    neutral = {"speed": ("standard",), "service_tier": ("auto", "standard_only")}  # noqa: RUF012
+
+    model: Annotated[str, Field(max_length=1024)] | None = None
+    messages: list[InputMessage] = Field(min_length=1, max_length=4096, fail_fast=True)
+    system: str | Annotated[list[AnyText], Field(fail_fast=True)] = ""
+    tools: list[Annotated[Tool, BeforeValidator(_is_custom)]] = Field([], max_length=512, fail_fast=True)
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig = OutputConfig()
+    cache_control: CacheControl | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _differ(cls, tools: list[Tool]) -> list[Tool]:
+        if len({tool.name for tool in tools}) < len(tools):
+            raise ValueError("two tools have the same name")
+        return tools
+
+    @model_validator(mode="after")
+    def _check_choice(self) -> CountRequest:
+        choice = self.tool_choice
+        if choice is not None and choice.type in ("any", "tool") and not self.tools:
+            raise fault("tool_choice", f"'tool_choice' is '{choice.type}', and there are no 'tools'")
+        if choice is not None and choice.type == "tool" and choice.name not in {tool.name for tool in self.tools}:
+            raise fault("tool_choice", f"'tool_choice' names '{choice.name}', which 'tools' does not have")
+        return self
+
+    def to_chat(self) -> ChatCompletionRequest:
+        """Return the chat completion request that this one stands for.
+
+        Raises:
+            RequestError: naming the field at fault.
+        """
+        return self.chat_request(self._chat_fields())
+
+    def _chat_fields(self) -> Json:
+        system = text_of(self.system)
+        head = [{"role": "system", "content": system}] if system else []
+        answers = self.messages[-1].role == "assistant"  # the beginning of the answer is given
+        effort = {"enabled": "medium", "disabled": "none"}.get(self.thinking.type) if self.thinking else None
+        schema = self.output_config.format
+        choice = self.tool_choice if self.tools else None
+        return {
+            "model": self.model,
+            "messages": head + [chat for message in self.messages for chat in message.for_chat()],
+            "continue_final_message": True if answers else None,
+            "add_generation_prompt": False if answers else None,
+            "tools": [tool.for_chat() for tool in self.tools] or None,
+            "tool_choice": choice.for_chat() if choice is not None else None,
+            "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
+            "reasoning_effort": self.output_config.effort or effort,
+            "response_format": _response_format(schema.json_schema) if schema is not None else None,
+        }
+
+
+class MessagesRequest(CountRequest, _ChatFields):
+    """POST /v1/messages."""
+
+    max_tokens: int = Field(ge=1, lt=1 << 31)
+    temperature: float = Field(1.0, ge=0, le=2)
+    stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field([], max_length=16)
+    stream: bool = False
+    metadata: Metadata = Metadata()
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> MessagesRequest:
+        budget = self.thinking.budget_tokens if self.thinking is not None else None
+        if budget is not None and budget >= self.max_tokens:
+            raise fault("thinking", "'thinking.budget_tokens' must be less than 'max_tokens'")
+        return self
+
+    def _chat_fields(self) -> Json:
+        return {
+            **super()._chat_fields(),
+            **self.passed_on((*_SAME, "temperature")),
+            "max_completion_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "stream": self.stream,
+            "user": self.metadata.user_id,
+        }
+
+
+def _response_format(schema: Json) -> Json:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
