@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from server.engine_client import EngineClient
     from server.tokenizer import Tokenizer
 
+_ROUTES = (completions, chat, responses, messages, files, batches, models, operations, page)
+
 
 class _App(FastAPI):
     """Adds the answers to other origins around all else: also to those that FastAPI gives after a fault."""
@@ -79,7 +81,7 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
     )
-    routers = [module.router for module in (completions, chat, responses, messages, files, batches, models, operations, page)]
+    routers = [module.router for module in _ROUTES]
     for router in routers:
         app.include_router(router)
     paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]

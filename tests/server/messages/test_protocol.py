@@ -17,7 +17,7 @@ TAKEN = {  # honoured, or neutral
     "messages": [HI],
     "metadata": [{}, {"user_id": "someone"}],
     "model": ["tiny"],
-    "output_config": [{}],
+    "output_config": [{}, {"format": {"type": "json_schema", "schema": {"type": "object"}}}],
     "service_tier": ["auto", "standard_only"],
     "speed": ["standard"],
     "stop_sequences": [["a", "b"], []],

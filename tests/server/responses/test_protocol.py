@@ -39,7 +39,10 @@ BOTH = {  # field -> values that are taken, values that are refused
     "reasoning": ([{}, {"summary": "detailed"}, {"mode": "standard"}], [{"mode": "pro"}, {"context": "all_turns"}]),
     "service_tier": (["auto", "default"], ["flex", "priority"]),
     "stream_options": ([], [{"include_obfuscation": True}]),
-    "text": ([{"format": {"type": "text"}}], [{"format": {"type": "json_schema", "name": "x"}}, {"a": 1}]),
+    "text": (
+        [{"format": {"type": "text"}}, {"format": {"type": "json_object"}}, {"format": SCHEMA}],
+        [{"format": {"type": "json_schema", "name": "x"}}, {"a": 1}],
+    ),
     "tool_choice": (["auto", "none"], ["required", {"type": "function", "name": "f"}, {"type": "mcp"}]),
     "tools": ([[]], [[{"type": "web_search"}], [FUNCTION, FUNCTION]]),
     "truncation": (["disabled", "auto"], ["middle"]),
