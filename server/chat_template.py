@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.sandbox
 
 from engine.errors import ConfigError, ModelError, RequestError
@@ -21,7 +22,12 @@ _TEMPLATE_FAILURES = (TypeError, ValueError, LookupError, AttributeError, Arithm
 
 
 class ChatTemplate:
-    """A compiled template. The environment matches transformers' (same extensions, filters and globals)."""
+    """A compiled template. The environment matches transformers' (same extensions, filters and globals).
+
+    Attributes:
+        source: the template's text.
+        variables: the names that it reads.
+    """
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         """Compile.
@@ -36,8 +42,10 @@ class ChatTemplate:
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         self._special_tokens = special_tokens
+        self.source = source
         try:
             self._template = environment.from_string(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
         except (jinja2.TemplateError, SyntaxError) as error:
             raise ModelError(f"the model's chat template is not valid: {error}") from None
 

@@ -36,6 +36,12 @@ class ServerConfig(Settings):
         "what happens to R1-style <think> text in chat answers: auto gives it apart, as reasoning_content; "
         "none leaves it in the content",
     )
+    tool_parser: Literal[
+        "auto", "none", "deepseek-v3", "deepseek-v3.1", "deepseek-v3.2", "hermes", "llama3", "mistral"
+    ] = setting(
+        "auto",
+        "the format in which the model writes tool calls; auto takes it from the chat template, none refuses tools",
+    )
     api_key: str | None = setting(None, "let in only requests with this key (Authorization: Bearer KEY)", metavar="KEY")
     api_keys: str | None = setting(
         None,

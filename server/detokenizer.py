@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from tokenizers import decoders
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from tokenizers import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -33,12 +35,12 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.special = special_ids(tokenizer)
         self._known: dict[int, bytes] = {}
 
     def of(self, token_id: int, *, skip_special: bool) -> bytes:
         """Return a token's bytes: none if the tokenizer lacks the id, or if the token is special and skipped."""
-        if skip_special and token_id in self._special:
+        if skip_special and token_id in self.special:
             return b""
         known = self._known.get(token_id)
         if known is None:
@@ -49,12 +51,14 @@ class TokenBytes:
 class ByteLevelDetokenizer:
     """Decodes UTF-8 incrementally, since every token is a string of bytes. Exact, and O(1) for each token."""
 
-    def __init__(self, token_bytes: TokenBytes, *, skip_special: bool) -> None:
-        self._token_bytes, self._skip_special = token_bytes, skip_special
+    def __init__(self, token_bytes: TokenBytes, *, skip_special: bool, keep: Collection[int] = ()) -> None:
+        """`keep` has special tokens that are not skipped."""
+        self._token_bytes, self._skip_special, self._keep = token_bytes, skip_special, keep
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._token_bytes.of(token_id, skip_special=self._skip_special))
+        skip_special = self._skip_special and token_id not in self._keep
+        return self._decoder.decode(self._token_bytes.of(token_id, skip_special=skip_special))
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -68,12 +72,16 @@ class WindowDetokenizer:
     own DecodeStream fails here: it raises where a broken character follows a whole one in one run of byte tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool) -> None:
-        self._tokenizer, self._skip_special = tokenizer, skip_special
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool, keep: Collection[int] = ()) -> None:
+        """`keep` has special tokens that are not skipped."""
+        self._tokenizer = tokenizer
+        self._skipped = special_ids(tokenizer).difference(keep) if skip_special else set()
         self._ids: list[int] = []
         self._whole = 0  # number of ids whose text has been returned
 
     def push(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            return ""
         self._ids.append(token_id)
         old, new = self._decode(self._ids[: self._whole]), self._decode(self._ids)
         if new.endswith(_REPLACEMENT) or len(new) <= len(old):
@@ -86,8 +94,13 @@ class WindowDetokenizer:
         return self._decode(self._ids)[len(self._decode(self._ids[: self._whole])) :]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=self._skip_special)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
+
+
+def special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Return the ids of special tokens, which are no part of a text."""
+    return {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
 def is_byte_level(tokenizer: Tokenizer) -> bool:

@@ -42,8 +42,9 @@ class Generation:
         ticket: Ticket,
         key_name: str,
         grammar: str | None = None,
+        kept_special_tokens: frozenset[int] = frozenset(),
     ) -> None:
-        """Check the request against the engine's limits.
+        """Check the request against the engine's limits. `kept_special_tokens` stay in the text.
 
         Raises:
             RequestError: the engine can never compute it.
@@ -60,9 +61,9 @@ class Generation:
         self._key_name = key_name
         self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens)
-        detokenizer = server.tokenizer.detokenizer
+        detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
         self._texts = [
-            ChoiceText(i, detokenizer(skip_special_tokens=body.skip_special_tokens), self._sampling.stop)
+            ChoiceText(i, detokenizer(skip_special_tokens=skip, keep=kept_special_tokens), self._sampling.stop)
             for i in range(self.num_choices)
         ]
 

@@ -68,6 +68,11 @@ class ApiCall(ABC, Generic[Body]):
         """Run to the end and return the answer in one piece."""
 
     @property
+    def kept_special_tokens(self) -> frozenset[int]:
+        """Special tokens that stay in the text, since the answer is read by them."""
+        return frozenset()
+
+    @property
     def grammar_field(self) -> str | None:
         """The field that says what the output must match; None if it may be any text."""
         return self.body.form_field
@@ -81,6 +86,10 @@ class ApiCall(ABC, Generic[Body]):
             RequestError: with the reason against what the field says.
         """
         return self.body.form()
+
+    def usage(self, generation: Generation) -> Json:
+        """Return OpenAI's `usage` object: the tokens so far."""
+        return usage(generation)
 
     def in_its_words(self, error: RequestError) -> RequestError:
         """Return an error with the API's own name of the field at fault."""
@@ -105,8 +114,8 @@ class CompletionsCall(ApiCall[Body]):
         self._id, self._created = f"{self.id_prefix}-{uuid.uuid4().hex}", int(time.time())
 
     @abstractmethod
-    def chunk(self, delta: Delta, generation: Generation) -> Json:
-        """Return a stream's chunk for one delta, without usage."""
+    def chunk(self, delta: Delta, generation: Generation) -> Json | None:
+        """Return a stream's chunk for one delta, without usage; None to wait for the next delta of this choice."""
 
     @abstractmethod
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
@@ -119,12 +128,13 @@ class CompletionsCall(ApiCall[Body]):
         options = self.body.usage_options
         async with contextlib.aclosing(generation.deltas()) as deltas:
             async for delta in deltas:
-                chunk = self.chunk(delta, generation)
+                if (chunk := self.chunk(delta, generation)) is None:
+                    continue
                 if options.include_usage:
-                    chunk["usage"] = usage(generation) if options.continuous_usage_stats else None
+                    chunk["usage"] = self.usage(generation) if options.continuous_usage_stats else None
                 yield chunk
         if options.include_usage:
-            yield {**self.head(self.chunk_kind), "choices": [], "usage": usage(generation)}
+            yield {**self.head(self.chunk_kind), "choices": [], "usage": self.usage(generation)}
 
     def head(self, kind: str) -> Json:
         """Return the fields that every answer and every chunk begins with."""
@@ -152,7 +162,8 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
                 async for prompt in yielding(await call.prompts())
             ]
             grammar, key_name = await _grammar(call), request.scope["caller"].key_name
-            generation = Generation(server, body, prompts, scheduling, ticket, key_name, grammar)
+            kept = call.kept_special_tokens
+            generation = Generation(server, call.body, prompts, scheduling, ticket, key_name, grammar, kept)
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
             answer = await run_until_disconnect(request.receive, call.answer(generation))

@@ -17,6 +17,7 @@ from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, Wi
 from server.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from engine.loading.resolve import ModelSource
@@ -111,11 +112,19 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        """Return a new incremental decoder, for one sequence."""
+    def detokenizer(self, *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> Detokenizer:
+        """Return a new incremental decoder, for one sequence; `keep` has special tokens that are not skipped."""
         if self._bytes is not None:
-            return ByteLevelDetokenizer(self._bytes, skip_special=skip_special_tokens)
-        return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens)
+            return ByteLevelDetokenizer(self._bytes, skip_special=skip_special_tokens, keep=keep)
+        return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens, keep=keep)
+
+    def special_id(self, text: str) -> int | None:
+        """Return the id of a special token by its text; None if the vocabulary has no such special token."""
+        return self._special_ids.get(text)
+
+    @functools.cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return one token's bytes, as logprobs report them; a special token's bytes are its name."""

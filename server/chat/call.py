@@ -8,17 +8,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import RequestError
-from server.chat.pieces import ChatMessage, Piece
+from server.chat import grammar, prompt
+from server.chat.pieces import ChatMessage, Piece, Reasoning
 from server.chat.reader import ChatReader
-from server.chat.reasoning import ReasoningSplitter, starts_inside
-from server.pipeline import ApiCall
+from server.chat.reasoning import MARKERS, ReasoningSplitter, starts_inside
+from server.chat.reasoning_tokens import ReasoningTokens
+from server.chat.tools.json_text import is_json_object
+from server.chat.tools.use import ToolUse
+from server.pipeline import ApiCall, Json, usage
 from server.protocol import ChatCompletionRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.protocol import SamplingParams
+    from server.chat_template import ChatTemplate
     from server.choice_text import Delta
+    from server.generation import Generation
     from server.state import ServerState
 
 
@@ -29,27 +35,59 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     def __init__(self, server: ServerState, body: ChatCompletionRequest) -> None:
         super().__init__(server, body)
+        self._prompt = ""
         self._readers: list[ChatReader] = []
+        self._reasoning_tokens: list[ReasoningTokens] = []
 
     def validate(self, sampling: SamplingParams) -> None:
         if self.server.tokenizer.chat_template is None:
             message = "This model has no chat template: start the server with --chat-template, or use /v1/completions."
             raise RequestError(message, "messages")
+        self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
+        if self._tools.stop is not None:
+            self.body = self.body.model_copy(update={"stop": [*sampling.stop, self._tools.stop]})
         self.server.check_prompt("", sampling)  # the conversation is rendered later
 
     async def prompts(self) -> Sequence[str | list[int]]:
-        text = self._render()
-        self._readers = [self._reader(text) for _ in range(self.body.n)]
-        return [text]
+        self._prompt = await prompt.render(self._template, self.body, self._tools)
+        self._readers = [self._reader() for _ in range(self.body.n)]
+        if self._splits_reasoning:
+            detokenizer = self.server.tokenizer.detokenizer
+            self._reasoning_tokens = [
+                ReasoningTokens(self._splitter(), detokenizer(keep=self.kept_special_tokens)) for _ in self._readers
+            ]
+        return [self._prompt]
+
+    @property
+    def kept_special_tokens(self) -> frozenset[int]:
+        markers = (*MARKERS, *(self._tools.format.markers if self._tools.functions else ()))
+        ids = map(self.server.tokenizer.special_id, markers)
+        return frozenset(token_id for token_id in ids if token_id is not None)
+
+    @property
+    def grammar_field(self) -> str | None:
+        return "tools" if self._tools.choice == "required" else super().grammar_field
+
+    def grammar(self) -> str | None:
+        special_id = self.server.tokenizer.special_id
+        return grammar.of_answer(self._tools, super().grammar(), self._prompt, self._template, special_id)
 
     def read(self, delta: Delta) -> list[Piece]:
         """Return what a delta adds to its choice's message. Each delta is read once, in order."""
-        return self._readers[delta.choice].push(delta.text, final=delta.finish_reason is not None)
+        if self._reasoning_tokens:
+            self._reasoning_tokens[delta.choice].push(delta.token_ids)
+        pieces = self._readers[delta.choice].push(delta.text, final=delta.finish_reason is not None)
+        return pieces if self.body.include_reasoning else [p for p in pieces if not isinstance(p, Reasoning)]
 
     def message(self, choice: Delta) -> ChatMessage:
-        """Return a whole choice's message."""
+        """Return a whole choice's message. Calls that are no JSON, and were not cut off, are content as they stand."""
         message = ChatMessage()
         message.extend(self.read(choice))
+        is_whole = choice.finish_reason != "length"
+        if is_whole and not all(is_json_object(call.arguments) for call in message.tool_calls):
+            reader = self._readers[choice.choice] = self._reader(reads_tools=False)
+            message = ChatMessage(reasoning=message.reasoning)
+            message.extend(p for p in reader.push(choice.text, final=True) if not isinstance(p, Reasoning))
         return message
 
     def finish_reason(self, delta: Delta) -> str | None:
@@ -58,13 +96,28 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             return "tool_calls"
         return delta.finish_reason
 
-    def _render(self) -> str:
-        template = self.server.tokenizer.chat_template
-        assert template is not None
-        messages = [message.for_template() for message in self.body.messages]
-        add_generation_prompt = self.body.add_generation_prompt
-        return template.render(messages, add_generation_prompt=add_generation_prompt, **self.body.chat_template_kwargs)
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """The choices' tokens before their answers, so far."""
+        return sum(tokens.count for tokens in self._reasoning_tokens)
 
-    def _reader(self, prompt: str) -> ChatReader:
-        splits = self.server.config.reasoning != "none"
-        return ChatReader(ReasoningSplitter(inside=starts_inside(prompt)) if splits else None, None)
+    def usage(self, generation: Generation) -> Json:
+        details = {"reasoning_tokens": self.num_reasoning_tokens}
+        return {**usage(generation), "completion_tokens_details": details}
+
+    @property
+    def _template(self) -> ChatTemplate:
+        template = self.server.tokenizer.chat_template
+        assert template is not None  # `validate` saw to it
+        return template
+
+    @property
+    def _splits_reasoning(self) -> bool:
+        return self.server.config.reasoning != "none"
+
+    def _splitter(self) -> ReasoningSplitter:
+        return ReasoningSplitter(inside=starts_inside(self._prompt))
+
+    def _reader(self, *, reads_tools: bool = True) -> ChatReader:
+        splitter = self._splitter() if self._splits_reasoning else None
+        return ChatReader(splitter, self._tools.parser() if reads_tools else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from server.choice_text import stop_prefix_length
 
-_OPEN, _CLOSE = "<think>", "</think>"
+_OPEN, _CLOSE = MARKERS = "<think>", "</think>"
 
 
 def starts_inside(prompt: str) -> bool:
@@ -17,12 +17,21 @@ def starts_inside(prompt: str) -> bool:
 
 
 class ReasoningSplitter:
-    """Splits one choice's text as it grows. Newlines around a marker belong to neither part."""
+    """Splits one choice's text as it grows. Newlines around a marker belong to neither part.
+
+    Attributes:
+        has_begun: there is reasoning, as far as the text shows.
+    """
 
     def __init__(self, *, inside: bool) -> None:
-        self._held = ""
+        self._held, self.has_begun = "", inside
         self._inside: bool | None = True if inside else None  # None: too early to say
         self._at_start = True  # of reasoning or of the answer; newlines are dropped there
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no more reasoning can come."""
+        return self._inside is False
 
     def push(self, text: str, *, final: bool) -> tuple[str, str]:
         """Take a delta's text; return new text as (reasoning, answer). If `final`, nothing is held back."""
@@ -42,7 +51,7 @@ class ReasoningSplitter:
         """Decide whether the output begins with <think>, once enough text is there."""
         start = self._held.lstrip()
         if start.startswith(_OPEN):
-            self._held, self._inside = start[len(_OPEN) :], True
+            self._held, self._inside, self.has_begun = start[len(_OPEN) :], True, True
         elif final or not _OPEN.startswith(start):
             self._inside, self._at_start = False, False
 

@@ -13,15 +13,11 @@ from pydantic import ValidationError, create_model, model_validator
 
 from engine.errors import RequestError
 from server.chat.call import ChatCall
-from server.chat.pieces import Reasoning
 from server.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-    from server.chat.pieces import Piece
-    from server.choice_text import Delta
 
 
 class TranslatedRequest(Strict):
@@ -90,25 +86,11 @@ def chat_fields(*names: str) -> type[Strict]:
 
 
 class TranslatedCall(ChatCall):
-    """The call of a translated request: one choice, whose pieces become the API's events.
-
-    Attributes:
-        num_reasoning_tokens: the output's tokens before its answer, so far.
-    """
+    """The call of a translated request: one choice, whose pieces become the API's events."""
 
     def __init__(self, server: Any, request: TranslatedRequest, body: ChatCompletionRequest) -> None:
         super().__init__(server, body)
         self.request = request
-        self.num_reasoning_tokens = 0
-        self._has_reasoning = self._has_answer = False
 
     def in_its_words(self, error: RequestError) -> RequestError:
         return self.request.reworded(super().in_its_words(error))
-
-    def read(self, delta: Delta) -> list[Piece]:
-        pieces = super().read(delta)
-        self._has_reasoning |= any(isinstance(piece, Reasoning) for piece in pieces)
-        self._has_answer |= any(not isinstance(piece, Reasoning) for piece in pieces)
-        if self._has_reasoning and not self._has_answer:
-            self.num_reasoning_tokens += len(delta.token_ids)
-        return pieces

@@ -10,11 +10,13 @@ from server.admission import estimate_tokens
 from server.protocol.fields import fault
 from server.protocol.generation import MAX_LOGPROBS, GenerationRequest, Limits
 from server.protocol.messages import Message
+from server.protocol.reasoning import ReasoningFields
+from server.protocol.tools import ToolFields
 
-_RESERVED_VARIABLES = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # of chat templates
+_RESERVED_VARIABLES = {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"}  # of chat templates
 
 
-class ChatCompletionRequest(GenerationRequest):
+class ChatCompletionRequest(ToolFields, ReasoningFields, GenerationRequest):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)

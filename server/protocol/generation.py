@@ -53,6 +53,10 @@ class Limits(NamedTuple):
     prompt_logprobs: int | None = None
 
 
+def _is_neutral(name: str, value: Any) -> bool:
+    return any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
+
+
 class GenerationRequest(StructuredOutputFields):
     """What both completion routes take."""
 
@@ -88,8 +92,7 @@ class GenerationRequest(StructuredOutputFields):
         asked = {
             name: value
             for name, value in data.items()
-            if value is not None
-            and not any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
+            if value is not None and (name in cls.model_fields or not _is_neutral(name, value))
         }
         unknown = (name for name in asked if name not in cls.model_fields)
         next(unknown, None)  # pydantic would report each, and only the first is answered with

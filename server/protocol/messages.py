@@ -111,8 +111,8 @@ class Message(Strict):
         message: dict[str, Any] = {"role": self.role, "content": self.text}
         if self.name is not None:
             message["name"] = self.name
-        if self.tool_calls:
-            message["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in self.tool_calls]
+        if calls := self.tool_calls or ([ToolCall(function=self.function_call)] if self.function_call else []):
+            message["tool_calls"] = [call.model_dump(exclude={"index"}, exclude_none=True) for call in calls]
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         if self.thinking:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from server.chat.call import ChatCall
-from server.chat.pieces import Content, Reasoning, ToolCallArguments, ToolCallStart
+from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
 from server.json_body import JsonRoute
-from server.pipeline import CompletionsCall, Json, respond, usage, yielding
+from server.pipeline import CompletionsCall, Json, respond, yielding
 from server.protocol import ChatCompletionRequest
 from server.state import State
 
 if TYPE_CHECKING:
     from server.choice_text import Delta
     from server.generation import Generation
+    from server.state import ServerState
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -33,55 +34,47 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
     id_prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
     _has_sent_prompt = False
 
-    def chunk(self, delta: Delta, generation: Generation) -> Json:
+    def __init__(self, server: ServerState, body: ChatCompletionRequest) -> None:
+        super().__init__(server, body)
+        self._is_older = bool(body.functions)
+        self._waiting: dict[int, Delta] = {}  # what no chunk has told of yet, by choice
+
+    def chunk(self, delta: Delta, generation: Generation) -> Json | None:
+        delta, pieces = self._unsent(delta), self.read(delta)
+        if not pieces and delta.finish_reason is None:
+            self._waiting[delta.choice] = delta
+            return None
         head = self.head(self.chunk_kind)
         if self.body.return_token_ids and not self._has_sent_prompt:
             head["prompt_token_ids"] = generation.prompts[0]
             self._has_sent_prompt = True
-        return {**head, "choices": [self._choice(delta, "delta", self._delta(delta))]}
+        written = delta_json(pieces, is_first=delta.is_first, older=self._is_older)
+        return {**head, "choices": [self._choice(delta, "delta", written)]}
+
+    def _unsent(self, delta: Delta) -> Delta:
+        """Return a delta with the tokens before it whose text was held back: no chunk told of them."""
+        waiting = self._waiting.pop(delta.choice, None)
+        if waiting is None:
+            return delta
+        waiting.extend(delta)
+        return waiting
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, "message", self._message(choice)) async for choice in yielding(choices)]
-        answer = {**self.head(self.kind), "choices": written, "usage": usage(generation)}
+        written = [
+            self._choice(choice, "message", message_json(self.message(choice), older=self._is_older))
+            async for choice in yielding(choices)
+        ]
+        answer = {**self.head(self.kind), "choices": written, "usage": self.usage(generation)}
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = generation.prompts[0]
         return answer
-
-    def _delta(self, delta: Delta) -> Json:
-        content: Json = {"role": "assistant", "content": ""} if delta.is_first else {}
-        for piece in self.read(delta):
-            match piece:
-                case Reasoning(text):
-                    content["reasoning_content"] = content.get("reasoning_content", "") + text
-                case Content(text):
-                    content["content"] = content.get("content", "") + text
-                case ToolCallStart(index, call_id, name):
-                    function = {"name": name, "arguments": ""}
-                    call = {"index": index, "id": call_id, "type": "function", "function": function}
-                    content.setdefault("tool_calls", []).append(call)
-                case ToolCallArguments(index, text):
-                    call = {"index": index, "function": {"arguments": text}}
-                    content.setdefault("tool_calls", []).append(call)
-        return content
-
-    def _message(self, choice: Delta) -> Json:
-        message = self.message(choice)
-        written: Json = {"role": "assistant", "content": message.content, "refusal": None}
-        if message.reasoning:
-            written["reasoning_content"] = message.reasoning
-        if message.tool_calls:
-            written["content"] = message.content or None
-            written["tool_calls"] = [
-                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in message.tool_calls
-            ]
-        return written
 
     def _choice(self, delta: Delta, name: str, content: Json) -> Json:
         reports = [token_report(self.server.tokenizer, report) for report in delta.reports]
         logprobs = {"content": reports, "refusal": None} if self.body.logprobs else None
         choice = {"index": delta.choice, name: content, "logprobs": logprobs}
-        choice["finish_reason"] = self.finish_reason(delta)
+        reason = self.finish_reason(delta)
+        choice["finish_reason"] = "function_call" if reason == "tool_calls" and self._is_older else reason
         if self.body.return_token_ids:
             choice["token_ids"] = delta.token_ids
         return choice

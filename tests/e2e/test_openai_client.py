@@ -127,13 +127,6 @@ def test_bad_requests_raise_with_the_parameters_name(
     assert caught.value.status_code == 400
 
 
-def test_tools_are_refused_not_ignored(client: openai.OpenAI) -> None:
-    tools: Any = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(messages=MESSAGES, model="tiny", tools=tools)
-    assert caught.value.param == "tools"
-
-
 def test_an_unknown_model_raises_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="gpt-4", prompt="a")

@@ -58,9 +58,9 @@ async def test_the_generation_prompt_can_be_left_out(api, reference_tokenizer):
 
 
 async def test_a_role_that_the_template_does_not_know_is_refused_in_its_words(api):
-    response = await api.post(CHAT, messages=[{"role": "function", "name": "f", "content": "hi"}])
+    response = await api.post(CHAT, messages=[{"role": "developer", "content": "hi"}])
     error = check_error(response, 400, type="invalid_request_error", param="messages")
-    assert "unknown role function" in error["message"]
+    assert "unknown role developer" in error["message"]
 
 
 async def test_a_role_that_nobody_knows_is_refused_by_its_place(api):

@@ -1,0 +1,163 @@
+"""The conversation as its chat template gets it: messages, tools and variables, in the forms that templates differ in.
+
+What a template does not know is told in words: tools in a system message, calls and results as text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from engine.errors import RequestError
+from server.chat.tools.hermes import call_as_text, result_as_text
+
+if TYPE_CHECKING:
+    from server.chat.tools.use import ToolUse
+    from server.chat_template import ChatTemplate
+    from server.protocol import ChatCompletionRequest
+
+_Message = dict[str, Any]
+_SWITCHES = ("thinking", "enable_thinking")  # how templates call the variable that turns reasoning on and off
+
+
+async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: ToolUse) -> str:
+    """Return the prompt's text.
+
+    Raises:
+        RequestError: the template refuses these messages.
+    """
+    messages = [_in_newer_words(message.for_template()) for message in body.messages]
+    if "tool_calls" not in template.source:
+        messages = _as_text(messages)
+    elif any("tool_calls" in message for message in messages):
+        form = await _form_of(template)
+        messages = [_formed(message, form) for message in messages]
+    variables = {"tools": tools.for_template, "documents": None} | body.chat_template_kwargs
+    options = variables | thinking_variables(template, body) | {"add_generation_prompt": body.add_generation_prompt}
+    if tools.instructions is None:
+        return await _text(template, messages, **options)
+    try:
+        return await _text(template, _with_system(messages, tools.instructions), **options)
+    except RequestError:
+        if messages[0]["role"] != "user":
+            raise
+    first, *rest = messages  # a template that knows no system messages
+    first = {**first, "content": f"{tools.instructions}\n\n{first['content']}"}
+    return await _text(template, [first, *rest], **options)
+
+
+async def _text(template: ChatTemplate, messages: list[_Message], **options: Any) -> str:
+    return template.render(messages, **options)
+
+
+def thinking_variables(template: ChatTemplate, body: ChatCompletionRequest) -> dict[str, Any]:
+    """Return the template's switch of thinking as the request sets it, whichever name the client knows."""
+    given = [body.chat_template_kwargs[name] for name in _SWITCHES if name in body.chat_template_kwargs]
+    if not given and body.thinking is not None:
+        given = [body.thinking.type == "enabled"]
+    missing = [name for name in _SWITCHES if name in template.variables and name not in body.chat_template_kwargs]
+    return dict.fromkeys(missing, given[0]) if given else {}
+
+
+def _in_newer_words(message: _Message) -> _Message:
+    """Return a message of OpenAI's older role `function` as a tool's."""
+    return {**message, "role": "tool"} if message["role"] == "function" else message
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How a template wants an assistant's message of calls.
+
+    Attributes:
+        parsed: arguments are an object, else JSON text.
+        empty: the content where there is none.
+    """
+
+    parsed: bool
+    empty: str | None
+
+
+_forms: WeakKeyDictionary[ChatTemplate, _Form] = WeakKeyDictionary()
+
+
+async def _form_of(template: ChatTemplate) -> _Form:
+    """Return a template's form, which is found out once."""
+    if template not in _forms:
+        _forms[template] = await _tried(template)
+    return _forms[template]
+
+
+async def _tried(template: ChatTemplate) -> _Form:
+    """Try the forms: the first in which the arguments come out as JSON, and no None as a word, is the template's."""
+    forms = [_Form(parsed, empty) for parsed in (True, False) for empty in (None, "")]
+    for form in forms:
+        function = {"name": "f", "arguments": '{"probe": "x"}'}
+        messages: list[_Message] = [
+            {"role": "user", "content": "u"},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"id": "abcdefghi", "type": "function", "function": function}],
+            },
+            {"role": "tool", "content": "r", "tool_call_id": "abcdefghi", "name": "f"},
+        ]
+        try:
+            text = await _text(template, [_formed(message, form) for message in messages], add_generation_prompt=False)
+        except RequestError:
+            continue
+        if "None" not in text and ('"probe"' in text or ("'probe'" not in text and '\\"probe' not in text)):
+            return form
+    return _Form(parsed=True, empty="")
+
+
+def _formed(message: _Message, form: _Form) -> _Message:
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": _arguments(call["function"]["arguments"], form)}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "content": message["content"] or form.empty, "tool_calls": calls}
+
+
+def _arguments(text: str, form: _Form) -> Any:
+    """Return arguments in a template's form; text that is no JSON object, which models can write, stays text."""
+    if not form.parsed:
+        return text or "{}"
+    try:
+        parsed = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
+    return parsed if isinstance(parsed, dict) else text
+
+
+def _as_text(messages: list[_Message]) -> list[_Message]:
+    """Return messages for a template that knows neither calls nor results."""
+    written: list[_Message] = []
+    follows_result = False
+    for message in messages:
+        is_result = message["role"] == "tool"
+        if is_result and follows_result:  # one message, as users' and assistants' take turns
+            written[-1]["content"] += "\n" + result_as_text(message["content"])
+        elif is_result:
+            written.append({"role": "user", "content": result_as_text(message["content"])})
+        elif "tool_calls" in message:
+            functions = [call["function"] for call in message["tool_calls"]]
+            calls = [call_as_text(function["name"], function["arguments"]) for function in functions]
+            content = "\n".join(filter(None, (message["content"], *calls)))
+            others = {name: value for name, value in message.items() if name != "tool_calls"}
+            written.append(others | {"content": content})
+        else:
+            written.append(message)
+        follows_result = is_result
+    return written
+
+
+def _with_system(messages: list[_Message], text: str) -> list[_Message]:
+    """Return messages with more text in the first system message, or in a new one."""
+    first, *rest = messages
+    if first["role"] in ("system", "developer"):
+        return [{**first, "content": "\n\n".join(filter(None, (first["content"], text)))}, *rest]
+    return [{"role": "system", "content": text}, *messages]

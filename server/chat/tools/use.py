@@ -1,0 +1,84 @@
+"""What one request's tools mean here: for the prompt, for the grammar, and for reading the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import RequestError
+from server.chat.tools.format import Calls, ToolFormat, ToolParser
+from server.chat.tools.formats import FORMATS, format_of
+from server.chat.tools.lark import Lark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.chat_template import ChatTemplate
+    from server.protocol.tools import Function, ToolFields
+
+_MAX_CALLS = 16  # that a grammar lets a model make in one answer
+
+
+class ToolUse:
+    """The functions of a request, and the format in which this model calls them.
+
+    Attributes:
+        choice: whether functions may or must be called; "none" if there are none.
+        functions: those that may be called.
+        format: how the model writes calls.
+    """
+
+    def __init__(self, body: ToolFields, template: ChatTemplate, parser: str) -> None:
+        """`parser` is --tool-parser.
+
+        Raises:
+            RequestError: this server takes no tools.
+        """
+        self.choice = body.choice if body.offered else "none"
+        if self.choice != "none" and parser == "none":
+            raise RequestError("This server takes no tools: it was started with --tool-parser none.", "tools")
+        chosen = body.chosen_names
+        self.functions = [f for f in body.offered if self.choice != "none" and (not chosen or f.name in chosen)]
+        self._parallel = body.parallel_tool_calls and not body.functions
+        shown = format_of(template.source) if parser in ("auto", "none") else FORMATS[parser]
+        self.format: ToolFormat = shown or FORMATS["hermes"]
+        self._is_native = shown is not None and "tools" in template.variables
+
+    @property
+    def for_template(self) -> list[dict[str, Any]] | None:
+        """What the template's variable `tools` is; None if it tells the model of no tools."""
+        if not self.functions or not self._is_native:
+            return None
+        return [{"type": "function", "function": function.for_template()} for function in self.functions]
+
+    @property
+    def instructions(self) -> str | None:
+        """What a system message must tell the model, as its template does not."""
+        if not self.functions or self._is_native:
+            return None
+        return self.format.instructions([function.for_template() for function in self.functions])
+
+    @property
+    def stop(self) -> str | None:
+        """What ends the answer with its first call, if there may be but one."""
+        return None if self._parallel or not self.functions else self.format.call_end
+
+    def parser(self) -> ToolParser | None:
+        """Return a reader of one choice's calls; None if there can be none."""
+        if not self.functions:
+            return None
+        names = (function.name for function in self.functions)
+        return ToolParser(self.format, Calls(names, parallel=self._parallel, id_length=self.format.id_length))
+
+    def calls_grammar(self, special_id: Callable[[str], int | None]) -> str:
+        """Return the grammar of an answer that is calls alone, as Lark text; `special_id` as in Lark."""
+        lark = Lark(special_id, self.format.markers)
+        schemas = {function.name: _closed(function) for function in self.functions}
+        return lark.render(self.format.grammar(lark, schemas, _MAX_CALLS if self._parallel else 1))
+
+
+def _closed(function: Function) -> dict[str, Any]:
+    """Return a function's schema, by which it takes no arguments but those that it lists, unless it says otherwise."""
+    schema = function.schema_
+    if "properties" in schema and not schema.keys() & {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"}:
+        return {"additionalProperties": False, **schema}
+    return schema
