@@ -1,4 +1,4 @@
-"""The grammar of a chat's answer: calls, content of a form, or either; and reasoning before, where the model reasons."""
+"""The grammar of a chat's answer: calls, content of a form, or either; and reasoning before it."""
 
 from __future__ import annotations
 

@@ -230,9 +230,10 @@ def letters(ids_of):
 @pytest.fixture
 def say(tiny_engine, monkeypatch):
     """say(token_ids) has the model say these, whatever it reads; None stands for logits that are not finite."""
+    compute = tiny_engine.executor.execute
 
     def replace(token_ids):
-        compute, script = tiny_engine.executor.execute, iter(token_ids)
+        script = iter(token_ids)
 
         def run(plan):
             result = compute(plan)

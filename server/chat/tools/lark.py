@@ -11,6 +11,7 @@ from server.grammar.lark import schema_expression
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+
 class Lark:
     """A grammar in the making: rules with names of its own, and expressions over them."""
 
