@@ -38,7 +38,7 @@ class Lark:
 
     def json(self, schema: Any) -> str:
         """Return a rule for JSON that a schema describes."""
-        return self.rule(schema_expression(schema))
+        return self.rule(schema_expression(schema, whitespace=" "))
 
     def json_calls(self, schemas: dict[str, dict[str, Any]], arguments: str = "arguments") -> str:
         """Return a rule for a call of any of these functions, as one JSON object."""
