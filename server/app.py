@@ -17,7 +17,7 @@ from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.routes import batches, chat, completions, files, messages, models, operations, page, responses
+from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
 from server.state import ServerState
 from server.storage import Storage
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from server.engine_client import EngineClient
     from server.tokenizer import Tokenizer
 
-_ROUTES = (completions, chat, responses, messages, files, batches, models, operations, page)
+_ROUTES = (completions, chat, responses, messages, tokens, files, batches, models, operations, page)
 
 
 class _App(FastAPI):

@@ -7,6 +7,7 @@ Commas and brackets in strings count too: of these, a token has at most four.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request, Response
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_VALUES = 200_000  # decoded in at most 20 ms
 MAX_KEYS = 50_000
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _VALUES_PER_TOKEN = 4  # which a longer context allows
 
 
@@ -50,8 +52,13 @@ class _JsonRequest(Request):
             message = f"The body has more than {self._max_values} values or {self._max_keys} keys: no prompt has."
             raise HTTPException(400, message)
         try:
-            return json.loads(body)
+            value = json.loads(body)
+            if _SURROGATE.search(body):  # of an emoji, or half of one, which is no text and cannot be written again
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
         except json.JSONDecodeError:
             raise
+        except UnicodeEncodeError:
+            raise json.JSONDecodeError("it has half a surrogate pair", "", 0) from None
         except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
             raise json.JSONDecodeError(str(error), "", 0) from None

@@ -30,6 +30,7 @@ class Tokenizer:
     """A model's vocabulary and chat template. Safe to use from several threads.
 
     Attributes:
+        config: what a checkpoint's tokenizer_config.json says of it.
         bos_id, eos_id: the tokens that begin and end a text; None if the model has none.
     """
 
@@ -50,7 +51,7 @@ class Tokenizer:
         self.bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
         self._add_bos = add_bos and self.bos_id is not None
         self.eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
-        self._config = {
+        self.config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": bos_token,
             "eos_token": eos_token,
@@ -92,7 +93,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, with the chat template in it."""
         self._tokenizer.save(str(folder / "tokenizer.json"))
-        text = json.dumps({name: value for name, value in self._config.items() if value is not None}, indent=2)
+        text = json.dumps({name: value for name, value in self.config.items() if value is not None}, indent=2)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -125,6 +126,10 @@ class Tokenizer:
     @functools.cached_property
     def _special_ids(self) -> dict[str, int]:
         return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    def token_name(self, token_id: int) -> str:
+        """Return a token as the vocabulary spells it; an id that the vocabulary lacks is an empty name."""
+        return self._tokenizer.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return one token's bytes, as logprobs report them; a special token's bytes are its name."""

@@ -77,7 +77,7 @@ def known_block(value: Any, known: tuple[str, ...]) -> Any:
     """Refuse a block whose type is none of these by its name: pydantic would report a fault for each of them."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in known:
-        shown = f"a block of the type '{kind}'" if isinstance(kind, str) else "what is no block with a type"
+        shown = f"a block of the type {kind!r}" if isinstance(kind, str) else "what is no block with a type"
         raise ValueError(f"{shown} is not supported here; supported are {', '.join(known)}")
     return value
 

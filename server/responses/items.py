@@ -23,7 +23,7 @@ def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -
     """Refuse an object whose `type` is none of these by its name: pydantic would report a fault for each of them."""
     kind = value.get("type") or default if isinstance(value, dict) else None
     if kind not in known:
-        shown = f"the type '{kind}'" if isinstance(kind, str) else "an object without a type"
+        shown = f"the type {kind!r}" if isinstance(kind, str) else "an object without a type"
         raise ValueError(f"{shown} is not one that this server takes; it takes {', '.join(known)}")
     return {**value, "type": kind}
 

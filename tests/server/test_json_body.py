@@ -39,6 +39,14 @@ async def test_bodies_of_very_many_values_are_refused_before_they_are_decoded(ap
     assert str(MAX_VALUES) in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("body", [{"prompt": "a\ud800"}, {"prompt": "a", "user": "\udfff"}, {"\ud800": 1}])
+async def test_half_a_surrogate_pair_is_refused_wherever_it_is(api, body):
+    response = await api.http.post(COMPLETIONS, content=json.dumps(body))
+    assert "surrogate" in check_error(response, 400, type="invalid_request_error")["message"]
+    whole = await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "\N{GRINNING FACE}", "max_tokens": 1}))
+    assert whole.status_code == 200
+
+
 async def test_punctuation_in_a_text_is_no_key(api):
     response = await api.http.post(COMPLETIONS, json={"prompt": ":" * (MAX_KEYS + 1)})
     assert check_error(response, 400)["code"] == "context_length_exceeded"

@@ -1,0 +1,135 @@
+"""vLLM's POST /tokenize and /detokenize, and GET /tokenizer_info: the model's tokenizer from afar.
+
+The work is done in threads, and counts as waiting while it lasts: many long texts at once are refused with 429.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field, model_validator
+
+from engine.errors import RequestError
+from server.admission import estimate_tokens
+from server.chat.tokens import prompt_tokens
+from server.chat.translated import TranslatedRequest
+from server.json_body import JsonRoute
+from server.openapi import ERRORS
+from server.protocol import ChatCompletionRequest, Message, Strict, fault
+from server.protocol.fields import TokenId
+from server.state import ServerState, State
+
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Tokens"])
+
+_OF_CHATS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
+
+
+class TokenizeRequest(TranslatedRequest):
+    """POST /tokenize: a text, or a conversation as POST /v1/chat/completions takes it."""
+
+    model: Annotated[str, Field(max_length=1024)] | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
+    tools: list[dict[str, Any]] | None = Field(None, max_length=512)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
+    add_special_tokens: bool | None = Field(None, description="default: true for a text, false for a conversation")
+    return_token_strs: bool = False
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise fault("prompt", "a request needs either 'prompt' or 'messages'")
+        if self.prompt is not None and (foreign := next((n for n in _OF_CHATS if getattr(self, n) is not None), None)):
+            raise fault(foreign, f"'{foreign}' goes with 'messages' only")
+        return self
+
+    def to_chat(self) -> ChatCompletionRequest:
+        """Return the chat completion request with this prompt."""
+        return self.chat_request(self.passed_on(("model", *_OF_CHATS)))
+
+
+class DetokenizeRequest(Strict):
+    """POST /detokenize: token ids."""
+
+    model: Annotated[str, Field(max_length=1024)] | None = None
+    tokens: list[TokenId] = Field(fail_fast=True)
+
+
+class Tokens(BaseModel):
+    """The token ids of a text, and if asked for their names in the vocabulary."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(BaseModel):
+    """The text of token ids, special tokens included."""
+
+    prompt: str
+
+
+class TokenizerInfo(BaseModel):
+    """The tokenizer's configuration, as in a checkpoint's tokenizer_config.json."""
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    add_bos_token: bool
+    chat_template: str | None
+    vocab_size: int
+    model_max_length: int | None
+
+
+@router.post("/tokenize", responses={200: {"model": Tokens}})
+async def tokenize(request: Request, body: TokenizeRequest, server: State) -> dict[str, Any]:
+    """Return the token ids of a text or of a conversation's prompt."""
+    server.check_model(body.model)
+    tenant, special = request.scope["caller"].tenant, body.add_special_tokens
+    try:
+        if body.prompt is not None:
+            ids = await _encode(server, body.prompt, tenant, add_special_tokens=special is not False)
+        else:
+            ids = await prompt_tokens(server, body.to_chat(), tenant, add_special_tokens=special is True)
+    except RequestError as error:
+        raise body.reworded(error) from None
+    names = await asyncio.to_thread(list, map(server.tokenizer.token_name, ids)) if body.return_token_strs else None
+    return {
+        "count": len(ids),
+        "max_model_len": server.client.require_info().max_seq_len,
+        "tokens": ids,
+        "token_strs": names,
+    }
+
+
+@router.post("/detokenize", responses={200: {"model": Detokenized}})
+async def detokenize(request: Request, body: DetokenizeRequest, server: State) -> dict[str, str]:
+    """Return the text of token ids, special tokens included."""
+    server.check_model(body.model)
+    vocab_size = server.tokenizer.vocab_size
+    if (largest := max(body.tokens, default=0)) >= vocab_size:
+        raise RequestError(f"'tokens' has {largest}, and the largest token id is {vocab_size - 1}.", "tokens")
+    with server.admission.admit(1, len(body.tokens), request.scope["caller"].tenant):
+        text = await asyncio.to_thread(server.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return {"prompt": text}
+
+
+@router.get("/tokenizer_info", responses={200: {"model": TokenizerInfo}})
+async def tokenizer_info(server: State) -> dict[str, Any]:
+    """Return the tokenizer's configuration."""
+    info = server.client.info
+    return {
+        **server.tokenizer.config,
+        "vocab_size": server.tokenizer.vocab_size,
+        "model_max_length": info.max_seq_len if info is not None else None,
+    }
+
+
+async def _encode(server: ServerState, text: str, tenant: bytes, *, add_special_tokens: bool) -> list[int]:
+    with server.admission.admit(1, estimate_tokens(text), tenant):
+        return await asyncio.to_thread(server.tokenizer.encode, text, add_special_tokens=add_special_tokens)
