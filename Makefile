@@ -19,11 +19,11 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(STAMP): pyproject.toml hatch_build.py $(CPP) kernels/native/build.py
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo "installing into $(VENV), once:"
+	@$(PYTHON) deploy/install.py $(VENV)
 	@touch $(STAMP)
 
-install: $(STAMP) ## make .venv with all that running and testing needs
+install: $(STAMP) ## make .venv with all that running and testing needs (TORCH_INDEX=URL: where torch comes from)
 
 serve: $(STAMP) ## serve the default model on http://127.0.0.1:8000 (ARGS="--port 9000 ..." for flags)
 	@exec $(BIN)/deepseek-serve $(ARGS)

