@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
     index, build = torch_index(os.environ, has_gpu(), lambda url: answers(pip, url))
     _step(f"PyTorch: {build}", [*pip, "install", torch, *(["--extra-index-url", index] if index else [])], folder)
     _step(f"{len(requirements) - 1} packages to run and test with", [*pip, "install", *requirements], folder)
-    kernels = "deepseek-serve, its CPU kernels compiled for this machine (a minute or two)"
+    kernels = "deepseek-serve, its CPU kernels compiled for this machine (one to five minutes)"
     _step(kernels, [*pip, "install", "--no-deps", "--editable", "."], folder)
     size = sum(os.lstat(path).st_size for path in folder.rglob("*"))
     print(f"installed in {time.monotonic() - started:.0f} s; {folder} has {size / 1e9:.1f} GB", flush=True)
