@@ -192,7 +192,8 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
         (["--queue-timeout", "0"], "--queue-timeout is 0; it must be more than 0"),
         (["--drain-timeout", "-1"], "--drain-timeout is -1; it must be at least 0"),
         (["--drain-timeout", "inf"], "--drain-timeout is inf; it must be a finite number"),
-        (["--max-batch", "3"], "there is no flag --max-batch; did you mean --max-batch-size?; deepseek-serve --help"),
+        (["--max-batch-sise", "3"], "there is no flag --max-batch-sise; did you mean --max-batch-size?; deepseek"),
+        (["--max-batch", "3"], "there is no flag --max-batch; did you mean --"),  # no abbreviations
         (["--ouput=1"], "there is no flag --ouput; did you mean --port?"),
         (["--zzz", "1"], "there is no flag --zzz; deepseek-serve --help"),
         (["a", "b"], "unrecognized arguments: b; deepseek-serve --help"),
