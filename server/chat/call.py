@@ -66,7 +66,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     @property
     def grammar_field(self) -> str | None:
-        return "tools" if self._tools.choice == "required" else super().grammar_field
+        guided = self._tools.choice == "required" or (self._tools.guides_free_answers and not self.body.form_field)
+        return "tools" if guided else self.body.form_field
 
     def grammar(self) -> str | None:
         special_id = self.server.tokenizer.special_id

@@ -36,6 +36,8 @@ def of_answer(
         named["content"] = form
     if tools.choice == "required" or (named and tools.functions):
         named["calls"] = tools.calls_grammar(special_id)
+    elif tools.guides_free_answers:
+        named["text"] = tools.free_grammar(special_id)
     if not named:
         return None
     answer = " | ".join(f"@{name}" for name in named)

@@ -67,12 +67,12 @@ class DeepseekV31Format(ToolFormat):
             "- For multiple tool calls, chain them directly without separators or spaces\n"
         )
 
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
         after_name, after = lark.text(self._before_arguments), lark.text(self._after_arguments)
         called = [f"{self._lark_name(lark, name)} {after_name} {lark.json(schemas[name])}" for name in schemas]
         call = lark.rule(f"{lark.marker(_CALL)} ({' | '.join(called)}) {after} {lark.marker(_END_CALL)}")
         calls = lark.several(call, self._between_calls, most)
-        return f"{lark.marker(_CALLS)} {calls} {lark.marker(_END_CALLS)}"
+        return f"{calls} {lark.marker(_END_CALLS)}"
 
     def _lark_name(self, lark: Lark, name: str) -> str:
         return f"{lark.text(name)} {lark.marker(_SEP)}"

@@ -37,6 +37,10 @@ class DsmlFormat(ToolFormat):
         """`block`: how the model calls the blocks; either is read."""
         self._block = block
 
+    @property
+    def opener(self) -> str:
+        return f"<{_DSML}{self._block}>"
+
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         opener = yield from expect(source, *self.openers)
         before = calls.count
@@ -87,11 +91,10 @@ class DsmlFormat(ToolFormat):
             f"<functions>\n{one_a_line(functions)}\n</functions>"
         )
 
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+        separator = "\n"
         call = lark.rule(" | ".join(_lark_call(lark, name, schema) for name, schema in schemas.items()))
-        first, last = lark.marker(f"<{_DSML}{self._block}>\n"), lark.marker(f"</{_DSML}{self._block}>")
-        calls = lark.several(call, "\n", most)
-        return f'{first} {calls} "\\n" {last}'
+        return f'"\\n" {lark.several(call, separator, most)} "\\n" {lark.marker(f"</{_DSML}{self._block}>")}'
 
 
 def _string(source: Source, index: int) -> Steps[bool]:

@@ -68,6 +68,8 @@ class ToolFormat(ABC):
         markers: what may be special tokens in the model's vocabulary and must stay in the text.
         only_at_start: calls begin with the answer or not at all.
         call_end: text that ends each call, and nothing else; None if there is no such text.
+        one_call_a_block: each call has an opener of its own; else one opener is for all calls.
+        separator: what stands between two such calls.
         id_length: ids are as many alphanumerics; None is OpenAI's form.
     """
 
@@ -76,6 +78,8 @@ class ToolFormat(ABC):
     markers: tuple[str, ...] = ()
     only_at_start: ClassVar[bool] = False
     call_end: str | None = None
+    one_call_a_block: bool = False
+    separator: ClassVar[str] = ""
     id_length: ClassVar[int | None] = None
 
     @abstractmethod
@@ -90,9 +94,18 @@ class ToolFormat(ABC):
     def instructions(self, functions: list[dict[str, Any]]) -> str:
         """Return the system message that tells a model of functions, for templates that do not."""
 
+    @property
+    def opener(self) -> str:
+        """What this model begins calls with, as it was taught."""
+        return self.openers[0]
+
     @abstractmethod
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
-        """Return a Lark expression for one call and up to `most`; `schemas` has each function's parameters."""
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+        """Return a Lark expression for what follows an opener: a call, or up to `most`.
+
+        Raises:
+            RequestError: with the reason against one of `schemas`, which has each function's parameters.
+        """
 
 
 class ToolParser:

@@ -25,6 +25,8 @@ class HermesFormat(ToolFormat):
     openers = (_OPEN,)
     markers = (_OPEN, _CLOSE)
     call_end = _CLOSE
+    one_call_a_block = True
+    separator: ClassVar[str] = "\n"
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         yield from expect(source, _OPEN)
@@ -50,9 +52,8 @@ class HermesFormat(ToolFormat):
             f'{{"name": <function-name>, "arguments": <args-json-object>}}\n{_CLOSE}'
         )
 
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
-        call = lark.rule(f'{lark.marker(_OPEN)} "\\n" {lark.json_calls(schemas)} "\\n" {lark.marker(_CLOSE)}')
-        return lark.several(call, "\n", most)
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:  # noqa: ARG002
+        return f'"\\n" {lark.json_calls(schemas)} "\\n" {lark.marker(_CLOSE)}'
 
 
 def call_as_text(name: str, arguments: Any) -> str:

@@ -46,6 +46,12 @@ class Lark:
         calls = [f'{heads[name]} {self.json(schema)} "}}"' for name, schema in schemas.items()]
         return self.rule(" | ".join(calls))
 
+    def text_up_to(self, marker: str) -> str:
+        """Return a rule for any text up to and with the first marker."""
+        if self.marker(marker) == self.text(marker):
+            return self.until(marker)
+        return self.rule(f"/(?s:.*)/ {self.marker(marker)}")
+
     def several(self, call: str, separator: str, most: int) -> str:
         """Return an expression for one call and up to `most` in all."""
         return f"{call} ({self.text(separator)} {call}){{0,{most - 1}}}" if most > 1 else call

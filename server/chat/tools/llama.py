@@ -21,6 +21,7 @@ class LlamaFormat(ToolFormat):
     openers = (_TAG, "{")
     markers = (_TAG,)
     only_at_start = True
+    opener = ""
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         yield from accept(source, _TAG)
@@ -41,5 +42,5 @@ class LlamaFormat(ToolFormat):
             f"value}}. Do not use variables.\n\n{one_a_line(functions)}"
         )
 
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
         return lark.several(lark.json_calls(schemas, arguments="parameters"), "; ", most)

@@ -26,7 +26,7 @@ class MistralFormat(ToolFormat):
 
     def __init__(self, *, named: bool) -> None:
         """`named`: calls are written as NAME[ARGS]{...}."""
-        self._named = named
+        self.one_call_a_block = named
 
     def read(self, source: Source, calls: Calls) -> Steps[None]:
         yield from expect(source, _CALLS)
@@ -56,9 +56,8 @@ class MistralFormat(ToolFormat):
     def instructions(self, functions: list[dict[str, Any]]) -> str:
         return f"[AVAILABLE_TOOLS]{json.dumps(functions, ensure_ascii=False)}[/AVAILABLE_TOOLS]"
 
-    def grammar(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
-        if self._named:
-            named = [f'"{name}" {lark.marker(_ARGS)} {lark.json(schema)}' for name, schema in schemas.items()]
-            call = lark.rule(f"{lark.marker(_CALLS)} ({' | '.join(named)})")
-            return lark.several(call, "", most)
-        return f'{lark.marker(_CALLS)} "[" {lark.several(lark.json_calls(schemas), ", ", most)} "]"'
+    def block(self, lark: Lark, schemas: dict[str, dict[str, Any]], most: int) -> str:
+        if not self.one_call_a_block:
+            return f'"[" {lark.several(lark.json_calls(schemas), ", ", most)} "]"'
+        named = [f'"{name}" {lark.marker(_ARGS)} {lark.json(schema)}' for name, schema in schemas.items()]
+        return lark.rule(" | ".join(named))

@@ -69,14 +69,40 @@ class ToolUse:
         names = (function.name for function in self.functions)
         return ToolParser(self.format, Calls(names, parallel=self._parallel, id_length=self.format.id_length))
 
+    @property
+    def guides_free_answers(self) -> bool:
+        """Whether calls follow their schemas also where the model may choose not to call."""
+        is_strict = any(function.strict for function in self.functions)
+        return self.choice == "auto" and is_strict and not self.format.only_at_start
+
     def calls_grammar(self, special_id: Callable[[str], int | None]) -> str:
-        """Return the grammar of an answer that is calls alone, as Lark text; `special_id` as in Lark."""
+        """Return the grammar of an answer that is calls alone, as Lark text; `special_id` as in Lark.
+
+        Raises:
+            RequestError: with the reason against a function's parameters.
+        """
         lark = Lark(special_id, self.format.markers)
-        schemas = {function.name: _closed(function) for function in self.functions}
-        return lark.render(self.format.grammar(lark, schemas, _MAX_CALLS if self._parallel else 1))
+        opener = lark.marker(self.format.opener)
+        block = lark.rule(f"{opener} {self._block(lark, {f.name: _schema(f) for f in self.functions})}")
+        return lark.render(lark.several(block, self.format.separator, self._num_blocks))
+
+    def free_grammar(self, special_id: Callable[[str], int | None]) -> str:
+        """Return the grammar of text with calls in it, those of strict functions by their schemas. Raises likewise."""
+        lark = Lark(special_id, self.format.markers)
+        schemas = {f.name: _schema(f) if f.strict else {"type": "object"} for f in self.functions}
+        opener = lark.text_up_to(self.format.opener)
+        block = lark.rule(f"{opener} {self._block(lark, schemas)}")
+        return lark.render(f"{block}{{0,{self._num_blocks}}} {lark.rule('/(?s:.*)/')}")
+
+    @property
+    def _num_blocks(self) -> int:
+        return _MAX_CALLS if self._parallel and self.format.one_call_a_block else 1
+
+    def _block(self, lark: Lark, schemas: dict[str, dict[str, Any]]) -> str:
+        return self.format.block(lark, schemas, _MAX_CALLS if self._parallel else 1)
 
 
-def _closed(function: Function) -> dict[str, Any]:
+def _schema(function: Function) -> dict[str, Any]:
     """Return a function's schema, by which it takes no arguments but those that it lists, unless it says otherwise."""
     schema = function.schema_
     if "properties" in schema and not schema.keys() & {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"}:
