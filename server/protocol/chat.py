@@ -36,7 +36,8 @@ class ChatCompletionRequest(ToolFields, ReasoningFields, GenerationRequest):
         return self
 
     def estimate_tokens(self) -> list[int]:
-        return [sum(estimate_tokens(message.text) for message in self.messages)]
+        texts = (*(message.text for message in self.messages), *self.tool_texts())
+        return [sum(map(estimate_tokens, texts))]
 
     def _limits(self) -> Limits:
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -148,6 +148,10 @@ class ToolFields(BaseModel):
         """All functions, by either name of the field."""
         return [tool.function for tool in self.tools] or self.functions
 
+    def tool_texts(self) -> list[str]:
+        """Return what the prompt has of the functions, roughly."""
+        return [] if self.choice == "none" else [json.dumps(function.for_template()) for function in self.offered]
+
     @property
     def choice(self) -> Literal["none", "auto", "required"]:
         """Whether functions may or must be called."""
