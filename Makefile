@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
-        dashboards-test kubernetes-test kubernetes-rules ray-test ray-bench image image-test clean
+        dashboards-test kubernetes-test kubernetes-rules page-test ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -91,13 +91,16 @@ kubernetes-test: $(KUBERNETES)/.installed ## build every overlay and component; 
 kubernetes-rules: $(STAMP) ## write the PrometheusRule from deploy/prometheus/alerts.yml
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
-$(RAY_STAMP): $(STAMP) # the extra `ray` alone, beside what .venv has
-	$(BIN)/python -m venv $(RAY)
+.venv-%/.installed: $(STAMP) # one extra alone, beside what .venv has
+	$(BIN)/python -m venv .venv-$*
 	$(BIN)/python -c '$(PURELIB); print(f"import site; site.addsitedir({path!r})")' \
-	  > "$$($(RAY)/bin/python -c '$(PURELIB); print(path)')/base.pth"
-	$(RAY)/bin/python -m pip install --quiet \
-	  "$$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["ray"])')"
+	  > "$$(.venv-$*/bin/python -c '$(PURELIB); print(path)')/base.pth"
+	.venv-$*/bin/python -m pip install --quiet \
+	  $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$*"])')
 	@touch $@
+
+page-test: .venv-page/.installed ## the page at / in a headless Chromium (apt install chromium), against a real server (ARGS="-k phone")
+	.venv-page/bin/python -m pytest $(ARGS) tests/page
 
 ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (two minutes)
 	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray
@@ -114,4 +117,4 @@ image-test: ## as root on Debian: build the CPU image with no registry of images
 	@$(PYTHON) deploy/image/try_image.py
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) $(RAY) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache mutants

@@ -6,6 +6,7 @@ import { newVersion, settings } from "./state.js";
 
 const MAX_WAIT = 180; // seconds in which a server that is busy or starts is asked again
 
+const decoders = new WeakMap(); // of bytes that are no whole character yet, by version
 let running = null; // the AbortController of the request under way
 
 export const isRunning = () => running !== null;
@@ -101,7 +102,7 @@ function addStats(version, usage, { start, firstAt, now }) {
     tokens,
     prompt: usage?.prompt_tokens ?? version.stats.prompt,
     cached: usage?.prompt_tokens_details?.cached_tokens ?? version.stats.cached,
-    rate: tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : version.stats.rate,
+    rate: tokens > 1 && seconds > 0.05 ? (tokens - 1) / seconds : version.stats.rate,
   });
 }
 
@@ -114,7 +115,7 @@ function addDelta(version, choice, elapsed) {
     version.thinkTime = elapsed;
   }
   for (const part of delta.tool_calls ?? []) addToolCall(version, part);
-  if (choice.logprobs) version.tokens.push(...readTokens(choice.logprobs));
+  if (choice.logprobs) version.tokens.push(...join(version, readTokens(choice.logprobs)));
   if (choice.finish_reason) version.finish = choice.finish_reason;
 }
 
@@ -125,11 +126,22 @@ function addToolCall(version, part) {
   call.arguments += part.function?.arguments ?? "";
 }
 
+/** Characters of several tokens are shown with the last of them; `raw` is what such a token is called. */
+function join(version, tokens) {
+  if (!decoders.has(version)) decoders.set(version, new TextDecoder());
+  return tokens.map(({ text, bytes, ...rest }) => {
+    const part = bytes ?? [...text.matchAll(/\\x([0-9a-f]{2})/g)].map(([, digits]) => Number.parseInt(digits, 16));
+    if (!text.startsWith("bytes:") && !text.includes("\ufffd")) return { text, ...rest };
+    return { text: decoders.get(version).decode(new Uint8Array(part), { stream: true }), raw: text, ...rest };
+  });
+}
+
 /** The tokens of a chat's logprobs or of a completion's, in one form. */
 function readTokens(logprobs) {
   if (logprobs.content) {
-    return logprobs.content.map(({ token, logprob, top_logprobs: top }) => ({
+    return logprobs.content.map(({ token, bytes, logprob, top_logprobs: top }) => ({
       text: token,
+      bytes,
       logprob,
       top: (top ?? []).map((other) => ({ text: other.token, logprob: other.logprob })),
     }));

@@ -18,7 +18,7 @@ const part = (name) => document.getElementById(`load-${name}`);
 const rates = Array(HISTORY).fill(0);
 let state = null;
 
-/** Watch the server; `onstate(state)` is called when its state changes. */
+/** Watch the server; `onstate(load)` is called when its state changes. */
 export function watch(onstate) {
   const tick = async () => {
     if (!document.hidden) {
@@ -26,7 +26,7 @@ export function watch(onstate) {
       document.documentElement.dataset.server = load.status;
       part("state").textContent = WORDS[load.status] ?? load.status;
       show(load);
-      if (load.status !== state) onstate(load.status);
+      if (load.status !== state) onstate(load);
       state = load.status;
     }
     setTimeout(tick, INTERVAL);

@@ -104,7 +104,7 @@ async function ask(answer) {
   live = null;
   document.documentElement.classList.remove("running");
   transcript.setAttribute("aria-busy", "false");
-  render();
+  keepEnd(render);
   saveConversation();
   const version = answer.versions[answer.active];
   say(version.problem ? version.problem.title : version.finish === "stopped" ? "Stopped." : `The answer is complete: ${version.text.slice(0, 2000)}`);
@@ -163,13 +163,17 @@ function schedule(answer) {
   isScheduled = true;
   const paint = () => {
     isScheduled = false;
-    const wasAtEnd = isAtEnd();
-    views.get(answer)?.update();
-    if (wasAtEnd) toEnd();
-    else find("to-end").hidden = false;
+    keepEnd(() => views.get(answer)?.update());
   };
   if (document.hidden) setTimeout(paint, 200);
   else requestAnimationFrame(paint);
+}
+
+function keepEnd(change) {
+  const wasAtEnd = isAtEnd();
+  change();
+  if (wasAtEnd) toEnd();
+  else find("to-end").hidden = isAtEnd();
 }
 
 const isAtEnd = () => transcript.scrollHeight - transcript.scrollTop - transcript.clientHeight < 60;
@@ -232,8 +236,9 @@ function copyAsCode() {
   }
 }
 
-async function listModels() {
-  const names = await readModels().catch(() => []);
+/** Show the names of the models; without a key, the one that the server says it has. */
+async function listModels(served) {
+  const names = await readModels().catch(() => (served ? [served] : []));
   if (names.length === 0) return;
   if (!names.includes(settings.model)) settings.model = names[0];
   const field = find("model");
@@ -241,7 +246,6 @@ async function listModels() {
   field.value = settings.model;
   field.hidden = names.length < 2;
   for (const element of document.querySelectorAll(".model-name")) element.textContent = settings.model;
-  document.documentElement.classList.add("has-model");
 }
 
 function start() {
@@ -261,7 +265,7 @@ function start() {
     send();
   });
   document.addEventListener("keydown", keys);
-  document.addEventListener("key", listModels);
+  document.addEventListener("key", () => listModels());
   transcript.addEventListener("scroll", () => {
     if (isAtEnd()) find("to-end").hidden = true;
   });
@@ -295,8 +299,8 @@ function start() {
       send();
     });
   }
-  watch((now) => {
-    if (now !== "offline") listModels();
+  watch((load) => {
+    if (load.status !== "offline") listModels(load.model);
     say(find("load-state").textContent);
   });
   find("theme").title = `Theme: ${window.theme.name}`;

@@ -55,6 +55,7 @@ function endOfBlock(lines, start) {
   return endWhile(lines, start, (line) => line.trim() && !interrupts(line));
 }
 
+const isNumber = (marker) => marker.length > 1;
 const closes = (line, fence) => line.trim().startsWith(fence) && /^ {0,3}([`~])\1*\s*$/.test(line);
 const interrupts = (line) => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || ITEM.test(line);
 
@@ -65,10 +66,13 @@ function endWhile(lines, start, goesOn) {
 }
 
 function endOfList(lines, start) {
+  const [, indent, marker] = ITEM.exec(lines[start]);
   let end = start + 1;
   for (; end < lines.length; end += 1) {
     const line = lines[end];
-    if (ITEM.test(line) && !RULE.test(line)) continue;
+    const item = RULE.test(line) ? null : ITEM.exec(line);
+    if (item && item[1].length <= indent.length + 1 && isNumber(item[2]) !== isNumber(marker)) return end;
+    if (item) continue;
     if (!line.trim()) {
       const next = lines[end + 1] ?? "";
       if (ITEM.test(next) || (/^ {2,}/.test(next) && next.trim())) continue;
@@ -115,7 +119,7 @@ function codeBlock(lines, fence) {
 /** A list; an item's further lines, and items that are indented deeper, are the item's own blocks. */
 function list(lines, depth) {
   const [, indent, marker] = ITEM.exec(lines[0]);
-  const isOrdered = /\d/.test(marker);
+  const isOrdered = isNumber(marker);
   const items = [];
   for (const line of lines) {
     const match = ITEM.exec(line);

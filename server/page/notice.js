@@ -10,12 +10,12 @@ export function notice(target, turn, version, actions) {
   if (target.dataset.state === state) return;
   target.dataset.state = state;
   clearInterval(target.timer);
-  if (waiting) target.replaceChildren(...waitingNotice(target, waiting, actions));
+  if (waiting) target.replaceChildren(waitingNotice(target, waiting));
   else if (problem) target.replaceChildren(problemNotice(turn, version, problem, actions));
   else target.replaceChildren();
 }
 
-function waitingNotice(target, waiting, actions) {
+function waitingNotice(target, waiting) {
   const clock = el("span", { class: "clock" });
   const tick = () => {
     const seconds = Math.max(0, Math.ceil((waiting.until - Date.now()) / 1000));
@@ -24,7 +24,7 @@ function waitingNotice(target, waiting, actions) {
   tick();
   target.timer = setInterval(tick, 500);
   const text = el("div", {}, el("strong", {}, waiting.title), el("p", {}, waiting.detail, " ", clock));
-  return [el("div", { class: "notice calm" }, icon("wait"), text, el("div", { class: "row" }, button("Stop", null, actions.stop)))];
+  return el("div", { class: "notice calm" }, icon("wait"), text);
 }
 
 function problemNotice(turn, version, problem, actions) {

@@ -80,7 +80,7 @@ export function parse(text, name, isRight) {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new Error(`${name}: this is not valid JSON. ${error.message}`);
+    throw new Error(`${name}: not valid JSON. ${error.message}.`);
   }
   if (!isRight(value)) throw new Error(`${name}: a JSON ${isRight === Array.isArray ? "list" : "object"} is needed.`);
   return value;

@@ -98,7 +98,8 @@ function refresh() {
       parse(settings[name], label, isRight);
       hint.textContent = "";
     } catch (error) {
-      hint.textContent = error.message.replace(`${label}: `, "");
+      const text = error.message.replace(`${label}: `, "");
+      hint.textContent = text[0].toUpperCase() + text.slice(1);
     }
     named(name).setAttribute("aria-invalid", hint.textContent !== "");
   }

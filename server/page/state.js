@@ -114,6 +114,7 @@ function cleanVersion(version) {
     })),
     tokens: items(version?.tokens).map((token) => ({
       text: string(token?.text),
+      raw: string(token?.raw) || undefined,
       logprob: number(token?.logprob),
       top: items(token?.top).map((other) => ({ text: string(other?.text), logprob: number(other?.logprob) })),
     })),

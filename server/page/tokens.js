@@ -13,7 +13,7 @@ export function renderTokens(target, tokens) {
   if (target.firstElementChild && !target.querySelector("[tabindex='0']")) target.firstElementChild.tabIndex = 0;
 }
 
-function tokenElement({ text, logprob }, index) {
+function tokenElement({ text, raw, logprob }, index) {
   const probability = Math.exp(logprob ?? 0);
   return el(
     "span",
@@ -21,7 +21,7 @@ function tokenElement({ text, logprob }, index) {
       class: `token p${probability >= 0.9 ? 0 : probability >= 0.6 ? 1 : probability >= 0.3 ? 2 : probability >= 0.1 ? 3 : 4}`,
       role: "option",
       "aria-selected": "false",
-      "aria-label": `${spoken(text)}, ${percent(probability)}`,
+      "aria-label": `${spoken(raw || text)}, ${percent(probability)}`,
       tabIndex: -1,
       data: { index },
     },
@@ -48,6 +48,7 @@ function select(target, token) {
   }
   token.tabIndex = 0;
   token.setAttribute("aria-selected", "true");
+  token.setAttribute("aria-describedby", tip.id);
   show(target, token);
 }
 
@@ -67,17 +68,18 @@ function move(target, event) {
 function show(target, element) {
   const token = target.tokens[element.dataset?.index];
   if (!token) return;
-  const isListed = token.top.some((other) => other.text === token.text);
-  const rows = isListed ? token.top : [{ text: token.text, logprob: token.logprob }, ...token.top];
+  const name = token.raw || token.text;
+  const isListed = token.top.some((other) => other.text === name);
+  const rows = isListed ? token.top : [{ text: name, logprob: token.logprob }, ...token.top];
   tip.replaceChildren(
     ...rows.map(({ text, logprob }) => {
       const probability = Math.exp(logprob ?? 0);
       const bar = el("i", { class: "bar" });
       bar.style.setProperty("--share", probability.toFixed(4));
-      return el("div", { class: text === token.text ? "chosen" : "" }, el("code", {}, visible(text)), bar, el("span", {}, percent(probability)));
+      return el("div", { class: text === name ? "chosen" : "" }, el("code", {}, visible(text)), bar, el("span", {}, percent(probability)));
     }),
   );
-  if (!tip.isConnected) document.body.append(tip);
+  if (!tip.isConnected) document.getElementById("main").append(tip);
   tip.hidden = false;
   place(element.getClientRects()[0]);
 }

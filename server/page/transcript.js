@@ -17,7 +17,8 @@ function userView(turn, actions) {
   const bubble = el("div", { class: "bubble", dir: "auto" }, turn.text);
   const copier = button("Copy", "copy", () => copy(turn.text, copier));
   const buttons = el("div", { class: "actions" }, button("Edit", "edit", edit), copier);
-  const element = el("article", { class: "turn user", "aria-label": "You" }, bubble, buttons);
+  const name = heading("You");
+  const element = el("article", { class: "turn user" }, name, bubble, buttons);
 
   function edit() {
     const field = el("textarea", { value: turn.text, dir: "auto", "aria-label": "Edit the message" });
@@ -35,27 +36,30 @@ function userView(turn, actions) {
         close();
       }
     });
-    element.replaceChildren(form);
+    element.replaceChildren(name, form);
     field.focus();
   }
 
   function close() {
-    element.replaceChildren(bubble, buttons);
+    element.replaceChildren(name, bubble, buttons);
     buttons.firstElementChild.focus();
   }
 
   return { element, update() {} };
 }
 
+/** By headings, screen readers go from turn to turn. */
+const heading = (text) => el("h2", { class: "offscreen" }, text);
+
 function toolView(turn) {
   const text = el("pre", { class: "result", dir: "auto", tabIndex: 0, role: "group", "aria-label": "Result" }, turn.text);
-  const element = el("article", { class: "turn tool", "aria-label": `Result of ${turn.name}` }, el("h3", {}, icon("tool"), turn.name, " returned"), text);
+  const element = el("article", { class: "turn tool" }, el("h2", {}, icon("tool"), turn.name, " returned"), text);
   return { element, update() {} };
 }
 
 function answerView(turn, actions) {
   const isCompletion = turn.kind === "completion";
-  const element = el("article", { class: `turn answer ${turn.kind}`, "aria-label": isCompletion ? "Completion" : "Answer" });
+  const element = el("article", { class: `turn answer ${turn.kind}` });
   const reasoning = reasoningView();
   const prompt = isCompletion ? el("span", { class: "prompt" }, turn.prompt) : null;
   const text = el(isCompletion ? "span" : "div", { class: isCompletion ? "plain" : "markdown" });
@@ -64,7 +68,7 @@ function answerView(turn, actions) {
   const calls = el("div", { class: "calls" });
   const trouble = el("div", { class: "trouble" });
   const { footer, updateFooter } = footerView(turn, actions, () => update());
-  element.append(reasoning.element, body, calls, trouble, footer);
+  element.append(heading(isCompletion ? "Completion" : "Answer"), reasoning.element, body, calls, trouble, footer);
   let shown = null;
 
   function update() {
@@ -144,6 +148,7 @@ function footerView(turn, actions, update) {
       count.textContent = `${turn.active + 1} / ${turn.versions.length}`;
       back.disabled = turn.active === 0;
       forward.disabled = turn.active === turn.versions.length - 1;
+      again.hidden = version.problem !== null; // its notice has a button for it
       copier.hidden = !version.text;
       if (more) more.hidden = !version.text;
       view.hidden = version.tokens.length === 0;
@@ -158,7 +163,8 @@ const ENDS = { length: "reached max tokens", stopped: "stopped", content_filter:
 /** The figures of an answer: tokens, speed, time to first token, and why it ended unless it simply did. */
 function describe({ stats, finish, problem }, isLive) {
   if (!stats?.ttft) return !isLive && finish === "stopped" ? "stopped" : "";
-  const parts = [`${stats.tokens.toLocaleString("en")} token${stats.tokens === 1 ? "" : "s"}`];
+  const parts = [];
+  if (stats.tokens) parts.push(`${stats.tokens.toLocaleString("en")} token${stats.tokens === 1 ? "" : "s"}`);
   if (stats.rate) parts.push(`${stats.rate.toFixed(stats.rate < 10 ? 1 : 0)} tokens/s`);
   parts.push(`first after ${duration(stats.ttft)}`);
   if (!isLive && stats.prompt) parts.push(`prompt ${stats.prompt.toLocaleString("en")}${stats.cached ? ` (${stats.cached.toLocaleString("en")} cached)` : ""}`);

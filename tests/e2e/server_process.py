@@ -28,6 +28,8 @@ class ServerProcess:
     Use as a context manager; entering waits until it is healthy, unless told otherwise.
     """
 
+    command: tuple[str, ...] = (str(COMMAND),)
+
     def __init__(self, folder: Path, *flags: str, wait: bool = True) -> None:
         self._wait = wait
         self._log_path = folder / f"server-{time.monotonic_ns()}.log"
@@ -38,7 +40,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
         with self._log_path.open("wb") as log:
-            self.process = start([str(COMMAND), *self._flags], log, environment)
+            self.process = start([*self.command, *self._flags], log, environment)
         self.url = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         try:
