@@ -206,11 +206,18 @@ function closePanel() {
 
 function setMode(mode) {
   settings.mode = mode;
+  document.querySelector(`input[name='mode'][value='${mode}']`).checked = true;
   saveSettings();
   form.fill();
   draft.placeholder = mode === "chat" ? "Ask something" : "Begin a text, and the model goes on with it";
   render();
   toEnd();
+}
+
+function imported() {
+  stop();
+  setMode(settings.mode);
+  toast("The conversation was read.");
 }
 
 function keys(event) {
@@ -277,7 +284,7 @@ function start() {
     "close-panel": closePanel,
     "show-code": copyAsCode,
     export: form.download,
-    import: () => form.upload(() => setMode(settings.mode), toast),
+    import: () => form.upload(imported, toast),
     theme: () => {
       find("theme").title = `Theme: ${window.theme.next()}`;
       say(find("theme").title);
@@ -290,7 +297,6 @@ function start() {
     listModels();
   });
   for (const choice of document.querySelectorAll("input[name='mode']")) {
-    choice.checked = choice.value === settings.mode;
     choice.addEventListener("change", () => setMode(choice.value));
   }
   for (const example of document.querySelectorAll("[data-prompt]")) {

@@ -112,6 +112,7 @@ def test_a_file_can_do_no_harm(page, file, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.click("#import")
     chooser.value.set_files(path)
+    page.wait_for_selector("#toast:has-text('was read')")
     ask(page, "Still here?")
     assert page.locator(".bubble").last.inner_text() == "Still here?"
     check_harmless(page)
