@@ -43,6 +43,7 @@ examples:
   deepseek-serve chat
   deepseek-serve --config serve.yaml"""
 
+_WIDTH = 74  # columns for a flag and its value; choices that need more are listed in the text
 _PREFIX = "DEEPSEEK_SERVE_"  # of environment variables
 _GROUPS: tuple[type[Settings], ...] = (ModelSettings, BatchingSettings, ServerConfig)
 
@@ -134,12 +135,15 @@ def _add_flag(section: argparse._ActionsContainer, name: str, group: type[Settin
     field = group.model_fields[name]
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     default = "" if field.default is None else f" (default: {field.default})"
+    metavar, help_text = f"{{{','.join(choices)}}}" if choices else field.title, field.description
+    if choices and len(flag(name)) + len(str(metavar)) > _WIDTH:
+        metavar, help_text = "NAME", f"{help_text}; NAME is {', '.join(choices)}"
     section.add_argument(
         flag(name),
         dest=name,
         nargs="+" if name == "served_model_name" else None,
-        metavar=f"{{{','.join(choices)}}}" if choices else field.title,
-        help=f"{field.description}{default}".replace("%", "%%"),
+        metavar=metavar,
+        help=f"{help_text}{default}".replace("%", "%%"),
     )
 
 
