@@ -10,6 +10,7 @@ reason against it, empty for none.
 from __future__ import annotations
 
 import os
+import random
 import resource
 import struct
 import sys
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 MAX_MEMORY = 3 << 30  # bytes of addresses
+_NUM_TRIED = 24  # tokens
 _LENGTH = struct.Struct("<I")
 
 
@@ -63,11 +65,24 @@ def main() -> int:
 
 
 def _check(compiler: Compiler, grammar: str) -> str:
+    """The reason against a grammar: it cannot be compiled, or not be followed for some tokens, chosen at random."""
+    rng = random.Random(0)  # noqa: S311 - the same choices for the same grammar
     try:
-        compiler.start(compiler.compile(grammar), ())
+        matcher = compiler.start(compiler.compile(grammar), ())
     except RequestError as error:
         return str(error)
+    for _ in range(_NUM_TRIED):
+        reason = matcher.accept(_some_token(matcher.mask, rng))
+        if reason is not None:
+            return "it is too large or too ambiguous to be followed" if reason == "error" else ""
     return ""
+
+
+def _some_token(mask: bytes, rng: random.Random) -> int:
+    """One of the tokens that a mask allows."""
+    first = rng.randrange(len(mask))
+    place = next(i % len(mask) for i in range(first, first + len(mask)) if mask[i % len(mask)])
+    return place * 8 + rng.choice([bit for bit in range(8) if mask[place] >> bit & 1])
 
 
 if __name__ == "__main__":

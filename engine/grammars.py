@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIMITS: dict[str, Any] = {
-    "max_items_in_row": 2000,  # alternatives at one position: an ambiguous grammar that reaches it takes 40 ms a token
+    "max_items_in_row": 1000,  # alternatives at one position; an object's optional properties are four each
     "max_lexer_states": 50_000,  # about 1.5 kB each
     "verbose_errors": False,
 }
+# Seconds of this thread that a sequence's masks may take: an ambiguous grammar takes ever more. Others take about 10 us
+# a token, and some milliseconds for the first ones.
+_MASK_TIME, _MASK_TIME_PER_TOKEN = 0.5, 0.001
 _MAX_CACHED = 128  # compiled grammars
 _MAX_CACHED_CHARS = 8 << 20  # of their texts
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'  # the model chooses how text is split into tokens
@@ -50,6 +53,7 @@ class Matcher:
             RequestError: the grammar allows nothing, or no text but the empty one.
         """
         self._matcher, self._vocab_size, self._stop_token_ids = matcher, vocab_size, stop_token_ids
+        self._time_left = _MASK_TIME
         self.mask = b""
         if (end := self._look_ahead()) is not None:
             reason = _reason(matcher) if end == "error" else "it matches no text but the empty one"
@@ -57,9 +61,12 @@ class Matcher:
 
     def accept(self, token_id: int) -> FinishReason | None:
         """Take in the token that was chosen; "stop" if the text is complete and no token can follow it."""
+        started = time.thread_time()
         if not self._matcher.consume_token(token_id):
             return self._fail()
-        return self._look_ahead()
+        reason = self._look_ahead()
+        self._time_left += _MASK_TIME_PER_TOKEN - (time.thread_time() - started)
+        return self._fail("it takes too long, as ambiguous ones do") if reason is None and self._time_left < 0 else reason
 
     def _look_ahead(self) -> FinishReason | None:
         """Find what may come next; why the sequence ends, if it does."""
@@ -79,8 +86,8 @@ class Matcher:
         self.mask = bytes(mask)
         return None
 
-    def _fail(self) -> FinishReason:
-        logger.warning("a grammar cannot be followed further: %s", _reason(self._matcher))
+    def _fail(self, reason: str = "") -> FinishReason:
+        logger.warning("a grammar cannot be followed further: %s", reason or _reason(self._matcher))
         return "error"
 
 
@@ -206,6 +213,8 @@ def _tokenizer(tokens: list[bytes], special_token_ids: list[int]) -> LLTokenizer
 
 
 def _reason(matcher: LLMatcher) -> str:
-    """An error in llguidance's words: its first line, as what follows shows a text that no user wrote."""
-    first = matcher.get_error().strip().partition("\n")[0]
-    return first.removeprefix("at 1(8): ").removeprefix("failed to compile JSON schema: ")[:400] or "it cannot be used"
+    """An error in llguidance's words, in one line; what follows shows a text that no user wrote."""
+    first, *others = matcher.get_error().strip().split("\n")
+    first = first.removeprefix("at 1(8): ").removeprefix("failed to compile JSON schema: ")
+    more = next((line.removeprefix("error:") for line in others if line.startswith("error:")), "")  # of a regex
+    return (first + more)[:400] or "it cannot be used"

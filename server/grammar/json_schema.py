@@ -1,4 +1,4 @@
-"""A JSON schema made ready for llguidance, so that every text which it allows is valid by the schema.
+"""A JSON schema made ready for llguidance, so that every text that it allows is valid by the schema.
 
 llguidance refuses most of what it cannot enforce. What it would let through, or refuses without need, is settled here:
 the text says so where it is done. Nothing here is asynchronous or slow: the work grows with the schema's size.
@@ -7,6 +7,7 @@ the text says so where it is done. Nothing here is asynchronous or slow: the wor
 from __future__ import annotations
 
 import copy
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,15 @@ _MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords 
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
 _MAX_MULTIPLE = 100_000  # llguidance takes seconds to build a number's automaton beyond it
+
+_MAX_FRACTION = 1_000_000_000_000  # where a double still tells multiples apart
+_CLASSES = {  # a class -> the characters that both JavaScript's and Python's have
+    ".": r"[^\n\r\x{2028}\x{2029}]",
+    r"\s": r"[ \t\n\r\f\v]",
+    r"\S": r"[^\s\x{feff}]",
+    r"\W": r"[^0-9A-Za-z_\x{80}-\x{10ffff}]",
+    r"\D": r"[^0-9\p{Nd}]",
+}
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = (
@@ -97,8 +107,12 @@ def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None
             del node["format"]
         elif name in _EXACT:
             _add_all_of(node, _EXACT[name])
-    if isinstance(multiple := node.get("multipleOf"), int | float) and _cofactor(multiple) > _MAX_MULTIPLE:
-        raise RequestError(f"'multipleOf' {multiple} is too large or has too many digits")
+    if _is_number(multiple := node.get("multipleOf")):
+        _settle_multiples(node, multiple)
+    if isinstance(pattern := node.get("pattern"), str):
+        node["pattern"] = _in_all_dialects(pattern)
+    if "additionalItems" in node and node.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
+        raise RequestError("'additionalItems' does not go together with 'allOf', 'anyOf', 'oneOf' or '$ref' here")
     if isinstance(least := node.get("minProperties"), int | float):
         required = node.get("required")
         # Names that the schema does not list may be repeated in the output, and repeated ones count once.
@@ -106,6 +120,34 @@ def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None
             raise RequestError(f"'minProperties' {least} is more than one beyond the properties that are required")
     if isinstance(options := node.get("oneOf"), list):
         node["oneOf"] = [_inlined(option, root, node) for option in options]
+
+
+def _settle_multiples(node: dict[str, Any], multiple: float) -> None:
+    """Refuse multiples that are not clear or not cheap."""
+    if Decimal(multiple) != Decimal(str(multiple)):
+        raise RequestError(f"'multipleOf' {multiple} is no binary fraction: validators disagree on its multiples")
+    if _cofactor(multiple) > _MAX_MULTIPLE:
+        raise RequestError(f"'multipleOf' {multiple} is too large or has too many digits")
+    if node.get("type") != "integer":
+        for keyword, closer, limit in (("minimum", max, -_MAX_FRACTION), ("maximum", min, _MAX_FRACTION)):
+            node[keyword] = closer(node[keyword], limit) if _is_number(node.get(keyword)) else limit
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _in_all_dialects(pattern: str) -> str:
+    """A pattern that matches only what it matches in Python, too, whose classes have other characters than JavaScript's.
+
+    Within a class in brackets, and so behind a negation, all stays as it is.
+    """
+    depth, written = 0, ""
+    for found in re.finditer(r"\\.|.", pattern, re.DOTALL):
+        item = found[0]
+        depth += (item == "[") - (item == "]" and depth > 0)
+        written += item if depth else _CLASSES.get(item, item)
+    return written
 
 
 def _subschemas(node: dict[str, Any]) -> Iterator[Any]:

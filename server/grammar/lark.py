@@ -58,7 +58,8 @@ def regex_expression(pattern: str) -> str:
         pattern = pattern[:-1]
     # A slash would end the expression, and so would a line's end.
     escaped = re.sub(r"\\.|/", lambda found: found[0] if found[0] != "/" else r"\/", pattern, flags=re.DOTALL)
-    return "/(?:" + escaped.replace("\\\n", "\n").replace("\n", r"\n").replace("\r", r"\r") + ")/"
+    escaped = escaped.replace("\\\n", "\n").replace("\n", r"\n").replace("\r", r"\r")
+    return f"/{escaped or '(?:)'}/"
 
 
 def grammar_of(expression: str) -> str:
@@ -77,7 +78,7 @@ def user_grammar(text: str) -> str:
     Raises:
         RequestError: it is neither.
     """
-    if re.search(r"(?m)^\s*(?:start\s*:(?!:)|%llguidance\b)", text):
+    if re.search(r"(?m)^\s*(?:[?!]?start\s*:(?!:)|%llguidance\b)", text):
         return text
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -87,15 +88,3 @@ def user_grammar(text: str) -> str:
         raise RequestError("the grammar is nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - llguidance raises bare Exception, IndexError and more for bad text
         raise RequestError(f"it is neither Lark (with a rule 'start') nor GBNF (with a rule 'root'): {error}") from None
-
-
-def after_reasoning(grammar: str, close: str) -> str:
-    """Return a grammar of free text up to a marker, and then the given grammar.
-
-    Args:
-        grammar: Lark text.
-        close: an expression for the marker: text_expression("</think>"), or "<[42]>" where it is a special token.
-    """
-    free = f"think[suffix={close}]: /(?s:.*)/" if close.startswith('"') else f"think: /(?s:.*)/ {close}"
-    first = f'%llguidance {{"no_forcing": true}}\nstart: think /[ \\n]{{0,4}}/ @answer\n{free}\n'
-    return json.dumps({"grammars": [{"lark_grammar": first}, {"name": "answer", "lark_grammar": grammar}]})

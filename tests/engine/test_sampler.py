@@ -1,6 +1,7 @@
 import math
 from collections import Counter
 
+import msgspec
 import pytest
 import torch
 
@@ -250,3 +251,44 @@ def test_a_row_that_its_penalties_make_infinite_gives_no_token_and_spoils_no_nei
     tokens = [choice.token_id for choice in sample(torch.full((2, 300), 5.0), [broken, fine])]
     assert tokens[0] is None
     assert tokens[1] is not None
+
+
+def masked(tokens: list[int], vocab_size: int = 4) -> bytes:
+    bits = sum(1 << token for token in tokens)
+    return bits.to_bytes(-(-(vocab_size + 1) // 32) * 4, "little")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"logprobs": 2}, {"top_k": 3}, {"frequency_penalty": 0.1}], ids=str)
+def test_what_a_mask_excludes_is_never_chosen(dtype, options):
+    logits = torch.tensor([[9.0, -60000.0, 50.0, 1.0]]).to(dtype)
+    before = logits.clone()
+    for temperature in (0.0, 0.1, 100.0):
+        for seed in range(20):
+            wanted = make_sample(seed=seed, temperature=temperature, **options)
+            choice = sample(logits, [msgspec.structs.replace(wanted, mask=masked([0, 3]))])[0]
+            assert choice.token_id in ((0,) if temperature < 1 else (0, 3))
+    assert torch.equal(logits, before)
+
+
+def test_a_mask_of_one_low_token_chooses_it_and_its_neighbours_are_free():
+    logits = torch.tensor([[9.0, -60000.0, 50.0, 1.0]]).repeat(3, 1)
+    wanted = [make_sample(seed=i, temperature=1.0) for i in range(3)]
+    wanted[1] = msgspec.structs.replace(wanted[1], mask=masked([1]))
+    assert [choice.token_id for choice in sample(logits, wanted)] == [2, 1, 2]
+
+
+def test_draws_among_what_a_mask_allows_follow_the_softmax():
+    logits = torch.tensor(PROBS).log()
+    wanted = [make_sample(seed=seed * 7919) for seed in range(4000)]
+    seqs = [msgspec.structs.replace(one, mask=masked([0, 2, 3])) for one in wanted]
+    tokens = [choice.token_id for choice in sample(logits.repeat(4000, 1), seqs)]
+    counts, expected = Counter(tokens), {0: 0.4 / 0.7, 2: 0.2 / 0.7, 3: 0.1 / 0.7}
+    assert counts.keys() == expected.keys()
+    assert sum((counts[i] - 4000 * p) ** 2 / (4000 * p) for i, p in expected.items()) < 13.8  # 2 degrees, p = 0.001
+
+
+def test_where_nothing_that_a_mask_allows_can_be_chosen_there_is_no_token():
+    wanted = make_sample(min_tokens=2, stop_token_ids=(3,), max_tokens=5)
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([3]))])[0].token_id is None
