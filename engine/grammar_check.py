@@ -59,12 +59,12 @@ def main() -> int:
         vocabulary, vocab_size = read_frame(requests, tuple[Vocabulary, int])
         compiler = Compiler(vocabulary, vocab_size, ())
         while True:
-            write_frame(answers, _check(compiler, read_frame(requests, str)))
+            write_frame(answers, check(compiler, read_frame(requests, str)))
     except EOFError:
         return 0
 
 
-def _check(compiler: Compiler, grammar: str) -> str:
+def check(compiler: Compiler, grammar: str) -> str:
     """The reason against a grammar: it cannot be compiled, or not be followed for some tokens, chosen at random."""
     rng = random.Random(0)  # noqa: S311 - the same choices for the same grammar
     try:

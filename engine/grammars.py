@@ -66,7 +66,9 @@ class Matcher:
             return self._fail()
         reason = self._look_ahead()
         self._time_left += _MASK_TIME_PER_TOKEN - (time.thread_time() - started)
-        return self._fail("it takes too long, as ambiguous ones do") if reason is None and self._time_left < 0 else reason
+        return (
+            self._fail("it takes too long, as ambiguous ones do") if reason is None and self._time_left < 0 else reason
+        )
 
     def _look_ahead(self) -> FinishReason | None:
         """Find what may come next; why the sequence ends, if it does."""

@@ -107,8 +107,8 @@ def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None
             del node["format"]
         elif name in _EXACT:
             _add_all_of(node, _EXACT[name])
-    if _is_number(multiple := node.get("multipleOf")):
-        _settle_multiples(node, multiple)
+    if _is_number(node.get("multipleOf")):
+        _settle_multiples(node, node["multipleOf"])
     if isinstance(pattern := node.get("pattern"), str):
         node["pattern"] = _in_all_dialects(pattern)
     if "additionalItems" in node and node.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
@@ -138,7 +138,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _in_all_dialects(pattern: str) -> str:
-    """A pattern that matches only what it matches in Python, too, whose classes have other characters than JavaScript's.
+    """A pattern without what only JavaScript matches by it, or only Python, whose classes have other characters.
 
     Within a class in brackets, and so behind a negation, all stays as it is.
     """

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from engine.grammars import Matcher
 
 NUMBER = "start: /[1-9][0-9]{0,5}/\n"
-PAIR = 'start: %json {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "yy"]}}, ' \
-       '"required": ["a", "b"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}}\n'  # fmt: skip
+PAIR = (
+    'start: %json {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "yy"]}}, '
+    '"required": ["a", "b"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}}\n'
+)
 WORDS = 'start: WORD (" " WORD)*\nWORD: /[a-z]{1,5}/\n'
 
 
@@ -99,8 +101,14 @@ def test_one_text_is_allowed_in_whatever_tokens_the_model_likes():
 
 @pytest.mark.parametrize(
     ("grammar", "reason"),
-    [("start: other", "unknown name"), ("start: /(/", "unclosed"), ('start: ""', "empty"), ("", "start"), ("start: x\nx: x", "NoExtension")],
-)  # fmt: skip
+    [
+        ("start: other", "unknown name"),
+        ("start: /(/", "unclosed"),
+        ('start: ""', "empty"),
+        ("", "start"),
+        ("start: x\nx: x", "NoExtension"),
+    ],
+)
 def test_a_grammar_that_cannot_be_used_says_why(grammar, reason):
     with pytest.raises(RequestError, match=reason) as caught:
         start(grammar)
@@ -183,7 +191,9 @@ def test_batched_equals_alone_and_neighbours_notice_nothing(engine, sampling):
     params = [SamplingParams(max_tokens=24, grammar=grammar, **sampling) for grammar in (NUMBER, PAIR, WORDS)]
     free = greedy_params(24)
     together = generate(engine, [*PROMPTS, *PROMPTS], [*params, free, free, free])
-    alone = [generate(engine, [prompt], one)[0] for prompt, one in zip(PROMPTS * 2, [*params, *[free] * 3], strict=True)]
+    alone = [
+        generate(engine, [prompt], one)[0] for prompt, one in zip(PROMPTS * 2, [*params, *[free] * 3], strict=True)
+    ]
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
 
 
@@ -250,7 +260,7 @@ def test_min_tokens_holds_stop_tokens_back_but_not_the_grammar_s_end(engine):
 
 def test_biases_and_penalties_choose_among_what_is_allowed(engine):
     params = SamplingParams(
-        max_tokens=9, temperature=0.0, grammar='start: /[ab]{4}/', logit_bias={98: 100.0, 99: 100.0}, seed=1
+        max_tokens=9, temperature=0.0, grammar="start: /[ab]{4}/", logit_bias={98: 100.0, 99: 100.0}, seed=1
     )
     (result,) = generate(engine, [[65]], params)
     assert text_of(result.token_ids) == "bbbb"

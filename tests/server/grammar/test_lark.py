@@ -6,7 +6,19 @@ from engine.errors import RequestError
 from server.grammar.lark import choice, grammar_of, regex_expression, schema_expression, text_expression, user_grammar
 from tests.support.grammar import matches
 
-TEXTS = ["a", 'quo"te', "back\\slash", "new\nline\ttab\r", "é中😀", "\x00\x7f", "a/b", "<|eos|>", "%json", "// no", "{{}}"]
+TEXTS = [
+    "a",
+    'quo"te',
+    "back\\slash",
+    "new\nline\ttab\r",
+    "é中😀",
+    "\x00\x7f",
+    "a/b",
+    "<|eos|>",
+    "%json",
+    "// no",
+    "{{}}",
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -43,7 +55,8 @@ def test_a_regular_expression_matches_the_whole_text(compiler, pattern, right, w
 
 
 @pytest.mark.parametrize(
-    ("pattern", "reason"), [("(?=a)b", "look-around"), (r"(a)\1", "backreferences"), ("(", "unclosed group"), ("a)(b", "unopened group")]
+    ("pattern", "reason"),
+    [("(?=a)b", "look-around"), (r"(a)\1", "backreferences"), ("(", "unclosed group"), ("a)(b", "unopened group")],
 )
 def test_what_no_automaton_can_match_is_refused(compiler, pattern, reason):
     with pytest.raises(RequestError, match=reason):
@@ -51,7 +64,7 @@ def test_what_no_automaton_can_match_is_refused(compiler, pattern, reason):
 
 
 def test_expressions_make_larger_grammars(compiler):
-    call = f'start: {text_expression("<call>")} {schema_expression({"type": "integer"})} {text_expression("</call>")}'
+    call = f"start: {text_expression('<call>')} {schema_expression({'type': 'integer'})} {text_expression('</call>')}"
     assert matches(compiler, call, "<call>12</call>")
     assert not matches(compiler, call, "<call>x</call>")
 
