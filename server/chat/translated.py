@@ -24,7 +24,7 @@ class TranslatedRequest(Strict):
     """A request in one API's words.
 
     Attributes:
-        names: a chat completion's field -> this API's name of it, where they differ.
+        names: a chat completion's field, as a pattern -> this API's name of it, where they differ.
         chat_type: the kind of chat completion request that it becomes.
         neutral: values of fields that are not implemented, with which the fields ask for nothing.
     """
@@ -71,7 +71,7 @@ class TranslatedRequest(Strict):
         """Return an error with this API's names of chat completions' fields, the longest name first."""
         text = str(error)
         for name in sorted(self.names, key=len, reverse=True):
-            text = re.sub(rf"'{re.escape(name)}\b", f"'{self.names[name]}", text)
+            text = re.sub(rf"'{name}\b", f"'{self.names[name]}", text)
         error.args = (text,)
         if error.param is not None:
             error.param = self.names.get(error.param, error.param)
@@ -94,3 +94,8 @@ class TranslatedCall(ChatCall):
 
     def in_its_words(self, error: RequestError) -> RequestError:
         return self.request.reworded(super().in_its_words(error))
+
+    @property
+    def model_name(self) -> str:
+        """The model by the name that the request has for it."""
+        return self.body.model or self.server.model_name

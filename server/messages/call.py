@@ -68,10 +68,10 @@ class MessagesCall(TranslatedCall):
             reason = "tool_use"
         else:
             reason = "end_turn" if delta.stop_string is None else "stop_sequence"
-        return {"stop_reason": reason, "stop_sequence": delta.stop_string}
+        return {"stop_reason": reason, "stop_sequence": delta.stop_string if reason == "stop_sequence" else None}
 
     def _message(self) -> Json:
-        head = {"id": self._id, "type": "message", "role": "assistant", "model": self.server.model_name}
+        head = {"id": self._id, "type": "message", "role": "assistant", "model": self.model_name}
         return {**head, "content": [], "stop_reason": None, "stop_sequence": None}
 
     def _usage(self, generation: Generation) -> Json:

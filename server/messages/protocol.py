@@ -89,6 +89,10 @@ class Thinking(Strict):
             raise ValueError("'budget_tokens' goes with the type enabled, which needs it")
         return self
 
+    def for_chat(self) -> Json | None:
+        """Return the switch as chat completions have it; a model that decides by itself needs none."""
+        return None if self.type == "adaptive" else {"type": self.type}
+
 
 class OutputFormat(Strict):
     """output_config.format: JSON of this schema."""
@@ -127,8 +131,10 @@ class CountRequest(TranslatedRequest):
         "prompt": "messages",
         "stop": "stop_sequences",
         "response_format": "output_config.format",
-        "response_format.json_schema": "output_config.format",
-        "reasoning_effort": "thinking",
+        r"response_format\.json_schema": "output_config.format",
+        "reasoning_effort": "output_config.effort",
+        r"(tools\[\d+\])\.function": r"\1",
+        r"(tools\[\d+\])\.function\.parameters": r"\1.input_schema",
         "parallel_tool_calls": "tool_choice",
         "continue_final_message": "messages",
         "user": "metadata",
@@ -172,7 +178,6 @@ class CountRequest(TranslatedRequest):
         system = text_of(self.system)
         head = [{"role": "system", "content": system}] if system else []
         answers = self.messages[-1].role == "assistant"  # the beginning of the answer is given
-        effort = {"enabled": "medium", "disabled": "none"}.get(self.thinking.type) if self.thinking else None
         schema = self.output_config.format
         choice = self.tool_choice if self.tools else None
         return {
@@ -183,7 +188,8 @@ class CountRequest(TranslatedRequest):
             "tools": [tool.for_chat() for tool in self.tools] or None,
             "tool_choice": choice.for_chat() if choice is not None else None,
             "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
-            "reasoning_effort": self.output_config.effort or effort,
+            "reasoning_effort": self.output_config.effort,
+            "thinking": self.thinking.for_chat() if self.thinking is not None else None,
             "response_format": _response_format(schema.json_schema) if schema is not None else None,
         }
 

@@ -119,7 +119,7 @@ class ResponsesCall(TranslatedCall):
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "model": self.server.model_name,
+            "model": self.model_name,
             "output": [],
             "usage": None,
             "temperature": self.body.temperature,

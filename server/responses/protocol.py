@@ -58,6 +58,10 @@ class NamedFunction(Strict):
     type: Literal["function"]
     name: str
 
+    def for_chat(self) -> Json:
+        """Return the function's name as chat completions have it."""
+        return {"type": "function", "function": {"name": self.name}}
+
 
 class AllowedTools(Strict):
     """tool_choice: one of these functions, or (`auto`) none."""
@@ -134,7 +138,8 @@ class ResponseRequest(TranslatedRequest, _ChatFields):
         "max_completion_tokens": "max_output_tokens",
         "max_tokens": "max_output_tokens",
         "response_format": "text.format",
-        "response_format.json_schema": "text.format",
+        r"response_format\.json_schema": "text.format",
+        r"(tools\[\d+\])\.function": r"\1",
         "reasoning_effort": "reasoning.effort",
         "verbosity": "text.verbosity",
         "logprobs": "include",
@@ -233,9 +238,8 @@ class ResponseRequest(TranslatedRequest, _ChatFields):
 
     def _tools(self) -> tuple[list[Json], Any]:
         """Return the tools and the choice among them in chat completions' words."""
-        choice, tools = self.tool_choice, self.tools
+        choice, tools = self.tool_choice, [tool.for_chat() for tool in self.tools]
         if isinstance(choice, AllowedTools):
-            allowed = {tool.name for tool in choice.tools}
-            return [tool.for_chat() for tool in tools if tool.name in allowed], choice.mode
-        named = {"type": "function", "function": {"name": choice.name}} if isinstance(choice, NamedFunction) else choice
-        return [tool.for_chat() for tool in tools], named
+            allowed = {"mode": choice.mode, "tools": [tool.for_chat() for tool in choice.tools]}
+            return tools, {"type": choice.type, "allowed_tools": allowed}
+        return tools, choice.for_chat() if isinstance(choice, NamedFunction) else choice

@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 
 from server.api_keys import ApiKeys, Caller
+from server.chat_template import ChatTemplate
 
 MESSAGES = "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]
@@ -156,3 +157,29 @@ async def test_the_tokens_of_a_prompt_are_counted_as_its_answer_counts_them(clie
     assert api.app.state.server.admission.num_prompts == 0
     with pytest.raises(anthropic.NotFoundError):
         await client.messages.count_tokens(model="other", messages=HI)
+
+
+TOOL = {"name": "get_weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Z"}}\n</tool_call>'
+
+
+async def test_a_tool_is_used_and_its_result_goes_on_with_it(api, client, speak, prompts, monkeypatch):
+    template = "{% for m in messages[1:] %}[{{ m.role }}]{{ m.content or '' }}{{ m.tool_calls | length }}{% endfor %}"
+    monkeypatch.setattr(api.tokenizer, "chat_template", ChatTemplate(template, {}))
+    speak("Wait." + CALL, "sunny")
+    async with client.messages.stream(model="tiny", max_tokens=100, messages=HI, tools=[TOOL]) as stream:
+        message = await stream.get_final_message()
+    text, use = message.content
+    assert (text.text, use.name, use.input, message.stop_reason) == ("Wait.", "get_weather", {"city": "Z"}, "tool_use")
+    assert message.stop_sequence is None
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "25 C"}
+    messages = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
+    answer = await client.messages.create(model="tiny", max_tokens=40, messages=messages, tools=[TOOL])
+    assert answer.content[0].text == "sunny"
+    assert prompts[-1].endswith("[user]hi0[assistant]Wait.1[tool]25 C0")
+
+
+async def test_faults_of_tools_are_told_in_anthropics_words(api):
+    bad = {**TOOL, "input_schema": {"type": "string"}}
+    message = check_error(await post(api, tools=[bad]), 400, "invalid_request_error")
+    assert "'tools[0].input_schema'" in message

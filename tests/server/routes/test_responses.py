@@ -241,3 +241,53 @@ async def test_truncation_leaves_out_the_oldest_turns(api, prompts, speak):
     assert prompts[-1].startswith("<|bos|>[system]be[user]d")  # with c, there is no room for 40 tokens
     endless = {"input": "a" * 600, "truncation": "auto"}
     check_error(await api.http.post(RESPONSES, json=endless), 400, param="input", code="context_length_exceeded")
+
+
+TOOL = {"type": "function", "name": "get_weather", "parameters": {"type": "object"}, "strict": False}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Z"}}\n</tool_call>'
+
+
+@pytest.fixture
+def short_prompts(api, monkeypatch):
+    """Prompts that fit the tiny context: without the system message, which tells of the tools."""
+    template = "{% for m in messages[1:] %}[{{ m.role }}]{{ m.content or '' }}{{ m.tool_calls | length }}{% endfor %}"
+    monkeypatch.setattr(api.tokenizer, "chat_template", ChatTemplate(template, {}))
+
+
+async def test_a_call_is_an_item_and_its_result_goes_on_with_it(client, speak, short_prompts, prompts):
+    speak("Wait." + CALL, "sunny")
+    async with client.responses.stream(model="tiny", input="hi", tools=[TOOL]) as stream:
+        types = [event.type async for event in stream]
+        first = await stream.get_final_response()
+    assert "response.function_call_arguments.delta" in types
+    assert types.count("response.output_item.done") == 2
+    message, call = first.output
+    assert (message.content[0].text, call.name, json.loads(call.arguments)) == ("Wait.", "get_weather", {"city": "Z"})
+    assert call.id.startswith("fc_")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "25 C"}
+    second = await client.responses.create(
+        model="tiny", input=[result], previous_response_id=first.id, tools=[TOOL], tool_choice="auto"
+    )
+    assert second.output_text == "sunny"
+    assert prompts[-1].endswith("[user]hi0[assistant]Wait.1[tool]25 C0")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "name": "get_weather"},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "get_weather"}]},
+    ],
+)
+async def test_a_call_that_is_required_comes(api, short_prompts, choice):
+    body = {"input": "hi", "tools": [TOOL], "tool_choice": choice, "max_output_tokens": 60, "temperature": 0}
+    answer = (await api.http.post(RESPONSES, json=body)).json()
+    assert answer["tool_choice"] == choice
+    assert (answer["output"][0]["type"], answer["output"][0]["name"]) == ("function_call", "get_weather")
+
+
+async def test_faults_of_tools_are_told_in_the_apis_own_words(api):
+    bad = {"type": "function", "name": "f", "parameters": {"type": "string"}}
+    error = check_error(await api.http.post(RESPONSES, json={"input": "hi", "tools": [bad]}), 400, param="tools")
+    assert "'tools[0].parameters'" in error["message"]
