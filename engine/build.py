@@ -131,4 +131,5 @@ def _make_batcher(config: ResolvedConfig, num_blocks: int) -> DynamicBatcher:
         policy=settings.policy,
         target_itl=None if settings.target_itl is None else settings.target_itl / 1000,
         prefill_share=settings.prefill_share,
+        background_share=settings.background_share,
     )

@@ -37,16 +37,25 @@ class ChunkBudget:
         """The same for another target, and a share that all prompts have together."""
         if num_decodes == 0 or share == math.inf:
             return self._limit
-        without, with_prompts = self._steps
-        if not with_prompts:
+        if (costs := self._fitted()) is None:
             return min(self._limit, num_decodes + _LEAST)
-        if self._costs is None:
-            steps = np.array([*without, *with_prompts])
-            self._costs = fit_costs(steps[:, :3], steps[:, 3])
-        base, per_decode, per_token = self._costs
+        base, per_decode, per_token = costs
         decodes = base + per_decode * num_decodes
         room = max(target * _MARGIN - decodes, share * decodes) / max(per_token, 1e-9)
         return int(min(self._limit, num_decodes + max(_LEAST, room)))
+
+    def tokens_in(self, seconds: float, num_decodes: int) -> int:
+        """Prompt tokens that lengthen a step of so many decodes by so much; none as long as nothing is learnt."""
+        costs = self._fitted()
+        return 0 if costs is None else int(min(self._limit - num_decodes, seconds / max(costs[2], 1e-9)))
+
+    def _fitted(self) -> list[float] | None:
+        """The costs, once there has been a step with prompts."""
+        without, with_prompts = self._steps
+        if self._costs is None and with_prompts:
+            steps = np.array([*without, *with_prompts])
+            self._costs = fit_costs(steps[:, :3], steps[:, 3])
+        return self._costs
 
     def observe(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take in how long a step took."""

@@ -134,6 +134,13 @@ class BatchingSettings(Settings):
         gt=0,
         allow_inf_nan=True,
     )
+    background_share: float = setting(
+        0.1,
+        "time that the lines of batches may take of a step with live streams, as a multiple of what those take alone; "
+        "0 computes lines only where no request runs",
+        metavar="X",
+        ge=0,
+    )
     block_size: int = setting(16, "tokens in one block of the KV cache", ge=1, le=65536)
     kv_cache_memory: float | None = setting(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85% on a GPU", metavar="GiB", gt=0

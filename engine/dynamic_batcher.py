@@ -11,6 +11,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from engine.background import Background
 from engine.chunk_budget import ChunkBudget
 from engine.live_sequences import LiveSequences
 from engine.policies import POLICIES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 LOOK_AHEAD = 8  # waiting sequences that one step passes over at most
 PREFILL_SHARE = 0.8  # of the decodes' time, for each prompt beside them
+BACKGROUND_SHARE = 0.1  # of the live decodes' time, for background sequences beside them
 
 
 class DynamicBatcher:
@@ -33,6 +35,7 @@ class DynamicBatcher:
     A step holds at most max_batch_size sequences and max_batched_tokens tokens, without padding. Decoding sequences get
     a token each, so that no stream stalls behind a prompt. Running prompts, then waiting ones, get what is left; beside
     decodes that is no more than keeps the step short (engine.chunk_budget). A prompt larger than that is cut.
+    Background sequences get what all these leave (engine.background); they are not meant by "running" and "waiting".
     """
 
     def __init__(
@@ -44,12 +47,14 @@ class DynamicBatcher:
         policy: str = "length",
         target_itl: float | None = None,
         prefill_share: float = PREFILL_SHARE,
+        background_share: float = BACKGROUND_SHARE,
     ) -> None:
         """Start empty.
 
         `policy` is a name in engine.policies.POLICIES. `target_itl` is how many seconds a step with decoding sequences
         should last at most. Without it, `prefill_share` is the time that a step gives to each prompt, as a multiple of
-        what its decodes take: one prompt hardly disturbs the streams, many get on.
+        what its decodes take: one prompt hardly disturbs the streams, many get on. `background_share` is the time that
+        background sequences may take of a step with live ones (engine.background), likewise.
         """
         assert max_batched_tokens >= max_batch_size, "every running sequence must be able to advance in each step"
         self.kv_cache = kv_cache
@@ -63,6 +68,7 @@ class DynamicBatcher:
         self._waiting = WaitingQueue()
         self._running: dict[int, Sequence] = {}  # sequence id -> sequence, oldest first
         self._live = LiveSequences()
+        self._background = Background(kv_cache, max_batch_size, self._chunk_budget, background_share)
 
     @property
     def has_work(self) -> bool:
@@ -72,7 +78,7 @@ class DynamicBatcher:
     @property
     def can_step(self) -> bool:
         """Whether a live sequence can be scheduled: all can but those whose grammar is being compiled."""
-        return bool(self._running) or len(self._waiting) > 0
+        return bool(self._running) or len(self._waiting) > 0 or self._background.can_step
 
     @property
     def _can_admit(self) -> bool:
@@ -80,15 +86,15 @@ class DynamicBatcher:
         return len(self._waiting) > 0 and len(self._running) < self.max_batch_size
 
     def stats(self) -> EngineStats:
-        """The load at this moment."""
+        """The load at this moment; of background sequences, those that wait are no load."""
         return EngineStats(
-            num_running=len(self._running),
+            num_running=len(self._running) + len(self._background.running),
             num_waiting=len(self._waiting),
             num_used_blocks=self.kv_cache.num_used_blocks,
             num_blocks=self.kv_cache.num_blocks,
             num_preemptions=self.num_preemptions,
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self.num_cached_tokens,
+            num_prompt_tokens=self.num_prompt_tokens + self._background.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens + self._background.num_cached_tokens,
             num_steps=self.num_steps,
             packing=self.packing,
         )
@@ -102,11 +108,14 @@ class DynamicBatcher:
         assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
         seq.sequence_id = self.num_arrivals
         self.num_arrivals += 1
-        seq.num_charged = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
-        seq.place = self._policy.place(seq, seq.num_charged, seq.sequence_id), seq.sequence_id
+        if not seq.scheduling.background:
+            seq.num_charged = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
+            seq.place = self._policy.place(seq, seq.num_charged, seq.sequence_id), seq.sequence_id
+        else:
+            seq.place = 0.0, seq.sequence_id
         self._live.add(seq)
         if seq.status is SequenceStatus.WAITING:
-            self._waiting.push(seq)
+            self._queue_of(seq).push(seq)
 
     def ready(self, seq: Sequence, matcher: Matcher | None) -> list[SequenceOutput]:
         """A sequence's grammar is compiled: it waits for its first step now. Without a matcher it ends with an error.
@@ -119,7 +128,7 @@ class DynamicBatcher:
             self._finish(seq, "error")
             return [SequenceOutput(seq.request_id, seq.index, [], "error")]
         seq.matcher, seq.status = matcher, SequenceStatus.WAITING
-        self._waiting.push(seq)
+        self._queue_of(seq).push(seq)
         return []
 
     def abort(self, request_id: str, index: int | None = None) -> None:
@@ -145,6 +154,11 @@ class DynamicBatcher:
         left = self._continue_prompts(plan, prompts, left)
         if self._can_admit and not urgent:
             left = self._admit(plan, len(prompts), now)
+        while len(self._running) + len(self._background.running) > self.max_batch_size:
+            self._background.give_way()
+        if self._background.can_step and not urgent:
+            live_wait = len(self._waiting) > 0
+            plan = self._background.fill(plan, len(self._running), live_wait=live_wait, now=now)
         assert step or not self.can_step, "work waits and nothing can advance"
         if step:
             self.num_steps += 1
@@ -153,11 +167,12 @@ class DynamicBatcher:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
-        self._policy.computed((self._running[item.sequence_id], item.num_tokens) for item in plan.scheduled)
+        live = (item for item in plan.scheduled if item.sequence_id in self._running)
+        self._policy.computed((self._running[item.sequence_id], item.num_tokens) for item in live)
         outputs = []
         sampled, prompt_logprobs = iter(result.sampled), iter(result.prompt_logprobs)
         for item in plan.scheduled:
-            seq = self._running[item.sequence_id]
+            seq = self._scheduled(item)
             seq.num_computed_tokens += len(item.token_ids)
             if item.prompt_logprobs is not None:
                 seq.prompt_logprobs += next(prompt_logprobs)
@@ -172,7 +187,7 @@ class DynamicBatcher:
 
     def fail(self, plan: StepPlan) -> list[SequenceOutput]:
         """End the sequences of a step that could not be computed; nothing that they computed is found again."""
-        seqs = [self._running[item.sequence_id] for item in plan.scheduled]
+        seqs = [self._scheduled(item) for item in plan.scheduled]
         for seq in seqs:
             self._finish(seq, "error")
         return [SequenceOutput(seq.request_id, seq.index, [], "error") for seq in seqs]
@@ -180,10 +195,12 @@ class DynamicBatcher:
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
         self._chunk_budget.observe(plan.num_decodes, plan.num_prompt_tokens, seconds)
+        self._background.observe(plan, seconds)
 
     def check_idle(self) -> None:
         """Assert that nothing is left behind: what must hold when the last sequence has ended."""
         assert not self._live and not self._running and not len(self._waiting)  # noqa: PT018
+        assert not self._background.can_step
         self.kv_cache.check([])
 
     def _decode(self, seqs: list[Sequence]) -> tuple[list[ScheduledSequence], list[Sequence]]:
@@ -200,7 +217,8 @@ class DynamicBatcher:
                 if (block_ids := self.kv_cache.grow(seq)) is not None:
                     step.append(seq.next_chunk(1, block_ids))
                     break
-                self._preempt(next(reversed(self._running.values())))
+                if not self._background.give_way():
+                    self._preempt(next(reversed(self._running.values())))
         return step, [seq for seq in prompts if seq.status is running]
 
     def _continue_prompts(self, plan: StepPlan, prompts: list[Sequence], left: int) -> int:
@@ -261,8 +279,9 @@ class DynamicBatcher:
         prefix = self.kv_cache.find_prefix(seq)
         if seq.num_passed < MAX_PASSED and self.kv_cache.is_in_flight(seq, len(prefix)):
             return False
-        if not self.kv_cache.start(seq, prefix, num_spare=len(self._running)):
-            return False
+        while not self.kv_cache.start(seq, prefix, num_spare=len(self._running)):
+            if not self._background.give_way():
+                return False
         seq.status = SequenceStatus.RUNNING
         seq.num_computed_tokens = len(prefix) * self.kv_cache.block_size
         if seq.first_step_time is None:
@@ -293,7 +312,16 @@ class DynamicBatcher:
         if self._running.pop(seq.sequence_id, None) is not None:
             self._policy.stopped(seq)
         elif was_waiting:
-            self._waiting.discard()
+            self._queue_of(seq).discard()
         self.kv_cache.release(seq, forget=reason == "error")
-        self._policy.ended(seq)
+        if seq.scheduling.background:
+            self._background.remove(seq)
+        else:
+            self._policy.ended(seq)
         self._live.remove(seq)
+
+    def _queue_of(self, seq: Sequence) -> WaitingQueue:
+        return self._background.waiting if seq.scheduling.background else self._waiting
+
+    def _scheduled(self, item: ScheduledSequence) -> Sequence:
+        return self._running.get(item.sequence_id) or self._background.running[item.sequence_id]

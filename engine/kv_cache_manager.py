@@ -50,7 +50,7 @@ class KVCacheManager:
         self._blocks: list[Block] = []  # those that were ever taken; the rest of the pool is free
         self._free: list[Block] = []  # a stack: the block released last is still in the CPU's caches
         self._prefix_cache = PrefixCache()
-        self._in_flight = InFlightPrefixes()
+        self._in_flight = {is_background: InFlightPrefixes() for is_background in (False, True)}  # by whom
         self._sequences: dict[int, _SequenceBlocks] = {}
 
     @property
@@ -87,8 +87,12 @@ class KVCacheManager:
         return blocks
 
     def is_in_flight(self, seq: Sequence, number: int) -> bool:
-        """Whether a running sequence is computing what could be the block of `seq` with this number."""
-        return number < self._num_reusable(seq) and self._hash(seq, number) in self._in_flight
+        """Whether a running sequence is computing what could be the block of `seq` with this number.
+
+        A live sequence asks only about live ones: no other is to delay it.
+        """
+        asked = self._in_flight.values() if seq.scheduling.background else [self._in_flight[False]]
+        return number < self._num_reusable(seq) and any(self._hash(seq, number) in prefixes for prefixes in asked)
 
     def start(self, seq: Sequence, prefix: list[Block], num_spare: int) -> bool:
         """Give `seq`, which holds nothing, the blocks for all its tokens, beginning with what `find_prefix` found.
@@ -106,7 +110,8 @@ class KVCacheManager:
         held.table = [block.block_id for block in prefix] + [self._take() for _ in range(num_new)]
         if self._prefix_caching:
             held.in_flight = range(len(prefix), seq.num_tokens // self.block_size)
-            self._in_flight.add(self._hash(seq, number) for number in held.in_flight)
+            announced = self._in_flight[seq.scheduling.background]
+            announced.add(self._hash(seq, number) for number in held.in_flight)
         return True
 
     def grow(self, seq: Sequence) -> list[int] | None:
@@ -170,7 +175,10 @@ class KVCacheManager:
         assert all(block.hash is None for block in self._free)
         assert {block.hash: block for block in self._blocks if block.hash is not None} == cache.blocks
         of_id = {seq.sequence_id: seq for seq in live}
-        self._in_flight.check(self._hash(of_id[i], n) for i, held in self._sequences.items() for n in held.in_flight)
+        for is_background, prefixes in self._in_flight.items():
+            theirs = [(of_id[i], held) for i, held in self._sequences.items()]
+            theirs = [(seq, held) for seq, held in theirs if seq.scheduling.background == is_background]
+            prefixes.check(self._hash(seq, number) for seq, held in theirs for number in held.in_flight)
 
     def _held_by(self, seq: Sequence) -> _SequenceBlocks:
         return self._sequences.setdefault(seq.sequence_id, _SequenceBlocks())
@@ -186,7 +194,7 @@ class KVCacheManager:
         held = self._held_by(seq)
         num_done = stop - held.in_flight.start
         done, held.in_flight = held.in_flight[:num_done], held.in_flight[num_done:]
-        self._in_flight.remove(self._hash(seq, number) for number in done)
+        self._in_flight[seq.scheduling.background].remove(self._hash(seq, number) for number in done)
 
     def _take(self) -> int:
         """A free block's id; only where none is left, a cached one is evicted."""

@@ -37,8 +37,10 @@ class Simulation:
             max_passed=max_passed,
             look_ahead=look_ahead,
             burst=rng.choice([0, 30, 100]),
+            background_share=rng.choice([0.0, 0.5, 2.0]),
         )
         self.capacity = min(self.watched.num_blocks * self.watched.block_size, rng.choice([9, 25, 60]))  # of a sequence
+        self.background = rng.choice([0.0, 0.0, 0.3, 0.8])  # of the arrivals
         self.weights = {tenant: rng.choice([1.0, 1.0, 3.0]) for tenant in b"abc"}
         self.num_requests = 0
 
@@ -81,7 +83,9 @@ class Simulation:
         priority, tenant = rng.randrange(3), rng.choice(tenants)
         deadline = now + rng.uniform(0, 0.2) if rng.random() < 0.1 else None
         start_deadline = now + rng.uniform(0, 0.1) if rng.random() < 0.1 else None
-        return SchedulingParams(now, priority, bytes([tenant]), self.weights[tenant], deadline, start_deadline)
+        background = rng.random() < self.background
+        weight = self.weights[tenant]
+        return SchedulingParams(now, priority, bytes([tenant]), weight, deadline, start_deadline, background)
 
     def abort(self) -> None:
         if self.watched.live:
@@ -117,4 +121,7 @@ def test_the_simulation_reaches_the_hard_cases():
         "error",
         "timeout",
         "stepped over",
+        "gave way",
+        "beside live ones",
+        "waits beside live ones",
     }

@@ -75,8 +75,11 @@ class BatcherMachine(RuleBasedStateMachine):
         tenant=st.sampled_from(TENANTS),
         deadline=st.none() | seconds,
         start_deadline=st.none() | seconds,
+        background=st.booleans(),
     )
-    def add(self, prompt, n, max_tokens, min_tokens, prompt_logprobs, priority, tenant, deadline, start_deadline):
+    def add(
+        self, prompt, n, max_tokens, min_tokens, prompt_logprobs, priority, tenant, deadline, start_deadline, background
+    ):
         prompt = prompt[: self.capacity]
         max_tokens = min(max_tokens, self.capacity - len(prompt))
         now = self.watched.now
@@ -90,7 +93,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 prompt_logprobs=prompt_logprobs,
-                scheduling=SchedulingParams(now, priority, *tenant, ends, start_ends),
+                scheduling=SchedulingParams(now, priority, *tenant, ends, start_ends, background),
             )
             self.watched.add(seq)
         self.num_requests += 1

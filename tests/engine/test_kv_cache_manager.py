@@ -65,8 +65,8 @@ def one_in_use_and_one_evictable():
         (lambda manager: manager._prefix_cache.evictable.clear(), "blocks leaked or doubled"),
         (lambda manager: setattr(manager._blocks[2], "hash", b"some"), ""),
         (lambda manager: manager._prefix_cache.blocks.clear(), ""),
-        (lambda manager: manager._in_flight.add([b"some"]), "announced blocks are off"),
-        (lambda manager: manager._in_flight._counts.clear(), "announced blocks are off"),
+        (lambda manager: manager._in_flight[False].add([b"some"]), "announced blocks are off"),
+        (lambda manager: manager._in_flight[False]._counts.clear(), "announced blocks are off"),
     ],
 )
 def test_check_notices_damage(damage, message):

@@ -46,4 +46,4 @@ def step(batcher: DynamicBatcher, token_id: int | None = 5, now: float = 0.0) ->
 
 def shares(batcher: DynamicBatcher, plan: StepPlan) -> list[tuple[str, int, int]]:
     """(request, start, tokens) of each scheduled sequence."""
-    return [(batcher._running[item.sequence_id].request_id, item.start, item.num_tokens) for item in plan.scheduled]
+    return [(batcher._scheduled(item).request_id, item.start, item.num_tokens) for item in plan.scheduled]

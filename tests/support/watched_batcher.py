@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import pytest
 
 from engine import dynamic_batcher, fair_share, waiting_queue
 from engine.chunk_budget import ChunkBudget
+from engine.decode_costs import DecodeCosts
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
@@ -43,6 +45,10 @@ class Record:
     num_outputs: int = 0
 
     @property
+    def is_background(self) -> bool:
+        return self.seq.scheduling.background
+
+    @property
     def num_left(self) -> int:
         return len(self.tokens) - self.num_computed
 
@@ -68,8 +74,9 @@ class WatchedBatcher:
         max_passed: int,
         look_ahead: int,
         burst: int = 100,
+        background_share: float = 0.1,
     ) -> None:
-        """An empty one; the last three stand for constants, which are too large for a small load."""
+        """An empty one; some stand for constants, which are too large for a small load."""
         self.num_blocks, self.block_size = num_blocks, block_size
         self.max_batch_size, self.budget = max_batch_size, budget
         self.policy, self.max_passed, self.look_ahead = policy, max_passed, look_ahead
@@ -83,13 +90,21 @@ class WatchedBatcher:
         ]
         self.cache = KVCacheManager(num_blocks, block_size, prefix_caching=prefix_caching)
         self.batcher = DynamicBatcher(
-            self.cache, max_batch_size, budget, policy=policy, target_itl=target_itl, prefill_share=prefill_share
+            self.cache,
+            max_batch_size,
+            budget,
+            policy=policy,
+            target_itl=target_itl,
+            prefill_share=prefill_share,
+            background_share=background_share,
         )
         self._budget = ChunkBudget(budget, target_itl or 0.0, 0.0 if target_itl else prefill_share)
         self.blocks = ShadowBlocks(block_size)
         self.now = 0.0
         self.live: dict[tuple[str, int], Record] = {}
-        self.running: list[Record] = []  # in order of start
+        self.running: list[Record] = []  # in order of start, without those in the background:
+        self.beneath: list[Record] = []  # likewise
+        self._costs = DecodeCosts(background_share)
         self.started: list[int] = []  # ids in order of their first start
         self.totals: Counter[str] = Counter()  # as the stats must have them
         self.events: Counter[str] = Counter()  # the hard cases that were met
@@ -105,7 +120,7 @@ class WatchedBatcher:
         doomed = [r for r in self.live.values() if r.seq.request_id == request_id and index in (None, r.seq.index)]
         self.batcher.abort(request_id, index)
         for record in doomed:
-            self.events["aborted running" if record in self.running else "aborted waiting"] += 1
+            self.events["aborted running" if record in self.running + self.beneath else "aborted waiting"] += 1
             self._end(record, "abort")
         self.check()
 
@@ -126,16 +141,24 @@ class WatchedBatcher:
 
     def step(self, sample: Callable[[], int | None]) -> StepPlan:
         """Schedule, compute and update; `sample` gives each next token, None for logits that were not finite."""
-        waiting = {record: record.num_passed for record in self.live.values() if record not in self.running}
+        waiting = {record: record.num_passed for record in self.foreground if record not in self.running}
         with pytest.MonkeyPatch.context() as patch:
             for constant in self._constants:
                 patch.setattr(*constant)
             plan = self.batcher.schedule(self.now)
         of_id = {record.seq.sequence_id: record for record in self.live.values()}
         records = [of_id[item.sequence_id] for item in plan.scheduled]
+        shares = list(zip(records, plan.scheduled, strict=True))
+        live = [(record, item) for record, item in shares if not record.is_background]
+        live_plan = StepPlan(
+            [item for _, item in live], num_decodes=sum(not r.is_background for r in records[: plan.num_decodes])
+        )
         new = self._take_in_schedule(plan, list(waiting))
-        self._check_plan(plan, records, new)
-        self._check_nobody_waits_in_vain(plan, new, waiting)
+        self._check_plan(live_plan, [record for record, _ in live], new)
+        self._check_nobody_waits_in_vain(live_plan, new, waiting)
+        started = self._take_in_background()
+        self._check_background(plan, live_plan, [r for r in records if r.is_background], started)
+        new += started
         self.check()
         self._compute(plan, records, new)
         tokens = [sample() for item in plan.scheduled if item.sample is not None]
@@ -153,7 +176,14 @@ class WatchedBatcher:
         self.now += seconds
         self.batcher.observe(plan, seconds)
         self._budget.observe(plan.num_decodes, plan.num_tokens - plan.num_decodes, seconds)
+        if plan.num_decodes == len(plan.scheduled):
+            self._costs.observe(plan.num_decodes, seconds)
         return plan
+
+    @property
+    def foreground(self) -> list[Record]:
+        """The live sequences that are not in the background."""
+        return [record for record in self.live.values() if not record.is_background]
 
     def drain(self, sample: Callable[[], int | None]) -> None:
         """Step until nothing is live: every sequence has had its end, and nothing is left behind."""
@@ -173,14 +203,15 @@ class WatchedBatcher:
         seqs, stats = [record.seq for record in self.live.values()], self.batcher.stats()
         self.cache.check(seqs)
         assert len({block for seq in seqs for block in table_of(self.cache, seq)}) == stats.num_used_blocks
-        assert stats.num_running == len(self.running) <= self.max_batch_size
-        assert stats.num_waiting == len(self.live) - len(self.running)
+        running = self.running + self.beneath
+        assert stats.num_running == len(running) <= self.max_batch_size
+        assert stats.num_waiting == len(self.foreground) - len(self.running)
         assert self.batcher.has_work == bool(self.live)
         assert self.totals == Counter({name: getattr(stats, name) for name in self.totals})
         assert 0 <= stats.packing == self.batcher.packing <= stats.num_steps
         assert stats.num_blocks == self.num_blocks
         for record in self.live.values():
-            seq, is_running = record.seq, record in self.running
+            seq, is_running = record.seq, record in running
             assert seq.status is (RUNNING if is_running else WAITING)
             assert (seq.token_ids, seq.place) == (record.tokens, record.place), "lost its tokens or its place"
             assert seq.num_computed_tokens == record.num_computed
@@ -192,7 +223,8 @@ class WatchedBatcher:
         in_batch = [self.live[seq.request_id, seq.index] for seq in self.batcher._running.values()]
         num_preempted = self.batcher.num_preemptions - self.totals["num_preemptions"]
         if self.policy == "fair":  # any may give way, also for one that starts and is preempted in the same step
-            stayed = [r for r in self.running if r in in_batch and r.seq.num_computed_tokens == r.num_computed]
+            before = iter(self.running)  # one that gives way and starts again stands behind the others
+            stayed = list(takewhile(lambda r: r in before and r.seq.num_computed_tokens == r.num_computed, in_batch))
         else:
             stayed = self.running[: len(self.running) - num_preempted]
         assert in_batch[: len(stayed)] == stayed, "not the newest were preempted"
@@ -200,7 +232,7 @@ class WatchedBatcher:
         for record in waiting + preempted if self.policy != "fair" else ():
             before = new[: new.index(record)] if record in new else new
             record.num_passed += sum(other.place > record.place for other in before)
-        for record in self.live.values():
+        for record in self.foreground:
             assert record.num_passed <= record.seq.num_passed <= self.max_passed, "passed too often"
             assert self.policy == "fair" or record.seq.num_passed == record.num_passed, "passes are miscounted"
             record.num_passed = record.seq.num_passed
@@ -225,18 +257,18 @@ class WatchedBatcher:
         self.events["prefix found"] += num_cached > 0
         if record.first_start is not None:
             return
-        passed_by = sum(number > seq.sequence_id for number in self.started)
-        if self.policy in ("length", "fcfs"):
+        passed_by = 0 if record.is_background else sum(number > seq.sequence_id for number in self.started)
+        if not record.is_background and self.policy in ("length", "fcfs"):
             by_length = seq.num_prompt_tokens / AGING if self.policy == "length" else 0
             assert passed_by <= by_length + record.num_passed, "passed by too many"
         self.events["passed by a later arrival"] += passed_by > 0
-        self.started.append(seq.sequence_id)
+        self.started += [] if record.is_background else [seq.sequence_id]
         record.first_start, record.num_cached = self.now, num_cached
         self.totals["num_prompt_tokens"] += seq.num_prompt_tokens
         self.totals["num_cached_tokens"] += num_cached
 
     def _check_plan(self, plan: StepPlan, records: list[Record], new: list[Record]) -> None:
-        assert bool(records) == bool(self.live), "work waits and nothing advances"
+        assert bool(records) == bool(self.foreground), "work waits and nothing advances"
         assert len(set(records)) == len(records)
         assert plan.num_tokens == sum(item.num_tokens for item in plan.scheduled) <= self.budget
         begun = [record for record in self.running if record not in new]
@@ -267,13 +299,60 @@ class WatchedBatcher:
         assert not left_out or any(record.num_left > 1 for record in records), "a step is urgent without a prompt"
         self.events["a decode waits"] += any(record.num_left == 1 for record in left_out)
 
+    def _take_in_background(self) -> list[Record]:
+        """Follow who gave way, and who started in the background; the latter."""
+        before, now = (
+            self.beneath,
+            [self.live[s.request_id, s.index] for s in self.batcher._background.running.values()],
+        )
+        pairs = zip(before, now, strict=False)
+        stayed = [r for r, other in takewhile(lambda pair: pair[0] is pair[1], pairs)
+                  if r.seq.num_computed_tokens == r.num_computed]  # fmt: skip
+        gone, new = before[len(stayed) :], now[len(stayed) :]
+        assert not set(new) & set(stayed)
+        for record in gone:
+            record.num_computed = 0
+        self.beneath = now
+        for record in new:
+            self._note_start(record, record.seq.num_computed_tokens)
+        self.events["gave way"] += bool(gone) and bool(self.foreground)
+        return new
+
+    def _check_background(self, plan: StepPlan, live: StepPlan, records: list[Record], new: list[Record]) -> None:
+        """Nobody in the background delays, displaces or slows a live sequence; alone, all of them advance."""
+        assert records == [record for record in self.beneath if record in records], "the oldest do not come first"
+        assert plan.scheduled[: live.num_decodes] == live.scheduled[: live.num_decodes], "live decodes are not first"
+        waiting = [r for r in self.live.values() if r.is_background and r not in self.beneath]
+        starts = [record.seq.sequence_id for record in new]
+        assert starts == sorted(starts)
+        assert not new or all(record.seq.sequence_id > starts[-1] for record in waiting), "not the first were started"
+        lives_wait = len(self.foreground) > len(self.running)
+        assert not (new and lives_wait), "one starts while a live sequence waits"
+        begun = [record for record in self.beneath if record not in new]
+        decodes = [record for record in begun if record.num_left == 1]
+        in_step = [record for record in decodes if record in records]
+        assert in_step == decodes[: len(in_step)], "not the oldest decode"
+        if not live.scheduled:
+            assert in_step == decodes, "a decode stalled without a reason"
+            assert bool(records) == any(r.is_background for r in self.live.values()), "nothing advances"
+            return
+        if live.num_decodes < len(live.scheduled):
+            assert not records, "a live prompt is delayed"
+            return
+        most, seconds = self._costs.beside(live.num_decodes), self._costs.seconds_left(live.num_decodes, len(in_step))
+        assert len(in_step) == min(most, len(decodes)), "decodes beside live ones are too many or too few"
+        num_tokens = plan.num_tokens - plan.num_decodes
+        assert num_tokens <= self._budget.tokens_in(seconds, plan.num_decodes), "a live step becomes too long"
+        self.events["beside live ones"] += bool(in_step)
+        self.events["waits beside live ones"] += len(in_step) < len(decodes)
+
     def _check_nobody_waits_in_vain(self, plan: StepPlan, new: list[Record], passed_before: dict[Record, int]) -> None:
         """With room left, the first LOOK_AHEAD + 1 that wait do not fit, or wait for a prefix in flight."""
         begun = [r for r in self.running if r not in new and r.num_left > 1]
         most = self._budget.tokens(plan.num_decodes, len(begun) + len(new) + 1)
         if self.policy == "fair" or len(self.running) == self.max_batch_size or plan.num_tokens >= most:
             return
-        waiting = sorted((r for r in self.live.values() if r not in self.running), key=lambda record: record.place)
+        waiting = sorted((r for r in self.foreground if r not in self.running), key=lambda record: record.place)
         for record in waiting[: self.look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
             if passed_before.get(record, 0) >= self.max_passed or not self.cache.is_in_flight(record.seq, len(prefix)):
@@ -283,7 +362,7 @@ class WatchedBatcher:
                 break
 
     def _compute(self, plan: StepPlan, records: list[Record], new: list[Record]) -> None:
-        tables = {record: set(table_of(self.cache, record.seq)) for record in self.running}
+        tables = {record: set(table_of(self.cache, record.seq)) for record in self.running + self.beneath}
         for item, record in zip(plan.scheduled, records, strict=True):
             seq, stop = record.seq, item.context_len
             assert item.start == record.num_computed, "computed tokens are not contiguous"
@@ -300,7 +379,7 @@ class WatchedBatcher:
                 assert item.prompt_logprobs.token_ids == following != []
                 record.num_reported += len(following)
             written = self.blocks.compute(seq, item, is_first=record in new)
-            others = (tables[other] for other in self.running if other is not record)
+            others = (tables[other] for other in tables if other is not record)
             assert not any(written & table for table in others), "wrote into another's block"
 
     def _check_output(self, record: Record, token: int | None, output: SequenceOutput, item: ScheduledSequence) -> None:
@@ -335,8 +414,9 @@ class WatchedBatcher:
 
     def _end(self, record: Record, reason: str) -> None:
         del self.live[record.seq.request_id, record.seq.index]
-        if record in self.running:
-            self.running.remove(record)
+        for running in (self.running, self.beneath):
+            if record in running:
+                running.remove(record)
         self.events[reason] += 1
         assert (record.seq.status, record.seq.finish_reason) == (FINISHED, reason)
         assert table_of(self.cache, record.seq) == []
