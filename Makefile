@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
-        dashboards-test kubernetes-test kubernetes-rules page-test ray-test ray-bench image image-test clean
+        batch-test dashboards-test kubernetes-test kubernetes-rules page-test ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -72,6 +72,9 @@ mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which 
 	rm -rf mutants
 	SIMULATION_SEEDS=20 $(BIN)/mutmut run $(subst /,.,$(ARGS:.py=.*))
 	$(BIN)/mutmut results | grep -v 'not checked' | while IFS=: read -r name status; do $(BIN)/mutmut show $$name; done
+
+batch-test: $(STAMP) ## a batch of 500 lines whose server is killed three times: 500 results, none twice (a minute)
+	BATCH_TEST_LINES=500 BATCH_TEST_KILLS=3 $(BIN)/python -m pytest -q tests/e2e/test_batches.py -k survives
 
 dashboards-test: $(STAMP) ## a real Prometheus scrapes a server under load; every query of the dashboard has data (ARGS="--image FILE")
 	$(BIN)/python -m tests.deploy.dashboards $(ARGS)

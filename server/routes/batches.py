@@ -10,15 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import RequestError
 from server.json_body import JsonRoute
+from server.openapi import ERRORS
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
 from server.state import State
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Batches"])
 
-ENDPOINTS = ("/v1/completions", "/v1/chat/completions")
+ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]

@@ -14,13 +14,14 @@ from starlette.requests import ClientDisconnect
 from engine.errors import RequestError
 from server.access import LEFT
 from server.multipart import FormReader
+from server.openapi import ERRORS
 from server.state import State
 from server.storage.database import PART_BYTES
 
 if TYPE_CHECKING:
     from server.storage.files import StoredFile
 
-router = APIRouter()
+router = APIRouter(responses=ERRORS, tags=["Files"])
 
 BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's
 SHORTEST_EXPIRY, LONGEST_EXPIRY = 3600, 30 * 86400

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from server.storage.database import Database
 
-LEASE = 15.0  # seconds for which a claim holds unless it is renewed
+LEASE = 5.0  # seconds for which a claim holds unless it is renewed
 WINDOW = 86400  # seconds until a batch expires
 _REMEMBERED = 30 * 86400  # seconds after its creation for which an ended batch is remembered
 

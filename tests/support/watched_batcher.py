@@ -328,9 +328,12 @@ class WatchedBatcher:
         assert not new or all(record.seq.sequence_id > starts[-1] for record in waiting), "not the first were started"
         lives_wait = len(self.foreground) > len(self.running)
         assert not (new and lives_wait), "one starts while a live sequence waits"
-        begun = [record for record in self.beneath if record not in new]
-        decodes = [record for record in begun if record.num_left == 1]
-        in_step = [record for record in decodes if record in records]
+        number = plan.num_decodes - live.num_decodes
+        in_step, others = (
+            records[:number],
+            new + records[number:],
+        )  # one that gave way may start at once, one token short
+        decodes = [record for record in self.beneath if record.num_left == 1 and record not in others]
         assert in_step == decodes[: len(in_step)], "not the oldest decode"
         if not live.scheduled:
             assert in_step == decodes, "a decode stalled without a reason"
