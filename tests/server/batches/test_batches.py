@@ -287,3 +287,14 @@ async def test_batches_are_listed_by_pages_and_bounded(start):
     file = (await batches.http.get("/v1/files")).json()["data"][0]["id"]
     body = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
     check_error(await batches.http.post("/v1/batches", json=body), 400, code="storage_limit_exceeded")
+
+
+async def test_responses_run_as_batches_too(batches):
+    body = {"input": "hi", "max_output_tokens": 3, "prompt": None, "max_tokens": None, "ignore_eos": True}
+    batch = await batches.run([line(0, "/v1/responses", **body)], endpoint="/v1/responses")
+    assert batch["request_counts"]["completed"] == 1, await batches.results(batch, "error")
+    [result] = await batches.results(batch)
+    assert result["response"]["body"]["object"] == "response"
+    assert batch["usage"]["output_tokens"] == 3
+    stored = await batches.http.get(f"/v1/responses/{result['response']['body']['id']}")
+    assert stored.status_code == 200
