@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from engine.errors import ModelError, RequestError
+from engine.loading.files import MIB, read_bytes
 from engine.loading.gguf_file import GGUFFile
 from engine.models.config_keys import read_json
 from server.chat_template import ChatTemplate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
     from engine.protocol import Vocabulary
 
+_MAX_TOKENIZER, _MAX_TEMPLATE = 256 * MIB, MIB
 _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole in the text
 
 
@@ -144,7 +146,7 @@ def _from_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     if not path.exists():
         raise ModelError(f"{path} is missing; other tokenizer formats (tokenizer.model) are not read")
     try:
-        tokenizer = HFTokenizer.from_file(str(path))
+        tokenizer = HFTokenizer.from_buffer(read_bytes(path, _MAX_TOKENIZER))
     except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception for every kind of damage
         raise ModelError(f"{path} cannot be read: {error}") from None
     tokenizer.no_truncation()
@@ -152,7 +154,7 @@ def _from_folder(folder: Path, chat_template: str | None) -> Tokenizer:
     config_path = folder / "tokenizer_config.json"
     config = read_json(config_path) if config_path.exists() else {}
     template_path = folder / "chat_template.jinja"
-    template = template_path.read_text(encoding="utf-8") if template_path.exists() else _named_template(config)
+    template = read_bytes(template_path, _MAX_TEMPLATE).decode() if template_path.exists() else _named_template(config)
     return Tokenizer(
         tokenizer,
         bos_token=_content(config.get("bos_token")),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+from engine.loading.files import check_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +48,7 @@ class GGUFFile:
         """
         self.path = path
         try:
+            check_regular(path)
             with path.open("rb") as file:
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError
+from engine.loading.files import check_regular
 from engine.memory import drop_pages
 from engine.models.config_keys import read_json
 
@@ -35,6 +36,7 @@ class SafetensorsSource:
         self._files = contextlib.ExitStack()
         for file in _find_files(folder):
             try:
+                check_regular(file)
                 handle = self._files.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{file} cannot be read: {error}") from None

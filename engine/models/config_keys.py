@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import ModelError
+from engine.loading.files import MIB, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _REQUIRED: Any = object()
 LARGEST = (1 << 24) - 1  # far above any size of a real model; a larger value would only exhaust memory
+_MAX_JSON = 32 * MIB  # DeepSeek-V3's index of 91,991 tensors has 9
 
 
 class Keys:
@@ -72,10 +74,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ModelError: the file is missing or is not a JSON object.
+        ModelError: the file is missing, has more than 32 MiB, or is not a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bytes(path, _MAX_JSON).decode())
     except FileNotFoundError:
         raise ModelError(f"{path} is missing") from None
     except (ValueError, OSError, RecursionError) as error:

@@ -23,6 +23,7 @@ SUPPORTED_ARCHITECTURES = (
     "DeepseekV3ForCausalLM",
     "DeepseekV32ForCausalLM",
 )
+DTYPES = ("bfloat16", "float16", "float32")  # those of engine.device
 _ROPE_FLOATS = {
     "rope_theta",
     "factor",
@@ -62,7 +63,7 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
             int8=_hf_quantization(raw),
             weight_block_size=_hf_block_size(raw),
             eos_token_ids=_eos_token_ids(raw, generation),
-            dtype=raw.get("dtype") or raw.get("torch_dtype"),
+            dtype=_dtype(keys),
         )
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"config.json has a value of a wrong kind: {error}") from None
@@ -184,6 +185,12 @@ def _hf_moe(keys: Keys) -> MoEConfig | None:
         norm_topk_prob=keys.flag("norm_topk_prob", is_v3),
         routed_scaling_factor=keys.number("routed_scaling_factor", 1.0),
     )
+
+
+def _dtype(keys: Keys) -> str | None:
+    """The dtype of the weights, which transformers 5 calls dtype and earlier versions torch_dtype."""
+    name = next((name for name in ("dtype", "torch_dtype") if keys.get(name, None) is not None), None)
+    return None if name is None else keys.choice(name, "", DTYPES)
 
 
 def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:

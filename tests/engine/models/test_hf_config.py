@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.errors import ModelError
 from engine.models import hf_config
 from tests.support import checkpoints, tiny
 from tests.support.running import assert_parity, generate, greedy_params, load, make_prompt
@@ -31,6 +32,13 @@ def test_an_old_config_means_what_the_new_one_says(make_llama, tmp_path, rope, o
     dtype = checkpoints.read_config(new)["dtype"]
     folder = checkpoints.copy(new, tmp_path / "old", rope_parameters=None, dtype=None, torch_dtype=dtype, **old)
     assert_parity(load(folder), tiny.reference(new), make_prompt(201), 16)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["int3", "float8_e4m3fn", "", 16, ["float32"]], ids=str)
+def test_a_dtype_that_is_not_computed_in_is_refused(key, value):
+    with pytest.raises(ModelError, match=rf"^{key} in config.json is .*; expected one of bfloat16, float16, float32$"):
+        hf_config.parse(RAW | {key: value}, {})
 
 
 def test_null_means_the_default():

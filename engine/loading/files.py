@@ -1,0 +1,45 @@
+"""Reads the files of a checkpoint: regular files only, up to a size.
+
+A pipe or a device in place of a file would block its reader or never end, and a sparse file can be larger than memory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is no regular file, or a link to one; called before a library opens the path.
+
+    Raises:
+        OSError: the path is something else, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no regular file")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: the file is not regular, cannot be read, or has more than `max_bytes` bytes.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"{path} is no regular file")
+        if status.st_size > max_bytes:
+            raise OSError(f"{path} has {status.st_size} bytes; at most {max_bytes} are read")
+        return file.read(status.st_size)  # a file of /proc, which may be endless, has size 0
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)

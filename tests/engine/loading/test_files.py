@@ -1,0 +1,73 @@
+"""What stands in a checkpoint in place of a file neither blocks the reader nor fills the memory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from engine.errors import ModelError
+from engine.loading.files import read_bytes
+from engine.loading.gguf_file import GGUFFile
+from engine.loading.resolve import ModelSource
+from server.tokenizer import Tokenizer
+from tests.support.checkpoints import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ = ("config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json")
+READ_BY_THE_SERVER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+THINGS: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a sparse file": lambda path: (path.touch(), os.truncate(path, 1 << 40)),
+    "a socket": make_socket,
+}
+
+
+@pytest.mark.parametrize("put", THINGS.values(), ids=THINGS)
+@pytest.mark.parametrize("name", READ)
+def test_the_engine_reads_files_only(folder: Path, name: str, put: Callable[[Path], object]) -> None:
+    (folder / name).unlink(missing_ok=True)
+    put(folder / name)
+    assert name in refusal(folder)
+
+
+@pytest.mark.parametrize("put", THINGS.values(), ids=THINGS)
+@pytest.mark.parametrize("name", READ_BY_THE_SERVER)
+def test_the_server_reads_files_only(folder: Path, name: str, put: Callable[[Path], object]) -> None:
+    (folder / name).unlink(missing_ok=True)
+    put(folder / name)
+    with pytest.raises(ModelError):
+        Tokenizer.load(ModelSource(folder, "tiny"))
+
+
+@pytest.mark.parametrize("put", THINGS.values(), ids=THINGS)
+def test_a_gguf_file_is_a_file(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    put(tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match=r"model\.gguf"):
+        GGUFFile(tmp_path / "model.gguf")
+
+
+def test_a_link_to_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    assert read_bytes(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(OSError, match="has 5 bytes; at most 4 are read"):
+        read_bytes(tmp_path / "link", 4)
+
+
+def test_a_file_without_end_is_empty() -> None:
+    assert read_bytes(Path("/proc/kmsg"), 100) == b""  # whose reader would wait for the next message
