@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FAULTS = "DEEPSEEK_SERVE_FAULTS"  # the environment variable of engine.faults, for tests alone
+
 
 class ZmqTransport:
     """The engine's end of the socket."""
@@ -70,6 +72,10 @@ def main() -> int:
     gc.freeze()
     gc.enable()
     try:
+        if faults := os.environ.get(FAULTS):
+            from engine.faults import plant
+
+            plant(Path(faults), transport)
         engine = load_engine(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty())
     except (ConfigError, ModelError) as error:
         transport.send(EngineFailed(str(error)))

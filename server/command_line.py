@@ -44,6 +44,7 @@ examples:
   deepseek-serve --config serve.yaml"""
 
 _WIDTH = 74  # columns for a flag and its value; choices that need more are listed in the text
+_FAULTS = "DEEPSEEK_SERVE_FAULTS"  # engine.faults, which warns of it itself
 _PREFIX = "DEEPSEEK_SERVE_"  # of environment variables
 _GROUPS: tuple[type[Settings], ...] = (ModelSettings, BatchingSettings, ServerConfig)
 
@@ -88,7 +89,7 @@ def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
     """
     known = [f"{_PREFIX}{name.upper()}" for name in CommandLine.model_fields]
     for name in environment:
-        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+        if name.upper().startswith(_PREFIX) and name.upper() not in known and name != _FAULTS:
             nearest = difflib.get_close_matches(name.upper(), known, 1, 0)[0]
             yield f"{name} is ignored: no setting has this environment variable; the nearest is {nearest}"
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks.load.targets import TargetError, end, free_port, is_healthy, start, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 COMMAND = Path(sys.executable).with_name("deepseek-serve")
 _START_TIMEOUT = 60.0  # seconds
@@ -30,8 +30,10 @@ class ServerProcess:
 
     command: tuple[str, ...] = (str(COMMAND),)
 
-    def __init__(self, folder: Path, *flags: str, wait: bool = True) -> None:
-        self._wait = wait
+    def __init__(
+        self, folder: Path, *flags: str, wait: bool = True, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._wait, self._environment = wait, environment or {}
         self._log_path = folder / f"server-{time.monotonic_ns()}.log"
         self.port = free_port()
         self._flags = ("--port", str(self.port), *flags)
@@ -39,6 +41,7 @@ class ServerProcess:
 
     def __enter__(self) -> Self:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
+        environment |= self._environment
         with self._log_path.open("wb") as log:
             self.process = start([*self.command, *self._flags], log, environment)
         self.url = f"http://127.0.0.1:{self.port}"
@@ -61,8 +64,9 @@ class ServerProcess:
 
     @property
     def engine(self) -> psutil.Process:
-        """The engine's process, the server's only child."""
-        [child] = psutil.Process(self.process.pid).children()
+        """The engine's process."""
+        children = psutil.Process(self.process.pid).children()
+        [child] = [child for child in children if "engine.process" in child.cmdline()]
         if child not in self._children:
             self._children.append(child)
         return child
