@@ -216,6 +216,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._awaits_answer:
             self.cycle.disconnected = True  # the request's task ends as if the client had gone
             self.cycle.message_event.set()
+            self.flow.resume_reading()  # what was paused until the task takes more of the body
         if is_answering:
             self.transport.close()
             return

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEALTHY_AFTER = 60.0  # seconds after which an engine counts as healthy: the delays begin again
-_RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each try in a row
+_RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each start, of starts in a row that fail
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _CLOSED = "The server is shutting down. Please try again."
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
@@ -150,6 +150,7 @@ class EngineProcess(EngineClient):
         """`timeout` is how many seconds the engine may give no sign of life once it is ready."""
         super().__init__()
         self._timeout, self._heard = timeout, asyncio.Event()
+        self._was_ready = False  # the engine that ended last
         settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": LOG_FORMAT}
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
@@ -172,7 +173,10 @@ class EngineProcess(EngineClient):
                 except ModelError as error:  # it may pass: a folder being replaced, memory that others hold
                     logger.error("the engine cannot start again: %s", error)
                     status = _FAILED_TO_START
-                num_deaths = 0 if time.monotonic() - started > _HEALTHY_AFTER else num_deaths + 1
+                if time.monotonic() - started > _HEALTHY_AFTER:
+                    num_deaths = 0
+                else:  # one that can be loaded is soon there again, whatever ends it
+                    num_deaths = 1 if self._was_ready else num_deaths + 1
         finally:
             self.state = EngineState.STOPPED
             self._context.destroy(linger=0)
@@ -184,6 +188,7 @@ class EngineProcess(EngineClient):
             socket = self._context.socket(zmq.PAIR)
             socket.set_hwm(0)
             socket.bind(endpoint)
+            self._was_ready = False
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
             command = [sys.executable, "-P", "-m", "engine.process", endpoint, self._settings]
             # A session of its own: ctrl-C and signals to the group are for us, and we say when it is to stop.
@@ -234,7 +239,7 @@ class EngineProcess(EngineClient):
                 case StepOutput() as step:
                     self._dispatch(step)
                 case EngineInfo() as info:
-                    self._socket = socket
+                    self._socket, self._was_ready = socket, True
                     self._ready(info)
                 case EngineFailed() as failed:
                     raise ModelError(failed.message)

@@ -44,6 +44,8 @@ class Server:
         self.disconnected = asyncio.Event()
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/deaf":
+            await self.disconnected.wait()
         size, more = 0, True
         while more:
             message = await receive()
@@ -71,6 +73,7 @@ class Server:
         try:
             yield self
         finally:
+            self.disconnected.set()
             for writer in self.clients:
                 writer.close()
             server.close()
@@ -191,6 +194,16 @@ async def test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answe
         assert ("1000 bytes" in await check_refused(reader, status)) == (status == 413)
         assert server.refused == ["invalid" if status == 400 else "too_large"]
         assert [answer[:2] for answer in server.answered] == [(status, "127.0.0.1")]
+
+
+async def test_a_refused_body_is_read_to_its_end_though_its_request_took_none_of_it():
+    async with Server(max_body_bytes=100_000, max_bodies_bytes=200_000).running() as server:
+        head = b"POST /deaf HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        reader, writer = await server.connect(head + chunk(b"x" * 70_000) * 2)  # uvicorn stops reading behind the first
+        writer.write(b"x" * (8 << 20))
+        assert "100000 bytes" in await check_refused(reader, 413)
+        await until(lambda: writer.transport.get_write_buffer_size() == 0)
+        assert not writer.transport.is_closing()
 
 
 async def test_bodies_under_way_are_bounded_together():
