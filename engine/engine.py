@@ -100,7 +100,7 @@ class Engine:
         The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
         """
         params = request.sampling
-        token_ids = (*request.prompt_token_ids, *(params.logit_bias or ()), *params.stop_token_ids)
+        token_ids = [*request.prompt_token_ids, *params.token_ids]
         assert request.prompt_token_ids, "an empty prompt"
         assert 0 <= min(token_ids) <= max(token_ids) < self.info.vocab_size, "token ids beyond the vocabulary"
         assert len(request.prompt_token_ids) + params.max_tokens <= self.info.max_seq_len, "more than max_seq_len"
@@ -110,12 +110,14 @@ class Engine:
         if not params.ignore_eos:
             stop_token_ids |= self._eos_token_ids
         for index in range(request.n):
+            prompt_logprobs = None if index else params.prompt_logprobs  # one report is enough; the others share blocks
             seq = Sequence(
                 request_id=request.request_id,
                 index=index,
                 token_ids=list(request.prompt_token_ids),
                 num_prompt_tokens=len(request.prompt_token_ids),
-                sampling=msgspec.structs.replace(params, grammar=None),  # no step needs its text
+                # No step needs the grammar's text.
+                sampling=msgspec.structs.replace(params, grammar=None, prompt_logprobs=prompt_logprobs),
                 seed=_mix(seed, index),
                 stop_token_ids=stop_token_ids,
                 scheduling=request.scheduling,

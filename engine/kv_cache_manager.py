@@ -1,7 +1,7 @@
 """Which KV block belongs to which sequence: block tables, reference counts and the free list.
 
 Owns all of these; reads Sequences and writes none. A block that is full and computed is cached under a hash of its
-tokens, of all before it and of the tenant (engine.prefix_cache): a later sequence of the same tenant that begins the
+tokens, of all before it and of the tenant and its salt (engine.prefix_cache): a later sequence of these that begins the
 same way takes the block as it is. Nobody writes into a full block, so sharing needs no copies. A cached block that no
 sequence holds counts as free.
 
@@ -214,5 +214,7 @@ class KVCacheManager:
         while len(hashes) <= number:
             first = len(hashes) * self.block_size
             tokens = array("q", seq.token_ids[first : first + self.block_size])
-            hashes.append(hashlib.sha256((hashes[-1] if hashes else seq.scheduling.tenant) + tokens.tobytes()).digest())
+            hashes.append(
+                hashlib.sha256((hashes[-1] if hashes else seq.scheduling.prefix_salt) + tokens.tobytes()).digest()
+            )
         return hashes[number]

@@ -35,6 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         frequency_penalty: subtracted once for each time that the output has it.
         repetition_penalty: divides (multiplies, if negative) the logits of tokens in prompt or output; 1 is none.
         logit_bias: token id -> value added to its logit.
+        allowed_token_ids: the only tokens that can be chosen; none given is all.
+        bad_words: token ids in a row that the output never has; a word's last token is barred behind the others.
         seed: the same seed, prompt and parameters give the same tokens, whatever else runs; None draws a fresh one.
         stop: strings that end the text; the server, which owns text, looks for them.
         stop_token_ids: tokens that end the sequence, beside the model's own end-of-sequence tokens.
@@ -54,6 +56,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     frequency_penalty: _Penalty = 0.0
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] = 1.0
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[Annotated[tuple[int, ...], Meta(min_length=1)], ...] = ()
     seed: int | None = None
     stop: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -83,6 +87,17 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Whether the sampler must count tokens."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the sampler must know the tokens so far."""
+        return bool(self.bad_words) or self.has_penalties
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All token ids in here."""
+        words = (token_id for word in self.bad_words for token_id in word)
+        return [*(self.logit_bias or ()), *self.stop_token_ids, *self.allowed_token_ids, *words]
+
 
 class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
     """What a request is scheduled by; times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
@@ -90,6 +105,7 @@ class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         priority: for the policy of that name, smallest first.
         tenant: whose it is (a hash of the API key): who shares by fair shares, and whose prefixes may be reused.
+        cache_salt: only requests with the same one share prefixes.
         weight: of the tenant's share.
         deadline: when it ends unfinished; None is never. start_deadline: the same while it has not started.
         background: whether it is computed only with what all others leave (engine.background).
@@ -102,6 +118,12 @@ class SchedulingParams(msgspec.Struct, frozen=True, array_like=True):
     deadline: float | None = None
     start_deadline: float | None = None
     background: bool = False
+    cache_salt: bytes = b""
+
+    @property
+    def prefix_salt(self) -> bytes:
+        """What the hashes of a prefix's blocks begin with: whoever has another one finds none of them."""
+        return self.tenant + self.cache_salt
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
@@ -147,11 +169,16 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
-    """The natural-log probability of one token, and the likeliest tokens in its place, likeliest first."""
+    """The natural-log probability of one token, and the likeliest tokens in its place, likeliest first.
+
+    Attributes:
+        rank: the token's place among all by probability, from 1.
+    """
 
     logprob: float
     top_ids: list[int]
     top_logprobs: list[float]
+    rank: int = 0
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
@@ -160,7 +187,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         token_ids: new output tokens, the end-of-sequence or stop token included.
         logprobs: one entry for each of them, if asked for.
-        prompt_logprobs: one entry for each prompt token but the first; once, with the first output.
+        prompt_logprobs: one entry for each prompt token but the first; once, with the first output of index 0.
         queue_time: seconds from arrival to the first step; once, with the first output.
         num_cached_tokens: prompt tokens that came from the prefix cache; once, with the first output.
         stop_token_id: the token that ended the sequence, when finish_reason is "stop".
@@ -246,9 +273,11 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
                 "prompt" if num_tokens >= self.max_seq_len else "max_tokens",
                 "context_length_exceeded",
             )
-        for name, ids in (("logit_bias", sampling.logit_bias or ()), ("stop_token_ids", sampling.stop_token_ids)):
-            if any(not 0 <= token_id < self.vocab_size for token_id in ids):
+        for name in ("logit_bias", "stop_token_ids", "allowed_token_ids"):
+            if any(not 0 <= token_id < self.vocab_size for token_id in getattr(sampling, name) or ()):
                 raise RequestError(f"Token ids of {name} must lie from 0 to {self.vocab_size - 1}.", name)
+        if any(not 0 <= token_id < self.vocab_size for word in sampling.bad_words for token_id in word):
+            raise RequestError("A word of bad_words has tokens that the model lacks.", "bad_words")
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):

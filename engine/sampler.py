@@ -3,9 +3,9 @@
 Greedy is argmax, exact. A random choice needs one uniform number a token, made from (seed, number of output tokens) by
 a hash: it depends on nothing else in the batch, and a preempted sequence draws the same numbers again.
 
-Order, as in vLLM: logprobs come from the model's own logits; then logit_bias, min_tokens, penalties, a grammar's mask,
-temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the rows that ask for top_k, top_p
-or min_p.
+Order, as in vLLM: logprobs come from the model's own logits; then allowed_token_ids, bad_words, min_tokens, logit_bias,
+penalties, a grammar's mask, temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the
+rows that ask for top_k, top_p or min_p.
 
 Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
 """
@@ -59,7 +59,8 @@ def _is_plain(sample: Sample) -> bool:
     return not (
         params.logprobs is not None
         or params.logit_bias
-        or params.has_penalties
+        or params.allowed_token_ids
+        or params.reads_tokens
         or _filters(sample)
         or sample.num_output_tokens < params.min_tokens
     )
@@ -112,11 +113,12 @@ def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[Sam
 
 def top_logprobs(logprobs_RV: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[TokenLogprobs]:
     """Report, for each row, one token's logprob and the likeliest tokens' (`counts` says how many)."""
-    chosen = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])[:, 0].tolist()
+    chosen_R1 = logprobs_RV.gather(1, torch.tensor(token_ids, device=logprobs_RV.device)[:, None])
+    ranks, chosen = (1 + (logprobs_RV > chosen_R1).sum(-1)).tolist(), chosen_R1[:, 0].tolist()
     top = logprobs_RV.topk(min(max(counts), logprobs_RV.shape[1]), dim=-1)
     values, ids = top.values.tolist(), top.indices.tolist()
     return [
-        TokenLogprobs(logprob, ids[i][:count], values[i][:count])
+        TokenLogprobs(logprob, ids[i][:count], values[i][:count], ranks[i])
         for i, (logprob, count) in enumerate(zip(chosen, counts, strict=True))
     ]
 
@@ -131,13 +133,18 @@ def uniform(seed: int, index: int) -> float:
 
 
 def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
-    """Apply logit_bias, min_tokens and penalties to one row, in place; free for a sequence that asks for none."""
+    """Apply all that changes logits to one row, in place; free for a sequence that asks for none."""
     params = sample.params
+    if params.allowed_token_ids:
+        allowed = torch.tensor(params.allowed_token_ids, device=row_V.device)
+        values = row_V[allowed]
+        row_V.fill_(float("-inf"))
+        row_V[allowed] = values
+    if barred := _barred(sample):
+        row_V[barred] = float("-inf")
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row_V.device)
         row_V[ids] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
-    if sample.num_output_tokens < params.min_tokens and sample.stop_token_ids:
-        row_V[list(sample.stop_token_ids)] = float("-inf")
     if not params.has_penalties:
         return
     if params.repetition_penalty != 1:
@@ -147,6 +154,15 @@ def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
     output = torch.tensor(sample.output_token_ids, dtype=torch.int64, device=row_V.device)
     ids, counts = output.unique(return_counts=True)
     row_V[ids] -= counts * params.frequency_penalty + params.presence_penalty
+
+
+def _barred(sample: Sample) -> list[int]:
+    """The tokens that would end a bad word, or the sequence before min_tokens; none if no token would be left."""
+    params, output = sample.params, sample.output_token_ids
+    barred = {word[-1] for word in params.bad_words if output[len(output) - len(word) + 1 :] == word[:-1]}
+    if sample.num_output_tokens < params.min_tokens:
+        barred |= sample.stop_token_ids
+    return [] if params.allowed_token_ids and barred.issuperset(params.allowed_token_ids) else list(barred)
 
 
 def _draw(logits_RV: torch.Tensor, samples: list[Sample]) -> list[int]:

@@ -72,10 +72,10 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     matcher: Matcher | None = None
-    has_penalties: bool = field(init=False)  # of `sampling`, which need not be asked in every step
+    reads_tokens: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
     def __post_init__(self) -> None:
-        self.has_penalties = self.sampling.has_penalties
+        self.reads_tokens = self.sampling.reads_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -140,7 +140,7 @@ class Sequence:
         params, count = self.sampling, self.num_prompt_tokens
         num_output_tokens = len(self.token_ids) - count
         mask = None if self.matcher is None else self.matcher.mask
-        if not self.has_penalties:
+        if not self.reads_tokens:
             return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, mask=mask)
         prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
         return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output, mask)

@@ -20,7 +20,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
         seed: what the sequence's random numbers derive from.
         num_output_tokens: tokens generated so far, the index of the next one.
         stop_token_ids: tokens that cannot be chosen before `params.min_tokens`.
-        prompt_token_ids: the prompt, if `params` has penalties; else empty. output_token_ids likewise.
+        prompt_token_ids: the prompt, if `params` reads tokens; else empty. output_token_ids likewise.
         mask: the tokens that a grammar allows, a bit for each, the lowest first; None allows all.
     """
 

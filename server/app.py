@@ -13,6 +13,7 @@ from server.api_keys import ApiKeyMiddleware, ApiKeys
 from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.cors import allow_origins, parse_origins
+from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
@@ -54,7 +55,11 @@ def create_app(
     keys: ApiKeys | None = None,
     health: Health | None = None,
 ) -> FastAPI:
-    """Return an app that serves one model with these settings and keys. The caller runs the client."""
+    """Return an app that serves one model with these settings and keys. The caller runs the client.
+
+    Raises:
+        ConfigError, ModelError: --generation-config or the model's own generation_config.json is at fault.
+    """
     config, keys = config or ServerConfig(), keys or ApiKeys()
     app = _App(
         parse_origins(config.cors_origins),
@@ -64,6 +69,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # a redirect would go to where the header Host says
     )
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template.timeout = config.chat_template_timeout
     metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
         metrics.tokens_of_key(name)  # from 0 on: rates leave out the first value of a series
@@ -80,6 +87,7 @@ def create_app(
         GrammarChecker(tokenizer, client, config.max_grammar_size, config.grammar_timeout),
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
+        sampling_defaults=read_defaults(config.generation_config, model_root),
     )
     routers = [module.router for module in _ROUTES]
     for router in routers:

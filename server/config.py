@@ -26,10 +26,25 @@ class ServerConfig(Settings):
         "default: the hub id, or the folder's or file's name",
         metavar="NAME[,NAME]",
     )
+    model_root: str | None = setting(
+        None,
+        "what /v1/models says as `root`, which clients may read as the tokenizer's name; default: the hub id, or the "
+        "path if --host is this machine alone, else the model's name",
+        metavar="TEXT",
+    )
     chat_template: str | None = setting(
         None,
         "a Jinja file, or deepseek-v2, deepseek-v3, deepseek-r1 or deepseek-v3.1, instead of the model's own",
         metavar="NAME|FILE",
+    )
+    chat_template_timeout: float = setting(
+        5.0, "seconds that a chat template may take for one conversation, else 400", metavar="SECONDS", gt=0
+    )
+    generation_config: str = setting(
+        "auto",
+        "where sampling defaults come from: auto is the model's generation_config.json, none is no file, all else is a "
+        "folder that has one; what a request sets wins",
+        metavar="auto|none|FOLDER",
     )
     reasoning: Literal["auto", "none"] = setting(
         "auto",

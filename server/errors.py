@@ -27,6 +27,7 @@ from engine.errors import (
     UnknownModelError,
 )
 from server.error_shapes import shaped_for
+from server.protocol.neutral import REFUSED
 from server.request_record import current
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     if problem["type"] == "json_invalid":
         return f"The body is not valid JSON: {problem.get('ctx', {}).get('error', problem['msg'])}", None
     if problem["type"] == "extra_forbidden":
-        return f"Unsupported parameter: '{field}' is not implemented by this server.", param
+        reason = f"supported: {REFUSED[field]}" if field in REFUSED else "implemented by this server"
+        return f"Unsupported parameter: '{field}' is not {reason}.", param
     if not path:
         return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", param
     return f"Invalid '{field}': {problem['msg'].removeprefix('Value error, ')}", param

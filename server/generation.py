@@ -9,7 +9,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from engine.errors import (
     DeadlineError,
@@ -23,15 +23,20 @@ from server.choice_text import ChoiceText, Delta
 from server.metrics import RequestTimer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
+    from engine.protocol import TokenLogprobs
     from server.admission import Ticket
+    from server.output_stream import OutputStream
     from server.protocol import GenerationRequest
     from server.state import ServerState
 
 
 class Generation:
-    """The prompts of one API request, `n` choices for each: choice number = prompt number * n + index."""
+    """The prompts of one API request, `num_sequences` choices for each.
+
+    A choice's number is prompt number * num_sequences + index.
+    """
 
     def __init__(
         self,
@@ -51,11 +56,11 @@ class Generation:
             EngineUnavailableError: the engine takes no requests now.
         """
         info = server.client.require_info()
-        sampling = body.sampling(info.max_seq_len - max(map(len, prompts)))
-        self._sampling = msgspec.structs.replace(sampling, grammar=grammar)
+        self._sampling = server.sampling(body, info.max_seq_len - max(map(len, prompts)))
+        self._sampling = replace(self._sampling, grammar=grammar)
         for prompt in prompts:
             info.check(prompt, self._sampling)
-        self.prompts, self._n = prompts, body.n
+        self.prompts, self._n = prompts, body.num_sequences
         self.num_output_tokens = self.num_cached_tokens = 0
         self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
         self._key_name = key_name
@@ -105,7 +110,7 @@ class Generation:
         num_running, left = self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:
-                async for output in stream:
+                async for output in self._with_prompt_logprobs(stream):
                     choice = first_choices[output.request_id] + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self._count(output)
@@ -131,8 +136,26 @@ class Generation:
                 self._metrics.count_finished(left)
             timer.end()
 
+    async def _with_prompt_logprobs(self, stream: OutputStream) -> AsyncIterator[SequenceOutput]:
+        """Yield outputs; the engine reports a prompt once, with index 0, and the others wait for it and get it too."""
+        reports: dict[str, list[TokenLogprobs]] = {}
+        held: dict[str, list[SequenceOutput]] = {request_id: [] for request_id in stream.request_ids}
+        async for output in stream:
+            request_id = output.request_id
+            if self._sampling.prompt_logprobs is None or output.index == 0:
+                yield output
+                if output.prompt_logprobs is not None:
+                    reports[request_id] = output.prompt_logprobs
+            else:
+                held[request_id].append(output)
+            if request_id in reports:
+                ready, held[request_id] = held[request_id], []
+                for other in ready:
+                    is_first = other.queue_time is not None
+                    yield replace(other, prompt_logprobs=reports[request_id]) if is_first else other
+
     def _count(self, output: SequenceOutput) -> None:
-        if output.queue_time is not None and output.request_id not in self._started:
+        if output.queue_time is not None:
             self._started.add(output.request_id)
             self._ticket.start()
         self.num_output_tokens += len(output.token_ids)

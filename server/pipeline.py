@@ -59,6 +59,18 @@ class ApiCall(ABC, Generic[Body]):
     async def prompts(self) -> Sequence[str | list[int]]:
         """Return the prompts, as text or token ids; called once the request is admitted."""
 
+    async def encode(self, prompt: str | list[int]) -> list[int]:
+        """Return a prompt's token ids, cut as truncate_prompt_tokens asks.
+
+        Raises:
+            RequestError: the text is too long, or not valid Unicode.
+        """
+        server, cuts = self.server, self.body.truncate_prompt_tokens is not None
+        ids = await server.encode(prompt, add_special_tokens=self.add_special_tokens, any_length=cuts)
+        added = self.add_special_tokens and isinstance(prompt, str)
+        bos_id = server.tokenizer.bos_id if added else None
+        return self.body.truncate(ids, server.client.require_info().max_seq_len, bos_id)
+
     @abstractmethod
     def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
         """Yield a stream's chunks."""
@@ -152,15 +164,13 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     scheduling = _scheduling(request, call)
     try:
         server.check_model(body.model)
-        call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
+        call.validate(server.sampling(body, server.client.require_info().max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
             admission = server.background if scheduling.background else server.admission
-            ticket = stack.enter_context(admission.admit(len(sizes), sum(sizes), scheduling.tenant))
-            prompts = [
-                await server.encode(prompt, add_special_tokens=call.add_special_tokens)
-                async for prompt in yielding(await call.prompts())
-            ]
+            num_sequences = len(sizes) * body.num_sequences
+            ticket = stack.enter_context(admission.admit(num_sequences, sum(sizes), scheduling.tenant))
+            prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call), request.scope["caller"].key_name
             kept = call.kept_special_tokens
             generation = Generation(server, call.body, prompts, scheduling, ticket, key_name, grammar, kept)
@@ -216,4 +226,5 @@ def _scheduling(request: Request, call: ApiCall[Any]) -> SchedulingParams:
         deadline=None if seconds is None else arrival_time + seconds,
         start_deadline=None if queue_timeout is None else arrival_time + queue_timeout,
         background=is_background,
+        cache_salt=call.body.salt,
     )

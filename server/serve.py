@@ -23,6 +23,7 @@ from server.api_keys import ApiKeys
 from server.chat_template import named_template
 from server.drain import BACKLOG, SIGNALS, Server
 from server.engine_client import EngineProcess
+from server.generation_config import describe, read_defaults
 from server.health import Health
 from server.tokenizer import Tokenizer
 
@@ -49,6 +50,10 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     keys = ApiKeys.load(server_config.api_key, server_config.api_keys)
     with _listen(server_config) as listener:
         source = _find_model(engine_config)
+        defaults = read_defaults(server_config.generation_config, source.path)
+        if defaults:
+            settled = describe(defaults)
+            logger.info("sampling defaults of the model: %s (--generation-config none leaves them out)", settled)
         try:
             asyncio.run(_serve(server_config, engine_config, source, template, keys, listener))
         except asyncio.CancelledError:  # by a signal

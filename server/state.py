@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, Request
 
 from engine.errors import RequestError, UnknownModelError
@@ -20,6 +22,7 @@ from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
+from server.protocol import GenerationRequest
 from server.storage import Storage
 from server.tokenizer import Tokenizer
 
@@ -35,6 +38,7 @@ class ServerState:
         aliases: further names that requests may call it.
         model_root: the model's folder or file.
         background: lets every line of a batch in: server.batches bounds how many there are.
+        sampling_defaults: values of SamplingParams for what requests leave out (server.generation_config).
     """
 
     client: EngineClient
@@ -50,6 +54,7 @@ class ServerState:
     load: Load
     aliases: tuple[str, ...] = ()
     background: Admission = field(default_factory=lambda: Admission(sys.maxsize, sys.maxsize))
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -67,6 +72,18 @@ class ServerState:
                 "model_not_found",
             )
 
+    def sampling(self, body: GenerationRequest, room: int) -> SamplingParams:
+        """Return a request's parameters, with the model's own defaults; `room` is what the context leaves for output.
+
+        Raises:
+            RequestError: a parameter asks for what cannot be.
+        """
+        params = body.sampling(room, self.sampling_defaults)
+        if not body.bad_words:
+            return params
+        spellings = sorted(set().union(*map(self.tokenizer.spellings, body.bad_words)))
+        return msgspec.structs.replace(params, bad_words=tuple(spellings))
+
     def check_prompt(self, prompt: str | list[int], sampling: SamplingParams) -> None:
         """Refuse what the engine can never compute, as far as that shows before a text is tokenised.
 
@@ -80,15 +97,16 @@ class ServerState:
             info.check([0], sampling)  # a text has at least one token
             self._check_length(prompt)
 
-    async def encode(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
+    async def encode(self, prompt: str | list[int], *, add_special_tokens: bool, any_length: bool = False) -> list[int]:
         """Return a prompt's token ids; the event loop is never blocked for long.
 
         Raises:
-            RequestError: the text is too long, or not valid Unicode.
+            RequestError: the text is too long (unless `any_length`), or not valid Unicode.
         """
         if isinstance(prompt, list):
             return prompt
-        self._check_length(prompt)
+        if not any_length:
+            self._check_length(prompt)
         if len(prompt) <= _LONG_TEXT:
             return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)

@@ -13,6 +13,7 @@ from engine.errors import ModelError, RequestError
 from engine.loading.files import MIB, read_bytes
 from engine.loading.gguf_file import GGUFFile
 from engine.models.config_keys import read_json
+from server import fill_in_middle
 from server.chat_template import ChatTemplate
 from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, is_byte_level
 from server.vocabulary import read_vocabulary
@@ -34,6 +35,7 @@ class Tokenizer:
     Attributes:
         config: what a checkpoint's tokenizer_config.json says of it.
         bos_id, eos_id: the tokens that begin and end a text; None if the model has none.
+        fill_in_middle: the tokens of prompts with a suffix; None if the model has none.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Tokenizer:
         self.bos_id = tokenizer.token_to_id(bos_token) if bos_token else None
         self._add_bos = add_bos and self.bos_id is not None
         self.eos_id = tokenizer.token_to_id(eos_token) if eos_token else None
+        self.fill_in_middle = fill_in_middle.find_tokens(tokenizer.token_to_id)
         self.config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": bos_token,
@@ -109,6 +112,11 @@ class Tokenizer:
         if add_special_tokens and self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]:
             return ids[1:]  # the text begins with BOS, and the tokenizer's post-processor added another
         return ids
+
+    def spellings(self, word: str) -> set[tuple[int, ...]]:
+        """Return the tokens of a word at the beginning of a text, and behind a space."""
+        texts = (word, " " + word.lstrip())
+        return {ids for text in texts if (ids := tuple(self.encode(text, add_special_tokens=False)))}
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are not valid UTF-8 are U+FFFD."""

@@ -55,10 +55,10 @@ class SentPrefixes:
         return next((number for number, block_hash in enumerate(hashes) if block_hash not in blocks), len(hashes))
 
 
-def hash_blocks(token_ids: list[int], tenant: bytes) -> list[bytes]:
-    """A hash for each full block of a prompt: of its tokens, of all before it, and of the tenant."""
+def hash_blocks(token_ids: list[int], salt: bytes) -> list[bytes]:
+    """A hash for each full block of a prompt: of its tokens, of all before it, and of the salt, which is a tenant's."""
     hashes: list[bytes] = []
-    previous = tenant
+    previous = salt
     for first in range(0, len(token_ids) - _BLOCK_SIZE + 1, _BLOCK_SIZE):
         tokens = array("q", token_ids[first : first + _BLOCK_SIZE])
         previous = hashlib.blake2b(previous + tokens.tobytes(), digest_size=16).digest()

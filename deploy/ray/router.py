@@ -54,5 +54,5 @@ class PrefixRouter(RequestRouter):
 def _hashes(pending_request: PendingRequest | None) -> list[bytes]:
     match pending_request.args if pending_request is not None else ():
         case [GenerateRequest() as request]:
-            return hash_blocks(request.prompt_token_ids, request.scheduling.tenant)
+            return hash_blocks(request.prompt_token_ids, request.scheduling.prefix_salt)
     return []

@@ -13,6 +13,7 @@ from server.chat.pieces import ChatMessage, Piece, Reasoning
 from server.chat.reader import ChatReader
 from server.chat.reasoning import MARKERS, ReasoningSplitter, starts_inside
 from server.chat.reasoning_tokens import ReasoningTokens
+from server.chat.switches import template_variables
 from server.chat.tools.json_text import is_json_object
 from server.chat.tools.use import ToolUse
 from server.pipeline import ApiCall, Json, usage
@@ -43,6 +44,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         if self.server.tokenizer.chat_template is None:
             message = "This model has no chat template: start the server with --chat-template, or use /v1/completions."
             raise RequestError(message, "messages")
+        template_variables(self.body, self._template)
         self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
         if self._tools.stop is not None:
             self.body = self.body.model_copy(update={"stop": [*sampling.stop, self._tools.stop]})

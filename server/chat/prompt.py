@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from engine.errors import RequestError
+from server.chat.switches import template_variables
 from server.chat.tools.hermes import call_as_text, result_as_text
 
 if TYPE_CHECKING:
@@ -34,8 +35,15 @@ async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: Too
     elif any("tool_calls" in message for message in messages):
         form = await _form_of(template)
         messages = [_formed(message, form) for message in messages]
-    variables = {"tools": tools.for_template, "documents": None} | body.chat_template_kwargs
-    options = variables | thinking_variables(template, body) | {"add_generation_prompt": body.add_generation_prompt}
+    variables = {"tools": tools.for_template, "documents": None} | template_variables(body, template)
+    options = (
+        variables
+        | thinking_variables(template, body)
+        | {
+            "add_generation_prompt": body.adds_generation_prompt,
+            "continue_final_message": body.continue_final_message,
+        }
+    )
     if tools.instructions is None:
         return await _text(template, messages, **options)
     try:
@@ -49,7 +57,7 @@ async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: Too
 
 
 async def _text(template: ChatTemplate, messages: list[_Message], **options: Any) -> str:
-    return template.render(messages, **options)
+    return await template.render_apart(messages, **options)
 
 
 def thinking_variables(template: ChatTemplate, body: ChatCompletionRequest) -> dict[str, Any]:

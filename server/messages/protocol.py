@@ -12,6 +12,8 @@ from server.messages.blocks import AnyText, CacheControl, InputMessage, Json, To
 from server.protocol import ChatCompletionRequest, Strict, fault
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.protocol import SamplingParams
 
 # Fields of chat completions that mean the same here: Anthropic's, and the extensions of docs/parameters.md.
@@ -117,8 +119,8 @@ class Metadata(Strict):
 class _ClippedRequest(ChatCompletionRequest):
     """A chat completion request whose answer may also end where the context does, before max_completion_tokens."""
 
-    def sampling(self, room: int) -> SamplingParams:
-        sampling = super().sampling(room)
+    def sampling(self, room: int, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+        sampling = super().sampling(room, defaults)
         return msgspec.structs.replace(sampling, max_tokens=max(1, min(sampling.max_tokens, room)))
 
 

@@ -8,7 +8,8 @@ from pydantic import Field, PlainValidator, model_validator
 
 from server.admission import estimate_tokens
 from server.protocol.fields import fault
-from server.protocol.generation import MAX_LOGPROBS, MAX_SEQUENCES, GenerationRequest, Limits
+from server.protocol.generation import MAX_SEQUENCES, GenerationRequest
+from server.protocol.sampling import MAX_LOGPROBS, Limits
 
 
 def _prompt(value: Any) -> Any:
@@ -29,9 +30,15 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
-    max_tokens: int = Field(16, ge=0, lt=1 << 31)
-    echo: bool = False
-    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    max_tokens: int = Field(16, ge=0, lt=1 << 31, description="0 goes with echo")
+    echo: bool = Field(False, description="put the prompt in front of the text")
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="alternatives to report for each token")
+    best_of: int | None = Field(
+        None, ge=1, le=128, description="compute so many choices and give the n likeliest, by mean logprob"
+    )
+    suffix: Annotated[str, Field(max_length=1 << 22)] = Field(
+        "", description="text that follows what is to be filled in; for models with fill-in-the-middle tokens"
+    )
 
     @model_validator(mode="after")
     def _checks(self) -> CompletionRequest:
@@ -41,9 +48,19 @@ class CompletionRequest(GenerationRequest):
             raise fault("max_tokens", "'max_tokens' must be at least 1, unless 'echo' is true")
         if self.min_tokens > self.max_tokens:
             raise fault("min_tokens", "'min_tokens' must not exceed 'max_tokens'")
-        if len(self.prompts) * self.n > MAX_SEQUENCES:
-            raise ValueError(f"prompts times 'n' must not exceed {MAX_SEQUENCES}")
+        if self.best_of is not None and self.best_of < self.n:
+            raise fault("best_of", "'best_of' must be at least 'n'")
+        if self.num_sequences > self.n and self.stream:
+            raise fault("best_of", "'best_of' does not go with 'stream': true, unless it equals 'n'")
+        if self.suffix and (self.echo or self.truncate_prompt_tokens):
+            raise fault("suffix", "'suffix' does not go with 'echo' and 'truncate_prompt_tokens'")
+        if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
+            raise ValueError(f"prompts times 'n' or 'best_of' must not exceed {MAX_SEQUENCES}")
         return self
+
+    @property
+    def num_sequences(self) -> int:
+        return self.best_of or self.n
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -55,7 +72,10 @@ class CompletionRequest(GenerationRequest):
         return self.prompt  # type: ignore[return-value]
 
     def estimate_tokens(self) -> list[int]:
-        return list(map(estimate_tokens, self.prompts))
+        beside = estimate_tokens(self.suffix) if self.suffix else 0
+        return [estimate_tokens(prompt) + beside for prompt in self.prompts]
 
     def _limits(self) -> Limits:
-        return Limits(self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
+        logprobs = self.logprobs if self.num_sequences == self.n else self.logprobs or 0  # which the best are told by
+        reports = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return Limits(self.max_tokens, logprobs, max((count for count in reports if count is not None), default=None))

@@ -1,87 +1,60 @@
-"""What every request that generates text can say, and its translation to SamplingParams.
+"""What every request that generates text can say.
 
-A field that is not listed here is refused by name, never ignored. Null and the values in `_NEUTRAL` are taken: clients
-send them unasked, and they ask for nothing. Ranges are OpenAI's where OpenAI has them, else vLLM's.
+A field that is not listed is refused by name, never ignored. Null stands for the default: clients send it unasked.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from engine.errors import RequestError
-from engine.protocol import SamplingParams
-from server.protocol.fields import StopString, Strict, TokenId, fault
+from server.protocol.fields import Strict, fault
+from server.protocol.neutral import NeutralFields, is_neutral
+from server.protocol.sampling import SamplingFields
 from server.protocol.structured_outputs import StructuredOutputFields
 
-MAX_LOGPROBS = 20
-_MAX_BIASES = 1024
 MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
 
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "functions": ([],),
-    "metadata": ({},),
-    "modalities": (["text"],),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
-}
-
-_TAKEN_AS_THEY_ARE = (  # fields of SamplingParams
-    *("min_tokens", "temperature", "top_p", "min_p", "seed", "ignore_eos"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
+CacheKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class StreamOptions(Strict):
-    """stream_options: whether to report usage in a last chunk, or (vLLM's extension) in every chunk."""
+    """stream_options: whether to report usage in a last chunk, or (vLLM's extension) in every chunk.
+
+    Attributes:
+        include_obfuscation: OpenAI pads its chunks against eavesdroppers who count bytes; here, only false is valid.
+    """
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _no_padding(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("this server does not pad its chunks")
+        return value
 
 
-class Limits(NamedTuple):
-    """Fields of SamplingParams; a max_tokens of None is what the context leaves."""
-
-    max_tokens: int | None
-    logprobs: int | None
-    prompt_logprobs: int | None = None
-
-
-def _is_neutral(name: str, value: Any) -> bool:
-    return any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL.get(name, ()))
-
-
-class GenerationRequest(StructuredOutputFields):
+class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
     """What both completion routes take."""
 
-    model: Annotated[str, Field(max_length=1024)] | None = None
-    n: int = Field(1, ge=1, le=128)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=-1, lt=1 << 31, description="0 and -1 mean all")
-    min_p: float = Field(0.0, ge=0, le=1)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field({}, max_length=_MAX_BIASES)
-    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
-    stop: StopString | Annotated[list[StopString], Field(max_length=16, fail_fast=True)] = Field([])
-    stop_token_ids: list[TokenId] = Field([], max_length=128, fail_fast=True)
-    min_tokens: int = Field(0, ge=0, lt=1 << 31)
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool = Field(False, description="report token ids beside texts (vLLM's extension)")
+    model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="default: the served model")
+    skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
+    stream: bool = Field(False, description="send server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="when a stream reports usage")
+    return_token_ids: bool = Field(False, description="report token ids beside texts")
     priority: int = Field(0, ge=-(1 << 31), lt=1 << 31, description="for --policy priority: smaller is sooner")
     timeout: float | None = Field(None, gt=0, le=86400, description="seconds after which the request is ended")
-    user: str | None = Field(None, max_length=1024, description="accepted for compatibility; nothing depends on it")
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, lt=1 << 31, description="keep the prompt's last so many tokens; -1: as many as the context leaves"
+    )
+    cache_salt: CacheKey | None = Field(None, description="only requests with the same one share cached prefixes")
+    prompt_cache_key: CacheKey | None = Field(None, description="the same, by OpenAI's name")
 
     @model_validator(mode="before")
     @classmethod
@@ -92,7 +65,7 @@ class GenerationRequest(StructuredOutputFields):
         asked = {
             name: value
             for name, value in data.items()
-            if value is not None and (name in cls.model_fields or not _is_neutral(name, value))
+            if value is not None and (name in cls.model_fields or not is_neutral(name, value))
         }
         unknown = (name for name in asked if name not in cls.model_fields)
         next(unknown, None)  # pydantic would report each, and only the first is answered with
@@ -100,31 +73,31 @@ class GenerationRequest(StructuredOutputFields):
             del asked[name]
         return asked
 
-    @field_validator("logit_bias", mode="before")
+    @field_validator("truncate_prompt_tokens")
     @classmethod
-    def _few_biases(cls, bias: Any) -> Any:
-        """Refuse very many before each is looked at."""
-        if isinstance(bias, dict) and len(bias) > _MAX_BIASES:
-            raise ValueError(f"it must not have more than {_MAX_BIASES} tokens")
-        return bias
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _token_id_keys(cls, bias: dict[str, float]) -> dict[str, float]:
-        if any(not key.isascii() or not key.isdigit() or len(key) > 9 for key in bias):
-            raise ValueError("keys must be token ids, written as decimal numbers")
-        return bias
+    def _keeps_something(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("it must be -1, or at least 1")
+        return value
 
     @model_validator(mode="after")
-    def _stream_options_need_stream(self) -> GenerationRequest:
+    def _stream_goes_with(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise fault("stream_options", "'stream_options' goes with 'stream': true only")
+        if self.prompt_logprobs is not None and self.stream:
+            raise fault("prompt_logprobs", "'prompt_logprobs' does not go with 'stream': true")
         return self
 
     @property
     def usage_options(self) -> StreamOptions:
         """When a stream reports usage."""
         return self.stream_options or StreamOptions()
+
+    @property
+    def salt(self) -> bytes:
+        """What keeps cached prefixes apart from those of requests with other salts."""
+        keys = (self.cache_salt, self.prompt_cache_key)
+        return hashlib.sha256(repr(keys).encode()).digest() if any(keys) else b""
 
     @property
     def param_names(self) -> dict[str | None, str]:
@@ -135,25 +108,14 @@ class GenerationRequest(StructuredOutputFields):
     def estimate_tokens(self) -> list[int]:
         """Return roughly how many tokens each prompt has, before any work on the prompts."""
 
-    @abstractmethod
-    def _limits(self) -> Limits:
-        """Return what each API says in fields of its own."""
-
-    def sampling(self, room: int) -> SamplingParams:
-        """Return the engine's parameters; `room` is how many tokens the context leaves after the longest prompt.
-
-        Raises:
-            RequestError: min_tokens is more than what can follow.
-        """
-        limits = self._limits()
-        max_tokens = max(1, room) if limits.max_tokens is None else limits.max_tokens
-        if self.min_tokens > max_tokens:
-            raise RequestError(f"'min_tokens' must not exceed the {max_tokens} tokens that can follow", "min_tokens")
-        return SamplingParams(
-            top_k=max(self.top_k, 0),
-            logit_bias={int(token_id): bias for token_id, bias in self.logit_bias.items()} or None,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids),
-            **limits._replace(max_tokens=max_tokens)._asdict(),
-            **{name: getattr(self, name) for name in _TAKEN_AS_THEY_ARE},
-        )
+    def truncate(self, token_ids: list[int], context: int, bos_id: int | None = None) -> list[int]:
+        """Return the end of a prompt as truncate_prompt_tokens asks; a `bos_id` at its beginning stays."""
+        keep = self.truncate_prompt_tokens
+        if keep is None:
+            return token_ids
+        if keep == -1:
+            keep = max(1, context - (self._limits().max_tokens or 1))
+        if len(token_ids) <= keep:
+            return token_ids
+        head = token_ids[:1] if bos_id is not None and token_ids[0] == bos_id else []
+        return (head + token_ids[len(token_ids) - keep + len(head) :])[:keep]

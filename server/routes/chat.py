@@ -11,6 +11,7 @@ from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
 from server.json_body import JsonRoute
 from server.pipeline import CompletionsCall, Json, respond, yielding
+from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import ChatCompletionRequest
 from server.state import State
 
@@ -65,6 +66,10 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
             async for choice in yielding(choices)
         ]
         answer = {**self.head(self.kind), "choices": written, "usage": self.usage(generation)}
+        if self.body.prompt_logprobs is not None:
+            prompt, reports = generation.prompts[0], choices[0].prompt_logprobs or []
+            logprobs = write_prompt_logprobs(self.server.tokenizer, prompt, reports, self.body.prompt_logprobs)
+            answer["prompt_logprobs"] = logprobs
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = generation.prompts[0]
         return answer

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
+from engine.errors import RequestError
 from server.json_body import JsonRoute
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
+from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
 from server.state import State
 
@@ -35,18 +38,43 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
     add_special_tokens = True
 
     def validate(self, sampling: SamplingParams) -> None:
-        for prompt in self.body.prompts:
+        if self.body.suffix and self.server.tokenizer.fill_in_middle is None:
+            message = "This model has no fill-in-the-middle tokens, so that it cannot write in front of a 'suffix'."
+            raise RequestError(message, "suffix")
+        prompts = self.body.prompts if self.body.truncate_prompt_tokens is None else [""]  # of any length, then
+        for prompt in prompts:
             self.server.check_prompt(prompt, sampling)
 
     async def prompts(self) -> Sequence[str | list[int]]:
         return self.body.prompts
 
+    async def encode(self, prompt: str | list[int]) -> list[int]:
+        tokens = self.server.tokenizer.fill_in_middle
+        if not self.body.suffix or tokens is None:
+            return await super().encode(prompt)
+        encode = self.server.encode
+        begin = await encode("", add_special_tokens=True)
+        before, after = [await encode(text, add_special_tokens=False) for text in (prompt, self.body.suffix)]
+        return [*begin, tokens.prefix, *before, tokens.suffix, *after, tokens.middle]
+
     def chunk(self, delta: Delta, generation: Generation) -> Json:
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, generation) async for choice in yielding(choices)]
+        written = [self._choice(choice, generation) async for choice in yielding(self._best(choices))]
         return {**self.head(self.kind), "choices": written, "usage": usage(generation)}
+
+    def _best(self, choices: list[Delta]) -> list[Delta]:
+        """Return each prompt's n choices of the highest mean logprob, if best_of made more; they get new numbers."""
+        n, made = self.body.n, self.body.num_sequences
+        if made == n:
+            return choices
+        best: list[Delta] = []
+        for first in range(0, len(choices), made):
+            best += sorted(choices[first : first + made], key=_mean_logprob, reverse=True)[:n]
+        for number, choice in enumerate(best):
+            choice.choice = number
+        return best
 
     def _choice(self, delta: Delta, generation: Generation) -> Json:
         number = delta.choice // self.body.n
@@ -62,6 +90,9 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
             tokens = self._prompt_tokens(prompt_ids, delta) if self.body.echo and delta.is_first else []
             tokens += [(r.token_id, len(prompt_text) + r.text_offset, r.logprobs) for r in delta.reports]
             choice["logprobs"] = self._logprobs(tokens)
+        if self.body.prompt_logprobs is not None:
+            reports, count = delta.prompt_logprobs or [], self.body.prompt_logprobs
+            choice["prompt_logprobs"] = write_prompt_logprobs(self.server.tokenizer, prompt_ids, reports, count)
         if self.body.return_token_ids:
             choice["token_ids"] = delta.token_ids
             if delta.is_first:
@@ -95,7 +126,8 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         }
 
     def _top_logprobs(self, token_id: int, logprobs: TokenLogprobs) -> dict[str, float]:
-        top = {self._token_text(i): p for i, p in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)}
+        pairs = zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+        top = {self._token_text(i): p for i, p in itertools.islice(pairs, self.body.logprobs)}
         top.setdefault(self._token_text(token_id), logprobs.logprob)
         return top
 
@@ -106,3 +138,7 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
             return as_bytes.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in as_bytes)
+
+
+def _mean_logprob(choice: Delta) -> float:
+    return sum(report.logprobs.logprob for report in choice.reports) / max(1, len(choice.reports))

@@ -206,6 +206,43 @@ def test_min_tokens_masks_the_stop_tokens_until_reached(num_output, chosen):
     assert sample(torch.tensor([[0.0, 9.0, 5.0, 8.0]]), [seq])[0].token_id == chosen
 
 
+def test_only_allowed_tokens_are_chosen_by_their_own_odds():
+    logits = torch.tensor([9.0, 2.0, 1.0, 0.5])
+    tokens = draw(logits, 3000, allowed_token_ids=(1, 2, 3))
+    assert chi_square([token - 1 for token in tokens], logits[1:].softmax(-1)) < 13.8  # 2 degrees of freedom, p = 0.001
+    assert sample(logits[None], [make_sample(allowed_token_ids=(3, 2), temperature=0.0)])[0].token_id == 2
+
+
+@pytest.mark.parametrize(
+    ("output", "words", "chosen"),
+    [
+        ((), [(1,)], 2),
+        ((5,), [(5, 1)], 2),
+        ((4,), [(5, 1)], 1),
+        ((5, 4), [(5, 1)], 1),
+        ((), [(5, 1)], 1),
+        ((7, 5, 6), [(5, 6, 1), (6, 2)], 3),
+        ((1,), [(1, 1, 1)], 1),
+    ],
+)
+def test_the_last_token_of_a_bad_word_is_barred_behind_the_others(output, words, chosen):
+    seq = make_sample(output=output, bad_words=tuple(words), temperature=0.0)
+    assert sample(torch.tensor([[0.0, 9.0, 8.0, 7.0]]), [seq])[0].token_id == chosen
+
+
+@pytest.mark.parametrize("barring", [{"bad_words": ((2,), (3,))}, {"stop_token_ids": (2, 3), "min_tokens": 1}], ids=str)
+def test_where_nothing_would_be_left_what_is_allowed_can_be_chosen(barring):
+    seq = make_sample(allowed_token_ids=(2, 3), temperature=0.0, **barring)
+    assert sample(torch.tensor([[9.0, 9.0, 8.0, 7.0]]), [seq])[0].token_id == 2
+
+
+def test_ranks_count_from_1():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 0.0]])
+    for token_id, rank in ((1, 1), (2, 2), (0, 3), (3, 4)):
+        [chosen] = sample(logits, [make_sample(logprobs=1, allowed_token_ids=(token_id,))])
+        assert (chosen.token_id, chosen.logprobs.rank, chosen.logprobs.top_ids) == (token_id, rank, [1])
+
+
 def test_logprobs_are_those_of_the_model_s_own_logits():
     logits = torch.randn(4, 300, generator=torch.Generator().manual_seed(2)) * 3
     seqs = [

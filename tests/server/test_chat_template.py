@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from engine.errors import ConfigError, ModelError, RequestError
 from server.chat.reasoning import starts_inside
@@ -100,6 +101,99 @@ def test_special_tokens_the_generation_prompt_and_variables_are_there():
 
 def test_strftime_now_gives_the_date():
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", render("{{ strftime_now('%Y-%m-%d') }}"))
+
+
+def test_generation_blocks_are_plain_text():
+    source = "{% for m in messages %}{% generation %}\n{{ m.content }}!{% endgeneration %}{% endfor %}"
+    assert render(source) == "hi!ho!"
+
+
+def test_dict_and_namespace_are_there_without_pythons_own_names():
+    source = (
+        "{% set ns = namespace(self=1) %}{% set ns.a = dict(b=2) %}{{ ns.self }}{{ ns.a.b }}{{ dict.fromkeys('x') }}"
+    )
+    assert render(source) == "12{'x': None}"
+    for hostile in ("{% set ns = namespace(__class__=1) %}", "{% set ns = namespace() %}{% set ns._x = 1 %}"):
+        with pytest.raises(RequestError, match="a namespace cannot have the name"):
+            render(hostile)
+
+
+def test_developers_are_the_system_to_a_template_that_does_not_know_them():
+    messages = [{"role": "developer", "content": "be"}, *MESSAGES]
+    source = "{% for m in messages %}[{{ m.role }}]{% endfor %}"
+    assert render(source, messages) == "[system][user][assistant]"
+    assert render(source + "{# developer #}", messages) == "[developer][user][assistant]"
+
+
+def test_what_a_template_reads_is_known():
+    source = "{% set a = 1 %}{% if not thinking is defined %}{% set thinking = a %}{% endif %}{{ effort or thinking }}"
+    template = ChatTemplate(source, {})
+    assert template.variables == {"thinking", "effort"}
+    assert template.thinks
+    assert not ChatTemplate("{{ messages }}", {}).thinks
+
+
+def test_a_constant_is_not_computed_before_a_text_is_wanted():
+    ChatTemplate("{{ 'a' * 10 ** 12 }}{{ 10 ** 10 ** 10 }}", {})
+
+
+CONTINUED = [
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}",
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}<end>{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("source", CONTINUED)
+@pytest.mark.parametrize("content", ["Once", " Once upon ", "a\n", "a", "[user]hi", "<end>", "é漢 \t"])
+def test_a_continued_message_ends_the_prompt_as_transformers_ends_it(source, content):
+    messages = [{"role": "user", "content": "hi " + content}, {"role": "assistant", "content": content}]
+    template = ChatTemplate(source, {})
+    rendered = template.render(messages, add_generation_prompt=False, continue_final_message=True)
+    assert [rendered] == render_jinja_template([messages], chat_template=source, continue_final_message=True)[0]
+    assert rendered.rstrip().endswith(content.strip())
+
+
+def test_a_message_that_the_template_writes_twice_is_continued_at_its_end():
+    source = "{% for m in messages %}{{ m.content }},{% endfor %}{{ messages[-1].content }}."
+    template = ChatTemplate(source, {})
+    assert template.render(MESSAGES, add_generation_prompt=False, continue_final_message=True) == "hi,ho,ho"
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{{ messages[-1].content.split('>')[-1] }}"])
+def test_a_message_that_the_template_does_not_keep_cannot_be_continued(source):
+    messages = [*MESSAGES[:1], {"role": "assistant", "content": "<think>a</think>b"}]
+    with pytest.raises(RequestError, match="leaves out some of the last message") as caught:
+        ChatTemplate(source, {}).render(messages, add_generation_prompt=False, continue_final_message=True)
+    assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *CONTINUED,
+        "{{ messages | tojson }}{{ messages | tojson(indent=2) }}{{ messages | tojson(separators=(',', ':')) }}",
+        "{{ messages | tojson(ensure_ascii=True, sort_keys=True) }}{{ strftime_now('%Y') }}",
+        "{%- for m in messages %}\n  {%- if loop.last %}{% break %}{% endif %}\n{{- m.content -}}\n{% endfor %}\n",
+        "{% generation %}{{ messages[0].content | upper }}{% endgeneration %}{{ missing }}{{ messages[0].missing }}",
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+        "{% macro f(x) %}<{{ x }}>{% endmacro %}{% for m in messages %}{{ f(m.content) }}{% endfor %}",
+        "{{ messages[0].content.startswith('h') }}{{ messages | map(attribute='role') | list }}",
+    ],
+)
+def test_texts_are_those_of_transformers(source):
+    messages = [{"role": "user", "content": "h<i>&'\" é漢\n"}, {"role": "assistant", "content": "ho"}]
+    assert [render(source, messages)] == render_jinja_template(
+        [messages], chat_template=source, add_generation_prompt=True
+    )[0]
+
+
+@pytest.mark.parametrize("name", ["deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1"])
+def test_our_templates_texts_are_those_of_transformers(name):
+    variables = {"bos_token": BOS, "eos_token": EOS}
+    expected = render_jinja_template(
+        [TALK], chat_template=named_template(name), add_generation_prompt=True, **variables
+    )[0]
+    assert [render_named(name)] == expected
 
 
 USER, ASSISTANT, BOS, EOS = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<bos>", "<eos>"

@@ -85,8 +85,8 @@ def test_reasons_for_an_end_are_counted_from_zero(metrics):
 
 
 @pytest.mark.parametrize(("callers", "name"), [((), "none"), ([Caller.of_key("secret", 1.0, "alice")], "alice")])
-def test_tokens_of_keys_are_counted_from_zero(callers, name):
-    app = create_app(NoEngine(), None, "tiny", None, keys=ApiKeys(callers))
+def test_tokens_of_keys_are_counted_from_zero(callers, name, tiny_tokenizer, tiny_llama):
+    app = create_app(NoEngine(), tiny_tokenizer, "tiny", tiny_llama, keys=ApiKeys(callers))
     found = samples(app.state.server.metrics)
     assert found[f"deepseek_serve_key_prompt_tokens_total {name}"] == 0
     assert found[f"deepseek_serve_key_generation_tokens_total {name}"] == 0

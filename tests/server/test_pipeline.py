@@ -91,7 +91,7 @@ async def test_an_unknown_model_is_not_found(api, path):
 async def test_a_full_queue_answers_429_and_when_to_come_back(api, path, monkeypatch):
     with bound(api, max_prompts=1).admit(1, 1):
         monkeypatch.setattr(type(api.tokenizer), "encode", None)  # no work is done on what is refused
-        monkeypatch.setattr(type(api.tokenizer.chat_template), "render", None)
+        monkeypatch.setattr("server.template_process.TemplateProcess.render", None)
         response = await api.post(path)
         check_error(response, 429, type="rate_limit_error", code="rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 60

@@ -1,5 +1,10 @@
 """/v1/models: the one model that is served."""
 
+import dataclasses
+from pathlib import Path
+
+import pytest
+
 from server.config import ServerConfig
 from tests.server.conftest import check_error
 
@@ -30,3 +35,19 @@ async def test_a_model_has_all_the_names_that_it_is_given(serve, tiny_llama):
     assert (await api.complete("a", max_tokens=1))["model"] == "tiny"
     error = check_error(await api.http.get("/v1/models/other"), 404, code="model_not_found")
     assert "'tiny', 'gpt-4', 'org/x'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("root", "config", "expected"),
+    [
+        ("/models/tiny", {"host": "127.0.0.1"}, "/models/tiny"),
+        ("/models/tiny", {"host": "0.0.0.0"}, "tiny"),
+        ("/c/models--org--name/snapshots/0a1b", {"host": "0.0.0.0"}, "org/name"),
+        ("/models/tiny", {"model_root": "org/tiny"}, "org/tiny"),
+    ],
+)
+async def test_root_names_the_tokenizer_and_shows_strangers_no_path(api, root, config, expected):
+    state = api.app.state.server
+    api.app.state.server = dataclasses.replace(state, model_root=Path(root), config=ServerConfig(**config))
+    [model] = (await api.http.get("/v1/models")).json()["data"]
+    assert model["root"] == expected

@@ -1,0 +1,95 @@
+"""Fields that ask for nothing of the tokens, and fields that are refused with a reason.
+
+A neutral field is checked as OpenAI does and then has no effect; docs/parameters.md says why for each. A value that
+asks for something which this server cannot do is refused: nothing is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.protocol.fields import Strict
+from server.protocol.messages import Content
+
+Identifier = Annotated[str, Field(max_length=1024)]
+MetadataKey = Annotated[str, Field(max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=512)]
+
+# Fields of OpenAI's reference, vLLM and SGLang that are refused, and why.
+REFUSED = {
+    "audio": "this server has models of text only",
+    "moderation": "this server has no moderation model",
+    "web_search_options": "this server does not search the web",
+    "prompt_embeds": "prompts are text or token ids",
+    "mm_processor_kwargs": "this server has models of text only",
+    "chat_template": "a template from a request is code from a stranger; --chat-template sets one",
+    "documents": "give them in chat_template_kwargs, if the template reads them",
+    "logits_processors": "they are code; logit_bias, bad_words and allowed_token_ids are there",
+    "return_hidden_states": "hidden states are not reported",
+    "lora_path": "this server has no adapters",
+    "kv_transfer_params": "KV caches are not moved between servers",
+}
+
+# Values of vLLM's and SGLang's fields that are what this server does anyway; other values are refused.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),  # of completions, where it is a field
+    "suffix": ("",),
+    "functions": ([],),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none",),
+    "tools": ([],),
+    "parallel_tool_calls": (True, False),
+    "use_beam_search": (False,),
+    "early_stopping": (False,),
+    "length_penalty": (1, 1.0),
+    "include_stop_str_in_output": (False,),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "include_reasoning": (True,),
+    "separate_reasoning": (True,),
+    "stream_reasoning": (True,),
+    "no_stop_trim": (False,),
+    "return_hidden_states": (False,),
+}
+
+
+class Prediction(Strict):
+    """Text that the answer may repeat: a hint for speed, which changes no answer."""
+
+    type: Literal["content"]
+    content: Content
+
+
+class PromptCacheOptions(Strict):
+    """How prompts are cached: `implicit` is what the prefix cache does."""
+
+    mode: Literal["implicit"] = "implicit"
+
+
+class NeutralFields(Strict):
+    """Accepted, checked, and without effect on the tokens."""
+
+    user: Identifier | None = Field(None, description="no effect: OpenAI's older name of safety_identifier")
+    safety_identifier: Identifier | None = Field(None, description="no effect: nobody is watched here")
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        {}, max_length=16, description="no effect: labels of stored answers, and none are stored"
+    )
+    store: Literal[False] = Field(False, description="answers are not stored; true is refused")
+    service_tier: Literal["auto", "default"] = Field("auto", description="there is one tier; others are refused")
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
+        None, description="no effect: the longest time that prefixes may be kept, and memory ends them sooner"
+    )
+    prompt_cache_options: PromptCacheOptions | None = Field(
+        None, description="no effect: mode implicit is what is done"
+    )
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = Field(
+        ["text"], description="text is what there is; audio is refused"
+    )
+    prediction: Prediction | None = Field(None, description="no effect: a hint for speed, which changes no answer")
+
+
+def is_neutral(name: str, value: Any) -> bool:
+    """Whether a field that no model lists has a value that asks for nothing."""
+    return any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES.get(name, ()))
