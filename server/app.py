@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from server import errors
 from server.access import Access, AccessLog, AccessMiddleware
 from server.admission import Admission
-from server.api_keys import ApiKeyMiddleware, ApiKeys
+from server.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
 from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.cors import allow_origins, parse_origins
@@ -34,16 +34,26 @@ _ROUTES = (completions, chat, responses, messages, tokens, files, batches, model
 
 
 class _App(FastAPI):
-    """Adds the answers to other origins around all else: also to those that FastAPI gives after a fault."""
+    """FastAPI with what is added around it: answers to other origins, also after a fault, and keys in the document."""
 
-    def __init__(self, origins: list[str], **settings: Any) -> None:
+    def __init__(self, origins: list[str], *, needs_key: bool, **settings: Any) -> None:
         super().__init__(**settings)
-        self._origins = origins
+        self._origins, self._needs_key = origins, needs_key
 
     def build_middleware_stack(self) -> ASGIApp:
         """Called by Starlette, once."""
         stack = super().build_middleware_stack()
         return allow_origins(stack, self._origins) if self._origins else stack
+
+    def openapi(self) -> dict[str, Any]:
+        """Called for /openapi.json; made once."""
+        if self.openapi_schema is None and self._needs_key:
+            document = super().openapi()
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, operations in document["paths"].items():
+                for operation in operations.values() if path not in PUBLIC_PATHS else ():
+                    operation["security"] = [{"key": []}]
+        return super().openapi()
 
 
 def create_app(
@@ -63,6 +73,7 @@ def create_app(
     config, keys = config or ServerConfig(), keys or ApiKeys()
     app = _App(
         parse_origins(config.cors_origins),
+        needs_key=keys.are_set,
         title="deepseek-serve",
         description="An OpenAI-compatible inference server.",
         docs_url=None,  # server.routes.page has it

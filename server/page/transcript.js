@@ -88,7 +88,7 @@ function answerView(turn, actions) {
     tokens.hidden = !isTokens;
     if (isTokens) renderTokens(tokens, version.tokens);
     else if (isCompletion) text.textContent = version.text;
-    else renderMarkdown(text, version.text);
+    else renderMarkdown(text, version.text.trimStart().startsWith("{") ? `\`\`\`json\n${version.text}` : version.text);
     renderCalls(calls, turn, version, isLive, actions);
     notice(trouble, turn, version, actions);
     updateFooter(version, isLive);

@@ -21,6 +21,15 @@ async def test_the_page_and_the_reference_need_no_key_but_the_api_does(serve):
     check_error(await http.get("/v1/models"), 401)
 
 
+async def test_the_reference_asks_for_a_key_where_one_is_needed(serve, api):
+    assert "securitySchemes" not in (await api.http.get("/openapi.json")).json()["components"]
+    http = (await serve(keys=ApiKeys([Caller.of_key("sk-1", 1.0, "k")]))).http
+    document = (await http.get("/openapi.json")).json()
+    [name] = document["components"]["securitySchemes"]
+    assert document["paths"]["/v1/completions"]["post"]["security"] == [{name: []}]
+    assert "security" not in document["paths"]["/load"]["get"]
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_no_script_style_or_frame_of_anyone_else_is_allowed(api, path):
     response = await api.http.get(path)
