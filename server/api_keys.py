@@ -81,11 +81,6 @@ class ApiKeys:
         return bool(self._callers)
 
     @property
-    def are_set(self) -> bool:
-        """Whether a request needs a key."""
-        return bool(self._callers)
-
-    @property
     def names(self) -> list[str]:
         """What metrics call the callers that are let in."""
         return [caller.key_name for caller in self._callers.values()] or [Caller().key_name]
