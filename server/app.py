@@ -18,6 +18,7 @@ from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
+from server.openapi import leave_out_validation_errors
 from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
 from server.state import ServerState
 from server.storage import Storage
@@ -47,11 +48,13 @@ class _App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Called for /openapi.json; made once."""
-        if self.openapi_schema is None and self._needs_key:
+        if self.openapi_schema is None:
             document = super().openapi()
-            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            leave_out_validation_errors(document)
+            if self._needs_key:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in document["paths"].items():
-                for operation in operations.values() if path not in PUBLIC_PATHS else ():
+                for operation in operations.values() if self._needs_key and path not in PUBLIC_PATHS else ():
                     operation["security"] = [{"key": []}]
         return super().openapi()
 

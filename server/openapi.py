@@ -39,3 +39,12 @@ STREAM: dict[str, Any] = {
     "description": "The answer; with `stream: true`, server-sent events",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
+
+
+def leave_out_validation_errors(document: dict[str, Any]) -> None:
+    """Take FastAPI's 422 out of a document: here, what is not valid is a 400 in OpenAI's shape."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)

@@ -10,6 +10,7 @@ from server.chat.call import ChatCall
 from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
 from server.json_body import JsonRoute
+from server.openapi import ERRORS, STREAM
 from server.pipeline import CompletionsCall, Json, respond, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import ChatCompletionRequest
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
     from server.generation import Generation
     from server.state import ServerState
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Chat"])
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses={200: STREAM})
 async def create_chat_completion(request: Request, body: ChatCompletionRequest, server: State) -> Response:
     """Answer a conversation."""
     return await respond(ChatCompletionCall(server, body), request)

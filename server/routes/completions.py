@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
 from server.json_body import JsonRoute
+from server.openapi import ERRORS, STREAM
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from server.choice_text import Delta
     from server.generation import Generation
 
-router = APIRouter(route_class=JsonRoute)
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Completions"])
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses={200: STREAM})
 async def create_completion(request: Request, body: CompletionRequest, server: State) -> Response:
     """Complete one prompt or several."""
     return await respond(CompletionCall(server, body), request)

@@ -6,9 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from server.openapi import ERRORS
 from server.state import ServerState, State
 
-router = APIRouter()
+router = APIRouter(responses={status: ERRORS[status] for status in (401, 404, 500)}, tags=["Models"])
 
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 

@@ -99,6 +99,18 @@ async def test_the_schema_of_the_api_is_served(api):
     assert {COMPLETIONS, CHAT, "/v1/models", "/health", "/metrics"} <= schema["paths"].keys()
 
 
+async def test_the_document_has_the_errors_that_are_sent_and_no_other(api):
+    schema = (await api.http.get("/openapi.json")).json()
+    operations = [operation for path in schema["paths"].values() for operation in path.values()]
+    assert not any("422" in operation["responses"] for operation in operations)
+    assert not {"HTTPValidationError", "ValidationError"} & schema["components"]["schemas"].keys()
+    for path in (COMPLETIONS, CHAT):
+        responses = schema["paths"][path]["post"]["responses"]
+        assert responses.keys() == {"200", "400", "401", "404", "408", "413", "429", "500", "503"}
+        body = responses["400"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": "#/components/schemas/Error"}
+
+
 async def test_metrics_are_openmetrics_when_asked(api):
     headers = {"Accept": "application/openmetrics-text; version=1.0.0, text/plain; q=0.5"}
     response = await api.http.get("/metrics", headers=headers)
