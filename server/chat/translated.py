@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 
+# Fields of chat completions that no such API has, and all take under the same names (docs/parameters.md).
+EXTENSIONS = (
+    *("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed"),
+    *("allowed_token_ids", "bad_words", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
+    *("structured_outputs", "cache_salt", "chat_template_kwargs", "priority", "timeout"),
+)
+
+
 class TranslatedRequest(Strict):
     """A request in one API's words.
 

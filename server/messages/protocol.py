@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from server.chat.translated import TranslatedRequest, chat_fields
+from engine.errors import RequestError
+from server.chat.translated import EXTENSIONS, TranslatedRequest, chat_fields
 from server.messages.blocks import AnyText, CacheControl, InputMessage, Json, ToolName, text_of
 from server.protocol import ChatCompletionRequest, Strict, fault
 
@@ -16,12 +17,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import SamplingParams
 
-# Fields of chat completions that mean the same here: Anthropic's, and the extensions of docs/parameters.md.
-_SAME = (
-    *("model", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("logit_bias", "seed", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
-    *("chat_template_kwargs", "priority", "timeout"),
-)
+_SAME = ("temperature", "top_p", *EXTENSIONS)
 
 if TYPE_CHECKING:
     _ChatFields = Strict
@@ -141,7 +137,7 @@ class CountRequest(TranslatedRequest):
         "continue_final_message": "messages",
         "user": "metadata",
     }
-    neutral = {"speed": ("standard",), "service_tier": ("auto", "standard_only")}  # noqa: RUF012
+    neutral = {"service_tier": ("auto", "standard_only"), "speed": ("standard",)}  # noqa: RUF012
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     messages: list[InputMessage] = Field(min_length=1, max_length=4096, fail_fast=True)
@@ -151,22 +147,6 @@ class CountRequest(TranslatedRequest):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     cache_control: CacheControl | None = None
-
-    @field_validator("tools")
-    @classmethod
-    def _differ(cls, tools: list[Tool]) -> list[Tool]:
-        if len({tool.name for tool in tools}) < len(tools):
-            raise ValueError("two tools have the same name")
-        return tools
-
-    @model_validator(mode="after")
-    def _check_choice(self) -> CountRequest:
-        choice = self.tool_choice
-        if choice is not None and choice.type in ("any", "tool") and not self.tools:
-            raise fault("tool_choice", f"'tool_choice' is '{choice.type}', and there are no 'tools'")
-        if choice is not None and choice.type == "tool" and choice.name not in {tool.name for tool in self.tools}:
-            raise fault("tool_choice", f"'tool_choice' names '{choice.name}', which 'tools' does not have")
-        return self
 
     def to_chat(self) -> ChatCompletionRequest:
         """Return the chat completion request that this one stands for.
@@ -181,14 +161,15 @@ class CountRequest(TranslatedRequest):
         head = [{"role": "system", "content": system}] if system else []
         answers = self.messages[-1].role == "assistant"  # the beginning of the answer is given
         schema = self.output_config.format
-        choice = self.tool_choice if self.tools else None
+        choice = self.tool_choice
+        asks_for_calls = choice is not None and (self.tools or choice.type in ("any", "tool"))
         return {
             "model": self.model,
             "messages": head + [chat for message in self.messages for chat in message.for_chat()],
             "continue_final_message": True if answers else None,
             "add_generation_prompt": False if answers else None,
             "tools": [tool.for_chat() for tool in self.tools] or None,
-            "tool_choice": choice.for_chat() if choice is not None else None,
+            "tool_choice": choice.for_chat() if choice is not None and asks_for_calls else None,
             "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
             "reasoning_effort": self.output_config.effort,
             "thinking": self.thinking.for_chat() if self.thinking is not None else None,
@@ -200,10 +181,20 @@ class MessagesRequest(CountRequest, _ChatFields):
     """POST /v1/messages."""
 
     max_tokens: int = Field(ge=1, lt=1 << 31)
-    temperature: float = Field(1.0, ge=0, le=2)
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field([], max_length=16)
     stream: bool = False
     metadata: Metadata = Metadata()
+    thread: Json | None = Field(None, description="refused: conversations are not held here")
+
+    def check_thread(self) -> None:
+        """Refuse to hold the conversation, in the words after which Anthropic's client sends it whole.
+
+        Raises:
+            RequestError: `thread` is set.
+        """
+        if self.thread is not None:
+            message = "Unsupported parameter: 'thread' is not implemented by this server; send the whole conversation."
+            raise RequestError(message, "thread", "thread_unsupported_request")
 
     @model_validator(mode="after")
     def _check_budget(self) -> MessagesRequest:
@@ -215,7 +206,7 @@ class MessagesRequest(CountRequest, _ChatFields):
     def _chat_fields(self) -> Json:
         return {
             **super()._chat_fields(),
-            **self.passed_on((*_SAME, "temperature")),
+            **self.passed_on(_SAME),
             "max_completion_tokens": self.max_tokens,
             "stop": self.stop_sequences,
             "stream": self.stream,

@@ -74,6 +74,7 @@ class MessagesErrorDetail(BaseModel):
 
     type: str
     message: str
+    details: dict[str, str] = {}
 
 
 class MessagesError(BaseModel):

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from server.chat.translated import TranslatedRequest, chat_fields
+from server.chat.translated import EXTENSIONS, TranslatedRequest, chat_fields
 from server.protocol import Strict, fault
 from server.responses.items import AnyItem, InputItem, ItemId, Json, MessageItem, chat_messages
 
 if TYPE_CHECKING:
     from server.protocol import ChatCompletionRequest
 
-# Fields of chat completions that mean the same here: OpenAI's, and the extensions of docs/parameters.md.
-_SAME = (
-    *("model", "temperature", "top_p", "user"),
-    *("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed"),
-    *("stop", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens", "chat_template_kwargs"),
-    *("priority", "timeout"),
-)
+_SAME = ("temperature", "top_p", "user", "stop", "prompt_cache_key", *EXTENSIONS)
 _FUNCTION_ONLY = "this server runs no tools of its own; it takes function tools, which the client runs"
 
 if TYPE_CHECKING:
@@ -69,6 +63,10 @@ class AllowedTools(Strict):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[Annotated[NamedFunction, BeforeValidator(_is_function)]] = Field(min_length=1, max_length=512)
+
+    def for_chat(self) -> Json:
+        """Return the choice as chat completions have it."""
+        return {"type": self.type, "allowed_tools": {"mode": self.mode, "tools": [t.for_chat() for t in self.tools]}}
 
 
 def _is_choice(value: Any) -> Any:
@@ -129,8 +127,8 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseRequest(TranslatedRequest, _ChatFields):
-    """POST /v1/responses."""
+class InputTokensRequest(TranslatedRequest):
+    """POST /v1/responses/input_tokens: what makes the prompt."""
 
     names = {  # noqa: RUF012 - a ClassVar of the base
         "messages": "input",
@@ -144,6 +142,57 @@ class ResponseRequest(TranslatedRequest, _ChatFields):
         "verbosity": "text.verbosity",
         "logprobs": "include",
     }
+
+    model: Annotated[str, Field(max_length=1024)] | None = None
+    input: str | Annotated[list[AnyItem], Field(min_length=1, max_length=4096, fail_fast=True)]
+    instructions: str | None = None
+    previous_response_id: ItemId | None = None
+    tools: list[Annotated[FunctionTool, BeforeValidator(_is_function)]] = Field([], max_length=512, fail_fast=True)
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedFunction | AllowedTools, BeforeValidator(_is_choice)
+    ] = "auto"
+    parallel_tool_calls: bool = True
+    text: TextOptions = TextOptions()
+    reasoning: ReasoningOptions = ReasoningOptions()
+    truncation: Literal["auto", "disabled"] = "disabled"
+
+    @property
+    def items(self) -> list[InputItem]:
+        """The input as items."""
+        if isinstance(self.input, str):
+            return [MessageItem(role="user", content=self.input)]
+        return self.input
+
+    def to_chat(self, items: list[InputItem]) -> ChatCompletionRequest:
+        """Return the chat completion request for a conversation of these items.
+
+        Raises:
+            RequestError: naming the field at fault.
+        """
+        head = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        return self.chat_request({"messages": head + chat_messages(items), **self._chat_fields()})
+
+    def _chat_fields(self) -> Json:
+        """Return the request without its conversation in chat completions' words."""
+        asks_for_calls = bool(self.tools) or self.tool_choice not in ("auto", "none")
+        return {
+            "model": self.model,
+            "response_format": self.text.format.for_chat(),
+            "verbosity": self.text.verbosity,
+            "reasoning_effort": self.reasoning.effort,
+            "tools": [tool.for_chat() for tool in self.tools] or None,
+            "tool_choice": self._choice() if asks_for_calls else None,
+            "parallel_tool_calls": False if self.tools and not self.parallel_tool_calls else None,
+        }
+
+    def _choice(self) -> str | Json:
+        choice = self.tool_choice
+        return choice if isinstance(choice, str) else choice.for_chat()
+
+
+class ResponseRequest(InputTokensRequest, _ChatFields):
+    """POST /v1/responses."""
+
     neutral = {  # noqa: RUF012
         "background": (False,),
         "context_management": ([],),
@@ -152,54 +201,23 @@ class ResponseRequest(TranslatedRequest, _ChatFields):
         "service_tier": ("auto", "default"),
     }
 
-    input: str | Annotated[list[AnyItem], Field(min_length=1, max_length=4096, fail_fast=True)]
-    instructions: str | None = None
-    previous_response_id: ItemId | None = None
     max_output_tokens: int | None = Field(None, ge=1, lt=1 << 31, description="default: what the context leaves")
     max_tool_calls: int | None = Field(None, ge=1, description="of tools that the server runs; it runs none")
-    tools: list[Annotated[FunctionTool, BeforeValidator(_is_function)]] = Field([], max_length=512, fail_fast=True)
-    tool_choice: Annotated[
-        Literal["none", "auto", "required"] | NamedFunction | AllowedTools, BeforeValidator(_is_choice)
-    ] = "auto"
-    parallel_tool_calls: bool = True
-    text: TextOptions = TextOptions()
-    reasoning: ReasoningOptions = ReasoningOptions()
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field([], max_length=16)
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    truncation: Literal["auto", "disabled"] = "disabled"
     store: bool = True
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         {}, max_length=16
     )
-    prompt_cache_key: str | None = Field(None, max_length=1024)
     safety_identifier: str | None = Field(None, max_length=1024, description="nothing depends on it")
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    @field_validator("tools")
-    @classmethod
-    def _differ(cls, tools: list[FunctionTool]) -> list[FunctionTool]:
-        if len({tool.name for tool in tools}) < len(tools):
-            raise ValueError("two tools have the same name")
-        return tools
-
     @model_validator(mode="after")
-    def _checks(self) -> ResponseRequest:
+    def _stream_options_need_stream(self) -> ResponseRequest:
         if self.stream_options is not None and not self.stream:
             raise fault("stream_options", "'stream_options' goes with 'stream': true only")
-        named = [] if isinstance(self.tool_choice, str) else getattr(self.tool_choice, "tools", [self.tool_choice])
-        if unknown := {tool.name for tool in named} - {tool.name for tool in self.tools}:
-            raise fault("tool_choice", f"'tool_choice' names {sorted(unknown)}, which 'tools' does not have")
-        if self.tool_choice == "required" and not self.tools:
-            raise fault("tool_choice", "'tool_choice' is 'required', and there are no 'tools'")
         return self
-
-    @property
-    def items(self) -> list[InputItem]:
-        """The input as items."""
-        if isinstance(self.input, str):
-            return [MessageItem(role="user", content=self.input)]
-        return self.input
 
     @property
     def reports_logprobs(self) -> bool:
@@ -211,35 +229,12 @@ class ResponseRequest(TranslatedRequest, _ChatFields):
         """Whether reasoning comes as its summary."""
         return (self.reasoning.summary or self.reasoning.generate_summary) is not None
 
-    def to_chat(self, items: list[InputItem]) -> ChatCompletionRequest:
-        """Return the chat completion request for a conversation of these items.
-
-        Raises:
-            RequestError: naming the field at fault.
-        """
-        head = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
-        tools, tool_choice = self._tools()
-        return self.chat_request(
-            {
-                **self.passed_on((*_SAME, "prompt_cache_key")),
-                "stream": self.stream,
-                "messages": head + chat_messages(items),
-                "max_completion_tokens": self.max_output_tokens,
-                "response_format": self.text.format.for_chat(),
-                "verbosity": self.text.verbosity,
-                "reasoning_effort": self.reasoning.effort,
-                "tools": tools or None,
-                "tool_choice": tool_choice if tools else None,
-                "parallel_tool_calls": False if tools and not self.parallel_tool_calls else None,
-                "logprobs": True if self.reports_logprobs else None,
-                "top_logprobs": self.top_logprobs if self.reports_logprobs else None,
-            }
-        )
-
-    def _tools(self) -> tuple[list[Json], Any]:
-        """Return the tools and the choice among them in chat completions' words."""
-        choice, tools = self.tool_choice, [tool.for_chat() for tool in self.tools]
-        if isinstance(choice, AllowedTools):
-            allowed = {"mode": choice.mode, "tools": [tool.for_chat() for tool in choice.tools]}
-            return tools, {"type": choice.type, "allowed_tools": allowed}
-        return tools, choice.for_chat() if isinstance(choice, NamedFunction) else choice
+    def _chat_fields(self) -> Json:
+        return {
+            **super()._chat_fields(),
+            **self.passed_on(_SAME),
+            "stream": self.stream,
+            "max_completion_tokens": self.max_output_tokens,
+            "logprobs": True if self.reports_logprobs else None,
+            "top_logprobs": self.top_logprobs if self.reports_logprobs else None,
+        }

@@ -71,7 +71,7 @@ class FunctionCall(BaseModel):
     arguments: str
 
 
-class InputTokens(BaseModel):
+class CachedTokens(BaseModel):
     """Of the input's tokens."""
 
     cached_tokens: int
@@ -88,7 +88,7 @@ class Usage(BaseModel):
     """How many tokens there were."""
 
     input_tokens: int
-    input_tokens_details: InputTokens
+    input_tokens_details: CachedTokens
     output_tokens: int
     output_tokens_details: OutputTokens
     total_tokens: int
@@ -151,3 +151,10 @@ class InputItemList(BaseModel):
     first_id: str
     last_id: str
     has_more: bool
+
+
+class InputTokens(BaseModel):
+    """The tokens of the prompt."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int

@@ -20,6 +20,7 @@ router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Messages"])
 @router.post("/v1/messages", responses={200: {"model": MessageObject, **STREAM}})
 async def create_message(request: Request, body: MessagesRequest, server: State) -> Response:
     """Answer a conversation."""
+    body.check_thread()
     return await respond(MessagesCall(server, body), request)
 
 

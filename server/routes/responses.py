@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from engine.errors import RequestError
+from server.chat.tokens import prompt_tokens
 from server.json_body import JsonRoute
 from server.openapi import ERRORS, STREAM
 from server.pipeline import respond
 from server.responses.call import ResponsesCall
 from server.responses.history import History
-from server.responses.protocol import ResponseRequest
-from server.responses.schema import DeletedResponse, InputItemList, ResponseObject
+from server.responses.protocol import InputTokensRequest, ResponseRequest
+from server.responses.schema import DeletedResponse, InputItemList, InputTokens, ResponseObject
 from server.state import State
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Responses"])
@@ -25,6 +26,18 @@ async def create_response(request: Request, body: ResponseRequest, server: State
     history = _history(request, server)
     items = await history.conversation(body.previous_response_id, body.items)
     return await respond(ResponsesCall(server, body, items, history), request)
+
+
+@router.post("/v1/responses/input_tokens", responses={200: {"model": InputTokens}})
+async def count_input_tokens(request: Request, body: InputTokensRequest, server: State) -> dict[str, Any]:
+    """Return how many tokens the prompt of a conversation has, all of it, without answering it."""
+    tenant = request.scope["caller"].tenant
+    items = await _history(request, server).conversation(body.previous_response_id, body.items)
+    try:
+        tokens = await prompt_tokens(server, body.to_chat(items), tenant)
+    except RequestError as error:
+        raise body.reworded(error) from None
+    return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
 
 @router.get("/v1/responses/{response_id}", responses={200: {"model": ResponseObject}})

@@ -24,7 +24,7 @@ TAKEN = {  # honoured, or neutral
     "stream": [True, False],
     "system": ["be", [{"type": "text", "text": "be"}]],
     "temperature": [0.5],
-    "thinking": [{"type": "adaptive"}],
+    "thinking": [{"type": "adaptive"}, {"type": "disabled"}],
     "tool_choice": [{"type": "auto"}, {"type": "none"}],
     "tools": [[]],
     "top_k": [5],
@@ -41,6 +41,7 @@ REFUSED = {
     "thinking": [{"type": "enabled"}, {"type": "enabled", "budget_tokens": 2000}, {"type": "between_tools"}],
     "tool_choice": [{"type": "any"}, {"type": "tool", "name": "f"}],
     "tools": [[{"type": "bash_20250124", "name": "bash"}], [TOOL, TOOL]],
+    "thread": [{"type": "create"}],
     "user_profile_id": ["u"],
     "workspace_id": ["w"],
     "n": [1],
@@ -54,7 +55,7 @@ def pairs(table):
 
 def test_each_field_of_anthropics_client_has_a_verdict():
     create = {*get_type_hints(MessageCreateParamsNonStreaming), *get_type_hints(MessageCreateParamsStreaming)}
-    assert create | OLDER == {*TAKEN, *REFUSED} - {"n"}
+    assert create | OLDER == {*TAKEN, *REFUSED} - {"n", "thread"}
     assert {*get_type_hints(MessageCountTokensParams)} <= {*TAKEN, *REFUSED}
     assert CountRequest.model_fields.keys() < MessagesRequest.model_fields.keys()
 

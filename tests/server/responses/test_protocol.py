@@ -2,11 +2,13 @@
 
 from typing import get_type_hints
 
+from openai.types.responses import InputTokenCountParams
 from openai.types.responses.response_create_params import (
     ResponseCreateParamsNonStreaming,
     ResponseCreateParamsStreaming,
 )
 
+from server.responses.protocol import InputTokensRequest
 from tests.server.conftest import check_error
 
 RESPONSES = "/v1/responses"
@@ -33,7 +35,7 @@ BOTH = {  # field -> values that are taken, values that are refused
     "context_management": ([[]], [[{"type": "compaction"}]]),
     "max_tool_calls": ([3], [0]),
     "parallel_tool_calls": ([True], ["yes"]),
-    "prompt_cache_key": ([], [5]),
+    "prompt_cache_key": (["k"], [5]),
     "prompt_cache_options": ([{}, {"mode": "implicit"}], [{"mode": "explicit"}]),
     "prompt_cache_retention": (["in_memory"], ["24h"]),
     "reasoning": ([{}, {"summary": "detailed"}, {"mode": "standard"}], [{"mode": "pro"}, {"context": "all_turns"}]),
@@ -65,6 +67,8 @@ def pairs(table):
 def test_each_field_of_openais_client_has_a_verdict():
     fields = {*get_type_hints(ResponseCreateParamsNonStreaming), *get_type_hints(ResponseCreateParamsStreaming)}
     assert fields == {*HONOURED, *BOTH, *REFUSED}
+    counted = get_type_hints(InputTokenCountParams).keys() - {"conversation", "personality"}  # which are refused
+    assert counted == InputTokensRequest.model_fields.keys()
 
 
 async def test_what_is_honoured_or_neutral_is_taken(api):

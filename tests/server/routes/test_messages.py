@@ -183,3 +183,27 @@ async def test_faults_of_tools_are_told_in_anthropics_words(api):
     bad = {**TOOL, "input_schema": {"type": "string"}}
     message = check_error(await post(api, tools=[bad]), 400, "invalid_request_error")
     assert "'tools[0].input_schema'" in message
+
+
+async def test_anthropics_tool_runner_goes_on_without_threads(api, client, speak, monkeypatch):
+    """It asks for a thread first, and sends whole conversations once it is told that there is none."""
+    template = "{% for m in messages[1:] %}[{{ m.role }}]{{ m.content or '' }}{{ m.tool_calls | length }}{% endfor %}"
+    monkeypatch.setattr(api.tokenizer, "chat_template", ChatTemplate(template, {}))
+    speak(CALL, "sunny")
+
+    @anthropic.beta_async_tool
+    async def get_weather(city: str) -> str:
+        """The weather."""
+        return f"{city}: 25 C"
+
+    runner = client.beta.messages.tool_runner(model="tiny", max_tokens=100, messages=HI, tools=[get_weather])
+    answers = [message.stop_reason async for message in runner]
+    assert answers == ["tool_use", "end_turn"]
+
+
+async def test_a_last_message_of_the_assistant_is_the_answers_beginning(client, speak, prompts):
+    speak("lo")
+    messages = [*HI, {"role": "assistant", "content": "hel"}]
+    message = await client.messages.create(model="tiny", max_tokens=40, messages=messages)
+    assert message.content[0].text == "lo"
+    assert prompts[-1] == "<|bos|>[user]hi[assistant]hel"

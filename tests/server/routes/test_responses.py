@@ -291,3 +291,13 @@ async def test_faults_of_tools_are_told_in_the_apis_own_words(api):
     bad = {"type": "function", "name": "f", "parameters": {"type": "string"}}
     error = check_error(await api.http.post(RESPONSES, json={"input": "hi", "tools": [bad]}), 400, param="tools")
     assert "'tools[0].parameters'" in error["message"]
+
+
+async def test_the_tokens_of_a_prompt_are_counted_as_its_answer_counts_them(client, speak):
+    speak("one", "two")
+    first = await client.responses.create(model="tiny", input="a", instructions="be")
+    more = {"model": "tiny", "input": "b", "previous_response_id": first.id}
+    count = await client.responses.input_tokens.count(**more)
+    assert count.input_tokens == (await client.responses.create(**more)).usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="'input"):
+        await client.responses.input_tokens.count(model="tiny", input=[{"type": "image"}])
