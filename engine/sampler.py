@@ -80,11 +80,11 @@ def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> 
     rows = [i for i, sample in enumerate(samples) if sample.mask is not None]
     if not rows:
         return logits_RV
-    num_rows, vocab_size = len(rows), logits_RV.shape[1]
-    bits = np.frombuffer(b"".join(samples[i].mask or b"" for i in rows), np.uint8).reshape(num_rows, -1)
-    allowed = np.unpackbits(bits, axis=1, count=vocab_size, bitorder="little").view(np.bool_)
+    bits = np.frombuffer(b"".join(samples[i].mask or b"" for i in rows), np.uint8).reshape(len(rows), -1)
+    others = np.unpackbits(~bits, axis=1, count=logits_RV.shape[1], bitorder="little").view(np.bool_)
     logits_RV = logits_RV.clone()
-    logits_RV[rows] = logits_RV[rows].where(torch.from_numpy(allowed).to(logits_RV.device), excluded)
+    for i, others_V in zip(rows, torch.from_numpy(others).to(logits_RV.device), strict=True):
+        logits_RV[i].masked_fill_(others_V, excluded)
     return logits_RV
 
 
