@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.server_process import ServerProcess
@@ -94,6 +95,24 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Serve
     assert server.metric("kv_cache_usage_ratio") == 0
     assert server.metric("requests_running") == 0
     assert server.metric("engine_restarts_total") == 1
+
+
+def test_the_next_engine_knows_what_grammars_are_matched_on(server: ServerProcess) -> None:
+    only_yes = {"structured_outputs": {"choice": ["yes"]}}
+    assert server.complete("a", **only_yes)["text"] == "yes"
+    engine = server.engine
+    engine.kill()
+    server.until(lambda: server.engine != engine and server.is_healthy(), timeout=30)
+    assert server.complete("a", **only_yes)["text"] == "yes"
+
+
+def test_what_tries_grammars_ends_with_a_server_that_is_killed(own_server: ServerProcess) -> None:
+    own_server.complete("a", structured_outputs={"choice": ["yes"]})
+    children = [child.pid for child in psutil.Process(own_server.process.pid).children()]
+    assert len(children) == 2  # the engine, and the process that tries grammars
+    own_server.process.kill()
+    own_server.process.wait(timeout=10)
+    assert wait_gone(children, 5)
 
 
 def test_a_killed_engine_answers_waiting_requests_with_503(server: ServerProcess) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 import pytest_asyncio
 
@@ -144,3 +145,28 @@ def test_a_route_that_is_not_there_raises_not_found(client: openai.OpenAI) -> No
 def test_a_stream_that_is_refused_raises_at_once(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.completions.create(prompt=[5000], model="tiny", stream=True)
+
+
+class Place(pydantic.BaseModel):
+    country: Literal["France", "Peru"]
+    rank: Annotated[int, pydantic.Field(ge=0, le=99)]
+    is_capital: bool
+
+
+def test_a_class_is_parsed_from_the_answer_whole_and_streamed(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "tiny",
+        "messages": MESSAGES,
+        "response_format": Place,
+        "max_tokens": 2000,
+        "seed": 3,
+    }
+    answer = client.chat.completions.parse(**asked)
+    assert isinstance(answer.choices[0].message.parsed, Place)
+    with client.chat.completions.stream(**asked) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == answer.choices[0].message.parsed
+
+
+def test_an_answer_that_is_cut_off_is_not_parsed(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(model="tiny", messages=MESSAGES, response_format=Place, max_tokens=3)

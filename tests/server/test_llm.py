@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -224,3 +225,17 @@ def test_progress_is_for_terminals(llm: LLM, capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().err == ""
     llm.generate(["a", "b"], GREEDY)
     assert "output tokens/s" in capsys.readouterr().err
+
+
+def test_outputs_match_a_grammar(llm: LLM) -> None:
+    params = [SamplingParams(temperature=2.0, seed=i, max_tokens=20, grammar='start: "a" /[0-9]{2}/') for i in range(4)]
+    answers = llm.generate(["x"] * 4, params)
+    assert all(re.fullmatch("a[0-9]{2}", answer.text) for answer in answers)
+    assert {answer.finish_reason for answer in answers} == {"stop"}
+
+
+def test_a_grammar_that_cannot_be_used_starts_nothing(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="unknown name") as caught:
+        llm.generate(["x", "y"], [GREEDY, SamplingParams(grammar="start: nothing")])
+    assert caught.value.param == "grammar"
+    assert not llm.engine.has_work
