@@ -9,6 +9,7 @@ reason against it, empty for none.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import resource
@@ -54,6 +55,7 @@ def main() -> int:
     """Answer until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     os.nice(10)  # running streams go first
+    logging.disable()  # all that there is to say is in the answers
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     try:
         vocabulary, vocab_size = read_frame(requests, tuple[Vocabulary, int])

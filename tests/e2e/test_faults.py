@@ -100,9 +100,9 @@ def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(server: Serve
 def test_the_next_engine_knows_what_grammars_are_matched_on(server: ServerProcess) -> None:
     only_yes = {"structured_outputs": {"choice": ["yes"]}}
     assert server.complete("a", **only_yes)["text"] == "yes"
-    engine = server.engine
-    engine.kill()
-    server.until(lambda: server.engine != engine and server.is_healthy(), timeout=30)
+    server.engine.kill()
+    server.until(lambda: not server.is_healthy())
+    server.until(server.is_healthy, timeout=30)
     assert server.complete("a", **only_yes)["text"] == "yes"
 
 
