@@ -34,7 +34,7 @@ class ServerConfig(Settings):
     )
     chat_template: str | None = setting(
         None,
-        "a Jinja file, or deepseek-v2, deepseek-v3, deepseek-r1, deepseek-v3.1 or deepseek-v3.2, instead of the model's",
+        "a Jinja file, or deepseek-v2, deepseek-v3, deepseek-r1, deepseek-v3.1 or deepseek-v3.2; default: the model's",
         metavar="NAME|FILE",
     )
     chat_template_timeout: float = setting(
