@@ -30,6 +30,8 @@ async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: Too
         RequestError: the template refuses these messages.
     """
     messages = [_in_newer_words(message.for_template()) for message in body.messages]
+    if tools.format.id_length is not None:
+        messages = [_with_short_ids(message, tools.format.id_length) for message in messages]
     if "tool_calls" not in template.source:
         messages = _as_text(messages)
     elif any("tool_calls" in message for message in messages):
@@ -72,6 +74,15 @@ def thinking_variables(template: ChatTemplate, body: ChatCompletionRequest) -> d
 def _in_newer_words(message: _Message) -> _Message:
     """Return a message of OpenAI's older role `function` as a tool's."""
     return {**message, "role": "tool"} if message["role"] == "function" else message
+
+
+def _with_short_ids(message: _Message, length: int) -> _Message:
+    """Return a message with the ends of calls' ids, for templates that refuse longer ones: clients may have others'."""
+    if "tool_calls" in message:
+        return {**message, "tool_calls": [{**c, "id": c.get("id", "")[-length:]} for c in message["tool_calls"]]}
+    if "tool_call_id" in message:
+        return {**message, "tool_call_id": message["tool_call_id"][-length:]}
+    return message
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from engine.errors import RequestError
 from server.chat.pieces import ToolCallArguments
 from server.chat.tools.format import Calls, ToolFormat, one_a_line
 from server.chat.tools.source import NotACallError, Source, Steps, accept, expect, skip, until
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _DSML = "｜DSML｜"
 _INVOKE, _END_INVOKE = f"<{_DSML}invoke", f"</{_DSML}invoke>"
 _PARAMETER, _END_PARAMETER = f"<{_DSML}parameter", f"</{_DSML}parameter>"
+_MAX_ANY = 64  # parameters of a call whose function lists none
 _NAME = re.compile(r'\s*name="([^"]*)"\s*')
 _NAME_AND_KIND = re.compile(r'\s*name="([^"]*)"\s+string="(true|false)"\s*')
 
@@ -144,13 +146,24 @@ def _no_constant(name: str) -> None:
 
 def _lark_call(lark: Lark, name: str, schema: dict[str, Any]) -> str:
     """Return one call: the function's parameters in their order, those that are not required left out or not."""
+    opened, closed = lark.marker(f'{_INVOKE} name="{name}">\n'), lark.marker(_END_INVOKE)
+    if "properties" not in schema:
+        return f"{opened} {lark.rule(_any_parameter(lark))}{{0,{_MAX_ANY}}} {closed}"
     required = schema.get("required", [])
     shared: dict[str, Any] = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    parts = [lark.marker(f'{_INVOKE} name="{name}">\n')]
-    for key, value in schema.get("properties", {}).items():
+    parts = [opened]
+    for key, value in schema["properties"].items():
+        if set(key) & set('"<>\n'):
+            raise RequestError(f"the model's format of calls has no way to write the property {key!r}")
         parameter = lark.rule(_lark_parameter(lark, key, value, shared))
         parts.append(parameter if key in required else f"{parameter}?")
-    return " ".join((*parts, lark.marker(_END_INVOKE)))
+    return " ".join((*parts, closed))
+
+
+def _any_parameter(lark: Lark) -> str:
+    name = rf"{lark.marker(f'{_PARAMETER} name=')} /\"[^\"<>\n]{{1,64}}\" string=/"
+    value = f"{lark.json(True)} {lark.marker(f'{_END_PARAMETER}')}"
+    return rf'{name} ("\"true\">" {lark.until(_END_PARAMETER)} | "\"false\">" {value}) "\n"'
 
 
 def _lark_parameter(lark: Lark, key: str, schema: Any, shared: dict[str, Any]) -> str:

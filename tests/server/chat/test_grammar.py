@@ -167,6 +167,22 @@ def test_markers_that_are_special_tokens_are_told_by_their_ids():
     assert "<[5]>" in grammar_of(use_of("mistral", strict=True), special=special)
 
 
+def test_dsml_can_write_arguments_that_no_schema_lists():
+    use = use_of("deepseek-v3.2", tool_choice="required", schemas={"f": {"type": "object"}})
+    d = "｜DSML｜"
+    text = (
+        f'<{d}function_calls>\n<{d}invoke name="f">\n<{d}parameter name="a b" string="true">x</{d}parameter>\n'
+        f'<{d}parameter name="c" string="false">[1]</{d}parameter>\n</{d}invoke>\n</{d}function_calls>'
+    )
+    assert accepts(grammar_of(use), text)
+    message = ChatMessage()
+    message.extend(use.parser().push(text, final=True))
+    assert json.loads(message.tool_calls[0].arguments) == {"a b": "x", "c": [1]}
+    odd = {"f": {"type": "object", "properties": {'a"b': {"type": "string"}}}}
+    with pytest.raises(RequestError, match="no way to write"):
+        grammar_of(use_of("deepseek-v3.2", tool_choice="required", schemas=odd))
+
+
 def test_a_schema_that_cannot_be_enforced_is_refused():
     schemas = {"f": {"type": "object", "minProperties": 5}}
     with pytest.raises(RequestError, match="minProperties"):

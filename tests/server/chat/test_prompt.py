@@ -196,6 +196,15 @@ def test_a_template_without_system_messages_gets_them_in_the_first_user_message(
     assert prompt(source, TALK[1:2]).endswith("How warm is it?[assistant]")
 
 
+def test_ids_of_calls_are_as_long_as_a_template_wants_them():
+    source = (
+        "[TOOL_CALLS]{% for m in messages %}{{ m.tool_calls[0].id if m.tool_calls }} {{ m.tool_call_id }}{% endfor %}"
+    )
+    calls = [{**CALL, "id": "call_123456789"}]
+    talk = [*TALK[:2], {"role": "assistant", "tool_calls": calls}, {**TALK[3], "tool_call_id": "call_123456789"}]
+    assert prompt(source, talk, tools=[]).split() == ["[TOOL_CALLS]", "123456789", "123456789"]
+
+
 def test_tools_are_left_out_where_none_may_be_called():
     assert prompt(PLAIN, tool_choice="none") == prompt(PLAIN, tools=[])
     assert prompt(HERMES, tool_choice="none") == prompt(HERMES, tools=[])
