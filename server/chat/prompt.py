@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from server.protocol import ChatCompletionRequest
 
 _Message = dict[str, Any]
-_SWITCHES = ("thinking", "enable_thinking")  # how templates call the variable that turns reasoning on and off
 
 
 async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: ToolUse) -> str:
@@ -37,15 +36,13 @@ async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: Too
     elif any("tool_calls" in message for message in messages):
         form = await _form_of(template)
         messages = [_formed(message, form) for message in messages]
-    variables = {"tools": tools.for_template, "documents": None} | template_variables(body, template)
-    options = (
-        variables
-        | thinking_variables(template, body)
-        | {
-            "add_generation_prompt": body.adds_generation_prompt,
-            "continue_final_message": body.continue_final_message,
-        }
-    )
+    options = {
+        "tools": tools.for_template,
+        "documents": None,
+        **template_variables(body, template),
+        "add_generation_prompt": body.adds_generation_prompt,
+        "continue_final_message": body.continue_final_message,
+    }
     if tools.instructions is None:
         return await _text(template, messages, **options)
     try:
@@ -60,15 +57,6 @@ async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: Too
 
 async def _text(template: ChatTemplate, messages: list[_Message], **options: Any) -> str:
     return await template.render_apart(messages, **options)
-
-
-def thinking_variables(template: ChatTemplate, body: ChatCompletionRequest) -> dict[str, Any]:
-    """Return the template's switch of thinking as the request sets it, whichever name the client knows."""
-    given = [body.chat_template_kwargs[name] for name in _SWITCHES if name in body.chat_template_kwargs]
-    if not given and body.thinking is not None:
-        given = [body.thinking.type == "enabled"]
-    missing = [name for name in _SWITCHES if name in template.variables and name not in body.chat_template_kwargs]
-    return dict.fromkeys(missing, given[0]) if given else {}
 
 
 def _in_newer_words(message: _Message) -> _Message:

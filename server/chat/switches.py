@@ -1,8 +1,8 @@
-"""reasoning_effort and verbosity: what a chat template can do with them decides what they mean.
+"""reasoning_effort, verbosity and thinking: what a chat template can do with them decides what they mean.
 
-A template that reads the variable gets it. A template that only switches thinking on and off (`thinking`,
-`enable_thinking`) gets that. Where neither is read, OpenAI's default, "medium", asks for nothing, and neither does the
-effort "none" of a model that does not think; all else is refused.
+A template that reads the variable gets it. A template that switches thinking on and off (`thinking`, `enable_thinking`)
+gets that, by whichever of the names it reads. Where neither is read, OpenAI's default, "medium", asks for nothing, and
+neither do "none" of a model that does not think and "enabled" of one that always does; all else is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from server.protocol import ChatCompletionRequest
 
 _DEFAULT = "medium"
+_NO_EFFORTS = ("none", "minimal")
 _SWITCHES = ("thinking", "enable_thinking")
 
 
@@ -25,17 +26,27 @@ def template_variables(body: ChatCompletionRequest, template: ChatTemplate) -> d
     Raises:
         RequestError: the template cannot do what is asked.
     """
+    switches = [switch for switch in _SWITCHES if switch in template.variables]
     variables: dict[str, Any] = {}
     for name in ("reasoning_effort", "verbosity"):
         value = getattr(body, name)
         if value is None:
             continue
-        switches = [switch for switch in _SWITCHES if switch in template.variables and name == "reasoning_effort"]
         if name in template.variables:
             variables[name] = value
-        elif switches:
-            variables |= dict.fromkeys(switches, value != "none")
-        elif value != _DEFAULT and not (value == "none" and not template.thinks):
+        if switches and name == "reasoning_effort":
+            variables |= dict.fromkeys(switches, value not in _NO_EFFORTS)
+        elif name not in variables and value != _DEFAULT and not (value == "none" and not template.thinks):
             message = f"'{name}' is '{value}', which this model's chat template does not know; leave it out."
             raise RequestError(message, name)
-    return variables | body.chat_template_kwargs
+    if body.thinking is not None:
+        thinks = body.thinking.type == "enabled"
+        if not switches and thinks != template.thinks:
+            message = "'thinking' cannot be switched: this model's chat template has no switch; leave it out."
+            raise RequestError(message, "thinking")
+        variables |= dict.fromkeys(switches, thinks)
+    given = body.chat_template_kwargs
+    for name in _SWITCHES:  # a client knows one name, the template perhaps the other
+        if name in given:
+            variables |= dict.fromkeys(switches, given[name])
+    return variables | given

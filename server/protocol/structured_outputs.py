@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from engine.errors import RequestError
 from server.grammar import lark
+from server.grammar.closing import closed
 from server.protocol.fields import Strict, fault
 
 JsonSchema = dict[str, Any] | bool
@@ -144,9 +145,8 @@ class StructuredOutputFields(Strict):
             case JsonObjectFormat():
                 return lark.grammar_of(lark.schema_expression(lark.ANY_OBJECT))
             case JsonSchemaFormat(json_schema=named):
-                return lark.grammar_of(
-                    lark.schema_expression(lark.ANY_OBJECT if named.schema_ is None else named.schema_)
-                )
+                schema = lark.ANY_OBJECT if named.schema_ is None else closed(named.schema_)
+                return lark.grammar_of(lark.schema_expression(schema))
         outputs = self.structured_outputs or self._guided()
         return None if outputs is None else outputs.to_lark()
 

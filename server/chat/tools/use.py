@@ -8,6 +8,7 @@ from engine.errors import RequestError
 from server.chat.tools.format import Calls, ToolFormat, ToolParser
 from server.chat.tools.formats import FORMATS, format_of
 from server.chat.tools.lark import Lark
+from server.grammar.closing import closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +105,5 @@ class ToolUse:
 
 def _schema(function: Function) -> dict[str, Any]:
     """Return a function's schema, by which it takes no arguments but those that it lists, unless it says otherwise."""
-    schema = function.schema_
-    if "properties" in schema and not schema.keys() & {"allOf", "anyOf", "oneOf", "$ref", "patternProperties"}:
-        return {"additionalProperties": False, **schema}
+    schema: dict[str, Any] = closed(function.schema_)
     return schema

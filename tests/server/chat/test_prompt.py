@@ -236,20 +236,3 @@ def test_a_parser_that_is_named_says_how_calls_are_written():
     with pytest.raises(RequestError, match="--tool-parser none") as caught:
         prompt(PLAIN, TALK[:2], parser="none")
     assert caught.value.param == "tools"
-
-
-THINKS = "{{ thinking }} {{ enable_thinking }}"
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({}, " "),
-        ({"thinking": {"type": "enabled"}}, "True True"),
-        ({"thinking": {"type": "disabled"}}, "False False"),
-        ({"chat_template_kwargs": {"enable_thinking": True}}, "True True"),
-        ({"chat_template_kwargs": {"thinking": False}, "thinking": {"type": "enabled"}}, "False False"),
-    ],
-)
-def test_reasoning_is_switched_by_the_templates_own_variables(fields, expected):
-    assert prompt(THINKS, TALK[:2], [], **fields) == expected
