@@ -53,7 +53,7 @@ def _close(schema: Any) -> Any:
         return [_close(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    node = {}
+    node: dict[str, Any] = {}
     for keyword, value in schema.items():
         if keyword in _MAPS and isinstance(value, dict):
             node[keyword] = {name: _close(part) for name, part in value.items()}
