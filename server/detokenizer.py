@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from tokenizers import decoders
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from tokenizers import Tokenizer
 
@@ -72,12 +72,14 @@ class WindowDetokenizer:
     own DecodeStream fails here: it raises where a broken character follows a whole one in one run of byte tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool, keep: Collection[int] = ()) -> None:
-        """`keep` has special tokens that are not skipped."""
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special: bool, keep: Collection[int] = (), after: Sequence[int] = ()
+    ) -> None:
+        """`keep` has special tokens that are not skipped; `after` has the ids before, behind which a space is kept."""
         self._tokenizer = tokenizer
         self._skipped = special_ids(tokenizer).difference(keep) if skip_special else set()
-        self._ids: list[int] = []
-        self._whole = 0  # number of ids whose text has been returned
+        self._ids = [token_id for token_id in after[-1:] if not self._decode([token_id]).endswith(_REPLACEMENT)]
+        self._whole = len(self._ids)  # number of ids whose text has been returned
 
     def push(self, token_id: int) -> str:
         if token_id in self._skipped:

@@ -68,7 +68,11 @@ class Generation:
         ticket.resize(self.num_prompt_tokens)
         detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
         self._texts = [
-            ChoiceText(i, detokenizer(skip_special_tokens=skip, keep=kept_special_tokens), self._sampling.stop)
+            ChoiceText(
+                i,
+                detokenizer(skip_special_tokens=skip, keep=kept_special_tokens, after=prompts[i // self._n]),
+                self._sampling.stop,
+            )
             for i in range(self.num_choices)
         ]
 

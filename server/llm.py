@@ -204,7 +204,8 @@ class LLM:
         ]
 
     def _run(self, requests: list[GenerateRequest]) -> Iterator[tuple[str, Delta]]:
-        texts = {r.request_id: ChoiceText(0, self.tokenizer.detokenizer(), r.sampling.stop) for r in requests}
+        detokenizer = self.tokenizer.detokenizer
+        texts = {r.request_id: ChoiceText(0, detokenizer(after=r.prompt_token_ids), r.sampling.stop) for r in requests}
         try:
             for request in requests:
                 self.engine.add(request)

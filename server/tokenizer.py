@@ -6,7 +6,6 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from engine.errors import ModelError, RequestError
@@ -16,17 +15,17 @@ from engine.models.config_keys import read_json
 from server import fill_in_middle
 from server.chat_template import ChatTemplate
 from server.detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, is_byte_level
+from server.gguf_tokenizer import read_gguf
 from server.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from engine.loading.resolve import ModelSource
     from engine.protocol import Vocabulary
 
 _MAX_TOKENIZER, _MAX_TEMPLATE = 256 * MIB, MIB
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types that are matched whole in the text
 
 
 class Tokenizer:
@@ -123,11 +122,19 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, keep: Collection[int] = ()) -> Detokenizer:
-        """Return a new incremental decoder, for one sequence; `keep` has special tokens that are not skipped."""
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, keep: Collection[int] = (), after: Sequence[int] = ()
+    ) -> Detokenizer:
+        """Return a new incremental decoder, for one sequence.
+
+        Args:
+            skip_special_tokens: leave special tokens out of the text.
+            keep: special tokens that are not skipped.
+            after: the ids that the sequence follows; some tokenizers drop a space at the beginning of a text.
+        """
         if self._bytes is not None:
             return ByteLevelDetokenizer(self._bytes, skip_special=skip_special_tokens, keep=keep)
-        return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens, keep=keep)
+        return WindowDetokenizer(self._tokenizer, skip_special=skip_special_tokens, keep=keep, after=after)
 
     def special_id(self, text: str) -> int | None:
         """Return the id of a special token by its text; None if the vocabulary has no such special token."""
@@ -145,8 +152,11 @@ class Tokenizer:
         """Return one token's bytes, as logprobs report them; a special token's bytes are its name."""
         if self._bytes is not None:
             return self._bytes.of(token_id, skip_special=False)
-        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
-        return text.encode()
+        return self._all_bytes[token_id] if token_id < len(self._all_bytes) else b""
+
+    @functools.cached_property
+    def _all_bytes(self) -> list[bytes]:
+        return self.vocabulary().tokens
 
 
 def _from_folder(folder: Path, chat_template: str | None) -> Tokenizer:
@@ -187,88 +197,11 @@ def _content(token: Any) -> str | None:
 
 
 def _from_gguf(file: GGUFFile, chat_template: str | None) -> Tokenizer:
-    """Build the tokenizer from `tokenizer.ggml.*` (ggml's docs/gguf.md)."""
-    metadata = file.metadata
-
-    def get(key: str) -> Any:
-        try:
-            return metadata[f"tokenizer.ggml.{key}"]
-        except KeyError:
-            raise ModelError(f"{file.path} lacks tokenizer.ggml.{key}") from None
-
-    if (model := get("model")) != "gpt2":
-        raise ModelError(
-            f"{file.path} has a tokenizer of kind {model!r}; of GGUF files, only 'gpt2' (byte-level BPE) is read"
-        )
-    kind = metadata.get("tokenizer.ggml.pre", "default")
-    if kind not in _PRE_TOKENIZERS:
-        raise ModelError(f"{file.path} splits text as {kind!r}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
-    tokens = get("tokens")
-
-    def named(key: str) -> str | None:
-        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return None if token_id is None else tokens[token_id]
-
+    vocabulary = read_gguf(file)
     return Tokenizer(
-        _byte_level_bpe(tokens, get("token_type"), get("merges"), _PRE_TOKENIZERS[kind]),
-        bos_token=named("bos"),
-        eos_token=named("eos"),
-        add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
-        chat_template=chat_template or metadata.get("tokenizer.chat_template"),
+        vocabulary.tokenizer,
+        bos_token=vocabulary.bos_token,
+        eos_token=vocabulary.eos_token,
+        add_bos=vocabulary.add_bos,
+        chat_template=chat_template or file.metadata.get("tokenizer.chat_template"),
     )
-
-
-def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> HFTokenizer:
-    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-    tokenizer = HFTokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, token_types, strict=True):
-        if token_type in (_CONTROL, _USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=token_type == _CONTROL)])
-    return tokenizer
-
-
-def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-
-
-_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
-_DEEPSEEK_V3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# tokenizer.ggml.pre -> how text is split before merging (names and patterns: llama.cpp, src/llama-vocab.cpp)
-_PRE_TOKENIZERS: dict[str, list[Any]] = {
-    "default": [_GPT2],
-    "gpt-2": [_GPT2],
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
-    "deepseek-llm": [  # LLM 7B, MoE-16B, V2
-        _split(r"[\r\n]"),
-        _split(r"\s?[\p{Lu}\p{Ll}\p{Lt}]+"),
-        _split(r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
-        _split(r"\s+$"),
-        _split(_DEEPSEEK_CJK),
-        pre_tokenizers.Digits(individual_digits=True),
-        _BYTES,
-    ],
-    "deepseek-coder": [
-        *map(_split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
-        _BYTES,
-    ],
-    "deepseek-v3": [
-        _split(r"\p{N}{1,3}"),
-        _split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
-        _split(_DEEPSEEK_V3),
-        _BYTES,
-    ],
-    "llama-bpe": [_split(_LLAMA3), _BYTES],
-    "qwen2": [_split(_LLAMA3.replace("{1,3}", "")), _BYTES],
-}

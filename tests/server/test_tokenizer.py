@@ -193,7 +193,7 @@ class TestGGUF:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("tokenizer.ggml.model", "llama", "only 'gpt2'"),
+        ("tokenizer.ggml.model", "t5", "only 'gpt2'"),
         ("tokenizer.ggml.pre", "no-such-split", "known are"),
         ("tokenizer.ggml.merges", None, r"lacks tokenizer\.ggml\.merges"),
         ("tokenizer.ggml.tokens", None, r"lacks tokenizer\.ggml\.tokens"),

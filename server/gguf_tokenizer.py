@@ -1,0 +1,165 @@
+"""A GGUF file's tokenizer as one of the `tokenizers` package, from `tokenizer.ggml.*` (ggml's docs/gguf.md).
+
+Two kinds are read: "gpt2", which is byte-level BPE, and "llama", which is SentencePiece's BPE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from engine.errors import ModelError
+
+if TYPE_CHECKING:
+    from engine.loading.gguf_file import GGUFFile
+
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types: the latter two are matched whole in the text
+_SPACE = "\u2581"
+
+
+@dataclass(frozen=True)
+class GGUFVocabulary:
+    """A tokenizer and the tokens around a text; a token is None if the file names none."""
+
+    tokenizer: Tokenizer
+    bos_token: str | None
+    eos_token: str | None
+    add_bos: bool
+
+
+def read_gguf(file: GGUFFile) -> GGUFVocabulary:
+    """Build the tokenizer that the file describes.
+
+    Raises:
+        ModelError: something is missing, or of a kind that is not read.
+    """
+    metadata = file.metadata
+
+    def get(key: str) -> Any:
+        try:
+            return metadata[f"tokenizer.ggml.{key}"]
+        except KeyError:
+            raise ModelError(f"{file.path} lacks tokenizer.ggml.{key}") from None
+
+    def named(key: str, default: int | None) -> str | None:
+        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id", default)
+        return None if token_id is None else str(tokens[token_id])
+
+    model, tokens, types = get("model"), get("tokens"), get("token_type")
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama")
+    if model == "llama":
+        has_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+        tokenizer = _sentence_piece(tokens, get("scores"), types, named("unknown", 0), has_prefix=has_prefix)
+        return GGUFVocabulary(tokenizer, named("bos", 1), named("eos", 2), bool(add_bos))
+    if model != "gpt2":
+        raise ModelError(
+            f"{file.path} has a tokenizer of kind {model!r}; of GGUF files, only 'gpt2' (byte-level BPE) and 'llama' "
+            "(SentencePiece) are read"
+        )
+    kind = metadata.get("tokenizer.ggml.pre", "default")
+    if kind not in _PRE_TOKENIZERS:
+        raise ModelError(f"{file.path} splits text as {kind!r}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
+    tokenizer = _byte_level_bpe(tokens, types, get("merges"), _PRE_TOKENIZERS[kind])
+    return GGUFVocabulary(tokenizer, named("bos", None), named("eos", None), bool(add_bos))
+
+
+def _sentence_piece(
+    tokens: list[str], scores: list[float], types: list[int], unknown: str | None, *, has_prefix: bool
+) -> Tokenizer:
+    """SentencePiece's BPE: of all neighbours that together are a piece, those of the highest score merge first.
+
+    A text begins with a space (`has_prefix`), also behind a token that is matched whole, as in llama.cpp. A character
+    that no piece has is spelled in bytes.
+    """
+    vocab = {token: i for i, token in enumerate(tokens)}
+    model = models.BPE(
+        vocab=vocab, merges=_merges(tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
+    tokenizer = Tokenizer(model)
+    prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    _add_whole_tokens(tokenizer, tokens, types)
+    return tokenizer
+
+
+def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tuple[str, str]]:
+    """All pairs of pieces that make a piece, the highest score first, and of one piece's pairs the longest left half.
+
+    SentencePiece merges the leftmost of equal pairs, so that what is left over of a run stands at its right end.
+    """
+    rows = zip(tokens, scores, types, strict=True)
+    pieces = {token: score for token, score, kind in rows if kind in (_NORMAL, _USER_DEFINED)}
+    found = [
+        (-score, -cut, piece[:cut], piece[cut:])
+        for piece, score in pieces.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+    found.sort(key=lambda merge: merge[:2])
+    return [(left, right) for _, _, left, right in found]
+
+
+def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
+    for token, kind in zip(tokens, types, strict=True):
+        if kind in (_CONTROL, _USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL)])
+
+
+def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> Tokenizer:
+    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_whole_tokens(tokenizer, tokens, token_types)
+    return tokenizer
+
+
+def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+
+
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK_V3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# tokenizer.ggml.pre -> how text is split before merging (names and patterns: llama.cpp, src/llama-vocab.cpp)
+_PRE_TOKENIZERS: dict[str, list[Any]] = {
+    "default": [_GPT2],
+    "gpt-2": [_GPT2],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
+    "deepseek-llm": [  # LLM 7B, MoE-16B, V2
+        _split(r"[\r\n]"),
+        _split(r"\s?[\p{Lu}\p{Ll}\p{Lt}]+"),
+        _split(r"\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+        _split(r"\s+$"),
+        _split(_DEEPSEEK_CJK),
+        pre_tokenizers.Digits(individual_digits=True),
+        _BYTES,
+    ],
+    "deepseek-coder": [
+        *map(_split, (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")),
+        _BYTES,
+    ],
+    "deepseek-v3": [
+        _split(r"\p{N}{1,3}"),
+        _split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+        _split(_DEEPSEEK_V3),
+        _BYTES,
+    ],
+    "llama-bpe": [_split(_LLAMA3), _BYTES],
+    "qwen2": [_split(_LLAMA3.replace("{1,3}", "")), _BYTES],
+}
