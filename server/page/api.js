@@ -13,7 +13,8 @@ export class Problem extends Error {
 }
 
 export function headers(extra = {}) {
-  return key.get() ? { ...extra, Authorization: `Bearer ${key.get()}` } : extra;
+  const bytes = new TextEncoder().encode(key.get()); // a header's characters stand for bytes
+  return bytes.length > 0 ? { ...extra, Authorization: `Bearer ${String.fromCharCode(...bytes)}` } : extra;
 }
 
 /** GET a JSON answer. */

@@ -15,23 +15,27 @@ export function stop() {
   running?.abort();
 }
 
-/** What would be sent for this answer, which follows these turns. */
-export function requestOf(answer, before) {
-  return answer.kind === "completion"
-    ? { path: "v1/completions", body: completionBody(answer.prompt, settings) }
-    : { path: "v1/chat/completions", body: chatBody(before, settings) };
+/** What would be sent for this answer, which follows these turns; `isMore` asks for more of what it says. */
+export function requestOf(answer, before, isMore = false) {
+  const said = isMore ? answer.versions[answer.active].text : "";
+  if (answer.kind === "completion") return { path: "v1/completions", body: completionBody(answer.prompt + said, settings) };
+  const body = chatBody(isMore ? [...before, answer] : before, settings);
+  if (isMore) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
+  return { path: "v1/chat/completions", body };
 }
 
-/** Ask for new versions of an answer; `onchange` is called whenever there is something new to see. */
-export async function generate(answer, before, onchange) {
+/** Ask for new versions of an answer, or for more of the one shown; `onchange` is called whenever there is news. */
+export async function generate(answer, before, isMore, onchange) {
   const controller = new AbortController();
   running = controller;
-  const first = answer.versions.length;
+  const first = isMore ? answer.active : answer.versions.length;
   answer.active = first;
+  if (isMore) Object.assign(answer.versions[first], { finish: null, problem: null });
   const version = (choice) => (answer.versions[first + choice] ??= newVersion());
   version(0);
   try {
-    const { path, body } = requestOf(answer, before);
+    const { path, body } = requestOf(answer, before, isMore);
+    if (isMore) delete body.n;
     Object.assign(body, { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } });
     await patiently(() => receive(path, body, controller.signal, version, onchange), version(0), controller.signal, onchange);
   } catch (error) {
@@ -79,6 +83,7 @@ function pause(milliseconds, signal) {
 
 async function receive(path, body, signal, version, onchange) {
   const start = performance.now();
+  const before = version(0).stats?.tokens ?? 0; // of the text that is continued
   let firstAt = null;
   for await (const chunk of stream(path, body, signal)) {
     const now = performance.now();
@@ -89,17 +94,17 @@ async function receive(path, body, signal, version, onchange) {
       firstAt ??= now;
       target.stats ??= {};
     }
-    if (firstAt !== null) addStats(version(0), chunk.usage, { start, firstAt, now });
+    if (firstAt !== null) addStats(version(0), chunk.usage, { start, firstAt, now, before });
     onchange();
   }
 }
 
-function addStats(version, usage, { start, firstAt, now }) {
-  const tokens = usage?.completion_tokens ?? version.stats.tokens ?? 0;
+function addStats(version, usage, { start, firstAt, now, before }) {
+  const tokens = usage?.completion_tokens ?? 0;
   const seconds = (now - firstAt) / 1000;
   Object.assign(version.stats, {
     ttft: firstAt - start,
-    tokens,
+    tokens: usage ? before + tokens : version.stats.tokens,
     prompt: usage?.prompt_tokens ?? version.stats.prompt,
     cached: usage?.prompt_tokens_details?.cached_tokens ?? version.stats.cached,
     rate: tokens > 1 && seconds > 0.05 ? (tokens - 1) / seconds : version.stats.rate,

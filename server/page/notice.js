@@ -30,7 +30,7 @@ function waitingNotice(target, waiting) {
 function problemNotice(turn, version, problem, actions) {
   const retry = button("Try again", "again", () => actions.retry(turn), { quiet: false });
   const text = el("div", {}, el("strong", {}, problem.title), el("p", {}, problem.detail));
-  if (version.text && problem.kind === "broken") text.append(el("p", {}, "What had arrived is kept above."));
+  if (version.text && problem.kind === "broken") text.append(el("p", {}, "What had arrived is kept above, and can be continued."));
   let choices = [retry];
   if (problem.kind === "key") return el("div", { class: "notice", role: "alert" }, icon("key"), text, keyForm(() => actions.retry(turn)));
   if (problem.kind === "context" && turn.kind === "answer") {

@@ -47,17 +47,15 @@ export function fill() {
   refresh();
 }
 
-/** Have the form change the settings; `onchange` is called after each change. */
-export function bind(onchange) {
+/** Have the form change the settings. */
+export function bind() {
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", ({ target }) => {
     if (!(target.name in settings)) return;
     settings[target.name] = target.type === "checkbox" ? target.checked : target.value;
-    if (target.type === "number" && !target.validity.valid) settings[target.name] = "";
     if (target.name === "tools") listTools();
     refresh();
     saveSettings();
-    onchange();
   });
   for (const source of form.querySelectorAll("[data-example]")) {
     source.addEventListener("click", () => {

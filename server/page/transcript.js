@@ -137,7 +137,7 @@ function footerView(turn, actions, update) {
     turn.asText = !turn.asText;
     update();
   });
-  const more = turn.kind === "completion" ? button("Continue", "forward", () => actions.continue(turn)) : null;
+  const more = button("Continue", "forward", () => actions.resume(turn), { title: "Ask for more of this text" });
   const edit = turn.kind === "completion" ? button("Edit", "edit", () => actions.editPrompt(turn)) : null;
   const buttons = el("div", { class: "actions" }, versions, again, more, edit, copier, view);
   return {
@@ -150,7 +150,7 @@ function footerView(turn, actions, update) {
       forward.disabled = turn.active === turn.versions.length - 1;
       again.hidden = version.problem !== null; // its notice has a button for it
       copier.hidden = !version.text;
-      if (more) more.hidden = !version.text;
+      more.hidden = !version.text || version.toolCalls.length > 0 || (turn.kind === "answer" && version.finish === "stop");
       view.hidden = version.tokens.length === 0;
       view.querySelector("span").textContent = turn.asText ? "Probabilities" : "Plain text";
       figures.textContent = describe(version, isLive);

@@ -142,9 +142,30 @@ def test_a_completion_goes_on_with_the_text(page, shoot):
     assert len(whole) > len("Once upon  a time")
     page.get_by_role("button", name="Continue").click()
     answered(page)
-    assert page.locator(".prompt").last.text_content() == whole
+    longer = page.locator(".completion .body").text_content()
+    assert longer.startswith(whole)
+    assert len(longer) > len(whole)
+    assert "80 tokens" in page.locator(".figures").inner_text()
+    assert page.locator(".count").is_hidden()  # it is the same version
     page.get_by_text("Chat", exact=True).click()
     assert texts(page, ".turn") == []  # each mode has turns of its own
+
+
+def test_an_answer_that_was_cut_can_be_continued(page):
+    pretend(page, chunk("length", role="assistant", content="Half an"), "[DONE]")
+    ask(page, "Hi")
+    asked = pretend(page, chunk("stop", role="assistant", content=" answer."), "[DONE]")
+    page.get_by_role("button", name="Continue").click()
+    page.wait_for_selector(".markdown >> text=Half an answer.")
+    assert asked[0]["messages"][-1] == {"role": "assistant", "content": "Half an"}
+    assert (asked[0]["continue_final_message"], asked[0]["add_generation_prompt"]) == (True, False)
+    assert page.get_by_role("button", name="Continue").is_hidden()
+    page.unroute("**/v1/chat/completions")
+    ask(page, "More")
+    before = page.locator(".markdown").last.text_content()
+    page.get_by_role("button", name="Continue").locator("visible=true").click()
+    page.wait_for_selector(".figures:has-text('80 tokens')")  # the server takes it
+    assert page.locator(".markdown").last.text_content().startswith(before.rstrip("\ufffd")[:8])
 
 
 @pytest.mark.parametrize("mode", ["Chat", "Completion"])
