@@ -74,6 +74,7 @@ class BatchRunner:
         """Run batches until `stop`, or until cancelled; both wait for results that are being committed."""
         await self._server.client.started.wait()
         try:
+            await asyncio.to_thread(self.storage.prepare)  # the first file or response is not to wait for it
             while not self._is_stopped:
                 if self.storage.database.may_have_data:
                     await self._look()
@@ -92,7 +93,6 @@ class BatchRunner:
             await asyncio.sleep(_READY_POLL)
 
     async def _look(self) -> None:
-        await asyncio.to_thread(self.storage.prepare)
         try:
             while len(self._runs) < _MAX_RUNS and not self._is_stopped:
                 ids, tenants = {run.batch_id for run in self._runs}, {run.tenant for run in self._runs}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from sqlalchemy import delete, func, insert, select, update
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's
 MAX_UPLOADS = 32  # at a time; each has some 512 KiB in memory
 _ABANDONED_AFTER = 86400  # seconds after which an upload that never ended is removed
-_PARTS_AT_A_TIME = 16  # read or deleted in one transaction
+_PARTS_AT_A_TIME = 8  # that are fetched, or of large ones deleted, together
+_MAX_READ, _MAX_ROWS = 2 << 20, 1000  # bytes, and parts, that one transaction reads
 _DELETED = 0  # an expiry that has been
 UPLOAD = 0  # the kind of an upload's parts; a batch's results have OUTPUT and ERRORS
 OUTPUT, ERRORS = 0, 1
@@ -111,17 +113,12 @@ class FileStore:
             raise NotFoundError(f"No such File object: {file_id}", "file_id")
 
     async def content(self, content_id: str, kind: int) -> AsyncIterator[bytes]:
-        """The parts of a content, a few of them in memory at a time."""
-        last = -1
-        query = select(parts.c.number, parts.c.data).where(parts.c.content_id == content_id, parts.c.kind == kind)
-        while True:
-            following = query.where(parts.c.number > last).order_by(parts.c.number).limit(_PARTS_AT_A_TIME)
-            rows = await self.database.read(lambda connection, q=following: list(connection.execute(q)))  # type: ignore[misc]
-            for _, data in rows:
-                yield data
-            last = rows[-1][0] if rows else last
-            if len(rows) < _PARTS_AT_A_TIME:
-                return
+        """The parts of a content, some MiB of them in memory at a time."""
+        last: int | None = -1
+        while last is not None:
+            data, last = await self.database.read(partial(_read_some, content_id, kind, last))
+            for part in data:
+                yield part
 
     async def check_room(self, num_bytes: int = 0) -> None:
         """Refuse what would be more than the bounds.
@@ -141,7 +138,7 @@ class FileStore:
 
         def remove_some(connection: Connection, number: int, content_id: str, kind: int) -> bool:
             theirs = (parts.c.content_id == content_id, parts.c.kind == kind)
-            some = select(parts.c.number).where(*theirs).order_by(parts.c.number).limit(_PARTS_AT_A_TIME * 16)
+            some = select(parts.c.number).where(*theirs).order_by(parts.c.number).limit(_PARTS_AT_A_TIME * 32)
             numbers = list(connection.execute(some).scalars())
             if not numbers:
                 connection.execute(delete(files).where(files.c.number == number))
@@ -258,6 +255,21 @@ class Upload:
         statement = update(files).where(files.c.id == self.file_id).values(expires_at=_DELETED)
         await self._store.database.write(lambda connection: connection.execute(statement).close())
         await self._store.sweep()
+
+
+def _read_some(content_id: str, kind: int, last: int, connection: Connection) -> tuple[list[bytes], int | None]:
+    """The parts behind one by its number, until they are enough; the last one's number, None if no more follow."""
+    query = select(parts.c.number, parts.c.data).where(parts.c.content_id == content_id, parts.c.kind == kind)
+    query = query.where(parts.c.number > last).order_by(parts.c.number).limit(_MAX_ROWS + 1)
+    found: list[bytes] = []
+    size = 0
+    with connection.execution_options(yield_per=_PARTS_AT_A_TIME).execute(query) as rows:
+        for number, data in rows:
+            if size >= _MAX_READ or len(found) == _MAX_ROWS:
+                return found, last
+            found.append(data)
+            last, size = number, size + len(data)
+    return found, None
 
 
 def _columns() -> list[Any]:
