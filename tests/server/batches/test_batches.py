@@ -7,8 +7,10 @@ from collections import Counter
 
 import pytest
 
+from engine.errors import StorageError
 from server.api_keys import ApiKeys, Caller
 from server.batches.in_process import ask
+from server.storage.batches import BatchStore
 from tests.server.batches.conftest import jsonl, line
 from tests.server.conftest import check_error
 
@@ -298,3 +300,69 @@ async def test_responses_run_as_batches_too(batches):
     assert batch["usage"]["output_tokens"] == 3
     stored = await batches.http.get(f"/v1/responses/{result['response']['body']['id']}")
     assert stored.status_code == 200
+
+
+async def test_a_database_that_fails_for_a_while_only_delays(batches, monkeypatch, caplog):
+    monkeypatch.setattr("server.batches.runner._POLL", 0.01)
+    store, failures = batches.runner.storage.batches, [True, True]
+    save = store.save
+
+    async def failing(batch_id, results):
+        if failures:
+            failures.pop()
+            raise StorageError("the disk is full")
+        await save(batch_id, results)
+
+    monkeypatch.setattr(store, "save", failing)
+    batch = await batches.run([line(i) for i in range(60)])
+    assert batch["request_counts"] == {"total": 60, "completed": 60, "failed": 0}
+    assert [r["custom_id"] for r in await batches.results(batch)] == [f"id-{i}" for i in range(60)]
+    assert "waits: the disk is full" in caplog.text
+
+
+async def test_a_fault_of_ours_ends_no_other_batch(batches, monkeypatch, caplog):
+    async def broken(*_):
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("server.batches.run.ask", broken)
+        batch = await batches.create([line(0)])
+        while "is left to another server" not in caplog.text:
+            await asyncio.sleep(0.002)
+    assert (await batches.run([line(1)]))["status"] == "completed"
+    assert (await batches.get(batch))["status"] == "in_progress"
+    assert batches.runner.slots.num_taken == 0
+
+
+async def test_cancelling_at_any_moment_leaves_each_line_one_result(batches):
+    made = []
+    for number in range(12):
+        made.append(await batches.create([line(i, max_tokens=1 + i % 20) for i in range(80)]))
+        await asyncio.sleep(0.004 * number)
+        await batches.http.post(f"/v1/batches/{made[-1]['id']}/cancel")
+    for batch in made:
+        ended = await batches.end_of(batch)
+        counts = ended["request_counts"]
+        assert ended["status"] in ("cancelled", "completed")
+        assert counts["completed"] + counts["failed"] == counts["total"]
+        lines = [await batches.results(ended), await batches.results(ended, "error")]
+        assert list(map(len, lines)) == [counts["completed"], counts["failed"]]
+        assert len({result["custom_id"] for result in lines[0] + lines[1]}) == counts["total"]
+
+
+async def test_another_server_goes_on_when_a_lease_is_lost(start, monkeypatch):
+    monkeypatch.setattr("server.batches.run.LEASE", 0.03)
+    batches = await start()
+    batch = await batches.create([line(i, max_tokens=100) for i in range(60)])
+    while (await batches.get(batch))["request_counts"]["completed"] == 0:
+        await asyncio.sleep(0.002)
+    thief = BatchStore(batches.runner.storage.database, 10, clock=lambda: time.time() + 60)
+    assert await thief.claim("tiny", set(), set()) is not None
+    while batches.runner.slots.num_taken:
+        await asyncio.sleep(0.002)
+    before = await batches.get(batch)
+    await asyncio.sleep(0.05)
+    assert (await batches.get(batch))["request_counts"] == before["request_counts"]
+    await thief.release(batch["id"])
+    batches.runner.wake()
+    assert (await batches.end_of(batch))["request_counts"]["completed"] == 60
