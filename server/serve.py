@@ -73,6 +73,7 @@ async def _serve(
     client = EngineProcess(engine_config, server_config.log_level, server_config.engine_timeout)
     engine = asyncio.create_task(client.run())
     telling: asyncio.Task[None] | None = None
+    running: asyncio.Task[None] | None = None
     try:
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
         from server.app import create_app  # the web stack, imported while the engine's process imports torch
@@ -82,16 +83,18 @@ async def _serve(
         app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
         batches: BatchRunner = app.state.batches
         server = Server(app, server_config, client, health, on_drain=batches.stop)
-        running = asyncio.create_task(batches.run())
+        running = asyncio.create_task(batches.run())  # until the server is about to end
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         telling = asyncio.create_task(_tell(app.state.server, server.is_serving, _url(listener), has_keys=keys.are_set))
         await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
-        batches.stop()
-        await running
-        await app.state.server.storage.close()
     finally:
+        if running is not None:
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            await app.state.server.storage.close()
         if telling is not None:
             telling.cancel()
         engine.cancel()

@@ -23,7 +23,7 @@ from server.storage.batches import LEASE, LeaseLostError, Result
 from server.storage.files import BATCH_FILES_LAST, UPLOAD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from sqlalchemy import Row
 
@@ -108,10 +108,11 @@ class BatchRun:
     async def _validate(self) -> None:
         runner = self._runner
         checker = LineChecker(self._row.endpoint, runner.model_names, runner.max_lines, runner.max_line_bytes)
-        async for lines in self._lines():
-            await asyncio.to_thread(checker.check, lines)
-            if checker.is_full or self._status != "validating":
-                break
+        async with contextlib.aclosing(self._lines()) as parts:
+            async for lines in parts:
+                await asyncio.to_thread(checker.check, lines)
+                if checker.is_full or self._status != "validating":
+                    break
         if self._status != "validating":
             return
         if errors := checker.end():
@@ -195,7 +196,7 @@ class BatchRun:
                 await self._store.save(self.batch_id, group)
                 self._runner.metrics.count_lines(group)
 
-    async def _lines(self) -> AsyncIterator[list[tuple[int, bytes | None]]]:
+    async def _lines(self) -> AsyncGenerator[list[tuple[int, bytes | None]], None]:
         """Yield the input's lines, as many at a time as come in one part of it."""
         splitter = LineSplitter(self._runner.max_line_bytes)
         async for part in self._files.content(self._row.input_file_id, UPLOAD):

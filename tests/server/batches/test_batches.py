@@ -366,3 +366,12 @@ async def test_another_server_goes_on_when_a_lease_is_lost(start, monkeypatch):
     await thief.release(batch["id"])
     batches.runner.wake()
     assert (await batches.end_of(batch))["request_counts"]["completed"] == 60
+
+
+async def test_a_runner_ends_also_where_the_engine_never_started(serve):
+    api = await serve(run=False)
+    running = asyncio.create_task(api.app.state.batches.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
