@@ -28,15 +28,24 @@ logger = logging.getLogger(__name__)
 
 _LIMITS: dict[str, Any] = {
     "max_items_in_row": 1000,  # alternatives at one position; an object's optional properties are four each
-    "max_lexer_states": 50_000,  # about 1.5 kB each
     "verbose_errors": False,
 }
 # Seconds of this thread that a sequence's masks may take: an ambiguous grammar takes ever more. Others take about 10 us
 # a token, and some milliseconds for the first ones.
 _MASK_TIME, _MASK_TIME_PER_TOKEN = 0.5, 0.001
-_MAX_CACHED = 128  # compiled grammars
+_MAX_CACHED = 64  # compiled grammars
 _MAX_CACHED_CHARS = 8 << 20  # of their texts
+_MAX_TOKENS = (
+    20_000  # that a compiled grammar is used for; its automaton grows with them, up to a bound that is an error
+)
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'  # the model chooses how text is split into tokens
+
+
+class Compiled:
+    """A grammar that sequences can start on, and how many tokens they have had of it."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self.matcher, self.num_tokens = matcher, 0
 
 
 class Matcher:
@@ -46,22 +55,24 @@ class Matcher:
         mask: the tokens that may come next (engine.step.Sample); stop tokens only where the text may end.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, stop_token_ids: Collection[int]) -> None:
+    def __init__(self, compiled: Compiled, vocab_size: int, stop_token_ids: Collection[int]) -> None:
         """Start at the beginning.
 
         Raises:
             RequestError: the grammar allows nothing, or no text but the empty one.
         """
-        self._matcher, self._vocab_size, self._stop_token_ids = matcher, vocab_size, stop_token_ids
+        self._matcher = compiled.matcher.deep_copy()  # which shares what was computed with the others
+        self._compiled, self._vocab_size, self._stop_token_ids = compiled, vocab_size, stop_token_ids
         self._time_left = _MASK_TIME
         self.mask = b""
         if (end := self._look_ahead()) is not None:
-            reason = _reason(matcher) if end == "error" else "it matches no text but the empty one"
+            reason = _reason(self._matcher) if end == "error" else "it matches no text but the empty one"
             raise RequestError(reason, "grammar")
 
     def accept(self, token_id: int) -> FinishReason | None:
         """Take in the token that was chosen; "stop" if the text is complete and no token can follow it."""
         started = time.thread_time()
+        self._compiled.num_tokens += 1
         if not self._matcher.consume_token(token_id):
             return self._fail()
         reason = self._look_ahead()
@@ -90,6 +101,7 @@ class Matcher:
 
     def _fail(self, reason: str = "") -> FinishReason:
         logger.warning("a grammar cannot be followed further: %s", reason or _reason(self._matcher))
+        self._compiled.num_tokens = _MAX_TOKENS  # the next sequence is to have a new one
         return "error"
 
 
@@ -106,7 +118,7 @@ class Compiler:
         self.vocab_size = vocab_size
         self._tokenizer = _tokenizer(tokens, [i for i in special if i < vocab_size] + [vocab_size])
 
-    def compile(self, grammar: str) -> LLMatcher:
+    def compile(self, grammar: str) -> Compiled:
         """Compile a grammar; other threads run meanwhile.
 
         Raises:
@@ -119,11 +131,11 @@ class Compiler:
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
         if matcher.is_error():
             raise RequestError(_reason(matcher), "grammar")
-        return matcher
+        return Compiled(matcher)
 
-    def start(self, compiled: LLMatcher, stop_token_ids: Collection[int]) -> Matcher:
+    def start(self, compiled: Compiled, stop_token_ids: Collection[int]) -> Matcher:
         """A matcher at the beginning of a compiled grammar. Raises as Matcher does."""
-        return Matcher(compiled.deep_copy(), self.vocab_size, stop_token_ids)
+        return Matcher(compiled, self.vocab_size, stop_token_ids)
 
 
 class Grammars:
@@ -134,9 +146,9 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._compiler: Compiler | None = None
         self._threads = ThreadPoolExecutor(2, "grammar")  # no thread is started before it is needed
-        self._cached: OrderedDict[str, Future[LLMatcher]] = OrderedDict()  # the one used last is last
+        self._cached: OrderedDict[str, Future[Compiled]] = OrderedDict()  # the one used last is last
         self._num_chars = 0  # of the cached grammars
-        self._pending: list[tuple[Sequence, Future[LLMatcher]]] = []
+        self._pending: list[tuple[Sequence, Future[Compiled]]] = []
 
     def learn(self, vocabulary: Vocabulary) -> None:
         """Take the vocabulary, which must come before the first grammar."""
@@ -170,19 +182,22 @@ class Grammars:
         compiler = self._require_compiler()
         compiler.start(self._future(grammar).result(), ())
 
-    def _start(self, seq: Sequence, future: Future[LLMatcher]) -> Matcher | None:
+    def _start(self, seq: Sequence, future: Future[Compiled]) -> Matcher | None:
         try:
             return self._require_compiler().start(future.result(), seq.stop_token_ids)
         except RequestError as error:
             logger.warning("the grammar of request %s cannot be used: %s", seq.request_id, error)
             return None
 
-    def _future(self, grammar: str) -> Future[LLMatcher]:
-        if (future := self._cached.get(grammar)) is not None:
+    def _future(self, grammar: str) -> Future[Compiled]:
+        future = self._cached.get(grammar)
+        if future is not None and not _is_worn(future):
             self._cached.move_to_end(grammar)
             return future
+        if future is None:
+            self._num_chars += len(grammar)
         future = self._cached[grammar] = self._threads.submit(self._require_compiler().compile, grammar)
-        self._num_chars += len(grammar)
+        self._cached.move_to_end(grammar)
         while len(self._cached) > 1 and (len(self._cached) > _MAX_CACHED or self._num_chars > _MAX_CACHED_CHARS):
             self._num_chars -= len(self._cached.popitem(last=False)[0])
         return future
@@ -194,6 +209,11 @@ class Grammars:
             self._compiler = Compiler(self._vocabulary, self._vocab_size, self._eos_token_ids)
             logger.info("ready for grammars after %.2f s", time.monotonic() - started)
         return self._compiler
+
+
+def _is_worn(future: Future[Compiled]) -> bool:
+    """Whether a compiled grammar has had its tokens."""
+    return future.done() and future.exception() is None and future.result().num_tokens >= _MAX_TOKENS
 
 
 def _tokenizer(tokens: list[bytes], special_token_ids: list[int]) -> LLTokenizer:

@@ -65,6 +65,8 @@ class GrammarChecker:
             return None
         if len(grammar) > self._max_size:
             raise RequestError(f"it has {len(grammar)} characters; this server takes {self._max_size}")
+        if not grammar.isascii() and _has_surrogate(grammar):
+            raise RequestError("it is not valid Unicode: it has half a surrogate pair")
         if (verdict := self._verdicts.get(grammar)) is None:
             async with self._places:
                 verdict = await asyncio.to_thread(self._try, grammar)
@@ -115,6 +117,14 @@ class GrammarChecker:
         self._verdicts[grammar] = verdict
         while len(self._verdicts) > 1 and (len(self._verdicts) > _MAX_VERDICTS or self._num_chars > _MAX_VERDICT_CHARS):
             self._num_chars -= len(self._verdicts.popitem(last=False)[0])
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can carry one
+        return True
+    return False
 
 
 class _Process:

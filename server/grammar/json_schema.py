@@ -10,6 +10,7 @@ import copy
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from engine.errors import RequestError
 
@@ -115,8 +116,9 @@ def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None
         raise RequestError("'additionalItems' does not go together with 'allOf', 'anyOf', 'oneOf' or '$ref' here")
     if isinstance(least := node.get("minProperties"), int | float):
         required = node.get("required")
+        names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
         # Names that the schema does not list may be repeated in the output, and repeated ones count once.
-        if least - len(set(required) if isinstance(required, list) else ()) > 1:
+        if least - len(names) > 1:
             raise RequestError(f"'minProperties' {least} is more than one beyond the properties that are required")
     if isinstance(options := node.get("oneOf"), list):
         node["oneOf"] = [_inlined(option, root, node) for option in options]
@@ -162,8 +164,10 @@ def _subschemas(node: dict[str, Any]) -> Iterator[Any]:
 
 
 def _add_all_of(node: dict[str, Any], schema: dict[str, Any]) -> None:
-    before = node.get("allOf")
-    node["allOf"] = [*(before if isinstance(before, list) else []), dict(schema)]
+    before = node.get("allOf", [])
+    if not isinstance(before, list):
+        raise RequestError("'allOf' must be an array")
+    node["allOf"] = [*before, dict(schema)]
 
 
 def _inlined(option: Any, root: dict[str, Any], parent: dict[str, Any]) -> Any:
@@ -189,11 +193,11 @@ def _target(root: dict[str, Any], reference: Any) -> Any:
     if not isinstance(reference, str) or not reference.startswith("#/"):
         return root if reference == "#" else None
     node: Any = root
-    for part in reference[2:].split("/"):
+    for part in unquote(reference[2:]).split("/"):
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(node, dict):
             node = node.get(name)
-        elif isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+        elif isinstance(node, list) and name.isdecimal() and len(name) < 8 and int(name) < len(node):
             node = node[int(name)]
         else:
             return None

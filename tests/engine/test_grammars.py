@@ -144,6 +144,32 @@ def test_a_grammar_is_compiled_once_and_the_cache_is_bounded(monkeypatch):
     assert not grammars._cached
 
 
+def test_a_grammar_is_compiled_anew_after_so_many_tokens_and_after_an_error(monkeypatch):
+    grammars, compiled = Grammars(VOCAB_SIZE, frozenset({EOS_ID})), []
+    grammars.learn(BYTES)
+    compile_one = Compiler.compile
+    monkeypatch.setattr(Compiler, "compile", lambda self, text: compiled.append(text) or compile_one(self, text))
+    monkeypatch.setattr("engine.grammars._MAX_TOKENS", 10)
+
+    def begin() -> Matcher:
+        grammars.compile(make_sequence(), NUMBER)
+        ((_, matcher),) = grammars.ready(10.0)
+        assert matcher is not None
+        return matcher
+
+    first, second = begin(), begin()
+    assert (feed(first, "12345"), feed(second, "1234"), len(compiled)) == (None, None, 1)
+    assert feed(begin(), "1") is None
+    begin()
+    assert len(compiled) == 2, "its tokens were used up"
+    assert feed(second, "56") == "stop", "those that had begun on it go on"
+    third = begin()
+    assert third.accept(ord("!")) == "error"
+    begin()
+    assert len(compiled) == 3
+    assert grammars._num_chars == len(NUMBER)
+
+
 def test_sequences_of_one_grammar_do_not_share_where_they_stand():
     grammars = Grammars(VOCAB_SIZE, frozenset({EOS_ID}))
     grammars.learn(BYTES)

@@ -78,6 +78,10 @@ async def test_a_large_one_is_refused_unread(make, monkeypatch):
     assert "it has 51 characters; this server takes 50" in await refused(checker, "x" * 51)
 
 
+async def test_half_a_surrogate_pair_is_refused(make):
+    assert "not valid Unicode" in await refused(make(), grammar_of(regex_expression("a\ud800")))
+
+
 async def test_one_that_compiles_for_ever_is_given_up_while_others_are_tried(make):
     checker = make()
     await checker.grammar(lambda: GOOD)  # the process is up: no wait below is for that

@@ -127,6 +127,11 @@ REFUSED = [
     ({"enum": []}, "Unsatisfiable"),
     ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{}], "additionalItems": False, "allOf": [{}]},
      "additionalItems"),
+    ({"type": "string", "format": "date", "allOf": 5}, "allOf"),
+    ({"type": "object", "minProperties": 3, "required": [["a"], None]}, "minProperties"),
+    ({"type": "number", "multipleOf": 0}, "multiple of"),
+    ({"oneOf": [{"$ref": "#/oneOf/" + "9" * 5000}, {"$ref": 5}]}, ""),
+    ({"minimum": float("inf")}, ""),
     (False, "allows nothing"),
 ]  # fmt: skip
 
