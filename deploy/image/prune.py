@@ -21,6 +21,7 @@ UNUSED = {  # pattern below site-packages: why nothing misses it
     "networkx*": "partitions graphs for torch.compile",
     "numpy/**/tests": "numpy's own tests",
     "numpy/f2py": "wraps Fortran sources",
+    "fastapi_offline/static/redoc*": "another page for the API's reference; Swagger UI's is served",
     "pip*": "the image is complete: nothing is installed later",
     "setuptools*": "builds packages; torch wants it for C++ extensions",
     "pkg_resources": "setuptools' second package",

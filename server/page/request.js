@@ -8,7 +8,7 @@ const NUMBERS = [
 const OF_OPENAI = [ // what its Python client has arguments for; it takes the others in extra_body
   "model", "messages", "prompt", "temperature", "top_p", "seed", "n", "presence_penalty", "frequency_penalty", "stop",
   "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice",
-  "parallel_tool_calls", "stream",
+  "parallel_tool_calls", "reasoning_effort", "stream",
 ];
 const TOP_LOGPROBS = 5;
 const COMPLETION_TOKENS = 256; // where nothing is set: OpenAI's default is 16
@@ -18,6 +18,7 @@ export function chatBody(turns, settings) {
   const body = { ...common(settings), messages: messages(turns, settings.system) };
   if (settings.max_tokens !== "") body.max_completion_tokens = Number(settings.max_tokens);
   if (settings.probabilities) Object.assign(body, { logprobs: true, top_logprobs: TOP_LOGPROBS });
+  if (settings.reasoning_effort) body.reasoning_effort = settings.reasoning_effort;
   const tools = parse(settings.tools, "Tools", Array.isArray);
   if (tools?.length) {
     const named = !["auto", "none", "required"].includes(settings.tool_choice);

@@ -17,6 +17,7 @@ export const DEFAULTS = {
   frequency_penalty: "",
   repetition_penalty: "",
   stop: "", // a line each
+  reasoning_effort: "",
   probabilities: false,
   format: "text", // or "json_object", "json_schema"
   schema: "",

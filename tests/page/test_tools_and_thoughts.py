@@ -69,5 +69,8 @@ def test_thoughts_are_apart_and_can_be_folded(page, shoot):
     summary.click()
     assert page.locator(".thought").inner_text() == "Two and two is four."
     shoot(page, "thoughts")
+    page.get_by_text("More parameters").click()
+    page.select_option("[name='reasoning_effort']", "none")
     ask(page, "Sure?")
     assert asked[1]["messages"][1] == {"role": "assistant", "content": "Four."}  # thoughts are not sent again
+    assert ("reasoning_effort" in asked[0], asked[1]["reasoning_effort"]) == (False, "none")

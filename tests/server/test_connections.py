@@ -196,6 +196,16 @@ async def test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answe
         assert [answer[:2] for answer in server.answered] == [(status, "127.0.0.1")]
 
 
+async def test_a_page_of_an_allowed_site_may_read_a_refusal():
+    async with Server().running() as server:
+        server.connections.origins = ["https://a.example"]
+        for origin, is_allowed in ((b"https://a.example", True), (b"https://b.example", False)):
+            reader, _ = await server.connect(post(1001).replace(b"Host", b"Origin: %b\r\nHost" % origin))
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            assert head.startswith(b"http/1.1 413")
+            assert (b"access-control-allow-origin: https://a.example\r\n" in head) == is_allowed
+
+
 async def test_a_refused_body_is_read_to_its_end_though_its_request_took_none_of_it():
     async with Server(max_body_bytes=100_000, max_bodies_bytes=200_000).running() as server:
         head = b"POST /deaf HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
