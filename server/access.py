@@ -122,14 +122,14 @@ class AccessMiddleware:
         if scope["path"].endswith("/"):  # /v1/models/ is served as /v1/models, rather than redirected
             scope["path"] = scope["path"].removesuffix("/") or "/"
         answer = _Answer(scope, receive, send)
-        self._access.metrics.in_flight.inc()
+        self._access.metrics.num_in_flight += 1
         try:
             await self._app(scope, answer.receive if answer.counts_body else receive, answer.send)
         except Exception:
             answer.status = answer.status or 500  # which the layer above answers
             raise
         finally:
-            self._access.metrics.in_flight.dec()
+            self._access.metrics.num_in_flight -= 1
             self._access.end(scope, answer)
 
 

@@ -6,9 +6,9 @@ A context variable carries it, so that whatever runs for a request can add to it
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
-import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 def begin(client_id: bytes | None) -> RequestRecord:
     """Return the record of a request that begins here; `client_id` is what it calls itself."""
     is_valid = client_id is not None and _VALID_ID.fullmatch(client_id)
-    record = RequestRecord(client_id.decode() if client_id and is_valid else f"req-{uuid.uuid4().hex}")
+    record = RequestRecord(client_id.decode() if client_id and is_valid else f"req-{random.getrandbits(128):032x}")
     _CURRENT.set(record)
     return record
 

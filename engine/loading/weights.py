@@ -6,9 +6,11 @@ engine.loading.safetensors_source and engine.loading.gguf_source.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sys
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
     from engine.models.int8_scheme import Int8Scheme
 
+logger = logging.getLogger(__name__)
+
+_TELL_EVERY = 5.0  # seconds between lines of a log
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _MAX_NAMES_SHOWN = 10  # in one error
 _MAX_FAULTS = 1000  # loading stops at once after so many
@@ -72,8 +77,9 @@ class Weights:
         self._missing: list[str] = []
         self._misshapen: list[str] = []
         self._trimmer = Trimmer()
+        self._num_tensors, self._told = len(self._unused), time.monotonic()
         bar = {"desc": "loading weights", "unit": "tensor", "file": sys.stderr, "leave": False}
-        self._bar = tqdm(total=len(self._unused), disable=not progress, **bar)
+        self._bar = tqdm(total=self._num_tensors, disable=not progress, **bar)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
         """The tensor of this name as floats; zeros if it is missing or misshapen, and `finish` raises later."""
@@ -177,6 +183,9 @@ class Weights:
             return None
         self._unused.remove(name)
         self._bar.update()
+        if self._bar.disable and time.monotonic() - self._told > _TELL_EVERY:  # a log instead of a terminal
+            self._told = time.monotonic()
+            logger.info("loading weights: %.0f%%", 100 - 100 * len(self._unused) / self._num_tensors)
         tensor = self._source.read(name)
         self._trimmer.count(tensor.nbytes)
         if shape == (1,) and tensor.dim() == 0:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from engine.loading import weights as weights_module
+from engine.loading.safetensors_source import SafetensorsSource
 from engine.models.int8_scheme import Int8Scheme
 from server.commands import make_checkpoint
 from tests.support import checkpoints
@@ -126,3 +129,14 @@ def test_a_load_needs_the_model_s_memory_once(tmp_path, tiny_llama):
     command = [sys.executable, "-c", PEAK, str(tiny_llama), str(tmp_path / "model")]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert peak < 1.3 * size
+
+
+def test_a_log_without_a_terminal_is_told_how_far_it_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(weights_module, "_TELL_EVERY", -1.0)
+    caplog.set_level("INFO", weights_module.__name__)
+    save_file({name: torch.zeros(1) for name in "abcd"}, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    weights = weights_module.Weights(source, torch.device("cpu"), torch.float32, fp8_block=(128, 128), progress=False)
+    for name in "abcd":
+        weights.take(name, (1,))
+    assert caplog.messages == [f"loading weights: {percent}%" for percent in (25, 50, 75, 100)]
