@@ -43,29 +43,21 @@ class AccessLog:
         level = logging.DEBUG if quiet else logging.INFO
         if not self._is_on or not logger.isEnabledFor(level) or (status >= 400 and not self._take_refusal()):
             return
-        ttft = "-" if record.ttft is None else f"{record.ttft:.3f}s"
-        logger.log(
-            level,
-            '%s %s key=%s "%s" %d prompt=%d output=%d ttft=%s total=%.3fs finish=%s',
-            record.request_id,
-            client,
-            key_name,
-            what,
-            status,
-            record.prompt_tokens,
-            record.output_tokens,
-            ttft,
-            time.monotonic() - record.started,
-            ",".join(sorted(record.finish_reasons)) or "-",
-            extra={"names_request": True},
-        )
+        seconds, generated = time.monotonic() - record.started, ""
+        if record.prompt_tokens:
+            ttft = "-" if record.ttft is None else f"{record.ttft:.3f}s"
+            reasons = ",".join(sorted(record.finish_reasons)) or "-"
+            generated = f" prompt={record.prompt_tokens} output={record.output_tokens} ttft={ttft} finish={reasons}"
+        form, named = '%s %s key=%s "%s" %d total=%.3fs%s', {"names_request": True}
+        logger.log(level, form, record.request_id, client, key_name, what, status, seconds, generated, extra=named)
 
     def _take_refusal(self) -> bool:
         """Whether one more refusal may be logged in this second."""
         second = int(time.monotonic())
         if second != self._second:
             if self._num_dropped:
-                logger.warning("%d more refusals in a second were not logged", self._num_dropped)
+                dropped = "%d more refusals in a second were not logged"
+                logger.warning(dropped, self._num_dropped, extra={"names_request": True})
             self._second, self._num_refusals, self._num_dropped = second, 0, 0
         self._num_refusals += 1
         self._num_dropped += self._num_refusals > _MAX_REFUSALS

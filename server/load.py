@@ -1,6 +1,6 @@
 """How busy the server is right now: for GET /load, and for the line that is logged while there is work.
 
-Rates are of the last ten seconds at most, from samples that are taken when somebody asks and when a line is due.
+Rates are of the last ten seconds at most, from samples that are taken every second and when somebody asks.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WINDOW = 10.0  # seconds
+_TICK = 1.0  # seconds between samples that nobody asked for
 _SPACING = 0.5  # seconds between samples at least
 
 
@@ -61,13 +62,8 @@ class Load:
 
     def snapshot(self) -> dict[str, Any]:
         """Return the answer to GET /load."""
-        now, samples = self.sample(), self._samples
-        if not samples or now.time - samples[-1].time >= _SPACING:
-            samples.append(now)
-        while len(samples) > 2 and now.time - samples[1].time >= _WINDOW:
-            samples.popleft()
-        stats, info = self._stats(), self._client.info
-        rates = now.rates_since(samples[0])
+        now, stats, info = self._remember(), self._stats(), self._client.info
+        rates = now.rates_since(self._samples[0])
         return {
             "running": stats.num_running,
             "waiting": stats.num_waiting,
@@ -77,15 +73,16 @@ class Load:
             **{name: None if rate is None else round(rate, 3) for name, rate in rates.items()},
         }
 
-    async def log(self, interval: float) -> None:
-        """Log a line every `interval` seconds in which there was work, until cancelled."""
+    async def watch(self, interval: float) -> None:
+        """Take samples, and log a line every `interval` seconds in which there was work, until cancelled; 0: none."""
         before = self.sample()
         while True:
-            await asyncio.sleep(interval)
-            now = self.sample()
-            if line := self.line(before, now):
-                logger.info(line)
-            before = now
+            await asyncio.sleep(min(interval or _TICK, _TICK))
+            now = self._remember()
+            if interval and now.time - before.time >= 0.99 * interval:
+                if line := self.line(before, now):
+                    logger.info(line)
+                before = now
 
     def line(self, before: Sample, now: Sample) -> str | None:
         """Return the line for the time between two samples; None if there was no work."""
@@ -100,6 +97,15 @@ class Load:
             f"tokens/s: {rates['prompt_tokens_per_second']:.0f} in, {rates['generation_tokens_per_second']:.0f} out; "
             f"KV cache {stats.kv_cache_usage_ratio:.1%} in use, prefix cache hits {hits}"
         )
+
+    def _remember(self) -> Sample:
+        """Count now, and keep the count for rates."""
+        now, samples = self.sample(), self._samples
+        if not samples or now.time - samples[-1].time >= _SPACING:
+            samples.append(now)
+        while len(samples) > 2 and now.time - samples[1].time >= _WINDOW:
+            samples.popleft()
+        return now
 
     def _stats(self) -> EngineStats:
         return self._client.stats or EngineStats(0, 0, 0, num_blocks=1)

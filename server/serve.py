@@ -107,6 +107,8 @@ async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_
     logger.info("starting; %s/health says when it is ready", url)
     await state.client.started.wait()
     await is_serving.wait()
+    if state.health.is_draining:
+        return
     key = " -H 'Authorization: Bearer YOUR_KEY'" if has_keys else ""
     body = '{"messages": [{"role": "user", "content": "Name three rivers."}]}'
     path = "/v1/chat/completions"
@@ -119,8 +121,7 @@ async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_
         ", ".join(state.model_names),
         *(url, url, url, path, key, body),
     )
-    if state.config.stats_interval:
-        await state.load.log(state.config.stats_interval)
+    await state.load.watch(state.config.stats_interval)
 
 
 def _url(listener: socket.socket) -> str:

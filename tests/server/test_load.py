@@ -65,11 +65,14 @@ def test_a_line_says_what_happened_and_idle_time_has_none(client, metrics):
 async def test_lines_come_at_the_interval_until_cancelled(client, metrics, caplog):
     caplog.set_level(logging.INFO, "server.load")
     client.stats = EngineStats(1, 0, 1, 8)
-    task = asyncio.create_task(Load(client, metrics).log(0.001))
+    load = Load(client, metrics)
+    task = asyncio.create_task(load.watch(0.001))
     async with asyncio.timeout(10):
         while len(caplog.records) < 2:
             await asyncio.sleep(0.001)
     task.cancel()
+    metrics.num_generated = 7
+    assert load.snapshot()["generation_tokens_per_second"] > 0  # since the samples that were taken meanwhile
 
 
 async def test_the_route_says_what_runs_and_how_much_may(api):
