@@ -11,7 +11,7 @@ from engine.errors import RequestError
 from server.chat import grammar, prompt
 from server.chat.pieces import ChatMessage, Piece, Reasoning
 from server.chat.reader import ChatReader
-from server.chat.reasoning import MARKERS, ReasoningSplitter, starts_inside
+from server.chat.reasoning import MARKERS, ReasoningSplitter, starts_inside, stays_inside
 from server.chat.reasoning_tokens import ReasoningTokens
 from server.chat.switches import template_variables
 from server.chat.tools.json_text import is_json_object
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.protocol import SamplingParams
+    from server.chat.grammar import Reasons
     from server.chat_template import ChatTemplate
     from server.choice_text import Delta
     from server.generation import Generation
@@ -36,7 +37,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     def __init__(self, server: ServerState, body: ChatCompletionRequest) -> None:
         super().__init__(server, body)
-        self._prompt = ""
+        self._prompt, self._is_inside = "", False
         self._readers: list[ChatReader] = []
         self._reasoning_tokens: list[ReasoningTokens] = []
 
@@ -52,6 +53,9 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     async def prompts(self) -> Sequence[str | list[int]]:
         self._prompt = await prompt.render(self._template, self.body, self._tools)
+        self._is_inside = starts_inside(self._prompt) or (
+            self.body.continue_final_message and stays_inside(self.body.messages[-1].text)
+        )
         self._readers = [self._reader() for _ in range(self.body.n)]
         if self._splits_reasoning:
             detokenizer = self.server.tokenizer.detokenizer
@@ -73,7 +77,14 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     def grammar(self) -> str | None:
         special_id = self.server.tokenizer.special_id
-        return grammar.of_answer(self._tools, super().grammar(), self._prompt, self._template, special_id)
+        return grammar.of_answer(self._tools, super().grammar(), self._reasons, special_id)
+
+    @property
+    def _reasons(self) -> Reasons:
+        if self._is_inside:
+            return "inside"
+        opened, closed = MARKERS
+        return "maybe" if opened in self._template.source and not self._prompt.rstrip().endswith(closed) else "no"
 
     def read(self, delta: Delta) -> list[Piece]:
         """Return what a delta adds to its choice's message. Each delta is read once, in order."""
@@ -119,7 +130,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         return self.server.config.reasoning != "none"
 
     def _splitter(self) -> ReasoningSplitter:
-        return ReasoningSplitter(inside=starts_inside(self._prompt))
+        return ReasoningSplitter(inside=self._is_inside)
 
     def _reader(self, *, reads_tools: bool = True) -> ChatReader:
         splitter = self._splitter() if self._splits_reasoning else None

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from server.chat.reasoning import MARKERS, starts_inside
+from server.chat.reasoning import MARKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.chat.tools.use import ToolUse
-    from server.chat_template import ChatTemplate
 
 _OPEN, _CLOSE = MARKERS
+Reasons = Literal["inside", "maybe", "no"]  # the output begins in reasoning; the model may begin it itself; it is off
 
 
 def of_answer(
-    tools: ToolUse, form: str | None, prompt: str, template: ChatTemplate, special_id: Callable[[str], int | None]
+    tools: ToolUse, form: str | None, reasoning: Reasons, special_id: Callable[[str], int | None]
 ) -> str | None:
     """Return what the answer must match, for llguidance; None if it is free.
 
     Args:
         tools: the request's.
         form: what content must match, as Lark text; an answer of calls has no content.
-        prompt: the rendered conversation, which shows whether the output begins in reasoning.
-        template: its source shows whether the model can begin to reason by itself.
+        reasoning: whether there is any before the answer.
         special_id: the id of a marker that is a special token.
 
     Raises:
@@ -41,9 +40,9 @@ def of_answer(
     if not named:
         return None
     answer = " | ".join(f"@{name}" for name in named)
-    if starts_inside(prompt):
+    if reasoning == "inside":
         return _grammars(["start: thinking answer", f"answer: {answer}", *_thinking(special_id)], named)
-    if _OPEN in template.source and not prompt.rstrip().endswith(_CLOSE):
+    if reasoning == "maybe":
         rules = ["start: (opened thinking)? answer", f"answer: {answer}", *_opened(special_id), *_thinking(special_id)]
         return _grammars(rules, named)
     return next(iter(named.values())) if len(named) == 1 else _grammars([f"start: {answer}"], named)

@@ -16,6 +16,11 @@ def starts_inside(prompt: str) -> bool:
     return prompt.rstrip().endswith(_OPEN)
 
 
+def stays_inside(message: str) -> bool:
+    """Whether what continues a message is reasoning."""
+    return message.rfind(_OPEN) > message.rfind(_CLOSE)
+
+
 class ReasoningSplitter:
     """Splits one choice's text as it grows. Newlines around a marker belong to neither part.
 

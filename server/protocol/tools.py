@@ -100,7 +100,7 @@ def _choice(value: Any) -> Any:
     if isinstance(value, NamedChoice | AllowedChoice):
         return value
     kinds: dict[Any, type[NamedChoice | AllowedChoice]] = {"function": NamedChoice, "allowed_tools": AllowedChoice}
-    kind = kinds.get(value.get("type")) if isinstance(value, dict) else None
+    kind = kinds.get(str(value.get("type"))) if isinstance(value, dict) else None
     if kind is None:
         raise ValueError("it must be 'none', 'auto', 'required', or an object of type 'function' or 'allowed_tools'")
     return kind.model_validate(value)
@@ -126,6 +126,15 @@ class ToolFields(BaseModel):
     @classmethod
     def _one_kind_of_choice(cls, value: Any) -> Any:
         return None if value is None else _choice(value)
+
+    @field_validator("function_call", mode="before")
+    @classmethod
+    def _one_kind_of_older_choice(cls, value: Any) -> Any:
+        if value in (None, "none", "auto") or isinstance(value, _Named):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError("it must be 'none', 'auto', or an object with the 'name' of a function")
+        return _Named.model_validate(value)
 
     @model_validator(mode="after")
     def _choices_are_there(self) -> ToolFields:

@@ -55,6 +55,17 @@ def test_a_character_comes_out_whole_with_its_last_byte(reference_tokenizer):
     assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "漢", "b", ""]
 
 
+def test_special_tokens_that_are_kept_stay_in_the_text(reference_tokenizer, sentencepiece):
+    ids = [257, *reference_tokenizer.encode("ab").ids, 256]
+    kept = ByteLevelDetokenizer(TokenBytes(reference_tokenizer), skip_special=True, keep={257})
+    assert "".join(stream(kept, ids)) == "<|eos|>ab"
+    special = next(i for i, token in sentencepiece.get_added_tokens_decoder().items() if token.special)
+    kept = WindowDetokenizer(sentencepiece, skip_special=True, keep={special})
+    skipped = WindowDetokenizer(sentencepiece, skip_special=True)
+    assert sentencepiece.id_to_token(special) in "".join(stream(kept, [special]))
+    assert "".join(stream(skipped, [special])) == ""
+
+
 def test_a_cut_character_becomes_one_replacement_at_the_end(reference_tokenizer):
     ids = reference_tokenizer.encode("a漢").ids[:-1]
     assert stream(byte_level(reference_tokenizer, skip_special=True), ids) == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]

@@ -156,7 +156,7 @@ def _lark_call(lark: Lark, name: str, schema: dict[str, Any]) -> str:
         if set(key) & set('"<>\n'):
             raise RequestError(f"the model's format of calls has no way to write the property {key!r}")
         parameter = lark.rule(_lark_parameter(lark, key, value, shared))
-        parts.append(parameter if key in required else f"{parameter}?")
+        parts.append(parameter if isinstance(required, list) and key in required else f"{parameter}?")
     return " ".join((*parts, closed))
 
 
@@ -170,7 +170,7 @@ def _lark_parameter(lark: Lark, key: str, schema: Any, shared: dict[str, Any]) -
     as_text, as_json = (lark.marker(f'{_PARAMETER} name="{key}" string="{kind}">') for kind in ("true", "false"))
     end = lark.marker(f"{_END_PARAMETER}\n")
     if isinstance(schema, dict) and schema.get("type") == "string":
-        if "enum" in schema:
+        if isinstance(schema.get("enum"), list):
             texts = " | ".join(lark.text(text) for text in schema["enum"] if isinstance(text, str))
             return f"{as_text} ({texts}) {end}"
         if not schema.keys() - {"type", "description", "title", "default", "examples"}:

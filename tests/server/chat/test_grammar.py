@@ -44,8 +44,8 @@ def use_of(name="hermes", *, schemas=SCHEMAS, strict=None, source="{{ tools }}",
     return ToolUse(body, ChatTemplate(source, {}), name)
 
 
-def grammar_of(use, form=None, prompt="", source="", special=None):
-    return of_answer(use, form, prompt, ChatTemplate(source, {}), (special or {}).get)
+def grammar_of(use, form=None, reasoning="no", special=None):
+    return of_answer(use, form, reasoning, (special or {}).get)
 
 
 def allowed(matcher):
@@ -144,23 +144,23 @@ def test_an_answer_of_a_form_has_the_form_or_is_calls():
 
 def test_reasoning_is_free_and_what_follows_it_is_not():
     required = use_of(tool_choice="required")
-    inside = grammar_of(required, prompt="<think>\n")
+    inside = grammar_of(required, reasoning="inside")
     assert accepts(inside, f"Hm, <tool_call> {{\n</think>\n\n{CALL}")
     assert not accepts(inside, CALL)
-    maybe = grammar_of(required, source="<think>")
+    maybe = grammar_of(required, reasoning="maybe")
     assert accepts(maybe, CALL)
     assert accepts(maybe, f"<think>\nhm\n</think>\n\n{CALL}")
     assert not accepts(maybe, "hm")
-    off = grammar_of(required, prompt="<think>\n\n</think>\n\n", source="<think>")
+    off = grammar_of(required)
     assert not accepts(off, f"<think>hm</think>{CALL}")
-    with_form = grammar_of(use_of(), 'start: "yes"\n', prompt="<think>")
+    with_form = grammar_of(use_of(), 'start: "yes"\n', reasoning="inside")
     assert accepts(with_form, "hm</think>\nyes")
     assert accepts(with_form, f"hm</think>{CALL}")
 
 
 def test_markers_that_are_special_tokens_are_told_by_their_ids():
     special = {"[TOOL_CALLS]": 5, "<think>": 6, "</think>": 7}
-    grammar = grammar_of(use_of("mistral", tool_choice="required"), prompt="<think>", special=special)
+    grammar = grammar_of(use_of("mistral", tool_choice="required"), reasoning="inside", special=special)
     assert "<[5]>" in grammar
     assert "<[7]>" in grammar
     assert "TOOL_CALLS" not in grammar

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from server.chat.reasoning import ReasoningSplitter, starts_inside
+from server.chat.reasoning import ReasoningSplitter, starts_inside, stays_inside
 
 
 def split(pieces, *, inside):
@@ -50,3 +50,9 @@ def test_reasoning_is_given_out_before_it_ends():
 def test_a_prompt_that_ends_with_the_open_marker_starts_inside():
     assert starts_inside("[assistant]<think>\n")
     assert not starts_inside("<think></think>")
+
+
+def test_a_message_that_is_continued_in_its_reasoning_stays_there():
+    assert stays_inside("<think>Let me see, ")
+    assert not stays_inside("<think>hm</think>The")
+    assert not stays_inside("The")

@@ -147,6 +147,13 @@ async def test_reasoning_comes_before_calls_by_both_of_its_names_and_is_counted(
     assert chunks[-1]["usage"]["completion_tokens_details"] == answer["usage"]["completion_tokens_details"]
 
 
+async def test_reasoning_goes_on_where_a_message_is_continued_in_it(api, write):
+    write("so.</think>yes")
+    talk = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "<think>hm, "}]
+    message = (await ask(api, messages=talk, tools=[], continue_final_message=True))["message"]
+    assert (message["reasoning"], message["content"]) == ("so.", "yes")
+
+
 async def test_reasoning_can_be_left_out(api, write):
     write("<think>hm</think>yes")
     message = (await ask(api, include_reasoning=False))["message"]
@@ -176,6 +183,8 @@ REFUSED = [
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "names 'x'"),
     ({"tools": [TOOL], "functions": [FUNCTION]}, "functions", "older name"),
     ({"functions": [FUNCTION], "function_call": {"name": "x"}}, "function_call", "names 'x'"),
+    ({"functions": [FUNCTION], "function_call": "required"}, "function_call", "it must be 'none', 'auto'"),
+    ({"tools": [TOOL], "tool_choice": {"type": {"a": 1}}}, "tool_choice", "'function'"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls", "bool"),
     ({"tools": "x"}, "tools", "list"),
 ]
