@@ -157,7 +157,7 @@ class ToolParser:
             if opener is not None:
                 certain = rest[:opener].rstrip()
             elif source.final:
-                certain = "" if self._calls.count and rest.isspace() else rest
+                certain = self._last(rest)
             else:
                 certain = rest[: len(rest) - stop_prefix_length(rest, self._format.openers)].rstrip()
             source.take(len(certain))
@@ -172,6 +172,14 @@ class ToolParser:
                 source.commit()
                 return False
             yield None
+
+    def _last(self, rest: str) -> str:
+        """Return what is content at an answer's end: behind calls, a marker that was cut off is none."""
+        if not self._calls.count:
+            return rest
+        markers = (*self._format.openers, *filter(None, (self._format.call_end,)))
+        kept = rest[: len(rest) - stop_prefix_length(rest, markers)]
+        return kept if kept.strip() else ""
 
     def _starts_with_opener(self) -> Steps[bool]:
         while True:

@@ -9,6 +9,7 @@ from server.chat.tools.format import Calls, ToolFormat, ToolParser
 from server.chat.tools.formats import FORMATS, format_of
 from server.chat.tools.lark import Lark
 from server.grammar.closing import closed
+from server.protocol.tools import NamedChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,8 @@ class ToolUse:
             raise RequestError("This server takes no tools: it was started with --tool-parser none.", "tools")
         chosen = body.chosen_names
         self.functions = [f for f in body.offered if self.choice != "none" and (not chosen or f.name in chosen)]
-        self._parallel = body.parallel_tool_calls and not body.functions
+        is_named = isinstance(body.tool_choice, NamedChoice)  # which asks for one call of it
+        self._parallel = body.parallel_tool_calls and not body.functions and not is_named
         shown = format_of(template.source) if parser in ("auto", "none") else FORMATS[parser]
         self.format: ToolFormat = shown or FORMATS["hermes"]
         self._is_native = shown is not None and "tools" in template.variables

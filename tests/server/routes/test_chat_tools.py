@@ -116,6 +116,13 @@ async def test_calls_that_are_not_parallel_end_with_the_first(api, write):
     await api.until_idle()
 
 
+async def test_a_named_function_is_called_once(api, write):  # whose template has short prompts
+    choice = {"type": "function", "function": {"name": "now"}}
+    answer = await ask(api, tool_choice=choice, max_tokens=200)
+    assert answer["finish_reason"] == "tool_calls"
+    assert [call["function"]["name"] for call in answer["message"]["tool_calls"]] == ["now"]
+
+
 async def test_the_older_fields_get_an_answer_in_older_words(api, write):
     body = {"tools": [], "functions": [FUNCTION, OTHER["function"]]}
     write(WRITTEN)

@@ -64,6 +64,8 @@ CASES = [
     (HERMES, hermes('{"name": "f", "arguments": "{\\"a\\": 1}"}'), "", [("f", '{"a": 1}')]),
     (HERMES, hermes('{"name": "f", "arguments": null}'), "", [("f", "{}")]),
     (HERMES, f'<tool_call>{{"name": "f", "arguments": {A}', "", [("f", A)]),  # the closing is forgotten
+    (HERMES, f'<tool_call>{{"name": "f", "arguments": {A}}}\n</too', "", [("f", A)]),  # or cut off
+    (HERMES, hermes(f'{{"name": "f", "arguments": {A}}}') + "\n<tool", "", [("f", A)]),
     (HERMES, f'<tool_call>{{"name": "f", "arguments": {A}</tool_call>after', "after", [("f", A)]),
     (HERMES, hermes('{"name": "f", "arguments": {}}') + "\nDone.", "\nDone.", [("f", "{}")]),
     (HERMES, hermes('{"name": "nobody", "arguments": {}}'), hermes('{"name": "nobody", "arguments": {}}'), []),
