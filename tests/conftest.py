@@ -11,7 +11,7 @@ from engine.loading import default_model
 from tests.support import tiny, tiny_deepseek
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 def _two_threads() -> None:
     """Few threads: the tests start several engines, and a fresh process beside them."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_state_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Files, batches and responses of servers that tests start are not kept where a user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(scope="session")

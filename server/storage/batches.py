@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import delete, func, insert, or_, select, update
 
 from engine.errors import NotFoundError, RequestError
+from server.storage.database import plain
 from server.storage.files import ERRORS, OUTPUT
 from server.storage.schema import LIVE, batches, files, parts
 
@@ -89,7 +90,7 @@ class BatchStore:
         Raises:
             NotFoundError: the tenant has no such batch.
         """
-        query = select(batches).where(batches.c.id == batch_id, batches.c.tenant == tenant.hex())
+        query = select(batches).where(batches.c.id == plain(batch_id), batches.c.tenant == tenant.hex())
         row = await self._database.read(lambda connection: connection.execute(query).one_or_none())
         if row is None:
             raise NotFoundError(f"No such Batch object: {batch_id}", "batch_id")
@@ -117,7 +118,7 @@ class BatchStore:
         statement = (
             update(batches)
             .where(
-                batches.c.id == batch_id,
+                batches.c.id == plain(batch_id),
                 batches.c.tenant == tenant.hex(),
                 batches.c.status.in_(("validating", "in_progress")),
             )

@@ -47,6 +47,11 @@ def default_url(data_dir: str | None) -> str | None:
     return f"sqlite:///{folder / 'deepseek-serve.sqlite'}"
 
 
+def plain(text: str) -> str:
+    """A caller's text as any database can be asked for it: PostgreSQL refuses NUL."""
+    return text.replace("\0", "\ufffd")
+
+
 class Database:
     """A database that opens itself; see the module's words."""
 

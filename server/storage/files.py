@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from sqlalchemy import delete, func, insert, select, update
 
 from engine.errors import NotFoundError, OverloadedError, RequestError
+from server.storage.database import plain
 from server.storage.schema import LIVE, batches, files, parts
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class FileStore:
         Raises:
             NotFoundError: the tenant has no such file.
         """
-        query = select(*_columns()).where(files.c.id == file_id, *self._visible(tenant))
+        query = select(*_columns()).where(files.c.id == plain(file_id), *self._visible(tenant))
         row = await self.database.read(lambda connection: connection.execute(query).one_or_none())
         if row is None:
             raise NotFoundError(f"No such File object: {file_id}", "file_id")
@@ -87,12 +88,12 @@ class FileStore:
         """
         query = select(*_columns()).where(*self._visible(tenant)).limit(limit + 1)
         if purpose is not None:
-            query = query.where(files.c.purpose == purpose)
+            query = query.where(files.c.purpose == plain(purpose))
 
         def work(connection: Connection) -> list[Any]:
             number, ordered = files.c.number, query.order_by(files.c.number if is_ascending else files.c.number.desc())
             if after is not None:
-                of_tenant = select(number).where(files.c.id == after, files.c.tenant == tenant.hex())
+                of_tenant = select(number).where(files.c.id == plain(after), files.c.tenant == tenant.hex())
                 start = connection.execute(of_tenant).scalar_one_or_none()
                 if start is None:
                     raise NotFoundError(f"No such File object: {after}", "after")
@@ -108,7 +109,8 @@ class FileStore:
         Raises:
             NotFoundError: the tenant has no such file.
         """
-        statement = update(files).where(files.c.id == file_id, *self._visible(tenant)).values(expires_at=_DELETED)
+        theirs = (files.c.id == plain(file_id), *self._visible(tenant))
+        statement = update(files).where(*theirs).values(expires_at=_DELETED)
         if not await self.database.write(lambda connection: connection.execute(statement).rowcount):
             raise NotFoundError(f"No such File object: {file_id}", "file_id")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, insert, select
 
+from server.storage.database import plain
 from server.storage.schema import responses
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ResponseStore:
     async def get(self, tenant: bytes, response_id: str) -> bytes | None:
         """A tenant's response; None if it is not there, or no more."""
         query = select(responses.c.data).where(
-            responses.c.id == response_id,
+            responses.c.id == plain(response_id),
             responses.c.tenant == tenant.hex(),
             responses.c.expires_at > int(self._clock()),
         )
@@ -67,5 +68,5 @@ class ResponseStore:
 
     async def delete(self, tenant: bytes, response_id: str) -> bool:
         """Forget a tenant's response; whether there was one."""
-        statement = delete(responses).where(responses.c.id == response_id, responses.c.tenant == tenant.hex())
+        statement = delete(responses).where(responses.c.id == plain(response_id), responses.c.tenant == tenant.hex())
         return await self._database.write(lambda connection: connection.execute(statement).rowcount > 0)
