@@ -119,6 +119,7 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
         device=str(config.device),
         dtype=str(config.dtype).removeprefix("torch."),
         max_batch_size=config.settings.max_batch_size,
+        shares_prompts=config.settings.prefix_caching == "on",
     )
 
 

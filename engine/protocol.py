@@ -243,6 +243,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         max_seq_len: tokens that one sequence can have, prompt and output; never more than the KV pool holds.
         vocab_size: width of the logits; token ids lie below it.
         max_batch_size: sequences in one step at most.
+        shares_prompts: whether the sequences of one request compute their prompt once, by the prefix cache.
     """
 
     max_seq_len: int
@@ -252,6 +253,11 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     device: str
     dtype: str
     max_batch_size: int
+    shares_prompts: bool = True
+
+    def num_computed(self, n: int) -> int:
+        """How many times a prompt is computed for n sequences; what they do not share is less than a block each."""
+        return 1 if self.shares_prompts else n
 
     def check(self, prompt_token_ids: list[int], sampling: SamplingParams) -> None:
         """Refuse what can never be computed here.

@@ -3,8 +3,8 @@
 Greedy is argmax, exact. A random choice needs one uniform number a token, made from (seed, number of output tokens) by
 a hash: it depends on nothing else in the batch, and a preempted sequence draws the same numbers again.
 
-Order, as in vLLM: logprobs come from the model's own logits; then allowed_token_ids, bad_words, min_tokens, logit_bias,
-penalties, a grammar's mask, temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the
+Order, as in vLLM: logprobs come from the model's own logits; then allowed_token_ids, logit_bias, penalties, a grammar's
+mask, bad_words, min_tokens, temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the
 rows that ask for top_k, top_p or min_p.
 
 Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
@@ -97,6 +97,8 @@ def _sample_adjusted(logits_RV: torch.Tensor, samples: list[Sample]) -> list[Sam
     for row_V, sample in zip(logits_RV, samples, strict=True):
         _adjust(row_V, sample)
     logits_RV = _masked(logits_RV, samples, float("-inf"))
+    for row_V, sample in zip(logits_RV, samples, strict=True):
+        _bar(row_V, sample)
     finite = [good and top for good, top in zip(finite, logits_RV.amax(-1).isfinite().tolist(), strict=True)]
     chosen = logits_RV.argmax(-1).tolist()
     drawn = [i for i, sample in enumerate(samples) if sample.params.temperature >= _GREEDY_TEMPERATURE and finite[i]]
@@ -140,8 +142,6 @@ def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
         values = row_V[allowed]
         row_V.fill_(float("-inf"))
         row_V[allowed] = values
-    if barred := _barred(sample):
-        row_V[barred] = float("-inf")
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row_V.device)
         row_V[ids] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)
@@ -156,13 +156,23 @@ def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
     row_V[ids] -= counts * params.frequency_penalty + params.presence_penalty
 
 
+def _bar(row_V: torch.Tensor, sample: Sample) -> None:
+    """Exclude what bad_words and min_tokens bar, in place, unless nothing else is left."""
+    if not (barred := _barred(sample)):
+        return
+    values = row_V[barred]
+    row_V[barred] = float("-inf")
+    if row_V.amax() == float("-inf"):
+        row_V[barred] = values
+
+
 def _barred(sample: Sample) -> list[int]:
-    """The tokens that would end a bad word, or the sequence before min_tokens; none if no token would be left."""
+    """The tokens that would end a bad word, or the sequence before min_tokens."""
     params, output = sample.params, sample.output_token_ids
     barred = {word[-1] for word in params.bad_words if output[len(output) - len(word) + 1 :] == word[:-1]}
     if sample.num_output_tokens < params.min_tokens:
         barred |= sample.stop_token_ids
-    return [] if params.allowed_token_ids and barred.issuperset(params.allowed_token_ids) else list(barred)
+    return list(barred)
 
 
 def _draw(logits_RV: torch.Tensor, samples: list[Sample]) -> list[int]:

@@ -134,7 +134,10 @@ class Sequence:
 
     def _stops_with(self, token_id: int) -> bool:
         """Whether the last output token ends the sequence for what it is, and so is not part of its text."""
-        return token_id in self.stop_token_ids and self.num_output_tokens >= self.sampling.min_tokens
+        if token_id not in self.stop_token_ids:
+            return False
+        # Before min_tokens, a grammar that has ended leaves nothing but the end.
+        return self.num_output_tokens >= self.sampling.min_tokens or self.matcher is not None
 
     def _sample(self) -> Sample:
         params, count = self.sampling, self.num_prompt_tokens

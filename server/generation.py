@@ -65,7 +65,7 @@ class Generation:
         self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
         self._key_name = key_name
         self._started: set[str] = set()  # requests that have had their first step
-        ticket.resize(self.num_prompt_tokens)
+        ticket.resize(self.num_prompt_tokens * info.num_computed(self._n))
         detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
         self._texts = [
             ChoiceText(

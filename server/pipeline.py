@@ -169,7 +169,8 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             sizes = body.estimate_tokens()
             admission = server.background if scheduling.background else server.admission
             num_sequences = len(sizes) * body.num_sequences
-            ticket = stack.enter_context(admission.admit(num_sequences, sum(sizes), scheduling.tenant))
+            num_tokens = sum(sizes) * server.client.require_info().num_computed(body.num_sequences)
+            ticket = stack.enter_context(admission.admit(num_sequences, num_tokens, scheduling.tenant))
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call), request.scope["caller"].key_name
             kept = call.kept_special_tokens
@@ -188,6 +189,8 @@ async def _grammar(call: ApiCall[Any]) -> str | None:
     """Return what the output must match, once it is known to be possible."""
     if (field := call.grammar_field) is None:
         return None
+    if call.body.allowed_token_ids:
+        raise RequestError(f"'allowed_token_ids' does not go with '{field}'", "allowed_token_ids")
     try:
         return await call.server.grammars.grammar(call.grammar)
     except RequestError as error:

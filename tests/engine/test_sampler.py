@@ -325,7 +325,15 @@ def test_draws_among_what_a_mask_allows_follow_the_softmax():
     assert sum((counts[i] - 4000 * p) ** 2 / (4000 * p) for i, p in expected.items()) < 13.8  # 2 degrees, p = 0.001
 
 
+def test_what_is_barred_is_chosen_where_a_mask_leaves_nothing_else():
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    for barring in ({"min_tokens": 2, "stop_token_ids": (3,), "max_tokens": 5}, {"bad_words": ((3,),)}):
+        wanted = make_sample(temperature=0.0, **barring)
+        assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([3]))])[0].token_id == 3
+        assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([0, 3]))])[0].token_id == 0
+
+
 def test_where_nothing_that_a_mask_allows_can_be_chosen_there_is_no_token():
-    wanted = make_sample(min_tokens=2, stop_token_ids=(3,), max_tokens=5)
+    wanted = make_sample(allowed_token_ids=(1, 2))
     logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
     assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([3]))])[0].token_id is None

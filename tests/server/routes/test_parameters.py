@@ -208,3 +208,16 @@ async def test_admission_counts_every_sequence(api, monkeypatch):
     )
     assert sorted(number for number, _ in counted) == [4, 5, 6]
     assert api.app.state.server.admission.num_prompts == 0
+
+
+@pytest.mark.parametrize("beside", [{"min_tokens": 6}, {"bad_words": ["ab", "b", "a"]}], ids=str)
+async def test_what_a_grammar_forces_is_written_whatever_is_barred(api, path, beside):
+    answer = await api.ask(path, structured_outputs={"choice": ["ab"]}, max_tokens=8, **beside)
+    [choice] = answer["choices"]
+    assert (choice["text"] if path == COMPLETIONS else choice["message"]["content"]) == "ab"
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_a_grammar_says_which_tokens_are_allowed(api, path):
+    response = await api.post(path, structured_outputs={"choice": ["ab"]}, allowed_token_ids=[65])
+    check_error(response, 400, param="allowed_token_ids")
