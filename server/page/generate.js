@@ -17,9 +17,12 @@ export function stop() {
 
 /** What would be sent for this answer, which follows these turns; `isMore` asks for more of what it says. */
 export function requestOf(answer, before, isMore = false) {
-  const said = isMore ? answer.versions[answer.active].text : "";
-  if (answer.kind === "completion") return { path: "v1/completions", body: completionBody(answer.prompt + said, settings) };
-  const body = chatBody(isMore ? [...before, answer] : before, settings);
+  const version = answer.versions[answer.active];
+  const given = isMore ? { ...settings, n: "", probabilities: version.tokens.length > 0 } : settings; // all of it, or none
+  if (answer.kind === "completion") {
+    return { path: "v1/completions", body: completionBody(answer.prompt + (isMore ? version.text : ""), given) };
+  }
+  const body = chatBody(isMore ? [...before, answer] : before, given);
   if (isMore) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
   return { path: "v1/chat/completions", body };
 }
@@ -35,7 +38,6 @@ export async function generate(answer, before, isMore, onchange) {
   version(0);
   try {
     const { path, body } = requestOf(answer, before, isMore);
-    if (isMore) delete body.n;
     Object.assign(body, { stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } });
     await patiently(() => receive(path, body, controller.signal, version, onchange), version(0), controller.signal, onchange);
   } catch (error) {

@@ -6,7 +6,7 @@ import { renderMarkdown } from "./markdown.js";
 import { renderTokens } from "./tokens.js";
 import { renderCalls } from "./tool_calls.js";
 
-/** A view {element, update} of a turn. `actions` are what its buttons do: main.js has them. */
+/** A view {element, update} of a turn. `actions` are what its buttons do: conversation.js has them. */
 export function viewOf(turn, actions) {
   if (turn.kind === "user") return userView(turn, actions);
   if (turn.kind === "tool") return toolView(turn);
