@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ async def page(request: Request) -> Response:
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The API's reference."""
+    if request.scope["raw_path"].endswith(b"/"):  # the addresses in it are relative
+        return RedirectResponse("../docs")
     return await _document("docs.html", request, _DOCS)
 
 

@@ -60,6 +60,11 @@ async def test_modules_import_one_another_and_reach_nowhere_else(api, name):
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|\bFunction\(", text)
 
 
+async def test_the_reference_with_a_slash_is_the_reference(api):
+    response = await api.http.get("/docs/", follow_redirects=True)
+    assert (response.status_code, str(response.url)) == (200, "http://test/docs")
+
+
 async def test_a_file_that_is_known_is_not_sent_again(api):
     for path in ("/", "/page/style.css", "/docs/swagger-ui.css"):
         first = await api.http.get(path)
