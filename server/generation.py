@@ -171,8 +171,10 @@ class Generation:
         if output.finish_reason == "timeout":
             raise self._too_late(has_started=output.request_id in self._started)
         if output.finish_reason == "error":
-            message = "The engine ended this request: it could not be taken in, or the model's output is not a number."
-            raise GenerationError(message)
+            reason = "it could not be taken in, or the model's output is not a number"
+            if self._sampling.grammar is not None:
+                reason = "the form that it asks for could not be followed further, or " + reason
+            raise GenerationError(f"The engine ended this request: {reason}.")
 
     def _too_late(self, *, has_started: bool) -> DeepseekServeError:
         """Tell the two time limits apart: the request's own, and the server's for waiting."""

@@ -161,6 +161,15 @@ async def test_two_forms_do_not_go_together(api, path, fields):
     assert all(f"'{name}'" in error["message"] for name in fields)
 
 
+async def test_a_grammar_that_cannot_be_followed_further_ends_its_request_with_an_error(api, path, monkeypatch):
+    monkeypatch.setattr("engine.grammars.Matcher.accept", lambda self, token_id: "error")
+    body = {"structured_outputs": {"choice": ["abc"]}}
+    error = check_error(await api.post(path, **body), 500, type="server_error")
+    assert "could not be followed" in error["message"]
+    (event,) = [chunk for chunk in await api.stream(path, **body) if "error" in chunk]
+    assert event["error"] == error
+
+
 async def test_one_that_takes_too_long_delays_nobody(serve, monkeypatch):
     monkeypatch.undo()  # of `in_process`
     api = await serve()
