@@ -35,9 +35,7 @@ _LIMITS: dict[str, Any] = {
 _MASK_TIME, _MASK_TIME_PER_TOKEN = 0.5, 0.001
 _MAX_CACHED = 64  # compiled grammars
 _MAX_CACHED_CHARS = 8 << 20  # of their texts
-_MAX_TOKENS = (
-    20_000  # that a compiled grammar is used for; its automaton grows with them, up to a bound that is an error
-)
+_MAX_TOKENS = 20_000  # that a compiled grammar is used for: its automaton grows with them, and is bounded
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'  # the model chooses how text is split into tokens
 
 
@@ -77,9 +75,9 @@ class Matcher:
             return self._fail()
         reason = self._look_ahead()
         self._time_left += _MASK_TIME_PER_TOKEN - (time.thread_time() - started)
-        return (
-            self._fail("it takes too long, as ambiguous ones do") if reason is None and self._time_left < 0 else reason
-        )
+        if reason is None and self._time_left < 0:
+            return self._fail("it takes too long, as ambiguous ones do")
+        return reason
 
     def _look_ahead(self) -> FinishReason | None:
         """Find what may come next; why the sequence ends, if it does."""

@@ -37,6 +37,7 @@ _MAX_VERDICTS = 1024
 _MAX_VERDICT_CHARS = 16 << 20  # of the grammars that they are about
 _START_TIMEOUT = 30.0  # seconds in which a new process must have read the vocabulary
 _FAULTS = (OSError, EOFError, TimeoutError, msgspec.DecodeError)  # of a process that ended, or had to be ended
+_Verdict = tuple[str, str]  # a grammar in Lark, and the reason against it
 _TRIVIAL = 'start: "a"\n'
 
 
@@ -46,7 +47,7 @@ class GrammarChecker:
     def __init__(self, tokenizer: Tokenizer, client: EngineClient, max_size: int, timeout: float) -> None:
         """`max_size` is a grammar's characters at most, `timeout` the seconds that one may take to compile."""
         self._tokenizer, self._client, self._max_size, self._timeout = tokenizer, client, max_size, timeout
-        self._verdicts: OrderedDict[str, str] = OrderedDict()  # the one used last is last
+        self._verdicts: OrderedDict[str, _Verdict] = OrderedDict()  # the one used last is last
         self._num_chars = 0  # of the grammars there
         self._places = asyncio.Semaphore(_NUM_PROCESSES)
         self._learning = threading.Lock()
@@ -55,7 +56,7 @@ class GrammarChecker:
         weakref.finalize(self, _end, self._processes)  # also when Python ends
 
     async def grammar(self, make: Callable[[], str | None]) -> str | None:
-        """Make a grammar and try it, in a thread; None if `make` gives none.
+        """Make a grammar and try it, in a thread; the grammar in Lark, or None if `make` gives none.
 
         Raises:
             RequestError: with the reason against it.
@@ -72,19 +73,20 @@ class GrammarChecker:
                 verdict = await asyncio.to_thread(self._try, grammar)
             self._keep(grammar, verdict)
         self._verdicts.move_to_end(grammar)
-        if verdict:
-            raise RequestError(verdict)
-        return grammar
+        in_lark, reason = verdict
+        if reason:
+            raise RequestError(reason)
+        return in_lark
 
-    def _try(self, grammar: str) -> str:
-        """The reason against a grammar; empty for none."""
+    def _try(self, grammar: str) -> _Verdict:
+        """The grammar in Lark, and the reason against it; empty for none."""
         process = self._idle.pop() if self._idle else self._start()
         try:
             verdict = process.ask(grammar, self._timeout)
         except _FAULTS as error:
             self._discard(process)
             logger.warning("a grammar was given up: %s", error or "the process that tried it ended")
-            return f"it takes more than {self._timeout:g} s or too much memory to compile"
+            return "", f"it takes more than {self._timeout:g} s or too much memory to compile"
         self._idle.append(process)
         return verdict
 
@@ -111,7 +113,7 @@ class GrammarChecker:
         self._processes.discard(process.popen)
         _end({process.popen})
 
-    def _keep(self, grammar: str, verdict: str) -> None:
+    def _keep(self, grammar: str, verdict: _Verdict) -> None:
         if grammar not in self._verdicts:
             self._num_chars += len(grammar)
         self._verdicts[grammar] = verdict
@@ -139,16 +141,20 @@ class _Process:
         assert self.popen.stdin is not None
         write_frame(self.popen.stdin, message)  # type: ignore[arg-type]
 
-    def ask(self, grammar: str, timeout: float) -> str:
-        """The reason against a grammar. Raises TimeoutError, or EOFError or OSError if the process has ended."""
+    def ask(self, grammar: str, timeout: float) -> _Verdict:
+        """The grammar in Lark, and the reason against it.
+
+        Raises:
+            TimeoutError: no answer came. EOFError, OSError: the process has ended.
+        """
         assert self.popen.stdout is not None
         self.tell(grammar)
         poll = select.poll()
         poll.register(self.popen.stdout, select.POLLIN)
         if not poll.poll(timeout * 1000):
             raise TimeoutError(f"no answer in {timeout:g} s")
-        answer: str = read_frame(self.popen.stdout, str)  # type: ignore[arg-type]
-        return answer
+        verdict: _Verdict = read_frame(self.popen.stdout, _Verdict)  # type: ignore[arg-type]
+        return verdict
 
 
 def _end(processes: set[Popen[bytes]]) -> None:

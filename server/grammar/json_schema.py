@@ -84,20 +84,23 @@ def prepare(schema: Schema, *, closed: bool = False) -> Schema:
     if str(root.get("$schema", _DRAFTS[0])).rstrip("#") not in _DRAFTS:
         raise RequestError(f"'$schema' is not one of {', '.join(_DRAFTS)}")
     stack: list[Any] = [root]
-    seen = set()
+    seen, copies = set[int](), set[int]()
     while stack:
         node = stack.pop()
         if not isinstance(node, dict) or id(node) in seen:
             continue
         seen.add(id(node))
+        if isinstance(options := node.get("oneOf"), list) and id(node) not in copies:  # of copies there would be no end
+            node["oneOf"] = [_inlined(option, root, node) for option in options]
+            copies.update(map(id, node["oneOf"]))
         stack += _subschemas(node)
         if isinstance(reference := node.get("$ref"), str):
             stack.append(_target(root, reference))  # which may lie where no schema is looked for
-        _settle(node, root, closed=closed)
+        _settle(node, closed=closed)
     return root
 
 
-def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None:
+def _settle(node: dict[str, Any], *, closed: bool) -> None:
     """Settle the keywords of one schema, in place."""
     if node.get("uniqueItems") is False:  # llguidance knows nothing of it, and nothing is asked
         del node["uniqueItems"]
@@ -120,8 +123,6 @@ def _settle(node: dict[str, Any], root: dict[str, Any], *, closed: bool) -> None
         # Names that the schema does not list may be repeated in the output, and repeated ones count once.
         if least - len(names) > 1:
             raise RequestError(f"'minProperties' {least} is more than one beyond the properties that are required")
-    if isinstance(options := node.get("oneOf"), list):
-        node["oneOf"] = [_inlined(option, root, node) for option in options]
 
 
 def _settle_multiples(node: dict[str, Any], multiple: float) -> None:

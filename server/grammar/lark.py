@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from engine.errors import RequestError
+from engine.grammar_check import GBNF
 from server.grammar.json_schema import Schema, prepare
 
 if TYPE_CHECKING:
@@ -73,18 +74,8 @@ def choice(texts: Sequence[str]) -> str:
 
 
 def user_grammar(text: str) -> str:
-    """Return the Lark text of a grammar that is written in Lark (with a rule `start`) or in GBNF (with a rule `root`).
+    """Return a grammar that is written in Lark (with a rule `start`) or in GBNF (with a rule `root`).
 
-    Raises:
-        RequestError: it is neither.
+    GBNF is marked as such. What tries the grammar translates it, as that may take for ever (engine.grammar_check).
     """
-    if re.search(r"(?m)^\s*(?:[?!]?start\s*:(?!:)|%llguidance\b)", text):
-        return text
-    from llguidance.gbnf_to_lark import gbnf_to_lark
-
-    try:
-        return gbnf_to_lark(text)
-    except RecursionError:
-        raise RequestError("the grammar is nested too deeply") from None
-    except Exception as error:  # noqa: BLE001 - llguidance raises bare Exception, IndexError and more for bad text
-        raise RequestError(f"it is neither Lark (with a rule 'start') nor GBNF (with a rule 'root'): {error}") from None
+    return text if re.search(r"(?m)^[ \t]*(?:[?!]?start[ \t]*:(?!:)|%llguidance\b)", text) else GBNF + text

@@ -163,6 +163,7 @@ async def test_two_forms_do_not_go_together(api, path, fields):
 
 async def test_a_grammar_that_cannot_be_followed_further_ends_its_request_with_an_error(api, path, monkeypatch):
     monkeypatch.setattr("engine.grammars.Matcher.accept", lambda self, token_id: "error")
+    monkeypatch.setattr(f"{__name__}.check", lambda _, grammar: (grammar, ""))
     body = {"structured_outputs": {"choice": ["abc"]}}
     error = check_error(await api.post(path, **body), 500, type="server_error")
     assert "could not be followed" in error["message"]

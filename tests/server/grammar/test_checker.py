@@ -1,6 +1,7 @@
 """Each grammar is tried once, in a process that can be killed; a hostile one costs its own request alone."""
 
 import asyncio
+import json
 import os
 import signal
 
@@ -10,7 +11,7 @@ from engine.errors import EngineUnavailableError, RequestError
 from engine.protocol import EngineInfo
 from server.grammar import checker as module
 from server.grammar.checker import GrammarChecker
-from server.grammar.lark import choice, grammar_of, regex_expression, schema_expression
+from server.grammar.lark import choice, grammar_of, regex_expression, schema_expression, user_grammar
 from tests.support.grammar import BYTES, VOCAB_SIZE
 from tests.support.no_engine import NoEngine
 
@@ -64,7 +65,7 @@ async def test_a_verdict_is_kept_and_few_are(make, monkeypatch):
     monkeypatch.setattr(checker, "_try", lambda _: pytest.fail("tried again"))
     assert await checker.grammar(lambda: GOOD) == GOOD
     assert "unknown name" in await refused(checker, BAD)
-    monkeypatch.setattr(checker, "_try", lambda _: "")
+    monkeypatch.setattr(checker, "_try", lambda grammar: (grammar, ""))
     monkeypatch.setattr(module, "_MAX_VERDICTS", 2)
     for text in ("a", "b", "c"):
         await checker.grammar(lambda text=text: choice([text]))
@@ -76,6 +77,14 @@ async def test_a_large_one_is_refused_unread(make, monkeypatch):
     checker = make(max_size=50)
     monkeypatch.setattr(checker, "_try", lambda _: pytest.fail("tried"))
     assert "it has 51 characters; this server takes 50" in await refused(checker, "x" * 51)
+
+
+async def test_gbnf_becomes_lark_alone_and_in_a_list(make):
+    checker, gbnf = make(), user_grammar('root ::= "a" | "b"')
+    assert (await checker.grammar(lambda: gbnf)).startswith("%llguidance")
+    several = {"grammars": [{"lark_grammar": "start: @answer"}, {"name": "answer", "lark_grammar": gbnf}]}
+    in_lark = json.loads(await checker.grammar(lambda: json.dumps(several)))
+    assert in_lark["grammars"][1]["lark_grammar"].startswith("%llguidance")
 
 
 async def test_half_a_surrogate_pair_is_refused(make):
@@ -113,6 +122,9 @@ async def test_where_no_process_starts_the_server_says_so(make, monkeypatch):
 
 
 HOSTILE = [
+    user_grammar("root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40)) + 'r40 ::= "a"'),
+    user_grammar("root ::= r0\n" + "".join(f'r{i} ::= "x" r{i + 1} | [a-z]+\n' for i in range(900)) + 'r900 ::= "a"'),
+    user_grammar("\n" * 200_000),
     "start: /((a+)+)+b/",
     "start: /(((a{1,1000}){1,1000}){1,1000}b){1,1000}/",
     "start: /(a|b)*a(a|b){2000}/",
