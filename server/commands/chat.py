@@ -80,6 +80,7 @@ def _parser() -> Parser:
     add("--url", help="ask the server there instead of loading a model here")
     add("--api-key", default=os.environ.get("OPENAI_API_KEY"), metavar="KEY", help="for --url; or $OPENAI_API_KEY")
     add("--system", metavar="TEXT", help="what the model is to be")
+    add("--chat-template", metavar="NAME|FILE", help="as for serving, for a model in this process")
     add("--temperature", type=float, default=0.7, metavar="X", help="0 is greedy (default: %(default)s)")
     add("--top-p", type=float, default=0.95, metavar="X", help="default: %(default)s")
     add("--max-tokens", type=int, metavar="N", help="of one answer; default: what the context holds")
@@ -90,7 +91,9 @@ def _load(args: argparse.Namespace) -> Model:
     from server.commands.chat_models import LocalModel, RemoteModel
 
     options = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
-    return RemoteModel(args.url, args.api_key, args.model, options) if args.url else LocalModel(args.model, options)
+    if args.url:
+        return RemoteModel(args.url, args.api_key, args.model, options)
+    return LocalModel(args.model, args.chat_template, options)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import ConfigError
 from engine.protocol import SamplingParams
 from server.chat.reasoning import ReasoningSplitter, starts_inside
 from server.commands.chat import Messages, Piece
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 class LocalModel:
     """A model loaded into this process."""
 
-    def __init__(self, model: str | None, options: dict[str, Any]) -> None:
-        """Load it.
+    def __init__(self, model: str | None, template: str | None, options: dict[str, Any]) -> None:
+        """Load it; `template` is --chat-template.
 
         Raises:
-            ConfigError, ModelError: it cannot be loaded.
+            ConfigError, ModelError: it cannot be loaded, or has no chat template.
         """
         from server.llm import LLM  # imports torch
 
@@ -30,12 +31,14 @@ class LocalModel:
         self.name = model or "smollm2-135m-instruct"
         sys.stderr.write(f"loading {self.name} ...\n")
         self._llm, self._options = LLM(model), options
-        self._llm.chat_template()
+        if template is None and self._llm.tokenizer.chat_template is None:
+            raise ConfigError(f"{self.name} has no chat template; name one with --chat-template")
+        self._template = self._llm.chat_template(template)
 
     def answer(self, messages: Messages) -> Iterator[Piece]:
         """Yield an answer as it grows."""
         tokenizer = self._llm.tokenizer
-        prompt = self._llm.chat_template().render(list(messages), add_generation_prompt=True)
+        prompt = self._template.render(list(messages), add_generation_prompt=True)
         token_ids = tokenizer.encode(prompt, add_special_tokens=False)
         room = self._llm.engine.info.max_seq_len - len(token_ids)
         options = {**self._options, "max_tokens": min(self._options["max_tokens"] or room, max(1, room))}

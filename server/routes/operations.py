@@ -7,44 +7,77 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
+from pydantic import BaseModel
 
 from server.health import Health
 from server.state import State
 
 router = APIRouter()
 
+
+class Status(BaseModel):
+    """What the server is doing: starting, ready, restarting, stopped or draining."""
+
+    status: str
+
+
+class LoadReport(Status):
+    """How busy the server is; rates are of the last ten seconds at most."""
+
+    model: str
+    running: int
+    waiting: int
+    max_batch_size: int | None
+    max_model_len: int | None
+    kv_cache_usage: float
+    prompt_tokens_per_second: float
+    generation_tokens_per_second: float
+    prefix_cache_hit_rate: float | None
+
+
+class Version(BaseModel):
+    """The version of this server."""
+
+    version: str
+
+
+_PROBE: dict[int | str, dict[str, Any]] = {
+    200: {"model": Status, "description": "Yes"},
+    503: {"model": Status, "description": "Not now"},
+}
 _VERSION = version("deepseek-serve")
 
 
-@router.post("/ping", include_in_schema=False)
+@router.post("/ping", responses=_PROBE)
 @router.head("/ping", include_in_schema=False)
-@router.get("/ping")
+@router.get("/ping", responses=_PROBE)
 @router.head("/health", include_in_schema=False)
-@router.get("/health")
+@router.get("/health", responses=_PROBE)
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz")
+@router.get("/readyz", responses=_PROBE)
 async def readyz(server: State) -> Response:
     """200 when requests are taken, else 503; the body says what the server is doing."""
     return _answer(server.health, server.health.is_ready)
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez")
+@router.get("/livez", responses=_PROBE)
 async def livez(server: State) -> Response:
     """503 when only a restart of this process can help, else 200."""
     return _answer(server.health, server.health.is_live)
 
 
 @router.head("/startupz", include_in_schema=False)
-@router.get("/startupz")
+@router.get("/startupz", responses=_PROBE)
 async def startupz(server: State) -> Response:
     """503 until the model was ready for the first time, then 200."""
     return _answer(server.health, server.health.has_started)
 
 
 @router.head("/metrics", include_in_schema=False)
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request, server: State) -> Response:
     """Prometheus text, or OpenMetrics where the header Accept asks for it."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -53,16 +86,16 @@ async def metrics(request: Request, server: State) -> Response:
 
 @router.head("/load", include_in_schema=False)
 @router.get("/load")
-async def load(server: State) -> dict[str, Any]:
+async def load(server: State) -> LoadReport:
     """What runs and waits, how full the KV cache is, and tokens per second of the last ten seconds."""
-    return {"status": server.health.status, "model": server.model_name, **server.load.snapshot()}
+    return LoadReport(status=server.health.status, model=server.model_name, **server.load.snapshot())
 
 
 @router.head("/version", include_in_schema=False)
 @router.get("/version")
-async def show_version() -> dict[str, str]:
+async def show_version() -> Version:
     """The version of this server."""
-    return {"version": _VERSION}
+    return Version(version=_VERSION)
 
 
 def _answer(health: Health, good: bool) -> Response:

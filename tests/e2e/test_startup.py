@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -138,6 +140,20 @@ def test_port_0_takes_a_free_one_and_the_log_says_which(tiny_llama: Path, tmp_pa
         assert match is not None, server.log
         server.http.base_url = match[0]
         server.until(server.is_healthy)
+
+
+def test_ready_is_said_last_with_all_that_a_newcomer_needs(tiny_llama: Path, tmp_path: Path) -> None:
+    flags = ("--model", str(tiny_llama), "--num-kv-blocks", "64", "--served-model-name", "a,b", "--api-key", "sk-1")
+    with ServerProcess(tmp_path, *flags) as server:
+        server.until(lambda: "  try   " in server.log)
+        *before, ready, api, page, curl = server.log.splitlines()
+        assert re.search(r"server\.serve: ready in \d+\.\d s: a, b$", ready)
+        assert (api, page) == (f"  API   {server.url}/v1", f"  page  {server.url}/")
+        assert not any("ready in" in line or "listening" in line for line in before)
+        command = curl.removeprefix("  try   ").replace("YOUR_KEY", "sk-1")
+        said = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
+        assert json.loads(said)["choices"][0]["finish_reason"] in ("stop", "length")
+        assert "sk-1" not in server.log
 
 
 def test_a_configuration_file_serves_a_folder_by_its_name(tiny_llama: Path, tmp_path: Path) -> None:

@@ -108,6 +108,18 @@ def test_a_local_model_answers_a_pipe(tiny_llama, monkeypatch, capsys):
     assert len(capsys.readouterr().out) > 1
 
 
+def test_a_model_without_a_chat_template_needs_one(make_llama, monkeypatch, capsys):
+    folder = make_llama()
+    for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        if path.exists():
+            path.write_text("{}" if path.suffix == ".json" else "")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    assert chat.main([str(folder)]) == 2
+    assert "has no chat template; name one with --chat-template" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n"))
+    assert chat.main([str(folder), "--chat-template", "deepseek-v2", "--max-tokens", "2"]) == 0
+
+
 def test_a_model_that_is_not_there_is_named(capsys):
     assert chat.main(["/no/such"]) == 2
     assert "deepseek-serve chat: error: --model /no/such" in capsys.readouterr().err
