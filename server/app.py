@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from server import errors
 from server.access import Access, AccessLog, AccessMiddleware
@@ -106,8 +107,9 @@ def create_app(
     routers = [module.router for module in _ROUTES]
     for router in routers:
         app.include_router(router)
-    paths = [path for router in routers for route in router.routes if (path := getattr(route, "path", None))]
-    access = app.state.access = Access(metrics.http, AccessLog(is_on=config.access_log == "on"), paths)
+    routes = app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    access_log = AccessLog(is_on=config.access_log == "on")
+    access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
     app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse

@@ -33,6 +33,8 @@ from server.request_record import current
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from starlette.routing import Route
+
     from server.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -110,7 +112,8 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         if (reason := REFUSED_STATUSES.get(error.status_code)) is not None:
             metrics.count_refused(reason)
-        return error_response(error.status_code, str(error.detail), error.headers, path=request.url.path)
+        headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
+        return error_response(error.status_code, str(error.detail), headers, path=request.url.path)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -118,6 +121,13 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         record = current()  # this answer is given outside of server.access, which names the request elsewhere
         headers = {"X-Request-ID": record.request_id} if record else None
         return _response(request.url.path, *error_body(UNEXPECTED), headers)
+
+
+def _methods(request: Request) -> str:
+    """What may be asked of a path: Starlette names the methods of one of its routes, and there is a route for each."""
+    routes: list[Route] = request.app.state.routes
+    path = request.scope["path"]
+    return ", ".join(sorted({m for route in routes if route.path_regex.match(path) for m in route.methods or ()}))
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

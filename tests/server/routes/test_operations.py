@@ -128,6 +128,11 @@ async def test_head_is_answered_as_get_is(api, path):
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
+async def test_a_wrong_method_is_told_all_that_are_right(api):
+    response = await api.http.delete("/ping")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, POST")
+
+
 async def test_sagemaker_may_ping_with_post_and_the_version_is_told(api):
     assert (await api.http.post("/ping")).status_code == 200
     assert (await api.http.get("/version")).json() == {"version": version("deepseek-serve")}
