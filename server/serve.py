@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from server.batches.runner import BatchRunner
     from server.config import ServerConfig
     from server.state import ServerState
+    from server.template_process import TemplateProcess
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,12 @@ async def _serve(
     engine = asyncio.create_task(client.run())
     telling: asyncio.Task[None] | None = None
     running: asyncio.Task[None] | None = None
+    prompts: TemplateProcess | None = None
     try:
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
+        if tokenizer.chat_template is not None:
+            prompts = tokenizer.chat_template.process
+            prompts.start()
         from server.app import create_app  # the web stack, imported while the engine's process imports torch
 
         health = Health(client)
@@ -97,6 +102,8 @@ async def _serve(
             await app.state.server.storage.close()
         if telling is not None:
             telling.cancel()
+        if prompts is not None:
+            prompts.stop()
         engine.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await engine

@@ -18,12 +18,13 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
-from engine.errors import RequestError
+from engine.errors import DeepseekServeError, DrainingError, RequestError
 from server.chat_template import ChatTemplate
 
 logger = logging.getLogger(__name__)
 
 _MAX_MEMORY = 1 << 30  # bytes of address space
+_STOPPED = "The server is shutting down. Please try again."
 
 
 class TemplateProcess:
@@ -32,6 +33,7 @@ class TemplateProcess:
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         self._setup = {"source": source, "special_tokens": special_tokens}
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_stopped = False
         self._thread = ThreadPoolExecutor(1, "chat-template")
         weakref.finalize(self, self._thread.shutdown, wait=False)
 
@@ -40,18 +42,34 @@ class TemplateProcess:
 
         Raises:
             RequestError: the template refuses these messages, fails on them, or takes too long.
+            DrainingError: `stop` was called.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._ask, timeout, messages, options)
+
+    def start(self) -> None:
+        """Start the process before the first text wants it."""
+        self._thread.submit(self._running)
+
+    def stop(self) -> None:
+        """End the process, and a text that it is rendering; from now on, no text is rendered."""
+        self._is_stopped = True
+        if self._process is not None:
+            self._process.kill()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._is_stopped:
+            raise DrainingError(_STOPPED)
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._start()
+        return self._process
 
     def _ask(self, timeout: float, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
         try:
             line = json.dumps({"timeout": timeout, "messages": messages, "options": options}).encode()
         except RecursionError:
             raise RequestError("The messages or the template's variables are nested too deeply.", "messages") from None
-        process = self._process
-        if process is None or process.poll() is not None:
-            process = self._process = self._start()
+        process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -77,10 +95,12 @@ class TemplateProcess:
         _write(process.stdin, json.dumps(self._setup).encode())
         return process
 
-    def _ended(self, process: subprocess.Popen[bytes], timeout: float) -> RequestError:
+    def _ended(self, process: subprocess.Popen[bytes], timeout: float) -> DeepseekServeError:
         status = process.wait()
         _end(process)
         self._process = None
+        if self._is_stopped:
+            return DrainingError(_STOPPED)
         reason = f"ended with status {status}"
         if status == -signal.SIGALRM:
             reason = f"took longer than {timeout:g} s (--chat-template-timeout)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from server.protocol.fields import Strict
 from server.protocol.messages import Content
@@ -76,7 +76,7 @@ class NeutralFields(Strict):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         {}, max_length=16, description="no effect: labels of stored answers, and none are stored"
     )
-    store: Literal[False] = Field(False, description="answers are not stored; true is refused")
+    store: bool = Field(False, description="answers are not stored; true is refused")
     service_tier: Literal["auto", "default"] = Field("auto", description="there is one tier; others are refused")
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
         None, description="no effect: the longest time that prefixes may be kept, and memory ends them sooner"
@@ -84,10 +84,22 @@ class NeutralFields(Strict):
     prompt_cache_options: PromptCacheOptions | None = Field(
         None, description="no effect: mode implicit is what is done"
     )
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] = Field(
-        ["text"], description="text is what there is; audio is refused"
-    )
+    modalities: list[str] = Field(["text"], description="text is what there is; audio is refused")
     prediction: Prediction | None = Field(None, description="no effect: a hint for speed, which changes no answer")
+
+    @field_validator("store")
+    @classmethod
+    def _stores_nothing(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("answers of this route are not stored; false is valid")
+        return value
+
+    @field_validator("modalities")
+    @classmethod
+    def _text_alone(cls, value: list[str]) -> list[str]:
+        if value != ["text"]:
+            raise ValueError("answers are text; ['text'] is valid")
+        return value
 
 
 def is_neutral(name: str, value: Any) -> bool:

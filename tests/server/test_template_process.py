@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from engine.errors import RequestError
+from engine.errors import DrainingError, RequestError
 from server.chat_template import ChatTemplate
 from tests.server.conftest import CHAT, check_error
 
@@ -90,3 +90,16 @@ async def test_others_are_served_while_a_template_loops(api, monkeypatch, templa
     assert time.monotonic() - started < 0.5
     error = check_error(await looping, 400, type="invalid_request_error", param="messages")
     assert "--chat-template-timeout" in error["message"]
+
+
+async def test_a_process_that_is_stopped_gives_up_its_text():
+    template = ChatTemplate(LOOP, {"bos_token": "<s>"})
+    template.process.start()
+    assert await ask(template)
+    looping = asyncio.create_task(ask(template, [{"role": "user", "content": "loop"}]))
+    await asyncio.sleep(0)  # the text is the thread's now, and perhaps the process's
+    template.process.stop()
+    with pytest.raises(DrainingError):
+        await looping
+    with pytest.raises(DrainingError):
+        await ask(template)
