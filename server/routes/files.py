@@ -36,7 +36,12 @@ _FORM = {
         "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_EXPIRY, "maximum": LONGEST_EXPIRY},
     },
     "additionalProperties": False,
+    "dependentRequired": {
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
 }
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 
 
@@ -127,7 +132,7 @@ async def retrieve_file(file_id: str, request: Request, server: State) -> FileOb
     return FileObject.of(await server.storage.files.get(request.scope["caller"].tenant, file_id))
 
 
-@router.get("/v1/files/{file_id}/content")
+@router.get("/v1/files/{file_id}/content", response_class=Response, responses={200: {"content": _BYTES}})
 async def retrieve_content(file_id: str, request: Request, server: State) -> Response:
     """A file's bytes."""
     file = await server.storage.files.get(request.scope["caller"].tenant, file_id)
