@@ -37,7 +37,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 STREAM: dict[str, Any] = {
     "description": "The answer; with `stream: true`, server-sent events",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"schema": {}}},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from engine.errors import RequestError
 from server.chat.translated import EXTENSIONS, TranslatedRequest, chat_fields
@@ -74,22 +74,19 @@ class ToolChoice(Strict):
         return "required" if self.type == "any" else self.type
 
 
-class Thinking(Strict):
-    """thinking: whether the model is to think. `budget_tokens` is only checked: max_tokens is the bound."""
+class ThinkingOn(Strict):
+    """thinking: the model is to think. `budget_tokens` is only checked: max_tokens is the bound."""
 
-    type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: int | None = Field(None, ge=1024)
+    type: Literal["enabled"]
+    budget_tokens: int = Field(ge=1024)
     display: Literal["summarized"] | None = None
 
-    @model_validator(mode="after")
-    def _is_whole(self) -> Thinking:
-        if (self.type == "enabled") != (self.budget_tokens is not None):
-            raise ValueError("'budget_tokens' goes with the type enabled, which needs it")
-        return self
 
-    def for_chat(self) -> Json | None:
-        """Return the switch as chat completions have it; a model that decides by itself needs none."""
-        return None if self.type == "adaptive" else {"type": self.type}
+class ThinkingSwitch(Strict):
+    """thinking: the model is not to think, or decides by itself."""
+
+    type: Literal["disabled", "adaptive"]
+    display: Literal["summarized"] | None = None
 
 
 class OutputFormat(Strict):
@@ -144,7 +141,7 @@ class CountRequest(TranslatedRequest):
     system: str | Annotated[list[AnyText], Field(fail_fast=True)] = ""
     tools: list[Annotated[Tool, BeforeValidator(_is_custom)]] = Field([], max_length=512, fail_fast=True)
     tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingOn | ThinkingSwitch | None = Field(None, discriminator="type")
     output_config: OutputConfig = OutputConfig()
     cache_control: CacheControl | None = None
 
@@ -172,7 +169,7 @@ class CountRequest(TranslatedRequest):
             "tool_choice": choice.for_chat() if choice is not None and asks_for_calls else None,
             "parallel_tool_calls": False if choice is not None and choice.disable_parallel_tool_use else None,
             "reasoning_effort": self.output_config.effort,
-            "thinking": self.thinking.for_chat() if self.thinking is not None else None,
+            "thinking": {"type": self.thinking.type} if self.thinking and self.thinking.type != "adaptive" else None,
             "response_format": _response_format(schema.json_schema) if schema is not None else None,
         }
 
@@ -184,7 +181,9 @@ class MessagesRequest(CountRequest, _ChatFields):
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field([], max_length=16)
     stream: bool = False
     metadata: Metadata = Metadata()
-    thread: Json | None = Field(None, description="refused: conversations are not held here")
+    thread: Annotated[
+        Json | None, WithJsonSchema({"type": "null", "description": "conversations are not held here"})
+    ] = None
 
     def check_thread(self) -> None:
         """Refuse to hold the conversation, in the words after which Anthropic's client sends it whole.
@@ -198,8 +197,7 @@ class MessagesRequest(CountRequest, _ChatFields):
 
     @model_validator(mode="after")
     def _check_budget(self) -> MessagesRequest:
-        budget = self.thinking.budget_tokens if self.thinking is not None else None
-        if budget is not None and budget >= self.max_tokens:
+        if isinstance(self.thinking, ThinkingOn) and self.thinking.budget_tokens >= self.max_tokens:
             raise fault("thinking", "'thinking.budget_tokens' must be less than 'max_tokens'")
         return self
 

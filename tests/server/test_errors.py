@@ -42,6 +42,11 @@ async def test_a_wrong_method_is_not_allowed(api, method, url):
     assert response.headers["allow"]
 
 
+async def test_of_a_path_with_several_routes_all_methods_are_allowed(api):
+    response = await api.http.patch("/v1/responses/resp_x")
+    assert {"DELETE", "GET"} <= set(response.headers["allow"].split(", "))
+
+
 async def test_an_unexpected_error_is_a_500_without_its_reason(api, path, monkeypatch, caplog):
     def broken(*_, **__):
         raise ZeroDivisionError("secret")
