@@ -42,7 +42,8 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
         self._waiting: dict[int, Delta] = {}  # what no chunk has told of yet, by choice
 
     def chunk(self, delta: Delta, generation: Generation) -> Json | None:
-        delta, pieces = self._unsent(delta), self.read(delta)
+        pieces = self.read(delta)
+        delta = self._unsent(delta)
         if not pieces and delta.finish_reason is None:
             self._waiting[delta.choice] = delta
             return None
