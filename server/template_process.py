@@ -16,10 +16,13 @@ import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from engine.errors import DeepseekServeError, DrainingError, RequestError
 from server.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class TemplateProcess:
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         self._setup = {"source": source, "special_tokens": special_tokens}
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = bool  # ends the process, also where nobody holds this object any more
         self._is_stopped = False
         self._thread = ThreadPoolExecutor(1, "chat-template")
         weakref.finalize(self, self._thread.shutdown, wait=False)
@@ -61,6 +65,7 @@ class TemplateProcess:
         if self._is_stopped:
             raise DrainingError(_STOPPED)
         if self._process is None or self._process.poll() is not None:
+            self._end()
             self._process = self._start()
         return self._process
 
@@ -90,15 +95,13 @@ class TemplateProcess:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=1 << 16
         )
-        weakref.finalize(self, _end, process)
+        self._end = weakref.finalize(self, _end, process)
         assert process.stdin is not None
         _write(process.stdin, json.dumps(self._setup).encode())
         return process
 
     def _ended(self, process: subprocess.Popen[bytes], timeout: float) -> DeepseekServeError:
         status = process.wait()
-        _end(process)
-        self._process = None
         if self._is_stopped:
             return DrainingError(_STOPPED)
         reason = f"ended with status {status}"
