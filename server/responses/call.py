@@ -21,6 +21,7 @@ from server.streaming import NamedFrames
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from engine.protocol import SamplingParams
     from server.generation import Generation
     from server.protocol import Message
     from server.responses.protocol import ResponseRequest
@@ -48,6 +49,10 @@ class ResponsesCall(TranslatedCall):
         self._logprobs = AnswerReports(server.tokenizer) if request.reports_logprobs else None
         self._num_events = 0
         self._response = self._head()
+
+    def validate(self, sampling: SamplingParams) -> None:
+        super().validate(sampling)
+        self._response |= {"temperature": sampling.temperature, "top_p": sampling.top_p}  # the model's own, if unasked
 
     async def prompts(self) -> Sequence[str | list[int]]:
         if self.request.truncation == "auto":
@@ -122,8 +127,6 @@ class ResponsesCall(TranslatedCall):
             "model": self.model_name,
             "output": [],
             "usage": None,
-            "temperature": self.body.temperature,
-            "top_p": self.body.top_p,
             "top_logprobs": request.top_logprobs or 0,
             "reasoning": {
                 "effort": request.reasoning.effort,

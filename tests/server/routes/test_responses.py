@@ -1,5 +1,6 @@
 """The Responses API through OpenAI's own client: answers, streams, and what is stored of them."""
 
+import dataclasses
 import json
 
 import openai
@@ -60,6 +61,13 @@ async def test_it_is_the_chat_completion_of_the_same_conversation(api):
     chat = (await api.chat("hi", temperature=0, max_tokens=12))["choices"][0]["message"]["content"]
     answer = (await api.http.post(RESPONSES, json={"input": "hi", **GREEDY})).json()
     assert answer["output"][0]["content"][0]["text"] == chat
+
+
+async def test_what_it_was_sampled_with_is_in_the_response(client, api, speak):
+    api.app.state.server = dataclasses.replace(api.app.state.server, sampling_defaults={"temperature": 0.6})
+    speak("one")
+    response = await client.responses.create(model="tiny", input="hi", top_p=0.5)
+    assert (response.temperature, response.top_p) == (0.6, 0.5)
 
 
 async def test_at_the_limit_the_response_is_incomplete(client):
