@@ -97,8 +97,7 @@ async def _serve(
     finally:
         if running is not None:
             running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+            await asyncio.wait({running})
             await app.state.server.storage.close()
         if telling is not None:
             telling.cancel()

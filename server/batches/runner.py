@@ -82,6 +82,9 @@ class BatchRunner:
                     async with asyncio.timeout(_POLL):
                         await self._woken.wait()
                 self._woken.clear()
+        except Exception:
+            logger.exception("no more batches are run: restart the server")
+            raise
         finally:
             self.stop()
             if self._runs:

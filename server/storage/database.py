@@ -68,7 +68,7 @@ class Database:
         if self._engine is not None:
             return True
         path = self._sqlite_path
-        return self._url is not None and (path.exists() if path is not None else not self._is_sqlite)
+        return self._url is not None and (os.path.exists(path) if path is not None else not self._is_sqlite)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a thread, in a transaction that sees one state of the database."""

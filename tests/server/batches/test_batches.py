@@ -375,3 +375,12 @@ async def test_a_runner_ends_also_where_the_engine_never_started(serve):
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_a_runner_that_fails_says_so(start, monkeypatch, caplog):
+    batches = await start(run=False)
+    await batches.create([line(0)])
+    monkeypatch.setattr(batches.runner, "_begin", None)
+    with pytest.raises(TypeError):
+        await batches.runner.run()
+    assert "no more batches are run" in caplog.text

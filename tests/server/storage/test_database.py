@@ -82,6 +82,14 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     await database.close()
 
 
+async def test_a_folder_that_cannot_be_looked_into_has_no_data(monkeypatch):
+    def refuse(_):
+        raise PermissionError
+
+    monkeypatch.setattr("os.stat", refuse)
+    assert not Database(default_url("/somewhere")).may_have_data
+
+
 async def test_a_broken_file_is_named_and_another_may_take_its_place(database, database_path):
     database_path.parent.mkdir()
     database_path.write_bytes(b"no database" * 1000)
