@@ -9,7 +9,7 @@ from engine.protocol import TokenLogprobs
 from engine.sequence import SequenceStatus
 from engine.step import StepResult
 from tests.support.sequences import make_sequence, table_of
-from tests.support.stepping import add, make_batcher, result_of, shares, step
+from tests.support.stepping import add, make_batcher, of, result_of, shares, step
 
 
 def test_the_shortest_waiting_prompt_starts_first():
@@ -236,3 +236,65 @@ def test_what_could_never_run_is_not_taken_in():
         add(make_batcher(num_blocks=2, block_size=4), make_sequence("s", 4, max_tokens=5))
     with pytest.raises(AssertionError, match=r"^every running sequence must be able to advance in each step$"):
         make_batcher(batch=3, tokens=2)
+
+
+class Anything:
+    """A matcher that allows all tokens, and ends the text at the one that is named."""
+
+    mask = b"\xff" * 8
+
+    def __init__(self, last=None):
+        self.last = last
+
+    def accept(self, token_id):
+        return "stop" if token_id == self.last else None
+
+
+def compiling(name, **options):
+    seq = of(name, **options)
+    seq.status = SequenceStatus.COMPILING
+    return seq
+
+
+def test_a_sequence_whose_grammar_is_compiled_is_live_but_takes_no_steps_until_it_is_ready():
+    batcher = make_batcher()
+    seq = compiling("a")
+    add(batcher, seq)
+    assert (batcher.has_work, batcher.can_step) == (True, False)
+    assert batcher.schedule(0.0).scheduled == []
+    assert batcher.ready(seq, Anything(last=5)) == []
+    assert batcher.can_step
+    (item,) = batcher.schedule(0.0).scheduled
+    assert item.sample.mask == Anything.mask
+
+
+def test_it_keeps_its_place_among_those_that_came_later():
+    batcher = make_batcher(batch=1)
+    early, late = compiling("early"), of("late")
+    add(batcher, early, late)
+    batcher.ready(early, Anything())
+    assert shares(batcher, batcher.schedule(0.0)) == [("early", 0, 4)]
+
+
+def test_it_ends_where_its_grammar_does_and_its_matcher_goes_with_it():
+    batcher = make_batcher()
+    seq = compiling("a")
+    add(batcher, seq)
+    batcher.ready(seq, Anything(last=5))
+    (output,) = step(batcher, token_id=5)
+    assert (output.token_ids, output.finish_reason, output.stop_token_id) == ([5], "stop", None)
+    assert seq.matcher is None
+    batcher.check_idle()
+
+
+def test_while_it_is_compiled_it_can_be_aborted_be_late_and_turn_out_bad():
+    batcher = make_batcher()
+    aborted, late, bad = compiling("aborted"), compiling("late", deadline=1.0), compiling("bad")
+    add(batcher, aborted, late, bad)
+    batcher.abort("aborted")
+    assert [output.finish_reason for output in batcher.expire(2.0)] == ["timeout"]
+    assert [output.finish_reason for output in batcher.ready(bad, None)] == ["error"]
+    for seq in (aborted, late, bad):
+        assert batcher.ready(seq, Anything()) == [], "it has ended"
+    assert not batcher.has_work
+    batcher.check_idle()
