@@ -31,6 +31,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
     max_tokens: int = Field(16, ge=0, lt=1 << 31, description="0 goes with echo")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, lt=1 << 31, description="chats' name of max_tokens, which wins: some clients send both"
+    )
     echo: bool = Field(False, description="put the prompt in front of the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="alternatives to report for each token")
     best_of: int | None = Field(
@@ -44,9 +47,9 @@ class CompletionRequest(GenerationRequest):
     def _checks(self) -> CompletionRequest:
         if not self.prompts:
             raise fault("prompt", "'prompt' must not be empty")
-        if self.max_tokens == 0 and not self.echo:
+        if self.num_output_tokens == 0 and not self.echo:
             raise fault("max_tokens", "'max_tokens' must be at least 1, unless 'echo' is true")
-        if self.min_tokens > self.max_tokens:
+        if self.min_tokens > self.num_output_tokens:
             raise fault("min_tokens", "'min_tokens' must not exceed 'max_tokens'")
         if self.best_of is not None and self.best_of < self.n:
             raise fault("best_of", "'best_of' must be at least 'n'")
@@ -57,6 +60,15 @@ class CompletionRequest(GenerationRequest):
         if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
             raise ValueError(f"prompts times 'n' or 'best_of' must not exceed {MAX_SEQUENCES}")
         return self
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens at most, by whichever name."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def param_names(self) -> dict[str | None, str]:
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
     @property
     def num_sequences(self) -> int:
@@ -78,4 +90,5 @@ class CompletionRequest(GenerationRequest):
     def _limits(self) -> Limits:
         logprobs = self.logprobs if self.num_sequences == self.n else self.logprobs or 0  # which the best are told by
         reports = (self.prompt_logprobs, self.logprobs if self.echo else None)
-        return Limits(self.max_tokens, logprobs, max((count for count in reports if count is not None), default=None))
+        prompt_logprobs = max((count for count in reports if count is not None), default=None)
+        return Limits(self.num_output_tokens, logprobs, prompt_logprobs)

@@ -221,3 +221,11 @@ async def test_what_a_grammar_forces_is_written_whatever_is_barred(api, path, be
 async def test_a_grammar_says_which_tokens_are_allowed(api, path):
     response = await api.post(path, structured_outputs={"choice": ["ab"]}, allowed_token_ids=[65])
     check_error(response, 400, param="allowed_token_ids")
+
+
+async def test_completions_take_the_chats_name_of_max_tokens(api):
+    for limits in ({"max_completion_tokens": 3}, {"max_completion_tokens": 3, "max_tokens": 9}):
+        answer = await api.complete("ab", ignore_eos=True, **limits)
+        assert answer["usage"]["completion_tokens"] == 3
+    error = check_error(await api.post(COMPLETIONS, max_completion_tokens=600), 400, param="max_completion_tokens")
+    assert error["code"] == "context_length_exceeded"
