@@ -8,7 +8,9 @@ import jsonschema
 import pytest
 
 from engine.grammar_check import check
+from engine.loading.resolve import ModelSource
 from server.grammar.checker import GrammarChecker
+from server.tokenizer import Tokenizer
 from tests.server.conftest import CHAT, COMPLETIONS, EOS_ID, check_error, text_of
 from tests.support.grammar import compiler
 
@@ -183,4 +185,19 @@ async def test_one_that_takes_too_long_delays_nobody(serve, monkeypatch):
     assert not hostile.done()
     error = check_error(await hostile, 400, param="structured_outputs")
     assert "takes more than 1 s" in error["message"]
+    await api.until_idle()
+
+
+async def test_a_model_that_reasons_does_so_first_and_freely(serve, tiny_llama, say, ids_of):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    api = await serve(Tokenizer.load(ModelSource(tiny_llama, "tiny"), template))
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    say(ids_of('{"x" hm</think>\n\n{"a":1}'))
+    (choice,) = (await api.chat("hi", response_format=form, max_tokens=60))["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert json.loads(choice["message"]["content"]) == {"a": 1}
+    assert choice["message"]["reasoning_content"] == '{"x" hm'
+    say(ids_of("hm</think>x"))
+    check_error(await api.post(CHAT, response_format=form, max_tokens=60), 500)
     await api.until_idle()
