@@ -15,14 +15,16 @@ from ray import serve
 
 from deploy.ray.client import Report, shift_times
 from engine.errors import EngineUnavailableError
+from engine.loading.resolve import resolve_model
 from engine.protocol import encode
 from server.engine_client import EngineProcess
+from server.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engine.config import EngineConfig
-    from engine.protocol import EngineInfo, GenerateRequest
+    from engine.protocol import EngineInfo, GenerateRequest, Vocabulary
     from server.output_stream import OutputStream
 
 
@@ -49,7 +51,7 @@ class EngineReplica:
 
     async def __init__(self, config: EngineConfig, log_level: str) -> None:  # type: ignore[misc]  # Ray awaits it
         self._name = serve.get_replica_context().replica_id.unique_id
-        self._max_batch_size = config.max_batch_size
+        self._max_batch_size, self._model = config.max_batch_size, config.model
         self._streams: dict[str, OutputStream] = {}
         cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
         self._engine = _Engine(config.model_copy(update={"threads": config.threads or max(1, cpus)}), log_level)
@@ -63,6 +65,8 @@ class EngineReplica:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[bytes]:
         """Yield a request's outputs; when Ray cancels the call, its sequences are aborted."""
+        if request.sampling.grammar is not None and self._engine.vocabulary is None:
+            self._engine.vocabulary = await asyncio.to_thread(self._read_vocabulary)
         with self._engine.submit([shift_times(request, time.monotonic())]) as stream:
             self._streams[request.request_id] = stream
             try:
@@ -70,6 +74,10 @@ class EngineReplica:
                     yield encode([output, *iter(stream.take, None)])  # fewer messages where Ray is the slower
             finally:
                 del self._streams[request.request_id]
+
+    def _read_vocabulary(self) -> Vocabulary:
+        """What grammars are matched on; the API, which has checked them, does not send it to each replica."""
+        return Tokenizer.load(resolve_model(self._model)).vocabulary()
 
     async def abort(self, request_id: str, index: int) -> None:
         """End one of a request's sequences, if the request is here."""

@@ -102,6 +102,13 @@ async def test_keys_and_errors_are_as_on_one_machine(cluster: Cluster) -> None:
     assert (late.status_code, late.json()["error"]["type"]) == (408, "timeout_error")
 
 
+async def test_answers_match_a_form_on_every_replica(cluster: Cluster) -> None:
+    async with cluster.client() as http:
+        body = {"max_tokens": 9, "structured_outputs": {"choice": ["yes"]}}
+        answers = [await http.post("/v1/completions", json={**body, "prompt": f"{i} " * 40}) for i in range(6)]
+    assert [answer.json()["choices"][0]["text"] for answer in answers] == ["yes"] * 6
+
+
 async def test_a_conversation_stays_on_the_replica_that_has_it_cached(cluster: Cluster) -> None:
     async with cluster.client() as http:
         prompts = [make_prompt(160, seed=1000 + i) for i in range(16)]
