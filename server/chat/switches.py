@@ -2,7 +2,7 @@
 
 A template that reads the variable gets it. A template that switches thinking on and off (`thinking`, `enable_thinking`)
 gets that, by whichever of the names it reads. Where neither is read, OpenAI's default, "medium", asks for nothing, and
-neither do "none" of a model that does not think and "enabled" of one that always does; all else is refused.
+neither do efforts up to it of a model that does not think and "enabled" of one that always does; all else is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from server.chat_template import ChatTemplate
     from server.protocol import ChatCompletionRequest
 
-_DEFAULT = "medium"
 _NO_EFFORTS = ("none", "minimal")
+_ASKS_NOTHING = ("medium",)  # OpenAI's default
+_SMALL_EFFORTS = (*_NO_EFFORTS, "low", "medium")  # which a model that does not think never exceeds
 _SWITCHES = ("thinking", "enable_thinking")
 
 
@@ -28,7 +29,8 @@ def template_variables(body: ChatCompletionRequest, template: ChatTemplate) -> d
     """
     switches = [switch for switch in _SWITCHES if switch in template.variables]
     variables: dict[str, Any] = {}
-    for name in ("reasoning_effort", "verbosity"):
+    small_efforts = _ASKS_NOTHING if template.thinks else _SMALL_EFFORTS
+    for name, asks_nothing in (("reasoning_effort", small_efforts), ("verbosity", _ASKS_NOTHING)):
         value = getattr(body, name)
         if value is None:
             continue
@@ -36,7 +38,7 @@ def template_variables(body: ChatCompletionRequest, template: ChatTemplate) -> d
             variables[name] = value
         if switches and name == "reasoning_effort":
             variables |= dict.fromkeys(switches, value not in _NO_EFFORTS)
-        elif name not in variables and value != _DEFAULT and not (value == "none" and not template.thinks):
+        elif name not in variables and value not in asks_nothing:
             message = f"'{name}' is '{value}', which this model's chat template does not know; leave it out."
             raise RequestError(message, name)
     if body.thinking is not None:

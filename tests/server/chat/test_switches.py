@@ -39,6 +39,7 @@ def variables(source, **fields):
         (ALWAYS, {"thinking": {"type": "enabled"}}, {}),
         (PLAIN, {"thinking": {"type": "disabled"}}, {}),
         (PLAIN, {"reasoning_effort": "none"}, {}),
+        (PLAIN, {"reasoning_effort": "low"}, {}),
         (PLAIN, {"reasoning_effort": "medium", "verbosity": "medium"}, {}),
         (ALWAYS, {"reasoning_effort": "medium"}, {}),
     ],
@@ -51,6 +52,8 @@ def test_a_template_gets_what_it_reads(source, fields, expected):
     ("source", "fields"),
     [
         (PLAIN, {"reasoning_effort": "high"}),
+        (PLAIN, {"verbosity": "low"}),
+        (ALWAYS, {"reasoning_effort": "low"}),
         (ALWAYS, {"reasoning_effort": "none"}),
         (PLAIN, {"verbosity": "low"}),
         (PLAIN, {"thinking": {"type": "enabled"}}),
