@@ -1,7 +1,7 @@
 """The outermost layer of the app: each request gets an id, is counted by route and status, and leaves a line in a log.
 
 The line has no prompt, no query string and no key: who, what, with which status, how many tokens, how long.
-Costs: some ten microseconds a request (benchmarks/RESULTS.md), one plain call and an addition for each chunk.
+Costs: some ten microseconds a request, most of them for the line; one plain call and an addition for each chunk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from server.http_metrics import UNKNOWN
-from server.request_record import begin
+from server.request_record import RequestRecord, begin, draw_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from server.http_metrics import HttpMetrics
-    from server.request_record import RequestRecord
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Access:
         route, client = self._route(scope), scope.get("client")
         seconds = time.monotonic() - record.started
         self.metrics.answered(route, method, status, (seconds, answer.bytes_in, answer.bytes_out))
-        what = scope["path"][:_MAX_PATH].encode("unicode_escape").decode() if route == UNKNOWN else route
+        what = _printable(scope["path"][:_MAX_PATH]) if route == UNKNOWN else route
         caller = scope.get("caller")
         self._log.write(
             record,
@@ -91,7 +90,7 @@ class Access:
     def refused(self, status: int, client: str, num_bytes: int) -> None:
         """Count and log an answer to what never was a whole request: server.connections gave it."""
         self.metrics.answered(UNKNOWN, UNKNOWN, status, (0.0, 0, num_bytes))
-        self._log.write(begin(None), client, "-", "-", status, quiet=False)
+        self._log.write(RequestRecord(draw_id()), client, "-", "-", status, quiet=False)
 
     def _route(self, scope: Scope) -> str:
         """The template of the route; for what was answered before it was routed, its path if a route has just this."""
@@ -99,6 +98,11 @@ class Access:
             path: str = route.path
             return path
         return scope["path"] if scope["path"] in self._paths else UNKNOWN
+
+
+def _printable(path: str) -> str:
+    """A path as it may stand between quotes in a line."""
+    return path.encode("unicode_escape").decode().replace('"', r"\x22")
 
 
 class AccessMiddleware:

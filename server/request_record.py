@@ -38,10 +38,14 @@ _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 
 def begin(client_id: bytes | None) -> RequestRecord:
     """Return the record of a request that begins here; `client_id` is what it calls itself."""
-    is_valid = client_id is not None and _VALID_ID.fullmatch(client_id)
-    record = RequestRecord(client_id.decode() if client_id and is_valid else f"req-{random.getrandbits(128):032x}")
+    record = RequestRecord(client_id.decode() if client_id and _VALID_ID.fullmatch(client_id) else draw_id())
     _CURRENT.set(record)
     return record
+
+
+def draw_id() -> str:
+    """Return a new id."""
+    return f"req-{random.getrandbits(128):032x}"  # nothing secret: it need not be hard to guess
 
 
 def current() -> RequestRecord | None:
