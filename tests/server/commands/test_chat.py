@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 
@@ -108,8 +109,8 @@ def test_a_local_model_answers_a_pipe(tiny_llama, monkeypatch, capsys):
     assert len(capsys.readouterr().out) > 1
 
 
-def test_a_model_without_a_chat_template_needs_one(make_llama, monkeypatch, capsys):
-    folder = make_llama()
+def test_a_model_without_a_chat_template_needs_one(tiny_llama, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
     for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
         if path.exists():
             path.write_text("{}" if path.suffix == ".json" else "")
