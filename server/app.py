@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from fastapi import FastAPI
 from starlette.routing import Route
 
@@ -19,7 +21,7 @@ from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
 from server.metrics import Metrics
-from server.openapi import leave_out_validation_errors
+from server.openapi import finish, operation_id
 from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
 from server.state import ServerState
 from server.storage import Storage
@@ -41,6 +43,7 @@ class _App(FastAPI):
     def __init__(self, origins: list[str], *, needs_key: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self._origins, self._needs_key = origins, needs_key
+        self._lock, self._document = threading.Lock(), b""
 
     def build_middleware_stack(self) -> ASGIApp:
         """Called by Starlette, once."""
@@ -48,16 +51,16 @@ class _App(FastAPI):
         return allow_origins(stack, self._origins) if self._origins else stack
 
     def openapi(self) -> dict[str, Any]:
-        """Called for /openapi.json; made once."""
+        """Return the OpenAPI document, made once."""
         if self.openapi_schema is None:
-            document = super().openapi()
-            leave_out_validation_errors(document)
-            if self._needs_key:
-                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, operations in document["paths"].items():
-                for operation in operations.values() if self._needs_key and path not in PUBLIC_PATHS else ():
-                    operation["security"] = [{"key": []}]
+            finish(super().openapi(), PUBLIC_PATHS, needs_key=self._needs_key)
         return super().openapi()
+
+    def document(self) -> bytes:
+        """Return the document as JSON. The first call takes a third of a second, so it is for a thread."""
+        with self._lock:
+            self._document = self._document or msgspec.json.encode(self.openapi())
+        return self._document
 
 
 def create_app(
@@ -80,8 +83,10 @@ def create_app(
         needs_key=keys.are_set,
         title="deepseek-serve",
         description="An OpenAI-compatible inference server.",
-        docs_url=None,  # server.routes.page has it
+        openapi_url=None,  # server.routes.page has it, and the next
+        docs_url=None,
         redoc_url=None,
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,  # a redirect would go to where the header Host says
     )
     if tokenizer.chat_template is not None:

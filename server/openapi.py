@@ -1,17 +1,28 @@
-"""What routes say of themselves in the OpenAPI document beyond their bodies: errors and streams."""
+"""What the OpenAPI document says beyond FastAPI's own: errors, streams, links, and requests as they are really taken.
+
+Nothing here is looked at while requests are answered.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from fastapi.routing import APIRoute
+
+Json = dict[str, Any]
+Responses = dict[int | str, Json]
 
 
 class ErrorDetail(BaseModel):
     """What is wrong: `param` is the field at fault, `code` a word for programs."""
 
     message: str
-    type: str
+    type: str = Field(examples=["invalid_request_error"])
     param: str | None
     code: str | None
 
@@ -29,22 +40,78 @@ STATUSES = {
     408: "The request's time was over, or it arrived too slowly",
     413: "The body is too large",
     429: "Too much waits already; Retry-After says when to come back",
+    431: "The headers are too large",
     500: "The server failed",
     503: "The model is loading, the server is about to end, or its storage fails",
 }
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Error, "description": text} for status, text in STATUSES.items()
-}
-STREAM: dict[str, Any] = {
-    "description": "The answer; with `stream: true`, server-sent events",
-    "content": {"text/event-stream": {"schema": {}}},
+RETRY_AFTER: Json = {
+    "Retry-After": {"description": "seconds to wait", "schema": {"type": "integer", "minimum": 0}, "required": True}
 }
 
 
-def leave_out_validation_errors(document: dict[str, Any]) -> None:
-    """Take FastAPI's 422 out of a document: here, what is not valid is a 400 in OpenAI's shape."""
-    for operations in document["paths"].values():
+def errors(model: type[BaseModel], statuses: Iterable[int] = STATUSES) -> Responses:
+    """Return the errors with these statuses, with bodies of this model."""
+    answers: Responses = {status: {"model": model, "description": STATUSES[status]} for status in statuses}
+    for status in {429, 503} & answers.keys():
+        answers[status]["headers"] = RETRY_AFTER
+    return answers
+
+
+ERRORS = errors(Error)
+READ_ERRORS = errors(Error, set(STATUSES) - {429})  # of what waits for nothing
+ANY_ERRORS = errors(Error, (400, 408, 413, 431, 500, 503))  # of any request, whatever it asks
+
+
+def answer(model: type[BaseModel], *, chunk: str | None = None, links: Json | None = None) -> Responses:
+    """Return the answer to a request that succeeds; `chunk` says what the events of its stream are."""
+    said: Json = {"model": model, "description": "The answer"}
+    if chunk is not None:
+        said["description"] = "The answer; with `stream: true`, server-sent events"
+        said["content"] = {"text/event-stream": {"schema": {"description": chunk}}}
+    if links is not None:
+        said["links"] = links
+    return {200: said}
+
+
+def media(*kinds: str) -> Responses:
+    """Return an answer that is no JSON, of these media types."""
+    return {200: {"description": "The answer", "content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}
+
+
+def links(parameter: str, *operations: str) -> Json:
+    """Return what may be asked next with the `id` of an answer, as this parameter of these operations."""
+    return {name: {"operationId": name, "parameters": {parameter: "$response.body#/id"}} for name in operations}
+
+
+def example(body: Json) -> Json:
+    """Return a request body that any model answers, for a route's `openapi_extra`."""
+    return {"requestBody": {"content": {"application/json": {"example": body}}}}
+
+
+def operation_id(route: APIRoute) -> str:
+    """Return an operation's name in generated clients."""
+    return route.name
+
+
+def finish(document: Json, public_paths: Iterable[str], *, needs_key: bool) -> None:
+    """Complete a document: keys, and no 422, since what is not valid is a 400 here."""
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for response in operation["responses"].values():
+                _keep_references(response)
+            if needs_key and path not in public_paths:
+                operation["security"] = [{"key": []}]
+            elif path in public_paths:
+                operation["responses"].pop("401", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+
+
+def _keep_references(response: Json) -> None:
+    """Take away what FastAPI has read from a function's type beside a model that was named for the document."""
+    said = response.get("content", {}).get("application/json")
+    if said is not None and "$ref" in said["schema"]:
+        said["schema"] = {"$ref": said["schema"]["$ref"]}

@@ -9,12 +9,13 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ValidationError, create_model, model_validator
+from pydantic import ConfigDict, ValidationError, create_model, model_validator
 
 from engine.errors import RequestError
 from server.chat.call import ChatCall
 from server.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
+from server.protocol.schema import as_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,6 +39,8 @@ class TranslatedRequest(Strict):
     """
 
     names: ClassVar[Mapping[str, str]] = {}
+    model_config = ConfigDict(json_schema_extra=lambda schema, cls: as_taken(schema, cls.neutral))
+
     chat_type: ClassVar[type[ChatCompletionRequest]] = ChatCompletionRequest
     neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from server.openapi import STATUSES
+from server.answers import AT_TIMES
+from server.openapi import errors
 
 
 class Text(BaseModel):
@@ -39,7 +40,7 @@ class ThinkingTokens(BaseModel):
     thinking_tokens: int
 
 
-class Usage(BaseModel):
+class MessageUsage(BaseModel):
     """How many tokens there were; cached ones of the input are counted apart."""
 
     input_tokens: int
@@ -60,7 +61,7 @@ class MessageObject(BaseModel):
     content: list[Text | ThinkingText | ToolUse]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
     stop_sequence: str | None
-    usage: Usage
+    usage: MessageUsage
 
 
 class TokenCount(BaseModel):
@@ -74,7 +75,7 @@ class MessagesErrorDetail(BaseModel):
 
     type: str
     message: str
-    details: dict[str, str] = {}
+    details: dict[str, str] = AT_TIMES
 
 
 class MessagesError(BaseModel):
@@ -85,6 +86,4 @@ class MessagesError(BaseModel):
     request_id: str | None = None
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": MessagesError, "description": text} for status, text in STATUSES.items()
-}
+ERRORS = errors(MessagesError)

@@ -7,9 +7,13 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, model_validator
 
 from server.admission import estimate_tokens
-from server.protocol.fields import fault
+from server.protocol.fields import TokenId, fault
 from server.protocol.generation import MAX_SEQUENCES, GenerationRequest
 from server.protocol.sampling import MAX_LOGPROBS, Limits
+
+_Many = Field(min_length=1, max_length=MAX_SEQUENCES)
+_TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+_Prompt = str | Annotated[list[str], _Many] | _TokenIds | Annotated[list[_TokenIds], _Many]  # for the schema alone
 
 
 def _prompt(value: Any) -> Any:
@@ -29,7 +33,9 @@ def _are_token_ids(value: Any) -> bool:
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
+    prompt: Annotated[
+        str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt, json_schema_input_type=_Prompt)
+    ]
     max_tokens: int = Field(16, ge=0, lt=1 << 31, description="0 goes with echo")
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=1 << 31, description="chats' name of max_tokens, which wins: some clients send both"

@@ -9,11 +9,12 @@ import hashlib
 from abc import abstractmethod
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from server.protocol.fields import Strict, fault
-from server.protocol.neutral import NeutralFields, is_neutral
+from server.protocol.neutral import NEUTRAL_VALUES, NeutralFields, is_neutral
 from server.protocol.sampling import SamplingFields
+from server.protocol.schema import as_taken
 from server.protocol.structured_outputs import StructuredOutputFields
 
 MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
@@ -43,6 +44,8 @@ class StreamOptions(Strict):
 class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
     """What both completion routes take."""
 
+    model_config = ConfigDict(json_schema_extra=lambda schema: as_taken(schema, NEUTRAL_VALUES))
+
     model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="default: the served model")
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
     stream: bool = Field(False, description="send server-sent events")
@@ -51,7 +54,11 @@ class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
     priority: int = Field(0, ge=-(1 << 31), lt=1 << 31, description="for --policy priority: smaller is sooner")
     timeout: float | None = Field(None, gt=0, le=86400, description="seconds after which the request is ended")
     truncate_prompt_tokens: int | None = Field(
-        None, ge=-1, lt=1 << 31, description="keep the prompt's last so many tokens; -1: as many as the context leaves"
+        None,
+        ge=-1,
+        lt=1 << 31,
+        description="keep the prompt's last so many tokens; -1: as many as the context leaves",
+        json_schema_extra={"not": {"const": 0}},
     )
     cache_salt: CacheKey | None = Field(None, description="only requests with the same one share cached prefixes")
     prompt_cache_key: CacheKey | None = Field(None, description="the same, by OpenAI's name")

@@ -76,7 +76,9 @@ class NeutralFields(Strict):
     metadata: dict[MetadataKey, MetadataValue] = Field(
         {}, max_length=16, description="no effect: labels of stored answers, and none are stored"
     )
-    store: bool = Field(False, description="answers are not stored; true is refused")
+    store: bool = Field(
+        False, description="answers are not stored; true is refused", json_schema_extra={"const": False}
+    )
     service_tier: Literal["auto", "default"] = Field("auto", description="there is one tier; others are refused")
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = Field(
         None, description="no effect: the longest time that prefixes may be kept, and memory ends them sooner"
@@ -84,7 +86,9 @@ class NeutralFields(Strict):
     prompt_cache_options: PromptCacheOptions | None = Field(
         None, description="no effect: mode implicit is what is done"
     )
-    modalities: list[str] = Field(["text"], description="text is what there is; audio is refused")
+    modalities: list[str] = Field(
+        ["text"], description="text is what there is; audio is refused", json_schema_extra={"const": ["text"]}
+    )
     prediction: Prediction | None = Field(None, description="no effect: a hint for speed, which changes no answer")
 
     @field_validator("store")

@@ -44,7 +44,10 @@ class SamplingFields(Strict):
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, once for each time")
     repetition_penalty: float = Field(1.0, ge=0.01, le=100, description="divides logits of tokens in prompt or output")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
-        {}, max_length=_MAX_BIASES, description="token id -> value added to its logit"
+        {},
+        max_length=_MAX_BIASES,
+        description="token id -> value added to its logit",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}},
     )
     allowed_token_ids: list[TokenId] = Field(
         [], max_length=_MAX_ALLOWED, fail_fast=True, description="the only tokens that can be chosen"

@@ -6,21 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from server.answers import AT_TIMES, TokenReport
+
 Status = Literal["in_progress", "completed", "incomplete"]
-
-
-class TokenLogprob(BaseModel):
-    """A token with its logprob; `bytes` are its text's."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenReport(TokenLogprob):
-    """A token of the answer, and the likeliest tokens in its place."""
-
-    top_logprobs: list[TokenLogprob]
 
 
 class OutputText(BaseModel):
@@ -56,11 +44,11 @@ class ReasoningOutput(BaseModel):
     type: Literal["reasoning"]
     status: Status
     summary: list[ReasoningPart]
-    content: list[ReasoningPart] = []
-    encrypted_content: str = ""
+    content: list[ReasoningPart] = AT_TIMES
+    encrypted_content: str = AT_TIMES
 
 
-class FunctionCall(BaseModel):
+class OutputFunctionCall(BaseModel):
     """An item: a call of one of the request's functions."""
 
     id: str
@@ -71,26 +59,26 @@ class FunctionCall(BaseModel):
     arguments: str
 
 
-class CachedTokens(BaseModel):
+class InputTokensDetails(BaseModel):
     """Of the input's tokens."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
-class OutputTokens(BaseModel):
+class OutputTokensDetails(BaseModel):
     """Of the output's tokens."""
 
     reasoning_tokens: int
 
 
-class Usage(BaseModel):
+class ResponseUsage(BaseModel):
     """How many tokens there were."""
 
     input_tokens: int
-    input_tokens_details: CachedTokens
+    input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokens
+    output_tokens_details: OutputTokensDetails
     total_tokens: int
 
 
@@ -111,8 +99,8 @@ class ResponseObject(BaseModel):
     error: dict[str, Any] | None
     incomplete_details: Incomplete | None
     model: str
-    output: list[OutputMessage | ReasoningOutput | FunctionCall]
-    usage: Usage | None
+    output: list[OutputMessage | ReasoningOutput | OutputFunctionCall]
+    usage: ResponseUsage | None
     store: bool
     background: Literal[False]
     instructions: str | None

@@ -10,14 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import RequestError
 from server.json_body import JsonRoute
-from server.openapi import ERRORS
+from server.openapi import ERRORS, READ_ERRORS, links
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
 from server.state import State
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Batches"])
+router = APIRouter(route_class=JsonRoute, responses=READ_ERRORS, tags=["Batches"])
+
+_NEXT = links("batch_id", "retrieve_batch", "cancel_batch")
 
 ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 Metadata = Annotated[
@@ -145,7 +147,7 @@ class BatchPage(BaseModel):
     has_more: bool
 
 
-@router.post("/v1/batches")
+@router.post("/v1/batches", responses={**ERRORS, 200: {"links": _NEXT}})
 async def create_batch(request: Request, body: BatchRequest, server: State) -> Batch:
     """Have the requests of a file answered, beneath live traffic."""
     caller = request.scope["caller"]

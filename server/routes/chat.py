@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
+from server.answers import ChatCompletion
 from server.chat.call import ChatCall
 from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
 from server.json_body import JsonRoute
-from server.openapi import ERRORS, STREAM
+from server.openapi import ERRORS, answer, example
 from server.pipeline import CompletionsCall, Json, respond, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import ChatCompletionRequest
@@ -24,7 +25,13 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Chat"])
 
 
-@router.post("/v1/chat/completions", responses={200: STREAM})
+_EXAMPLE = example({"messages": [{"role": "user", "content": "Name three rivers."}], "max_tokens": 50})
+_CHUNK = "`data:` lines: chat completions whose choices have a `delta` in place of their message; `[DONE]` is the last"
+
+
+@router.post(
+    "/v1/chat/completions", responses=answer(ChatCompletion, chunk=_CHUNK), openapi_extra=_EXAMPLE, summary="Chat"
+)
 async def create_chat_completion(request: Request, body: ChatCompletionRequest, server: State) -> Response:
     """Answer a conversation."""
     return await respond(ChatCompletionCall(server, body), request)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
+from server.answers import Completion
 from server.json_body import JsonRoute
-from server.openapi import ERRORS, STREAM
+from server.openapi import ERRORS, answer, example
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Completions"])
 
 
-@router.post("/v1/completions", responses={200: STREAM})
+_EXAMPLE = example({"prompt": "The longest river of the world is", "max_tokens": 20})
+_CHUNK = "`data:` lines: completions whose choices have what is new of their texts; `[DONE]` is the last"
+
+
+@router.post("/v1/completions", responses=answer(Completion, chunk=_CHUNK), openapi_extra=_EXAMPLE)
 async def create_completion(request: Request, body: CompletionRequest, server: State) -> Response:
     """Complete one prompt or several."""
     return await respond(CompletionCall(server, body), request)

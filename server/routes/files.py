@@ -14,14 +14,14 @@ from starlette.requests import ClientDisconnect
 from engine.errors import RequestError
 from server.access import LEFT
 from server.multipart import FormReader
-from server.openapi import ERRORS
+from server.openapi import ERRORS, READ_ERRORS, links, media
 from server.state import State
 from server.storage.database import PART_BYTES
 
 if TYPE_CHECKING:
     from server.storage.files import StoredFile
 
-router = APIRouter(responses=ERRORS, tags=["Files"])
+router = APIRouter(responses=READ_ERRORS, tags=["Files"])
 
 BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's
 SHORTEST_EXPIRY, LONGEST_EXPIRY = 3600, 30 * 86400
@@ -43,6 +43,9 @@ _FORM = {
 }
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
+
+
+_NEXT = links("file_id", "retrieve_file", "retrieve_content", "delete_file")
 
 
 class FileObject(BaseModel):
@@ -94,7 +97,7 @@ class FileList(BaseModel):
     purpose: str | None = Field(None, max_length=32)
 
 
-@router.post("/v1/files", openapi_extra=_BODY)
+@router.post("/v1/files", openapi_extra=_BODY, responses={**ERRORS, 200: {"links": _NEXT}})
 async def create_file(request: Request, server: State) -> FileObject:
     """Upload a file: multipart/form-data with `file`, `purpose`, and `expires_after` if wanted."""
     form = FormReader(request.headers.get("content-type", ""), "file")
@@ -132,7 +135,7 @@ async def retrieve_file(file_id: str, request: Request, server: State) -> FileOb
     return FileObject.of(await server.storage.files.get(request.scope["caller"].tenant, file_id))
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response, responses={200: {"content": _BYTES}})
+@router.get("/v1/files/{file_id}/content", responses=media("application/octet-stream"), response_class=Response)
 async def retrieve_content(file_id: str, request: Request, server: State) -> Response:
     """A file's bytes."""
     file = await server.storage.files.get(request.scope["caller"].tenant, file_id)

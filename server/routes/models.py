@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
-from server.openapi import ERRORS
+from server.openapi import READ_ERRORS, answer
 from server.state import ServerState, State
 
-router = APIRouter(responses={status: ERRORS[status] for status in (401, 404, 500)}, tags=["Models"])
+router = APIRouter(responses=READ_ERRORS, tags=["Models"])
 
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
+class Model(BaseModel):
+    """OpenAI's description of a model, and two fields of vLLM's.
+
+    Attributes:
+        root: where the model comes from.
+        max_model_len: tokens of a prompt and its output at most; null until the model is loaded.
+    """
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int | None
+
+
+class ModelList(BaseModel):
+    """The model under each of its names."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
 @router.head("/v1/models", include_in_schema=False)
-@router.get("/v1/models")
+@router.get("/v1/models", responses=answer(ModelList))
 async def list_models(server: State) -> dict[str, Any]:
     """All names of the one model."""
     return {"object": "list", "data": [_describe(server, name) for name in server.model_names]}
 
 
 @router.head("/v1/models/{name:path}", include_in_schema=False)
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", responses=answer(Model))
 async def retrieve_model(name: str, server: State) -> dict[str, Any]:
     """One model by name."""
     server.check_model(name)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
 from server.health import Health
+from server.openapi import ANY_ERRORS, RETRY_AFTER, Error, Responses, media
 from server.state import State
 
-router = APIRouter()
+router = APIRouter(responses=ANY_ERRORS, tags=["Operations"])
 
 
 class Status(BaseModel):
@@ -43,18 +42,18 @@ class Version(BaseModel):
     version: str
 
 
-_PROBE: dict[int | str, dict[str, Any]] = {
+_PROBE: Responses = {
     200: {"model": Status, "description": "Yes"},
-    503: {"model": Status, "description": "Not now"},
+    503: {"model": Status | Error, "description": "Not now", "headers": RETRY_AFTER},
 }
 _VERSION = version("deepseek-serve")
 
 
-@router.post("/ping", responses=_PROBE)
+@router.post("/ping", responses=_PROBE, name="post_ping")
 @router.head("/ping", include_in_schema=False)
-@router.get("/ping", responses=_PROBE)
+@router.get("/ping", responses=_PROBE, name="ping")
 @router.head("/health", include_in_schema=False)
-@router.get("/health", responses=_PROBE)
+@router.get("/health", responses=_PROBE, name="health")
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=_PROBE)
 async def readyz(server: State) -> Response:
@@ -77,7 +76,7 @@ async def startupz(server: State) -> Response:
 
 
 @router.head("/metrics", include_in_schema=False)
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", responses=media("text/plain", "application/openmetrics-text"), response_class=Response)
 async def metrics(request: Request, server: State) -> Response:
     """Prometheus text, or OpenMetrics where the header Accept asks for it."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -1,10 +1,12 @@
-"""GET / and /docs: the page on which people try the model, and the API's reference, both without an outside asset.
+"""GET /, /docs and /openapi.json: the page on which people try the model, and the API's reference and its source.
 
+Nothing of them comes from elsewhere.
 The files of the page lie in server/page; the reference's are Swagger UI's, from the package fastapi-offline.
 """
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
+from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 if TYPE_CHECKING:
-    from starlette.responses import Response
     from starlette.types import Scope
 
 _POLICY = (
@@ -57,6 +59,13 @@ async def docs(request: Request) -> Response:
     if request.scope["raw_path"].endswith(b"/"):  # the addresses in it are relative
         return RedirectResponse("../docs")
     return await _document("docs.html", request, _DOCS)
+
+
+@router.head("/openapi.json")
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    """The API's OpenAPI document."""
+    return Response(await asyncio.to_thread(request.app.document), media_type="application/json")
 
 
 @router.head("/page/{name}")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from engine.errors import RequestError
 from server.chat.tokens import prompt_tokens
 from server.json_body import JsonRoute
-from server.openapi import ERRORS, STREAM
+from server.openapi import ERRORS, answer, example, links
 from server.pipeline import respond
 from server.responses.call import ResponsesCall
 from server.responses.history import History
@@ -20,7 +20,13 @@ from server.state import State
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Responses"])
 
 
-@router.post("/v1/responses", responses={200: {"model": ResponseObject, **STREAM}})
+_PROMPT = {"input": "Name three rivers."}
+_EXAMPLE = example({**_PROMPT, "max_output_tokens": 50})
+_EVENTS = "OpenAI's events, from response.created to response.completed, .incomplete or .failed"
+_NEXT = links("response_id", "retrieve_response", "list_input_items", "cancel_response", "delete_response")
+
+
+@router.post("/v1/responses", responses=answer(ResponseObject, chunk=_EVENTS, links=_NEXT), openapi_extra=_EXAMPLE)
 async def create_response(request: Request, body: ResponseRequest, server: State) -> Response:
     """Answer a conversation, given as items; earlier responses can be gone on with."""
     history = _history(request, server)
@@ -28,7 +34,7 @@ async def create_response(request: Request, body: ResponseRequest, server: State
     return await respond(ResponsesCall(server, body, items, history), request)
 
 
-@router.post("/v1/responses/input_tokens", responses={200: {"model": InputTokens}})
+@router.post("/v1/responses/input_tokens", responses=answer(InputTokens), openapi_extra=example(_PROMPT))
 async def count_input_tokens(request: Request, body: InputTokensRequest, server: State) -> dict[str, Any]:
     """Return how many tokens the prompt of a conversation has, all of it, without answering it."""
     tenant = request.scope["caller"].tenant
@@ -40,7 +46,7 @@ async def count_input_tokens(request: Request, body: InputTokensRequest, server:
     return {"object": "response.input_tokens", "input_tokens": len(tokens)}
 
 
-@router.get("/v1/responses/{response_id}", responses={200: {"model": ResponseObject}})
+@router.get("/v1/responses/{response_id}", responses=answer(ResponseObject))
 async def retrieve_response(
     request: Request,
     response_id: str,
@@ -51,21 +57,21 @@ async def retrieve_response(
     return (await _history(request, server).find(response_id)).response
 
 
-@router.delete("/v1/responses/{response_id}", responses={200: {"model": DeletedResponse}})
+@router.delete("/v1/responses/{response_id}", responses=answer(DeletedResponse))
 async def delete_response(request: Request, response_id: str, server: State) -> dict[str, Any]:
     """Forget a stored response. Later responses that went on with it are not changed."""
     await _history(request, server).delete(response_id)
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-@router.post("/v1/responses/{response_id}/cancel")
+@router.post("/v1/responses/{response_id}/cancel", status_code=400)
 async def cancel_response(request: Request, response_id: str, server: State) -> Response:
     """Refuse: only responses that run in the background can be cancelled, and this server runs none."""
     await _history(request, server).find(response_id)
     raise RequestError("Only a response that was created with 'background': true can be cancelled.", "response_id")
 
 
-@router.get("/v1/responses/{response_id}/input_items", responses={200: {"model": InputItemList}})
+@router.get("/v1/responses/{response_id}/input_items", responses=answer(InputItemList))
 async def list_input_items(
     request: Request,
     response_id: str,

@@ -16,7 +16,7 @@ from server.admission import estimate_tokens
 from server.chat.tokens import prompt_tokens
 from server.chat.translated import TranslatedRequest
 from server.json_body import JsonRoute
-from server.openapi import ERRORS
+from server.openapi import ERRORS, answer, example
 from server.protocol import ChatCompletionRequest, Message, Strict, fault
 from server.protocol.fields import TokenId
 from server.state import ServerState, State
@@ -86,7 +86,7 @@ class TokenizerInfo(BaseModel):
     model_max_length: int | None
 
 
-@router.post("/tokenize", responses={200: {"model": Tokens}})
+@router.post("/tokenize", responses=answer(Tokens), openapi_extra=example({"prompt": "three rivers"}))
 async def tokenize(request: Request, body: TokenizeRequest, server: State) -> dict[str, Any]:
     """Return the token ids of a text or of a conversation's prompt."""
     server.check_model(body.model)
@@ -107,7 +107,7 @@ async def tokenize(request: Request, body: TokenizeRequest, server: State) -> di
     }
 
 
-@router.post("/detokenize", responses={200: {"model": Detokenized}})
+@router.post("/detokenize", responses=answer(Detokenized), openapi_extra=example({"tokens": [1, 2, 3]}))
 async def detokenize(request: Request, body: DetokenizeRequest, server: State) -> dict[str, str]:
     """Return the text of token ids, special tokens included."""
     server.check_model(body.model)
@@ -119,7 +119,7 @@ async def detokenize(request: Request, body: DetokenizeRequest, server: State) -
     return {"prompt": text}
 
 
-@router.get("/tokenizer_info", responses={200: {"model": TokenizerInfo}})
+@router.get("/tokenizer_info", responses=answer(TokenizerInfo))
 async def tokenizer_info(server: State) -> dict[str, Any]:
     """Return the tokenizer's configuration."""
     info = server.client.info
