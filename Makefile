@@ -11,7 +11,7 @@ MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate soak mutants rollout-test \
+.PHONY: help install serve test check format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
         batch-test dashboards-test kubernetes-test kubernetes-rules page-test ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
@@ -67,6 +67,9 @@ rollout-test: $(STAMP) ## rehearse a rollout behind HAProxy: drain and replace o
 soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \
 	  tests/engine/test_batcher_state_machine.py
+
+chaos: $(STAMP) ## mixed traffic while the engine is killed, stopped and starved, and a verdict (ARGS="--minutes 10 --plant leak ...")
+	@$(BIN)/python -m tests.chaos.run $(ARGS)
 
 mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which no test notices (ARGS=engine/prefix_cache.py)
 	rm -rf mutants
