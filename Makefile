@@ -71,6 +71,9 @@ soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders
 chaos: $(STAMP) ## mixed traffic while the engine is killed, stopped and starved, and a verdict (ARGS="--minutes 10 --plant leak ...")
 	@$(BIN)/python -m tests.chaos.run $(ARGS)
 
+fuzz: $(STAMP) ## hostile files, streams, templates, tool calls and schemas by the thousand (ARGS="-k gguf")
+	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/fuzz $(ARGS)
+
 mutants: $(STAMP) ## small changes to the scheduler and the KV cache, and which no test notices (ARGS=engine/prefix_cache.py)
 	rm -rf mutants
 	SIMULATION_SEEDS=20 $(BIN)/mutmut run $(subst /,.,$(ARGS:.py=.*))

@@ -127,6 +127,7 @@ async def _run(args: argparse.Namespace, folder: Path, seen: Observations) -> No
                 await asyncio.sleep(_WARM_UP)
                 seen.memory_before = subject.memory
                 await _disturb(args, subject, traffic, rng, seen)
+                await asyncio.sleep(_WARM_UP)  # undisturbed, so that what the last engine leaks adds up
             await subject.until_idle()
             if args.overload:
                 await _overload(subject, args.overload, seen)
