@@ -20,6 +20,7 @@ from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
 from server.health import Health
 from server.load import Load
+from server.memory import Trimming
 from server.metrics import Metrics
 from server.openapi import finish, operation_id
 from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
@@ -94,6 +95,7 @@ def create_app(
     metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
         metrics.tokens_of_key(name)  # from 0 on: rates leave out the first value of a series
+    app.state.trimming = Trimming()
     app.state.server = ServerState(
         client,
         health or Health(client),

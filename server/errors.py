@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -106,6 +107,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         count(error)
         message, param = first_problem(error.errors())
+        _release_body(error)
         return _response(request.url.path, 400, _body(message, "invalid_request_error", param, None))
 
     @app.exception_handler(HTTPException)
@@ -128,6 +130,17 @@ def _methods(request: Request) -> str:
     routes: list[Route] = request.app.state.routes
     path = request.scope["path"]
     return ", ".join(sorted({m for route in routes if route.path_regex.match(path) for m in route.methods or ()}))
+
+
+def _release_body(error: RequestValidationError) -> None:
+    """Break the circles in which the error's frames keep the error, and so the body, until the garbage collector comes.
+
+    It comes late where bodies are made of strings and numbers, which it does not count: ten bodies took 120 MiB.
+    """
+    traceback.clear_frames(error.__traceback__)
+    for problem in error.errors():
+        if isinstance(cause := problem.get("ctx", {}).get("error"), Exception):
+            cause.__traceback__ = None
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

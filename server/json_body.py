@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
+from server.memory import LARGE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -30,7 +32,12 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            return await handle(_JsonRequest(request))
+            json_request = _JsonRequest(request)
+            try:
+                return await handle(json_request)
+            finally:
+                if json_request.is_large:
+                    request.app.state.trimming.soon()
 
         return handle_json
 
@@ -40,12 +47,14 @@ class _JsonRequest(Request):
         headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
         scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
         super().__init__(scope, request.receive)
+        self.is_large = False
         info = request.app.state.server.client.info
         context = info.max_seq_len if info else 0
         self._max_values, self._max_keys = max(MAX_VALUES, _VALUES_PER_TOKEN * context), max(MAX_KEYS, context)
 
     async def json(self) -> Any:
         body = await self.body()
+        self.is_large = len(body) > LARGE
         num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
         num_keys = body.count(b'":') + body.count(b'" :')
         if num_values > self._max_values or num_keys > self._max_keys:

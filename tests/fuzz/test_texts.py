@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 PIECES = [
     "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if m.role == 'user' %}",
     "{% else %}", "{% endif %}", "{{ raise_exception('no') }}", "{{ messages[0].content.split('a')[9] }}",
-    "{{ 1 / 0 }}", "{{ x.__class__ }}", "{% set ns = namespace(a=1) %}", "{% set ns.a = ns.a + 1 %}", "{{ tools | tojson }}",
+    "{{ 1 / 0 }}", "{{ x.__class__ }}", "{% set ns = namespace(a=1) %}", "{% set ns.a = ns.a + 1 %}", "text",
     "{% macro f(a) %}", "{% endmacro %}", "{{ f(1) }}", "{% generation %}", "{% endgeneration %}", "{{ bos_token }}",
     "{{ 'a' * 1000 }}", "{{ messages | length }}", "{{ strftime_now('%Y') }}", "{{ none.x }}", "{{ '%s' | format(1) }}",
     "{% break %}", "{% include 'x' %}", "{% import 'os' as os %}", "{{ lipsum() }}", "{{ cycler(1) }}", "{{", "%}",
-    "text", "{{ messages | map(attribute='content') | join }}", "{{ dict(a=1) }}", "{{ ''.format() }}", "{{ range(3) | list }}",
+    "{{ tools | tojson }}", "{{ messages | map(attribute='content') | join }}", "{{ dict(a=1) }}", "{{ ''.format() }}",
+    "{{ range(3) | list }}",
 ]  # fmt: skip
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "abc"}, {"role": "assistant", "content": ""}]
 

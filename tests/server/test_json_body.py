@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 
 import pytest
 
+from server import memory
 from server.json_body import MAX_KEYS, MAX_VALUES
 from tests.server.conftest import COMPLETIONS, check_error
 
@@ -56,3 +59,36 @@ async def test_of_many_unknown_fields_the_first_is_named(api):
     body = {"prompt": "a", "temperature": 0.0, "zz": 1, **{f"a{i}": 1 for i in range(1000)}}
     response = await api.http.post(COMPLETIONS, json=body)
     check_error(response, 400, param="zz")
+
+
+async def test_a_refused_body_is_not_kept_until_the_garbage_collector_comes(api):
+    """Its strings are not counted by the collector, which therefore comes late."""
+    size = 190_001
+    gc.disable()
+    try:
+        check_error(await api.http.post(COMPLETIONS, content=json.dumps({"prompt": ["a"] * size})), 400)
+        assert not any(type(kept) is list and len(kept) == size for kept in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+async def test_after_a_large_body_memory_is_given_back(api, monkeypatch):
+    asked = []
+    monkeypatch.setattr(api.app.state.trimming, "soon", lambda: asked.append(None))
+    for size, number in ((100, 0), (2_000_000, 1)):
+        await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "a" * size}))
+        assert len(asked) == number
+
+
+async def test_memory_is_given_back_once_for_several_requests(monkeypatch):
+    trimmed: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(memory, "_DELAY", 0.0)
+    monkeypatch.setattr(memory.Trimmer, "trim", lambda _: loop.call_soon_threadsafe(trimmed.put_nowait, None))
+    trimming = memory.Trimming()
+    for _ in range(2):
+        trimming.soon()
+        trimming.soon()
+        async with asyncio.timeout(10):
+            await trimmed.get()
+        assert trimmed.empty()
