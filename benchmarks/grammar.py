@@ -20,7 +20,7 @@ from engine.loading.resolve import resolve_model
 from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from server.commands.output import report
 from server.grammar.lark import grammar_of, schema_expression
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 _ITEM = {
     "type": "object",

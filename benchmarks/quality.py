@@ -27,7 +27,7 @@ from engine.engine import Engine
 from engine.loading.resolve import resolve_model
 from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from engine.quantization.calibration_text import builtin_text
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 
 @dataclass

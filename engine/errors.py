@@ -1,4 +1,4 @@
-"""The error tree. Each layer raises from here; `server.errors` alone maps it to HTTP, `server.cli` to exit statuses."""
+"""The error tree. Each layer raises from here; server.http.errors alone maps it to HTTP, server.cli to statuses."""
 
 
 class DeepseekServeError(Exception):

@@ -9,20 +9,20 @@ import msgspec
 from fastapi import FastAPI
 from starlette.routing import Route
 
-from server import errors
-from server.access import Access, AccessLog, AccessMiddleware
 from server.admission import Admission
-from server.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
 from server.batches.runner import BatchRunner
 from server.config import ServerConfig
-from server.cors import allow_origins, parse_origins
 from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
 from server.health import Health
-from server.load import Load
+from server.http import errors
+from server.http.access import Access, AccessLog, AccessMiddleware
+from server.http.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
+from server.http.cors import allow_origins, parse_origins
+from server.http.openapi import finish, operation_id
 from server.memory import Trimming
-from server.metrics import Metrics
-from server.openapi import finish, operation_id
+from server.observe.load import Load
+from server.observe.metrics import Metrics
 from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
 from server.state import ServerState
 from server.storage import Storage
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from server.engine_client import EngineClient
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
 _ROUTES = (completions, chat, responses, messages, tokens, files, batches, models, operations, page)
 

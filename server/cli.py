@@ -57,7 +57,7 @@ def _serve(argv: list[str]) -> None:
 
     from engine.errors import ConfigError, EngineUnavailableError, ModelError
     from server.config import LOG_FORMAT
-    from server.request_record import RequestIdFilter
+    from server.http.request_record import RequestIdFilter
 
     logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     logging.getLogger().handlers[0].addFilter(RequestIdFilter())

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, model_validator
 
 from engine.config import Settings, setting
 from engine.errors import ConfigError
-from server.cors import parse_origins
+from server.http.cors import parse_origins
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

@@ -1,6 +1,6 @@
 """One API request's generation: prompts become engine requests, the engine's outputs become deltas of text.
 
-Owns the request's counts and its end. Text is `server.choice_text`'s; JSON is the routes'.
+Owns the request's counts and its end. Text is `server.text.choice_text`'s; JSON is the routes'.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from engine.errors import (
     QueueTimeoutError,
 )
 from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
-from server.choice_text import ChoiceText, Delta
-from server.metrics import RequestTimer
+from server.observe.metrics import RequestTimer
+from server.text.choice_text import ChoiceText, Delta
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

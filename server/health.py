@@ -14,7 +14,7 @@ class Health:
     """The engine's state and the server's own.
 
     Attributes:
-        is_draining: the server has been told to end, and may still take requests (server.drain).
+        is_draining: the server has been told to end, and may still take requests (server.http.drain).
     """
 
     def __init__(self, client: EngineClient) -> None:

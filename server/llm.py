@@ -16,9 +16,9 @@ from engine.errors import RequestError
 from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
-from server.chat_template import ChatTemplate, named_template
-from server.choice_text import ChoiceText, Delta
-from server.tokenizer import Tokenizer
+from server.chat.chat_template import ChatTemplate, named_template
+from server.text.choice_text import ChoiceText, Delta
+from server.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
 

@@ -17,16 +17,16 @@ from fastapi import Request, Response
 
 from engine.errors import RequestError
 from engine.protocol import SamplingParams, SchedulingParams
-from server.access import LEFT
 from server.generation import Generation
+from server.http.access import LEFT
+from server.http.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 from server.protocol import GenerationRequest
-from server.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from server.choice_text import Delta
     from server.state import ServerState
+    from server.text.choice_text import Delta
 
 Json = dict[str, Any]
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.protocol import TokenLogprobs
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
 
 def write_prompt_logprobs(

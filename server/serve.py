@@ -1,7 +1,7 @@
 """From settings to a running server: the port first, then the model, the engine process, the app.
 
 SIGTERM or ctrl-C before the app is served ends the start: nothing is left, and the status is 0. After that, the end is
-server.drain's, and the engine ends last.
+server.http.drain's, and the engine ends last.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
-from server.api_keys import ApiKeys
-from server.chat_template import named_template
-from server.drain import BACKLOG, SIGNALS, Server
+from server.chat.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.generation_config import describe, read_defaults
 from server.health import Health
-from server.tokenizer import Tokenizer
+from server.http.api_keys import ApiKeys
+from server.http.drain import BACKLOG, SIGNALS, Server
+from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
     from server.batches.runner import BatchRunner
+    from server.chat.template_process import TemplateProcess
     from server.config import ServerConfig
     from server.state import ServerState
-    from server.template_process import TemplateProcess
 
 logger = logging.getLogger(__name__)
 

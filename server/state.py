@@ -20,11 +20,11 @@ from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.grammar.checker import GrammarChecker
 from server.health import Health
-from server.load import Load
-from server.metrics import Metrics
+from server.observe.load import Load
+from server.observe.metrics import Metrics
 from server.protocol import GenerationRequest
 from server.storage import Storage
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 _LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that it does not delay streams
 

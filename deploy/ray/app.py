@@ -16,12 +16,12 @@ from deploy.ray.replica import EngineReplica
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
-from server.api_keys import ApiKeys
 from server.app import create_app
-from server.chat_template import named_template
+from server.chat.chat_template import named_template
 from server.command_line import CommandLine
 from server.config import ServerConfig
-from server.tokenizer import Tokenizer
+from server.http.api_keys import ApiKeys
+from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

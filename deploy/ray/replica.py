@@ -18,7 +18,7 @@ from engine.errors import EngineUnavailableError
 from engine.loading.resolve import resolve_model
 from engine.protocol import encode
 from server.engine_client import EngineProcess
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
 
-    from server.api_keys import Caller
+    from server.http.api_keys import Caller
 
 
 async def ask(app: ASGIApp, path: str, body: bytes, caller: Caller) -> tuple[int, bytes]:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.errors import RequestError
-from server.api_keys import Caller
 from server.batches.in_process import ask
 from server.batches.lines import LineChecker, LineSplitter, answered, not_run, parse, streams
-from server.errors import error_body
+from server.http.api_keys import Caller
+from server.http.errors import error_body
 from server.storage.batches import LEASE, LeaseLostError, Result
 from server.storage.files import BATCH_FILES_LAST, UPLOAD
 

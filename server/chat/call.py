@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.protocol import SamplingParams
+    from server.chat.chat_template import ChatTemplate
     from server.chat.grammar import Reasons
-    from server.chat_template import ChatTemplate
-    from server.choice_text import Delta
     from server.generation import Generation
     from server.state import ServerState
+    from server.text.choice_text import Delta
 
 
 class ChatCall(ApiCall[ChatCompletionRequest]):

@@ -15,8 +15,8 @@ from server.chat.switches import template_variables
 from server.chat.tools.hermes import call_as_text, result_as_text
 
 if TYPE_CHECKING:
+    from server.chat.chat_template import ChatTemplate
     from server.chat.tools.use import ToolUse
-    from server.chat_template import ChatTemplate
     from server.protocol import ChatCompletionRequest
 
 _Message = dict[str, Any]

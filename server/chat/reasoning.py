@@ -6,7 +6,7 @@ itself begins with <think>. Text that may be part of a marker is held back until
 
 from __future__ import annotations
 
-from server.choice_text import stop_prefix_length
+from server.text.choice_text import stop_prefix_length
 
 _OPEN, _CLOSE = MARKERS = "<think>", "</think>"
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from server.chat.reasoning import ReasoningSplitter
-    from server.detokenizer import Detokenizer
+    from server.text.detokenizer import Detokenizer
 
 
 class ReasoningTokens:

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from server.chat.pieces import Piece
-    from server.choice_text import Delta, TokenReport
-    from server.tokenizer import Tokenizer
+    from server.text.choice_text import Delta, TokenReport
+    from server.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import RequestError
 
 if TYPE_CHECKING:
-    from server.chat_template import ChatTemplate
+    from server.chat.chat_template import ChatTemplate
     from server.protocol import ChatCompletionRequest
 
 _NO_EFFORTS = ("none", "minimal")

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError, create_model, model_validator
 
 from engine.errors import RequestError
 from server.chat.call import ChatCall
-from server.errors import first_problem
+from server.http.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
 from server.protocol.schema import as_taken
 

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
     args = _parser().parse_args(argv)
     from engine.loading import random_checkpoint  # imports torch, which --help need not wait for
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
     try:
         config = _config(PRESETS[args.like], args)

@@ -21,7 +21,7 @@ from server.arguments import Parser
 from server.commands.output import report, table
 
 if TYPE_CHECKING:
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
 _SCHEMES = {
     "w8a8-static": "fastest where activations are tame; needs text like yours",
@@ -73,7 +73,7 @@ def _parser() -> Parser:
 def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Write the checkpoint; what to say of it, and its figures."""
     from engine.quantization import quantize  # imports torch
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
     if args.out.exists() or args.out.is_symlink():
         raise ConfigError(f"--out {args.out} exists already; name a new folder")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import Vocabulary
     from server.engine_client import EngineClient
-    from server.tokenizer import Tokenizer
+    from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

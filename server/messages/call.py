@@ -7,19 +7,19 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from server.chat.translated import TranslatedCall
-from server.error_shapes import anthropic_error
-from server.errors import error_body
+from server.http.error_shapes import anthropic_error
+from server.http.errors import error_body
+from server.http.streaming import NamedFrames
 from server.messages.output import BlockWriter, Json
-from server.streaming import NamedFrames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from engine.errors import DeepseekServeError
-    from server.choice_text import Delta
     from server.generation import Generation
     from server.messages.protocol import MessagesRequest
     from server.state import ServerState
+    from server.text.choice_text import Delta
 
 
 class MessagesCall(TranslatedCall):

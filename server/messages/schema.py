@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from server.answers import AT_TIMES
-from server.openapi import errors
+from server.http.openapi import errors
 
 
 class Text(BaseModel):

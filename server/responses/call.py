@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import DeepseekServeError, RequestError
 from server.chat.reports import AnswerReports
 from server.chat.translated import TranslatedCall
-from server.errors import error_body
+from server.http.errors import error_body
+from server.http.streaming import NamedFrames
 from server.pipeline import usage
 from server.responses.history import History, StoredResponse
 from server.responses.items import InputItem, Json
 from server.responses.output import OutputWriter
 from server.responses.truncation import newest_turns
-from server.streaming import NamedFrames
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import RequestError
-from server.json_body import JsonRoute
-from server.openapi import ERRORS, READ_ERRORS, links
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, READ_ERRORS, links
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
 from server.state import State
 

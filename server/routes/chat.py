@@ -10,17 +10,17 @@ from server.answers import ChatCompletion
 from server.chat.call import ChatCall
 from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
-from server.json_body import JsonRoute
-from server.openapi import ERRORS, answer, example
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, answer, example
 from server.pipeline import CompletionsCall, Json, respond, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import ChatCompletionRequest
 from server.state import State
 
 if TYPE_CHECKING:
-    from server.choice_text import Delta
     from server.generation import Generation
     from server.state import ServerState
+    from server.text.choice_text import Delta
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Chat"])
 

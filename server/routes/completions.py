@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
 from server.answers import Completion
-from server.json_body import JsonRoute
-from server.openapi import ERRORS, answer, example
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, answer, example
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.protocol import SamplingParams, TokenLogprobs
-    from server.choice_text import Delta
     from server.generation import Generation
+    from server.text.choice_text import Delta
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Completions"])
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from engine.errors import RequestError
-from server.access import LEFT
-from server.multipart import FormReader
-from server.openapi import ERRORS, READ_ERRORS, links, media
+from server.http.access import LEFT
+from server.http.multipart import FormReader
+from server.http.openapi import ERRORS, READ_ERRORS, links, media
 from server.state import State
 from server.storage.database import PART_BYTES
 

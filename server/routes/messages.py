@@ -6,11 +6,11 @@ from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
 from server.chat.tokens import prompt_tokens
-from server.json_body import JsonRoute
+from server.http.json_body import JsonRoute
+from server.http.openapi import answer, example
 from server.messages.call import MessagesCall
 from server.messages.protocol import CountRequest, MessagesRequest
 from server.messages.schema import ERRORS, MessageObject, TokenCount
-from server.openapi import answer, example
 from server.pipeline import respond
 from server.state import State
 

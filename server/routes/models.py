@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from server.openapi import READ_ERRORS, answer
+from server.http.openapi import READ_ERRORS, answer
 from server.state import ServerState, State
 
 router = APIRouter(responses=READ_ERRORS, tags=["Models"])

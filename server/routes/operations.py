@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from pydantic import BaseModel
 
 from server.health import Health
-from server.openapi import ANY_ERRORS, RETRY_AFTER, Error, Responses, media
+from server.http.openapi import ANY_ERRORS, RETRY_AFTER, Error, Responses, media
 from server.state import State
 
 router = APIRouter(responses=ANY_ERRORS, tags=["Operations"])

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from engine.errors import RequestError
 from server.chat.tokens import prompt_tokens
-from server.json_body import JsonRoute
-from server.openapi import ERRORS, answer, example, links
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, answer, example, links
 from server.pipeline import respond
 from server.responses.call import ResponsesCall
 from server.responses.history import History

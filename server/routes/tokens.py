@@ -15,8 +15,8 @@ from engine.errors import RequestError
 from server.admission import estimate_tokens
 from server.chat.tokens import prompt_tokens
 from server.chat.translated import TranslatedRequest
-from server.json_body import JsonRoute
-from server.openapi import ERRORS, answer, example
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, answer, example
 from server.protocol import ChatCompletionRequest, Message, Strict, fault
 from server.protocol.fields import TokenId
 from server.state import ServerState, State

@@ -13,9 +13,9 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config import EngineConfig
-from server.api_keys import PUBLIC_PATHS
 from server.config import ServerConfig
-from server.metrics import Metrics
+from server.http.api_keys import PUBLIC_PATHS
+from server.observe.metrics import Metrics
 from server.routes.operations import router
 from tests.support.no_engine import NoEngine
 

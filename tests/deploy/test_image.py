@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from kernels.native.build import ISAS
-from server.api_keys import PUBLIC_PATHS
 from server.command_line import CommandLine
 from server.config import ServerConfig
+from server.http.api_keys import PUBLIC_PATHS
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")

@@ -15,7 +15,7 @@ from engine import engine
 from engine.config import EngineConfig, flag
 from server import engine_client
 from server.config import ServerConfig
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 from server.routes import operations
 from tests.deploy.files import DEPLOY, ROOT, panels, queries, read_yaml, rules
 from tests.support.no_engine import NoEngine

@@ -17,7 +17,7 @@ from engine.loading.gguf_source import GGUFSource
 from engine.loading.resolve import ModelSource
 from engine.loading.safetensors_source import SafetensorsSource
 from engine.models import gguf_config, hf_config
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.fuzz.values import FUZZ, damaged, mutated, values
 from tests.support.gguf_writer import write_gguf
 from tests.support.running import generate, greedy_params, load

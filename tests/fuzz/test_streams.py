@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import GenerationError
-from server.streaming import DataFrames, EventStream, NamedFrames
+from server.http.streaming import DataFrames, EventStream, NamedFrames
 from tests.fuzz.values import FUZZ
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import ModelError, RequestError
+from server.chat.chat_template import ChatTemplate
 from server.chat.pieces import ChatMessage
 from server.chat.tools.format import Calls, ToolParser
 from server.chat.tools.formats import FORMATS
-from server.chat_template import ChatTemplate
 from server.grammar import lark
 from tests.fuzz.values import FUZZ, values
 

@@ -22,7 +22,7 @@ from engine.step import SampledToken, StepResult
 from server.app import create_app
 from server.config import ServerConfig
 from server.engine_client import InProcessEngine
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

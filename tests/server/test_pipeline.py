@@ -8,7 +8,7 @@ import pytest
 
 from server.admission import Admission
 from server.config import ServerConfig
-from server.metrics import REFUSALS
+from server.observe.metrics import REFUSALS
 from server.pipeline import yielding
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
 
@@ -91,7 +91,7 @@ async def test_an_unknown_model_is_not_found(api, path):
 async def test_a_full_queue_answers_429_and_when_to_come_back(api, path, monkeypatch):
     with bound(api, max_prompts=1).admit(1, 1):
         monkeypatch.setattr(type(api.tokenizer), "encode", None)  # no work is done on what is refused
-        monkeypatch.setattr("server.template_process.TemplateProcess.render", None)
+        monkeypatch.setattr("server.chat.template_process.TemplateProcess.render", None)
         response = await api.post(path)
         check_error(response, 429, type="rate_limit_error", code="rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 60

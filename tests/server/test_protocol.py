@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error
 
 

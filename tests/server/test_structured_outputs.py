@@ -10,7 +10,7 @@ import pytest
 from engine.grammar_check import check
 from engine.loading.resolve import ModelSource
 from server.grammar.checker import GrammarChecker
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.conftest import CHAT, COMPLETIONS, EOS_ID, check_error, text_of
 from tests.support.grammar import compiler
 

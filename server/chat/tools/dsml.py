@@ -14,7 +14,7 @@ from engine.errors import RequestError
 from server.chat.pieces import ToolCallArguments
 from server.chat.tools.format import Calls, ToolFormat, one_a_line
 from server.chat.tools.source import NotACallError, Source, Steps, accept, expect, skip, until
-from server.choice_text import stop_prefix_length
+from server.text.choice_text import stop_prefix_length
 
 if TYPE_CHECKING:
     from server.chat.tools.lark import Lark

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from server.chat.pieces import Content, Piece, ToolCallStart
 from server.chat.tools.source import NotACallError, Source, Steps
-from server.choice_text import stop_prefix_length
+from server.text.choice_text import stop_prefix_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,7 @@ from server.protocol.tools import NamedChoice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from server.chat_template import ChatTemplate
+    from server.chat.chat_template import ChatTemplate
     from server.protocol.tools import Function, ToolFields
 
 _MAX_CALLS = 16  # that a grammar lets a model make in one answer

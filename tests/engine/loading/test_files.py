@@ -13,7 +13,7 @@ from engine.errors import ModelError
 from engine.loading.files import read_bytes
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.resolve import ModelSource
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.support.checkpoints import refusal
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from engine.errors import StorageError
-from server.api_keys import ApiKeys, Caller
 from server.batches.in_process import ask
+from server.http.api_keys import ApiKeys, Caller
 from server.storage.batches import BatchStore
 from tests.server.batches.conftest import jsonl, line
 from tests.server.conftest import check_error

@@ -8,11 +8,11 @@ import llguidance
 import pytest
 
 from engine.errors import RequestError
+from server.chat.chat_template import ChatTemplate
 from server.chat.grammar import of_answer
 from server.chat.pieces import ChatMessage
 from server.chat.tools.formats import FORMATS
 from server.chat.tools.use import ToolUse
-from server.chat_template import ChatTemplate
 from server.protocol import ChatCompletionRequest
 
 POINT = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"], "additionalProperties": False}

@@ -7,9 +7,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from engine.errors import RequestError
+from server.chat.chat_template import ChatTemplate, named_template
 from server.chat.prompt import render
 from server.chat.tools.use import ToolUse
-from server.chat_template import ChatTemplate, named_template
 from server.protocol import ChatCompletionRequest
 
 BOS, EOS = "<bos>", "<eos>"

@@ -3,8 +3,8 @@
 import pytest
 
 from engine.errors import RequestError
+from server.chat.chat_template import ChatTemplate, named_template
 from server.chat.switches import template_variables
-from server.chat_template import ChatTemplate, named_template
 from server.protocol import ChatCompletionRequest
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
@@ -55,7 +55,6 @@ def test_a_template_gets_what_it_reads(source, fields, expected):
         (PLAIN, {"verbosity": "low"}),
         (ALWAYS, {"reasoning_effort": "low"}),
         (ALWAYS, {"reasoning_effort": "none"}),
-        (PLAIN, {"verbosity": "low"}),
         (PLAIN, {"thinking": {"type": "enabled"}}),
         (ALWAYS, {"thinking": {"type": "disabled"}}),
         (SWITCH, {"verbosity": "high"}),

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from engine.loading.resolve import ModelSource
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
 from server.config import ServerConfig
-from server.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.conftest import CHAT, EOS_ID, check_error, check_usage, text_of
 
 GREEDY = {"temperature": 0, "ignore_eos": True, "max_tokens": 12}

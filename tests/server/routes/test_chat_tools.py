@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
 from tests.server.conftest import CHAT, EOS_ID, check_error
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

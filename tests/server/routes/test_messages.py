@@ -7,8 +7,8 @@ import httpx2
 import pytest
 import pytest_asyncio
 
-from server.api_keys import ApiKeys, Caller
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
+from server.http.api_keys import ApiKeys, Caller
 
 MESSAGES = "/v1/messages"
 HI = [{"role": "user", "content": "hi"}]

@@ -7,7 +7,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
 from tests.server.conftest import EOS_ID
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server import routes
-from server.api_keys import ApiKeys, Caller
+from server.http.api_keys import ApiKeys, Caller
 from tests.server.conftest import check_error
 
 FOLDER = Path(routes.__file__).parents[1] / "page"

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from server.fill_in_middle import FillInMiddle
+from server.text.fill_in_middle import FillInMiddle
 from tests.server.conftest import CHAT, COMPLETIONS, check_error
 from tests.support import tiny
 

@@ -7,9 +7,9 @@ import openai
 import pytest
 import pytest_asyncio
 
-from server.api_keys import ApiKeys, Caller
-from server.chat_template import ChatTemplate
+from server.chat.chat_template import ChatTemplate
 from server.config import ServerConfig
+from server.http.api_keys import ApiKeys, Caller
 from tests.server.conftest import check_error
 
 RESPONSES = "/v1/responses"

@@ -1,0 +1,285 @@
+"""What a connection may cost: how many there are, how long each may take or be silent, how large its request is.
+
+uvicorn's protocol keeps a half-sent request as long as its client likes. Limits are applied here, where bytes arrive,
+before a key is looked at or a body is held. Each refusal is an answer in OpenAI's shape, and the connection ends.
+
+Costs: O(1) a read, whatever the number of connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from dataclasses import dataclass, field
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.http.cors import headers_for, parse_origins
+from server.http.errors import REFUSED_STATUSES, error_response
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from server.config import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES = 32 << 10  # of a request line and its headers, as in nginx
+MAX_HEADERS = 100
+UPLOAD_PATH = b"/v1/files"
+_FORM_BYTES = 16 << 10  # of an upload beside its file
+_SPARE_FILES = 128  # descriptors for all that is not a client's connection
+_LINGER = 2.0  # seconds in which a refused client may stop sending, so that it reads the answer instead of a reset
+
+
+@dataclass
+class Connections:
+    """The limits, and what all connections share.
+
+    Attributes:
+        header_timeout: seconds from the first byte (of a new connection: from its start) to the end of the headers.
+        body_timeout: seconds from there to the end of the body.
+        write_timeout: seconds that a client may leave its full buffers unread.
+        max_file_bytes: bytes of a file that is uploaded, for which the time begins anew with each of its MiB.
+        max_bodies_bytes: bytes of all other bodies that are under way.
+        count_refused: called with the metric's reason for each answer that is a refusal.
+        answered: called with the status, the client's address and the body's bytes of each answer that is given here.
+        origins: whose pages may read the answers (server.http.cors).
+        abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
+    """
+
+    max_connections: int
+    header_timeout: float
+    body_timeout: float
+    write_timeout: float
+    max_body_bytes: int
+    max_file_bytes: int
+    max_bodies_bytes: int
+    count_refused: Callable[[str], None]
+    answered: Callable[[int, str, int], None] = lambda *_: None
+    origins: list[str] = field(default_factory=list)
+    num_open: int = 0
+    bodies_bytes: int = 0
+    abortable: dict[LimitedProtocol, None] = field(default_factory=dict)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol under the limits of `Connections`."""
+
+    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._shared = connections
+        self._is_refused = False
+        self._in_head = self._in_body = self._has_body = False
+        self._num_begun = 0  # heads that the read under way has begun or goes on with
+        self._head_bytes = self._body_bytes = self._max_body_bytes = 0
+        self._is_upload = False
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # Called by asyncio.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        shared = self._shared
+        shared.num_open += 1
+        shared.abortable[self] = None
+        self._start_read_timer(shared.header_timeout)
+        if shared.num_open > shared.max_connections:
+            longest = next(iter(shared.abortable))
+            if longest is self:
+                self._refuse(503, f"The server has its {shared.max_connections} connections; try again.")
+            else:
+                del shared.abortable[longest]  # at once: others may be accepted before it is lost
+                longest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._shared.num_open -= 1
+        self._shared.abortable.pop(self, None)
+        self._release_body()
+        for timer in (self._read_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._num_begun = int(self._in_head)
+        is_behind_body, self._has_body = self._in_body, False
+        super().data_received(data)
+        # The parser keeps an unfinished header to itself, so bytes are counted here: reads of one head alone, and reads
+        # of a chunked body that bring none of it (chunk extensions, trailers).
+        if (self._in_head and self._num_begun == 1 and not is_behind_body) or (self._in_body and not self._has_body):
+            self._head_bytes += len(data)
+        if (self._in_head or self._in_body) and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, f"The headers have more than {MAX_HEAD_BYTES} bytes, the most that is taken.")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader(0)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    def _watch_reader(self, num_unread: int) -> None:
+        """Cut off a client that has read nothing since this was called last, when it had so many bytes to read."""
+        before, num_unread = num_unread, self.transport.get_write_buffer_size()
+        if num_unread == before:
+            self.transport.abort()
+        else:
+            self._write_timer = self.loop.call_later(self._shared.write_timeout, self._watch_reader, num_unread)
+
+    # Called by the parser.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._is_refused:
+            self._in_head, self._head_bytes = True, 0
+            self._num_begun += 1
+            self._start_read_timer(self._shared.header_timeout)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # what follows a chunked body, a trailer, is dropped
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._is_refused:
+            return
+        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        announced = dict(self.headers).get(b"content-length", b"")
+        self._is_upload = self.url.partition(b"?")[0].rstrip(b"/") == UPLOAD_PATH
+        self._max_body_bytes = self._shared.max_file_bytes if self._is_upload else self._shared.max_body_bytes
+        if head_bytes > MAX_HEAD_BYTES or len(self.headers) > MAX_HEADERS:
+            message = f"More than {MAX_HEADERS} headers, or {MAX_HEAD_BYTES} bytes of them: the most that is taken."
+            self._refuse(431, message)
+        elif announced.isdigit() and int(announced) > self._max_body_bytes:
+            self._refuse(413, self._too_large)
+        else:
+            self._start_read_timer(self._shared.body_timeout)
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._is_refused:
+            return
+        self._has_body = True
+        before = self._body_bytes
+        self._body_bytes += len(body)
+        if not self._is_upload:
+            self._shared.bodies_bytes += len(body)
+        elif self._body_bytes >> 20 > before >> 20:
+            self._start_read_timer(self._shared.body_timeout)
+        if self._body_bytes > self._max_body_bytes:
+            self._refuse(413, self._too_large)
+        elif self._shared.bodies_bytes > self._shared.max_bodies_bytes:
+            self._refuse(503, "The server is receiving as many bytes of bodies as it takes at a time; try again.")
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_refused:
+            return
+        self._in_body = False
+        self._shared.abortable.pop(self, None)
+        self._release_body()
+        self._stop_read_timer()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._read_timer is None and self.cycle.response_complete:  # no request is being read, none is queued
+            self._shared.abortable[self] = None
+
+    # The ends of a connection.
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    @property
+    def _too_large(self) -> str:
+        return f"The body has more than {self._max_body_bytes} bytes, the most that is taken."
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer, unless an answer has begun; drop what the client still sends for a while, then close."""
+        if self._is_refused:  # what follows in the same read may be anything
+            return
+        self._is_refused = True
+        self._release_body()
+        is_answering = self._awaits_answer and self.cycle.response_started
+        if self._awaits_answer:
+            self.cycle.disconnected = True  # the request's task ends as if the client had gone
+            self.cycle.message_event.set()
+            self.flow.resume_reading()  # what was paused until the task takes more of the body
+        if is_answering:
+            self.transport.close()
+            return
+        if (reason := REFUSED_STATUSES.get(status)) is not None:
+            self._shared.count_refused(reason)
+        headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
+        path = self.cycle.scope["path"] if self._awaits_answer else ""
+        response = error_response(status, message, headers, path=path)
+        self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
+        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+        lines += [b"%b: %b" % header for header in response.raw_headers]
+        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_read_timer(_LINGER)
+
+    @property
+    def _awaits_answer(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _time_out(self) -> None:
+        if not self._is_refused and (self._in_head or self._awaits_answer):
+            self._refuse(408, "The request did not arrive in time.")
+        else:
+            self.transport.close()
+
+    def _release_body(self) -> None:
+        if not self._is_upload:
+            self._shared.bodies_bytes -= self._body_bytes
+        self._body_bytes = 0
+
+    def _start_read_timer(self, seconds: float) -> None:
+        self._stop_read_timer()
+        self._read_timer = self.loop.call_later(seconds, self._time_out)
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
+
+def limited_protocol(
+    config: ServerConfig, count_refused: Callable[[str], None], answered: Callable[[int, str, int], None]
+) -> Callable[..., LimitedProtocol]:
+    """What uvicorn calls for each connection; their number is at most what the open files allow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.max_connections + _SPARE_FILES
+    if 0 <= soft < wanted:  # -1 is no limit
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    max_connections = config.max_connections if soft < 0 else max(1, min(config.max_connections, soft - _SPARE_FILES))
+    if max_connections < config.max_connections:
+        logger.warning("the limit of %d open files (ulimit -n) leaves %d connections", soft, max_connections)
+    connections = Connections(
+        max_connections=max_connections,
+        header_timeout=config.header_timeout,
+        body_timeout=config.body_timeout,
+        write_timeout=config.write_timeout,
+        max_body_bytes=int(config.max_body_size * (1 << 20)),
+        max_file_bytes=int(config.max_file_size * (1 << 20)) + _FORM_BYTES,
+        max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
+        count_refused=count_refused,
+        answered=answered,
+        origins=parse_origins(config.cors_origins),
+    )
+    return partial(LimitedProtocol, connections=connections)

@@ -1,0 +1,240 @@
+"""Prometheus metrics. Times are taken in the server, as clients see them; load is the engine's latest stats."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from engine.protocol import EngineStats
+from server.http.request_record import current
+from server.observe.http_metrics import HttpMetrics
+from server.observe.vllm_metrics import VllmNames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+
+    from server.engine_client import EngineClient
+
+_FAST = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1, 2.5, 5, 10,
+)  # fmt: skip
+_SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+REFUSALS = ("queue_full", "queue_timeout", "draining", "unavailable", "unauthorized", "invalid", "too_large")
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+
+
+class Metrics:
+    """All metrics of one server; docs/operations.md explains each."""
+
+    def __init__(self, model_name: str, client: EngineClient, compat: str = "none") -> None:
+        """`compat` is --metrics-compat: whose names there are beside our own."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each of the others, which no dashboard reads
+        self.registry = CollectorRegistry()
+        self._client, self._model_name, self._start_time = client, model_name, time.time()
+        self.registry.register(self)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        engine = "deepseek_serve_engine"  # a process of its own, where most memory and time goes
+        ProcessCollector(engine, lambda: client.engine_pid or "none", registry=self.registry)
+        self.http = HttpMetrics(model_name, self.registry)
+        self._exposed: Collector = self.registry if compat == "none" else VllmNames(self.registry, model_name, client)
+        self.num_generated = 0  # the counter generation_tokens as a number
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(f"deepseek_serve_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
+            return metric.labels(model_name)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"deepseek_serve_{name}", text, ["model_name"], registry=self.registry).labels(model_name)
+
+        self.time_to_first_token = histogram("time_to_first_token_seconds", "From arrival to the first token.", _SLOW)
+        self.inter_token_latency = histogram(
+            "inter_token_latency_seconds",
+            "Between a token and the one before it in its sequence: the latency per token.",
+            _FAST,
+        )
+        self.e2e_latency = histogram("e2e_request_latency_seconds", "From arrival to the end of the request.", _SLOW)
+        self.queue_time = histogram("request_queue_time_seconds", "From arrival to the sequence's first step.", _SLOW)
+        self.prefill_time = histogram(
+            "request_prefill_time_seconds", "A sequence's first step to its first token.", _SLOW
+        )
+        self.decode_time = histogram("request_decode_time_seconds", "A sequence's first token to its last.", _SLOW)
+        self.time_per_output_token = histogram(
+            "request_time_per_output_token_seconds", "The same, for each token after the first.", _FAST
+        )
+        self.request_prompt_tokens = histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.request_generation_tokens = histogram(
+            "request_generation_tokens", "Tokens generated for a request.", _TOKENS
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of all requests.")
+        self.generation_tokens = counter("generation_tokens", "Tokens generated for all requests.")
+        self._finished = Counter(
+            "deepseek_serve_sequences_finished",
+            "Sequences that ended, by reason: stop, length, abort (nobody waits any more), timeout, error.",
+            ["model_name", "finished_reason"],
+            registry=self.registry,
+        )
+        for reason in ("stop", "length", "abort", "error", "timeout"):
+            self._finished.labels(model_name, reason)
+        self._refused = Counter(
+            "deepseek_serve_requests_refused",
+            "Requests that were answered with an error and never started, by reason.",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        for reason in REFUSALS:
+            self._refused.labels(model_name, reason)
+        self._key_prompt_tokens, self._key_generation_tokens = (
+            Counter(f"deepseek_serve_key_{name}", text, ["model_name", "key"], registry=self.registry)
+            for name, text in (
+                ("prompt_tokens", "Prompt tokens by the name of the API key; none without keys."),
+                ("generation_tokens", "Tokens generated, by the name of the API key; none without keys."),
+            )
+        )
+
+    @property
+    def exposed(self) -> Collector:
+        """What /metrics shows: all of these, and vLLM's names for them where they are wanted."""
+        return self._exposed
+
+    def count_finished(self, reason: str) -> None:
+        """Count the end of a sequence."""
+        if (record := current()) is not None:
+            record.finish_reasons.add(reason)
+        self._finished.labels(self._model_name, reason).inc()
+
+    def count_refused(self, reason: str) -> None:
+        """Count a request that is refused, for one of `REFUSALS`."""
+        self._refused.labels(self._model_name, reason).inc()
+
+    def tokens_of_key(self, name: str) -> tuple[Counter, Counter]:
+        """Return the counters of one key's prompt tokens and generated tokens."""
+        counters = (self._key_prompt_tokens, self._key_generation_tokens)
+        prompt, generation = (counter.labels(self._model_name, name) for counter in counters)
+        return prompt, generation
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the engine's load; prometheus_client calls this at every scrape."""
+        stats = self._client.stats or EngineStats(0, 0, 0, num_blocks=1)
+
+        def metric(kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, value: float) -> Metric:
+            family = kind(f"deepseek_serve_{name}", text, labels=["model_name"])
+            family.add_metric([self._model_name], value)
+            return family
+
+        gauge, counter = partial(metric, GaugeMetricFamily), partial(metric, CounterMetricFamily)
+        yield gauge("ready", "1 when the engine takes requests, else 0.", self._client.info is not None)
+        yield gauge("start_time_seconds", "Unix time at which the server was started.", self._start_time)
+        yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
+        yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
+        yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)
+        yield counter("engine_restarts", "Starts of the engine after it died.", self._client.num_restarts)
+        yield counter("preemptions", "Sequences sent back to wait because blocks ran out.", stats.num_preemptions)
+        yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prompt_tokens)
+        yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens)
+        yield counter("steps", "Steps that the engine has computed.", stats.num_steps)
+        yield counter(
+            "packed_steps",
+            "The sum over steps of how full each was, from 0 to 1; rate(packed_steps) / rate(steps) is the packing.",
+            stats.packing,
+        )
+
+
+class RequestTimer:
+    """Reports one request's times and token counts as they happen; of what runs in the background, its tokens only."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        arrival_time: float,
+        num_prompt_tokens: int,
+        key_name: str = "none",
+        *,
+        is_background: bool = False,
+    ) -> None:
+        self._metrics, self._arrival_time, self._is_background = metrics, arrival_time, is_background
+        self._choices: dict[int, _ChoiceTimes] = {}
+        self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
+        metrics.prompt_tokens.inc(num_prompt_tokens)
+        key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
+        key_prompt_tokens.inc(num_prompt_tokens)
+        if (record := current()) is not None:
+            record.prompt_tokens += num_prompt_tokens
+
+    def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
+        """Record a step's new tokens of one choice."""
+        if not self._is_background:
+            self._times(choice, num_tokens, queue_time)
+        self._num_tokens += num_tokens
+        self._metrics.num_generated += num_tokens
+        self._metrics.generation_tokens.inc(num_tokens)
+        self._key_generation_tokens.inc(num_tokens)
+
+    def _times(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
+        metrics = self._metrics
+        if (times := self._choices.get(choice)) is None:
+            times = self._choices[choice] = _ChoiceTimes()
+        if queue_time is not None:
+            times.started = self._arrival_time + queue_time
+            metrics.queue_time.observe(queue_time)
+        if num_tokens == 0:
+            return
+        now, num_gaps = time.monotonic(), num_tokens
+        if times.num_tokens == 0:
+            times.first = times.last = now
+            self._first_token(times)
+            num_gaps -= 1
+        for _ in range(num_gaps):
+            metrics.inter_token_latency.observe((now - times.last) / num_tokens)
+        times.last = now
+        times.num_tokens += num_tokens
+
+    def _first_token(self, times: _ChoiceTimes) -> None:
+        ttft = times.first - self._arrival_time
+        self._metrics.time_to_first_token.observe(ttft)
+        if times.started is not None:
+            self._metrics.prefill_time.observe(max(0.0, times.first - times.started))
+        if (record := current()) is not None and record.ttft is None:
+            record.ttft = ttft
+
+    def end(self) -> None:
+        """Record the end of the request, whatever ended it."""
+        if self._is_background:
+            return
+        metrics = self._metrics
+        metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_generation_tokens.observe(self._num_tokens)
+        for times in self._choices.values():
+            if times.num_tokens > 1:
+                metrics.decode_time.observe(times.last - times.first)
+                metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
+        if (record := current()) is not None:
+            record.output_tokens += self._num_tokens
+
+
+@dataclass(slots=True)
+class _ChoiceTimes:
+    """When one choice's first step began, and when its first token and its latest came."""
+
+    started: float | None = None
+    first: float = 0.0
+    last: float = 0.0
+    num_tokens: int = 0

@@ -1,0 +1,112 @@
+"""API keys: which requests are let in, and which tenant a request counts for."""
+
+import pytest
+
+from engine.errors import ConfigError
+from server.http.api_keys import ApiKeys, Caller
+from tests.server.conftest import COMPLETIONS, check_error
+
+KEY = "sk-ünïcode-1"
+
+
+def test_without_keys_everyone_is_let_in_and_told_apart():
+    keys = ApiKeys()
+    callers = [keys.identify(header) for header in (None, b"Bearer a", b"Bearer b", b"bearer  a ", b"Basic a", b"")]
+    tenants = [caller.tenant for caller in callers]
+    assert tenants[0] == tenants[4] == tenants[5] == b""
+    assert tenants[1] == tenants[3] != tenants[2]
+    assert tenants[1] != b"a"  # a hash, not the key
+    assert {caller.key_name for caller in callers} == {"none"}  # anyone can make up keys; metrics must stay small
+
+
+def test_keys_come_from_the_flag_and_from_a_file_with_weights_and_names(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("# comment\n\nsk-a 2.5\nsk-b\nsk-d team-d\nsk-e 3 team.e\n")
+    keys = ApiKeys.load("sk-c", str(path))
+    callers = [keys.identify(f"Bearer sk-{key}".encode()) for key in "abcde"]
+    assert [caller.weight for caller in callers] == [2.5, 1.0, 1.0, 1.0, 3.0]
+    assert [caller.key_name for caller in callers] == ["key-3", "key-4", "api-key", "team-d", "team.e"]
+    assert keys.identify(b"Bearer sk-f") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["k 0", "k -1", "k 1 2", "k 1 a 2", "k 1 a b", "k nan", "k inf", "k 1 ä", "k " + "a" * 33, "k a/b", "# only"],
+)
+def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
+    (tmp_path / "keys").write_text(line)
+    with pytest.raises(ConfigError, match=r"line 1: expected|has no key"):
+        ApiKeys.load(None, str(tmp_path / "keys"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        ApiKeys.load(None, str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"Bearer", b"Bearer ", b"Bearer sk-wrong", b"Bearer \xff\xfe", b"Basic x"]
+)
+async def test_no_route_but_the_public_ones_answers_without_a_key(serve, header):
+    http = (await serve(keys=ApiKeys([Caller.of_key(KEY, 1.0, "k")]))).http
+    headers = {} if header is None else {"Authorization": header}
+    for url in ("/health", "/health/", "/livez", "/readyz", "/startupz", "/metrics", "/load", "/version", "/ping"):
+        assert (await http.get(url, headers=headers)).status_code == 200
+    for url in (
+        "/v1/models",
+        "/v1/models/tiny",
+        "/nothing",
+        "http://test//health",
+        "/health//",
+        "/page",
+        "/docs-x",
+    ):
+        response = await http.get(url, headers=headers)
+        check_error(response, 401, type="authentication_error", code="invalid_api_key")
+    response = await http.post(COMPLETIONS, json={"prompt": "a"}, headers=headers)
+    check_error(response, 401, code="invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("x-api-key", KEY)], 200),
+        ([("x-api-key", "sk-wrong")], 401),
+        ([("x-api-key", KEY), ("x-api-key", KEY)], 401),
+        ([("x-api-key", "sk-wrong"), ("Authorization", f"Bearer {KEY}")], 200),
+        ([("x-api-key", KEY), ("Authorization", "Bearer sk-wrong")], 401),
+    ],
+)
+async def test_a_key_may_come_as_x_api_key_where_no_authorization_does(serve, headers, status):
+    http = (await serve(keys=ApiKeys([Caller.of_key(KEY, 1.0, "k")]))).http
+    encoded = [(name, value.encode()) for name, value in headers]
+    assert (await http.get("/v1/models", headers=encoded)).status_code == status
+
+
+async def test_tokens_are_counted_by_the_name_of_a_key_and_refusals_as_unauthorized(serve):
+    api = await serve(keys=ApiKeys([Caller.of_key("sk-secret-1", 1.0, "a"), Caller.of_key("sk-secret-2", 1.0, "b")]))
+    for key, num_tokens in (("sk-secret-1", 3), ("sk-secret-2", 4), ("sk-secret-1", 5), ("sk-wrong", 6)):
+        body = {"prompt": "ab", "max_tokens": num_tokens, "ignore_eos": True}
+        await api.http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {key}"})
+    counts = [
+        await api.metric(f"key_{kind}_tokens_total", key=key) for kind in ("prompt", "generation") for key in ("a", "b")
+    ]
+    assert counts == [4, 2, 8, 4]
+    assert await api.metric("requests_refused_total", reason="unauthorized") == 1
+    assert "sk-" not in (await api.http.get("/metrics")).text
+
+
+async def test_the_key_lets_in(serve):
+    http = (await serve(keys=ApiKeys([Caller.of_key(KEY, 1.0, "k")]))).http
+    header = ("Authorization", f"Bearer {KEY}".encode())
+    response = await http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=[header])
+    assert response.status_code == 200
+    assert (await http.get("/v1/models", headers=[header] * 2)).status_code == 401
+
+
+async def test_a_prefix_is_not_shared_between_keys(api):
+    """The time that a cached prefix saves would tell one tenant what another has sent."""
+
+    async def cached(key):
+        body = {"prompt": "p" * 64, "max_tokens": 1}
+        response = await api.http.post(COMPLETIONS, json=body, headers={"Authorization": f"Bearer {key}"})
+        return response.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert [await cached("one"), await cached("one"), await cached("two"), await cached("two")] == [0, 48, 0, 48]

@@ -1,0 +1,94 @@
+"""Bodies as they come: any content type, and none that holds the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+
+import pytest
+
+from server import memory
+from server.http.json_body import MAX_KEYS, MAX_VALUES
+from tests.server.conftest import COMPLETIONS, check_error
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml", "", "x"])
+async def test_a_body_is_json_whatever_its_content_type(api, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "a", "max_tokens": 1}), headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"prompt": 1' + b"0" * 5000 + b"}", b"prompt=a"])
+async def test_what_is_not_json_is_a_400(api, body):
+    response = await api.http.post(COMPLETIONS, content=body)
+    check_error(response, 400, type="invalid_request_error")
+    assert "not valid JSON" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", **{f"a{i}": 1 for i in range(MAX_KEYS)}},
+        {"prompt": [1] * (MAX_VALUES + 1)},
+        {"prompt": [[1]] * (MAX_VALUES // 2 + 1)},
+        {"prompt": "," * MAX_VALUES},
+    ],
+)
+async def test_bodies_of_very_many_values_are_refused_before_they_are_decoded(api, body):
+    response = await api.http.post(COMPLETIONS, json=body)
+    check_error(response, 400, type="invalid_request_error")
+    assert str(MAX_VALUES) in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a\ud800"}, {"prompt": "a", "user": "\udfff"}, {"\ud800": 1}])
+async def test_half_a_surrogate_pair_is_refused_wherever_it_is(api, body):
+    response = await api.http.post(COMPLETIONS, content=json.dumps(body))
+    assert "surrogate" in check_error(response, 400, type="invalid_request_error")["message"]
+    whole = await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "\N{GRINNING FACE}", "max_tokens": 1}))
+    assert whole.status_code == 200
+
+
+async def test_punctuation_in_a_text_is_no_key(api):
+    response = await api.http.post(COMPLETIONS, json={"prompt": ":" * (MAX_KEYS + 1)})
+    assert check_error(response, 400)["code"] == "context_length_exceeded"
+
+
+async def test_of_many_unknown_fields_the_first_is_named(api):
+    body = {"prompt": "a", "temperature": 0.0, "zz": 1, **{f"a{i}": 1 for i in range(1000)}}
+    response = await api.http.post(COMPLETIONS, json=body)
+    check_error(response, 400, param="zz")
+
+
+async def test_a_refused_body_is_not_kept_until_the_garbage_collector_comes(api):
+    """Its strings are not counted by the collector, which therefore comes late."""
+    size = 190_001
+    gc.disable()
+    try:
+        check_error(await api.http.post(COMPLETIONS, content=json.dumps({"prompt": ["a"] * size})), 400)
+        assert not any(type(kept) is list and len(kept) == size for kept in gc.get_objects())
+    finally:
+        gc.enable()
+
+
+async def test_after_a_large_body_memory_is_given_back(api, monkeypatch):
+    asked = []
+    monkeypatch.setattr(api.app.state.trimming, "soon", lambda: asked.append(None))
+    for size, number in ((100, 0), (2_000_000, 1)):
+        await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "a" * size}))
+        assert len(asked) == number
+
+
+async def test_memory_is_given_back_once_for_several_requests(monkeypatch):
+    trimmed: asyncio.Queue[None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(memory, "_DELAY", 0.0)
+    monkeypatch.setattr(memory.Trimmer, "trim", lambda _: loop.call_soon_threadsafe(trimmed.put_nowait, None))
+    trimming = memory.Trimming()
+    for _ in range(2):
+        trimming.soon()
+        trimming.soon()
+        async with asyncio.timeout(10):
+            await trimmed.get()
+        assert trimmed.empty()
