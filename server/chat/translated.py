@@ -15,6 +15,7 @@ from engine.errors import RequestError
 from server.chat.call import ChatCall
 from server.http.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
+from server.protocol.fields import whole
 from server.protocol.schema import as_taken
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TranslatedRequest(Strict):
         if not isinstance(data, dict):
             return data
         asked = {
-            name: value
+            name: whole(value)
             for name, value in data.items()
             if value is not None
             and not any(type(value) is type(neutral) and value == neutral for neutral in cls.neutral.get(name, ()))

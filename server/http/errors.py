@@ -129,7 +129,9 @@ def _methods(request: Request) -> str:
     """What may be asked of a path: Starlette names the methods of one of its routes, and there is a route for each."""
     routes: list[Route] = request.app.state.routes
     path = request.scope["path"]
-    return ", ".join(sorted({m for route in routes if route.path_regex.match(path) for m in route.methods or ()}))
+    own = [route for route in routes if route.path == path]  # a parameter of others may match it too
+    found = own or [route for route in routes if route.path_regex.match(path)]
+    return ", ".join(sorted({method for route in found for method in route.methods or ()}))
 
 
 def _release_body(error: RequestValidationError) -> None:

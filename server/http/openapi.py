@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastapi.routing import APIRoute
 
 Json = dict[str, Any]
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 Responses = dict[int | str, Json]
 
 
@@ -104,10 +105,23 @@ def finish(document: Json, public_paths: Iterable[str], *, needs_key: bool) -> N
                 operation["security"] = [{"key": []}]
             elif path in public_paths:
                 operation["responses"].pop("401", None)
+    _write_whole_bounds(document)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     if needs_key:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+
+
+def _write_whole_bounds(said: Any) -> None:
+    """Make bounds integers where they are: FastAPI makes them floats, and 2**63 is no decimal number of 16 digits."""
+    if isinstance(said, list):
+        for item in said:
+            _write_whole_bounds(item)
+    if isinstance(said, dict):
+        for name, value in said.items():
+            if name in _BOUNDS and isinstance(value, float) and value.is_integer():
+                said[name] = int(value)
+            _write_whole_bounds(value)
 
 
 def _keep_references(response: Json) -> None:

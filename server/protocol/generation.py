@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from server.protocol.fields import Strict, fault
+from server.protocol.fields import Strict, fault, whole
 from server.protocol.neutral import NEUTRAL_VALUES, NeutralFields, is_neutral
 from server.protocol.sampling import SamplingFields
 from server.protocol.schema import as_taken
@@ -70,7 +70,7 @@ class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
         if not isinstance(data, dict):
             return data
         asked = {
-            name: value
+            name: whole(value)
             for name, value in data.items()
             if value is not None and (name in cls.model_fields or not is_neutral(name, value))
         }

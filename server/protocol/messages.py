@@ -7,11 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from server.protocol.fields import Strict, fault
+from server.protocol.schema import one_of
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+_NULL = {"type": "null"}
+_OF_ASSISTANTS = {
+    **{name: {"enum": [None, ""]} for name in ("reasoning_content", "reasoning", "refusal")},
+    "tool_calls": {"enum": [None, []]},
+    "function_call": _NULL,
+}
+_BY_ROLE: dict[str | tuple[str, ...], dict[str, Any]] = {  # for the schema alone
+    ("system", "developer", "user", "function"): {"content": None, **_OF_ASSISTANTS},
+    "tool": {"content": None, "tool_call_id": None, **_OF_ASSISTANTS},
+    "assistant": {},
+}
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -21,6 +33,12 @@ class ContentPart(Strict):
     Attributes:
         cache_control: Anthropic's mark of a prefix to cache. The prefix cache keeps every prefix, marked or not.
     """
+
+    model_config = ConfigDict(
+        json_schema_extra=lambda schema: one_of(
+            schema, "type", {"text": {"text": None, "refusal": _NULL}, "refusal": {"refusal": None, "text": _NULL}}
+        )
+    )
 
     type: Literal["text", "refusal"]
     text: str | None = None
@@ -69,6 +87,8 @@ class Message(Strict):
         reasoning_content: an assistant's thinking, as answers give it; `reasoning` is its other name.
         annotations, audio, parsed: parts of an answer that clients send back; they say nothing to a model of text.
     """
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: one_of(schema, "role", _BY_ROLE))
 
     role: Role
     content: Content | None = None

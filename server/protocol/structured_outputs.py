@@ -14,6 +14,7 @@ from engine.errors import RequestError
 from server.grammar import lark
 from server.grammar.closing import closed
 from server.protocol.fields import Strict, fault
+from server.protocol.schema import just_one
 
 JsonSchema = dict[str, Any] | bool
 Choices = Annotated[list[str], Field(min_length=1)]
@@ -58,12 +59,20 @@ class JsonSchemaFormat(Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
+_CONSTRAINTS: dict[str, dict[str, Any]] = {  # and what stands for their absence, for the schema alone
+    **{name: {"type": "null"} for name in ("json", "regex", "choice", "grammar")},
+    "json_object": {"enum": [None, False]},
+}
+
+
 class StructuredOutputs(Strict):
     """vLLM's structured_outputs: one constraint, and how its JSON may look.
 
     Attributes:
         disable_fallback: of vLLM's backends; there is one here, so nothing depends on it.
     """
+
+    model_config = ConfigDict(json_schema_extra=lambda schema: just_one(schema, _CONSTRAINTS))
 
     json_: JsonSchema | str | None = Field(None, alias="json")
     regex: str | None = None

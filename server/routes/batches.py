@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.errors import RequestError
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, READ_ERRORS, links
+from server.protocol.fields import Whole
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
 from server.state import State
 
@@ -35,7 +36,7 @@ class OutputExpiresAfter(_Strict):
     """When the files that a batch writes expire."""
 
     anchor: Literal["created_at"]
-    seconds: int = Field(ge=SHORTEST_EXPIRY, le=LONGEST_EXPIRY)
+    seconds: Annotated[int, Whole] = Field(ge=SHORTEST_EXPIRY, le=LONGEST_EXPIRY)
 
 
 class BatchRequest(_Strict):
