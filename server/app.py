@@ -18,7 +18,7 @@ from server.health import Health
 from server.http import errors
 from server.http.access import Access, AccessLog, AccessMiddleware
 from server.http.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
-from server.http.cors import allow_origins, parse_origins
+from server.http.cors import OtherSitesMiddleware, allow_origins, parse_origins
 from server.http.openapi import finish, operation_id
 from server.memory import Trimming
 from server.observe.load import Load
@@ -79,8 +79,9 @@ def create_app(
         ConfigError, ModelError: --generation-config or the model's own generation_config.json is at fault.
     """
     config, keys = config or ServerConfig(), keys or ApiKeys()
+    origins = parse_origins(config.cors_origins)
     app = _App(
-        parse_origins(config.cors_origins),
+        origins,
         needs_key=keys.are_set,
         title="deepseek-serve",
         description="An OpenAI-compatible inference server.",
@@ -119,6 +120,8 @@ def create_app(
     access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
+    if "*" not in origins:
+        app.add_middleware(OtherSitesMiddleware, origins=origins, metrics=metrics)
     app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse
     errors.install(app, metrics)
     return app

@@ -55,7 +55,12 @@ REFUSED_STATUSES = {400: "invalid", 413: "too_large", 431: "too_large", 503: "un
 _RETRY_AFTER = {"Retry-After": "1"}
 _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
-_TYPES = {404: "not_found_error", 408: "timeout_error", 503: "service_unavailable_error"}  # others are 4xx or 5xx
+_TYPES = {
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    503: "service_unavailable_error",
+}  # others are 4xx or 5xx
 _ANSWERS: dict[type[DeepseekServeError], tuple[int, str]] = {  # the first that fits
     NotFoundError: (404, "not_found_error"),
     RequestError: (400, "invalid_request_error"),

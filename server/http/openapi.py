@@ -37,6 +37,7 @@ class Error(BaseModel):
 STATUSES = {
     400: "The request is not valid; the error names the field",
     401: "The API key is missing or wrong",
+    403: "A browser sends it for a page of another site (--cors-origins)",
     404: "There is no such model or object",
     408: "The request's time was over, or it arrived too slowly",
     413: "The body is too large",
@@ -60,7 +61,7 @@ def errors(model: type[BaseModel], statuses: Iterable[int] = STATUSES) -> Respon
 
 ERRORS = errors(Error)
 READ_ERRORS = errors(Error, set(STATUSES) - {429})  # of what waits for nothing
-ANY_ERRORS = errors(Error, (400, 408, 413, 431, 500, 503))  # of any request, whatever it asks
+ANY_ERRORS = errors(Error, (400, 403, 408, 413, 431, 500, 503))  # of any request, whatever it asks
 
 
 def answer(model: type[BaseModel], *, chunk: str | None = None, links: Json | None = None) -> Responses:
@@ -97,8 +98,10 @@ def operation_id(route: APIRoute) -> str:
 def finish(document: Json, public_paths: Iterable[str], *, needs_key: bool) -> None:
     """Complete a document: keys, and no 422, since what is not valid is a 400 here."""
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             operation["responses"].pop("422", None)
+            if method == "get":  # which any page may ask; it cannot read the answer
+                operation["responses"].pop("403", None)
             for response in operation["responses"].values():
                 _keep_references(response)
             if needs_key and path not in public_paths:

@@ -7,7 +7,7 @@ from server.config import ServerConfig
 from server.http.api_keys import ApiKeys, Caller
 from server.http.cors import headers_for, parse_origins
 from server.routes import models
-from tests.server.conftest import CHAT, COMPLETIONS
+from tests.server.conftest import CHAT, COMPLETIONS, check_error
 
 SITE = "https://chat.example.com"
 HERS = {"Origin": SITE, "Authorization": "Bearer sk-1"}
@@ -100,3 +100,49 @@ def test_refusals_without_the_app_may_be_read_too():
     assert headers_for([SITE], request)["Access-Control-Allow-Origin"] == SITE
     assert headers_for(["*"], request)["Access-Control-Allow-Origin"] == "*"
     assert headers_for(["http://a"], request) == headers_for([], request) == headers_for(["*"], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_refused"),
+    [
+        ({}, False),  # curl, OpenAI's clients
+        ({"sec-fetch-mode": "cors"}, False),  # Node's fetch
+        ({"origin": "http://test", "sec-fetch-site": "same-origin"}, False),
+        ({"origin": "http://test"}, False),  # browsers name no relation where there is no TLS
+        ({"origin": "https://test"}, False),  # which a proxy has taken off
+        ({"origin": "https://proxied.example", "sec-fetch-site": "same-origin"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        ({"origin": "app://obsidian.md", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "file://", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "chrome-extension://abc"}, False),
+        ({"origin": "http://localhost:3000", "sec-fetch-site": "same-site"}, False),
+        ({"origin": "http://tauri.localhost"}, False),
+        ({"origin": "http://127.0.0.1:8080"}, False),
+        ({"origin": SITE, "sec-fetch-site": "cross-site"}, True),
+        ({"origin": SITE}, True),
+        ({"origin": "http://test:81", "sec-fetch-site": "same-site"}, True),
+        ({"origin": "null"}, True),  # a sandboxed frame, or a page without referrers
+        ({"sec-fetch-site": "cross-site"}, True),
+        ({"origin": "http://localhost.evil.example"}, True),
+        ({"origin": "http://127.0.0.1.evil.example"}, True),
+    ],
+)
+async def test_pages_of_other_sites_have_nothing_computed(api, headers, is_refused):
+    """A simple request, which browsers send without a preflight, would compute although its page cannot read it."""
+    body = {"content": b'{"prompt": "a", "max_tokens": 1}', "headers": {"Content-Type": "text/plain", **headers}}
+    response = await api.http.post(COMPLETIONS, **body)
+    assert response.status_code == (403 if is_refused else 200), response.text
+    if is_refused:
+        check_error(response, 403, type="permission_error")
+        assert await api.metric("requests_refused_total", reason="unauthorized") == 1
+    assert (await api.http.get("/v1/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("allowed", [SITE, "*"])
+async def test_sites_that_are_let_in_may_compute(serve, allowed):
+    api = await serve(config=config(allowed))
+    response = await api.http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers={"Origin": SITE})
+    assert response.status_code == 200
+    other = {"Origin": "https://other.example"}
+    response = await api.http.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}, headers=other)
+    assert response.status_code == (200 if allowed == "*" else 403)
