@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
-        batch-test dashboards-test kubernetes-test kubernetes-rules page-test ray-test ray-bench image image-test clean
+        batch-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -110,6 +110,9 @@ kubernetes-rules: $(STAMP) ## write the PrometheusRule from deploy/prometheus/al
 
 page-test: .venv-page/.installed ## the page at / in a headless Chromium (apt install chromium), against a real server (ARGS="-k phone")
 	.venv-page/bin/python -m pytest $(ARGS) tests/page
+
+schema-test: .venv-schema/.installed ## schemathesis by the OpenAPI document, against a real server (SCHEMA_EXAMPLES=1000 for more)
+	.venv-schema/bin/python -m pytest $(ARGS) tests/schema
 
 ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (two minutes)
 	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray

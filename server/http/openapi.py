@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fastapi.routing import APIRoute
 
 Json = dict[str, Any]
+_KEYS: Json = {  # either of them
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 Responses = dict[int | str, Json]
 
@@ -105,14 +109,14 @@ def finish(document: Json, public_paths: Iterable[str], *, needs_key: bool) -> N
             for response in operation["responses"].values():
                 _keep_references(response)
             if needs_key and path not in public_paths:
-                operation["security"] = [{"key": []}]
+                operation["security"] = [{scheme: []} for scheme in _KEYS]
             elif path in public_paths:
                 operation["responses"].pop("401", None)
     _write_whole_bounds(document)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     if needs_key:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["components"]["securitySchemes"] = _KEYS
 
 
 def _write_whole_bounds(said: Any) -> None:
