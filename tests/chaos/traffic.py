@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.verdict import Observations
 
-_PATIENCE = 90.0  # seconds for an answer, which a restart of the engine may delay
+_PATIENCE = 45.0  # seconds for an answer, which a restart of the engine may delay
 _DOWN = 503
 BAD: list[bytes] = [
     b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"prompt": ""}', b'{"prompt": 5}',
@@ -43,6 +43,7 @@ class Traffic:
         self._expected: list[list[int]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.num_requests = 0
+        self._is_over = False
 
     async def __aenter__(self) -> Traffic:
         timeout = aiohttp.ClientTimeout(total=_PATIENCE)
@@ -71,20 +72,14 @@ class Traffic:
 
     async def end(self) -> None:
         """Let each client finish its request."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        self._is_over = True
+        await asyncio.gather(*self._tasks)
 
     async def _again(self, kind: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
-        while True:
+        while not self._is_over:
             started = time.monotonic()
-            work = asyncio.ensure_future(kind(rng))
             try:
-                await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])  # told to end: the last one is finished
-                raise
+                await kind(rng)
             except (aiohttp.ClientError, TimeoutError, OSError, AssertionError, ValueError) as error:
                 if not (isinstance(error, AssertionError) and self._excuses(started)):
                     self._seen.unanswered.append(f"{kind.__name__.strip('_')}: {error!r}"[:200])

@@ -111,7 +111,7 @@ def _silent() -> None:
     """A request that is never answered."""
 
     async def wait() -> None:
-        if random.random() < _RARE / 4:
+        if random.random() < _RARE:
             await asyncio.Event().wait()
 
     _in_respond(wait)
@@ -138,7 +138,7 @@ def _memory() -> None:
 
 
 def _refusals() -> None:
-    """A refusal takes its time."""
+    """Some refusals take their time."""
     from engine.errors import OverloadedError
     from server.admission import Admission
 
@@ -148,7 +148,8 @@ def _refusals() -> None:
         try:
             return admit(self, *arguments, **options)
         except OverloadedError:
-            time.sleep(0.15)
+            if random.random() < 3 * _RARE:
+                time.sleep(0.15)
             raise
 
     Admission.admit = slow
@@ -156,7 +157,7 @@ def _refusals() -> None:
 
 def _litter() -> None:
     """Temporary folders stay."""
-    tempfile.TemporaryDirectory.__exit__ = lambda *_: None
+    tempfile.TemporaryDirectory.__exit__ = lambda self, *_: self._finalizer.detach()
 
 
 def _orphan() -> None:
