@@ -264,7 +264,9 @@ class EngineProcess(EngineClient):
 
     def _send(self, message: ToEngine) -> None:
         if self._socket is not None:
-            self._socket.send(encode(message), flags=zmq.NOBLOCK)  # without a high-water mark it never has to wait
+            sent = self._socket.send(encode(message), flags=zmq.NOBLOCK)  # without a high-water mark it never waits
+            if sent.done():  # with an error where the engine has just died, which ends all requests in a moment
+                sent.exception()
 
 
 class InProcessEngine(EngineClient):
