@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
@@ -264,7 +264,8 @@ class EngineProcess(EngineClient):
 
     def _send(self, message: ToEngine) -> None:
         if self._socket is not None:
-            sent = self._socket.send(encode(message), flags=zmq.NOBLOCK)  # without a high-water mark it never waits
+            # Without a high-water mark it never has to wait.
+            sent: asyncio.Future[Any] = self._socket.send(encode(message), flags=zmq.NOBLOCK)  # type: ignore[assignment]
             if sent.done():  # with an error where the engine has just died, which ends all requests in a moment
                 sent.exception()
 

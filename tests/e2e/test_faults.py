@@ -109,7 +109,7 @@ def test_the_next_engine_knows_what_grammars_are_matched_on(server: ServerProces
 def test_what_tries_grammars_ends_with_a_server_that_is_killed(own_server: ServerProcess) -> None:
     own_server.complete("a", structured_outputs={"choice": ["yes"]})
     children = [child.pid for child in psutil.Process(own_server.process.pid).children()]
-    assert len(children) == 2  # the engine, and the process that tries grammars
+    assert len(children) >= 2  # the engine, and the processes that try grammars or render templates
     own_server.process.kill()
     own_server.process.wait(timeout=10)
     assert wait_gone(children, 5)
