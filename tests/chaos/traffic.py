@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -179,9 +180,11 @@ class Traffic:
         try:
             if (kind := rng.choice(("reads", "writes", "half"))) == "reads":
                 writer.write(head + body)
-                for _ in range(rng.randint(1, 20)):
-                    await reader.read(100)
-                    await asyncio.sleep(0.05)
+                with contextlib.suppress(TimeoutError):  # a short answer ends, and its connection stays open
+                    async with asyncio.timeout(1.5):
+                        for _ in range(rng.randint(1, 20)):
+                            await reader.read(100)
+                            await asyncio.sleep(0.05)
             elif kind == "writes":
                 for byte in (head + body)[: rng.randint(1, 60)]:
                     writer.write(bytes([byte]))
