@@ -60,8 +60,8 @@ ROWS: dict[int, Row] = {
         "a hostile template in the model",
         "a sandbox; a clear error",
         (
-            "server/test_chat_template.py::test_hostile_templates_are_refused",
-            "server/test_chat_template.py::test_a_template_that_is_not_jinja_is_a_model_error",
+            "server/chat/test_chat_template.py::test_hostile_templates_are_refused",
+            "server/chat/test_chat_template.py::test_a_template_that_is_not_jinja_is_a_model_error",
         ),
     ),
     17: Row("embeddings and pickles", "400, never deserialised", (_REFUSED,)),
@@ -70,7 +70,11 @@ ROWS: dict[int, Row] = {
     20: Row(
         "odd users, ids that forge a log line, ids twice",
         "bounded; the server's ids are its own",
-        (_REFUSED, f"{_REQUESTS}::test_ids", "server/test_access.py::test_an_id_that_could_forge_a_line_is_replaced"),
+        (
+            _REFUSED,
+            f"{_REQUESTS}::test_ids",
+            "server/http/test_access.py::test_an_id_that_could_forge_a_line_is_replaced",
+        ),
     ),
     21: Row(
         "what is not implemented",
@@ -84,17 +88,20 @@ ROWS: dict[int, Row] = {
     22: Row(
         "giant headers",
         "431; memory stays",
-        (_ENDS, "server/test_connections.py::test_a_client_that_goes_on_sending_headers_costs_nothing"),
+        (_ENDS, "server/http/test_connections.py::test_a_client_that_goes_on_sending_headers_costs_nothing"),
     ),
     23: Row(
         "oversized bodies, announced or in chunks",
         "413 while reading",
-        (_ENDS, "server/test_connections.py::test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answer"),
+        (
+            _ENDS,
+            "server/http/test_connections.py::test_a_body_beyond_the_limit_is_refused_and_the_client_reads_the_answer",
+        ),
     ),
     24: Row(
         "slow headers and bodies",
         "408 or closed",
-        (_ENDS, "server/test_connections.py::test_a_pace_of_single_bytes_does_not_prolong_the_time"),
+        (_ENDS, "server/http/test_connections.py::test_a_pace_of_single_bytes_does_not_prolong_the_time"),
     ),
     25: Row("odd Host headers and paths around the keys", "401 or 404", (_ENDS,)),
     26: Row("wrong, empty, foreign keys", "401", (_ENDS,)),
@@ -102,7 +109,7 @@ ROWS: dict[int, Row] = {
     28: Row(
         "an exception of our own",
         "500 without its text",
-        ("server/test_errors.py::test_an_unexpected_error_is_a_500_without_its_reason",),
+        ("server/http/test_errors.py::test_an_unexpected_error_is_a_500_without_its_reason",),
     ),
     29: Row("probing another key's cached prefixes", "nothing is found", (f"{_HTTP}::test_prefixes_of_another_key",)),
     30: Row(
@@ -141,7 +148,7 @@ ROWS: dict[int, Row] = {
         "their blocks are free within a step",
         (
             "engine/test_aborts.py::test_a_thousand_aborts_leave_nothing_behind",
-            "server/test_streaming.py::test_leaving_after_any_number_of_turns_leaves_nothing_behind",
+            "server/http/test_streaming.py::test_leaving_after_any_number_of_turns_leaves_nothing_behind",
         ),
     ),
     35: Row(
@@ -160,7 +167,10 @@ ROWS: dict[int, Row] = {
     37: Row(
         "a reader that stops",
         "a bounded buffer, then its end",
-        (f"{_FAULTS}::test_a_reader_that_stops", "server/test_connections.py::test_a_reader_that_stops_is_cut_off"),
+        (
+            f"{_FAULTS}::test_a_reader_that_stops",
+            "server/http/test_connections.py::test_a_reader_that_stops_is_cut_off",
+        ),
     ),
     38: Row("long prompts without end", "streams go on", (f"{_FAULTS}::test_streams_beside_long_prompts",)),
     39: Row(
@@ -175,8 +185,8 @@ ROWS: dict[int, Row] = {
         "characters over several tokens; failures in a stream; SIGTERM",
         "the full text; an error event; a drain",
         (
-            "server/test_detokenizer.py::test_random_bytes_join_to_the_full_decode",
-            "server/test_streaming.py::test_a_stream_whose_engine_stops_ends_with_an_error_event_and_done",
+            "server/text/test_detokenizer.py::test_random_bytes_join_to_the_full_decode",
+            "server/http/test_streaming.py::test_a_stream_whose_engine_stops_ends_with_an_error_event_and_done",
             "e2e/test_faults.py::test_a_signal_ends_the_server_soon_with_an_open_stream",
             "e2e/test_drain.py::test_a_drained_server_loses_no_request",
         ),
