@@ -65,10 +65,11 @@ class BatchRunner:
 
     def stop(self) -> None:
         """End all runs at once; what their lines brought is committed, and the next server goes on."""
-        self._is_stopped = True
-        self._woken.set()
-        for task in self._runs.values():
-            task.cancel()
+        if not self._is_stopped:  # a second cancellation would break off what the first one waits for
+            self._is_stopped = True
+            self._woken.set()
+            for task in self._runs.values():
+                task.cancel()
 
     async def run(self) -> None:
         """Run batches until `stop`, or until cancelled; both wait for results that are being committed."""
@@ -87,8 +88,9 @@ class BatchRunner:
             raise
         finally:
             self.stop()
-            if self._runs:
-                await asyncio.wait(self._runs.values())
+            while self._runs:
+                with contextlib.suppress(asyncio.CancelledError):  # they end soon, and the database is closed after them
+                    await asyncio.wait(self._runs.values())
 
     async def until_ready(self) -> None:
         """Wait until the engine takes requests."""

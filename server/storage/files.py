@@ -165,6 +165,8 @@ class FileStore:
                 f"This server keeps {self._max_files} files (--max-files), and has them. Delete some.",
                 code="storage_limit_exceeded",
             )
+        written = func.coalesce(func.sum(batches.c.num_output_bytes + batches.c.num_error_bytes), 0)
+        total += connection.execute(select(written).where(batches.c.status.in_(LIVE))).scalar_one()  # no files yet
         if total + num_bytes > self._max_bytes:
             raise RequestError(
                 f"This server keeps {self._max_bytes >> 20} MiB of files (--max-files-size), and has {total >> 20}. "

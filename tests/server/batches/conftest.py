@@ -46,6 +46,11 @@ class BatchApi:
         if self._running is not None:
             await self._running
 
+    def cancel(self) -> None:
+        """Cancel the runner's task, as the end of the server does."""
+        assert self._running is not None
+        self._running.cancel()
+
     async def upload(self, content: bytes, purpose: str = "batch", **fields: Any) -> dict[str, Any]:
         files = {"file": ("lines.jsonl", content)}
         response = await self.http.post("/v1/files", data={"purpose": purpose, **fields}, files=files)

@@ -163,6 +163,26 @@ async def test_a_file_may_be_deleted_while_its_batch_runs(batches):
     assert len(await batches.results(ended)) == 60
 
 
+async def test_what_a_running_batch_has_written_counts_among_the_files(start, monkeypatch):
+    stopped = asyncio.Event()
+
+    async def wordy(app, path, body, caller):
+        if b"wait" in body:
+            await stopped.wait()
+        return 400, b'"%s"' % (b"x" * 20_000)
+
+    monkeypatch.setattr("server.batches.run.ask", wordy)
+    batches = await start(max_files_size=50_000 / (1 << 20))
+    batch = await batches.create([*(line(i) for i in range(3)), line(3, prompt="wait")])
+    while (await batches.get(batch))["request_counts"]["failed"] < 3:
+        await asyncio.sleep(0.002)
+    body = {"input_file_id": batch["input_file_id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    check_error(await batches.http.post("/v1/batches", json=body), 400, code="storage_limit_exceeded")
+    stopped.set()
+    assert (await batches.end_of(batch))["request_counts"]["failed"] == 4
+    check_error(await batches.http.post("/v1/batches", json=body), 400, code="storage_limit_exceeded")
+
+
 async def test_batches_share_the_engine(batches):
     first = await batches.create([line(i, max_tokens=20) for i in range(300)])
     second = await batches.create([line(i) for i in range(30)])
@@ -217,6 +237,32 @@ async def test_a_stopped_server_goes_on_later_and_runs_no_finished_line_again(st
     assert ended["request_counts"] == {"total": 100, "completed": 100, "failed": 0}
     assert [r["custom_id"] for r in await first.results(ended)] == [f"id-{i}" for i in range(100)]
     assert set(asked.values()) == {1}
+
+
+async def test_a_stop_waits_for_results_that_are_being_committed(batches, monkeypatch):
+    store, saving, may_save = batches.runner.storage.batches, asyncio.Event(), asyncio.Event()
+    save = store.save
+
+    async def slow(batch_id, results):
+        saving.set()
+        await may_save.wait()
+        await save(batch_id, results)
+
+    monkeypatch.setattr(store, "save", slow)
+    batch = await batches.create([line(i, max_tokens=8) for i in range(60)])
+    await saving.wait()
+    ended = asyncio.create_task(batches.stop())
+    for _ in range(3):  # the drain's stop, the end of the server, and whatever else
+        await asyncio.sleep(0.01)
+        batches.runner.stop()
+    batches.cancel()
+    await asyncio.sleep(0.01)
+    assert not ended.done()
+    may_save.set()
+    await ended
+    assert batches.runner.slots.num_taken == 0
+    assert (await batches.get(batch))["request_counts"]["completed"] > 0
+    assert (await store.get(b"", batch["id"])).lease_owner is None
 
 
 async def test_lines_that_fail_with_the_engine_are_run_again(batches):
