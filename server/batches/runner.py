@@ -89,7 +89,7 @@ class BatchRunner:
         finally:
             self.stop()
             while self._runs:
-                with contextlib.suppress(asyncio.CancelledError):  # they end soon, and the database is closed after them
+                with contextlib.suppress(asyncio.CancelledError):  # the database is closed after this
                     await asyncio.wait(self._runs.values())
 
     async def until_ready(self) -> None:

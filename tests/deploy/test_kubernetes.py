@@ -232,7 +232,8 @@ def test_the_init_container_runs_a_command_that_the_server_has(tmp_path: Path) -
         "$(MODEL_REVISION)": "v1",
         "$(DEEPSEEK_SERVE_MODEL)": tmp_path,
     }
-    status = import_module(f"server.commands.{command}").main([str(values.get(argument, argument)) for argument in arguments])
+    main = import_module(f"server.commands.{command}").main
+    status = main([str(values.get(argument, argument)) for argument in arguments])
     assert status == 0  # the folder is there, so nothing is fetched
 
 
