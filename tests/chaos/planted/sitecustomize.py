@@ -157,7 +157,11 @@ def _refusals() -> None:
 
 def _litter() -> None:
     """Temporary folders stay."""
-    tempfile.TemporaryDirectory.__exit__ = lambda self, *_: self._finalizer.detach()
+
+    def leave(self: Any, *_: object) -> None:
+        self._finalizer.detach()
+
+    tempfile.TemporaryDirectory.__exit__ = leave
 
 
 def _orphan() -> None:
