@@ -10,20 +10,23 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from server.protocol.fields import Strict, fault
-from server.protocol.schema import one_of
+from server.protocol.schema import NULL, split
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-_NULL = {"type": "null"}
-_OF_ASSISTANTS = {
+_OF_ASSISTANTS: dict[str, Any] = {
     **{name: {"enum": [None, ""]} for name in ("reasoning_content", "reasoning", "refusal")},
     "tool_calls": {"enum": [None, []]},
-    "function_call": _NULL,
+    "function_call": NULL,
 }
-_BY_ROLE: dict[str | tuple[str, ...], dict[str, Any]] = {  # for the schema alone
-    ("system", "developer", "user", "function"): {"content": None, **_OF_ASSISTANTS},
-    "tool": {"content": None, "tool_call_id": None, **_OF_ASSISTANTS},
-    "assistant": {},
-}
+_BY_ROLE: list[dict[str, Any]] = [  # for the schema alone, as the next
+    {"role": {"enum": ["system", "developer", "user", "function"]}, "content": None, **_OF_ASSISTANTS},
+    {"role": {"const": "tool"}, "content": None, "tool_call_id": None, **_OF_ASSISTANTS},
+    {"role": {"const": "assistant"}},
+]
+_BY_TYPE: list[dict[str, Any]] = [
+    {"type": {"const": "text"}, "text": None, "refusal": NULL},
+    {"type": {"const": "refusal"}, "refusal": None, "text": NULL},
+]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -34,11 +37,7 @@ class ContentPart(Strict):
         cache_control: Anthropic's mark of a prefix to cache. The prefix cache keeps every prefix, marked or not.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra=lambda schema: one_of(
-            schema, "type", {"text": {"text": None, "refusal": _NULL}, "refusal": {"refusal": None, "text": _NULL}}
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=lambda schema: split(schema, _BY_TYPE))
 
     type: Literal["text", "refusal"]
     text: str | None = None
@@ -88,7 +87,7 @@ class Message(Strict):
         annotations, audio, parsed: parts of an answer that clients send back; they say nothing to a model of text.
     """
 
-    model_config = ConfigDict(json_schema_extra=lambda schema: one_of(schema, "role", _BY_ROLE))
+    model_config = ConfigDict(json_schema_extra=lambda schema: split(schema, _BY_ROLE))
 
     role: Role
     content: Content | None = None

@@ -14,7 +14,7 @@ from engine.errors import RequestError
 from server.grammar import lark
 from server.grammar.closing import closed
 from server.protocol.fields import Strict, fault
-from server.protocol.schema import just_one
+from server.protocol.schema import NULL, split
 
 JsonSchema = dict[str, Any] | bool
 Choices = Annotated[list[str], Field(min_length=1)]
@@ -59,10 +59,11 @@ class JsonSchemaFormat(Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-_CONSTRAINTS: dict[str, dict[str, Any]] = {  # and what stands for their absence, for the schema alone
-    **{name: {"type": "null"} for name in ("json", "regex", "choice", "grammar")},
+_ABSENT: dict[str, Any] = {
+    **dict.fromkeys(("json", "regex", "choice", "grammar"), NULL),
     "json_object": {"enum": [None, False]},
 }
+_BY_CONSTRAINT = [{**_ABSENT, name: None} for name in _ABSENT]  # for the schema alone
 
 
 class StructuredOutputs(Strict):
@@ -72,7 +73,7 @@ class StructuredOutputs(Strict):
         disable_fallback: of vLLM's backends; there is one here, so nothing depends on it.
     """
 
-    model_config = ConfigDict(json_schema_extra=lambda schema: just_one(schema, _CONSTRAINTS))
+    model_config = ConfigDict(json_schema_extra=lambda schema: split(schema, _BY_CONSTRAINT))
 
     json_: JsonSchema | str | None = Field(None, alias="json")
     regex: str | None = None

@@ -9,7 +9,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engine.errors import RequestError
 from server.admission import estimate_tokens
@@ -19,6 +19,7 @@ from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
 from server.protocol import ChatCompletionRequest, Message, Strict, fault
 from server.protocol.fields import TokenId
+from server.protocol.schema import NULL, as_taken, split
 from server.state import ServerState, State
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Tokens"])
@@ -26,8 +27,18 @@ router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Tokens"])
 _OF_CHATS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
 
+_KINDS: list[dict[str, Any]] = [{"prompt": None, **dict.fromkeys(_OF_CHATS, NULL)}, {"messages": None, "prompt": NULL}]
+
+
+def _either(schema: dict[str, Any]) -> None:
+    as_taken(schema, {})
+    split(schema, _KINDS)
+
+
 class TokenizeRequest(TranslatedRequest):
     """POST /tokenize: a text, or a conversation as POST /v1/chat/completions takes it."""
+
+    model_config = ConfigDict(json_schema_extra=_either)
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: str | None = None

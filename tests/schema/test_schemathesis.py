@@ -20,10 +20,18 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
-def test_what_is_sent_is_what_the_document_says(server, tmp_path, paths):
-    command = [COMMAND, "--config-file", CONFIG, "run", f"{server.url}/openapi.json", "--include-path-regex", paths]
+def run(server, folder, *which):
+    command = [COMMAND, "--config-file", CONFIG, "run", f"{server.url}/openapi.json", *which]
     asked = ("--checks", "all", "--mode", "all", "--max-examples", EXAMPLES, "--request-timeout", "120", "--no-color")
-    ended = subprocess.run([*command, *asked, "--continue-on-failure"], cwd=tmp_path, capture_output=True, text=True)
+    ended = subprocess.run([*command, *asked, "--continue-on-failure"], cwd=folder, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert server.is_healthy()
+
+
+@pytest.mark.parametrize("paths", PARTS.values(), ids=PARTS)
+def test_what_is_sent_is_what_the_document_says(server, tmp_path, paths):
+    run(server, tmp_path, "--phases", "examples,coverage,fuzzing", "--include-path-regex", paths)
+
+
+def test_what_was_made_can_be_asked_for_until_it_is_deleted(server, tmp_path):
+    run(server, tmp_path, "--phases", "stateful")
