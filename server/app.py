@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.routing import Route
 
 from server.admission import Admission
@@ -20,6 +20,7 @@ from server.http.access import Access, AccessLog, AccessMiddleware
 from server.http.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
 from server.http.cors import OtherSitesMiddleware, allow_origins, parse_origins
 from server.http.openapi import finish, operation_id
+from server.http.query import refuse_unknown
 from server.memory import Trimming
 from server.observe.load import Load
 from server.observe.metrics import Metrics
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from server.engine_client import EngineClient
     from server.text.tokenizer import Tokenizer
 
-_ROUTES = (completions, chat, responses, messages, tokens, files, batches, models, operations, page)
+_API = (completions, chat, responses, messages, tokens, files, batches, models)
+_OTHERS = (operations, page)  # probes and browsers may add to a query what is not meant for us
 
 
 class _App(FastAPI):
@@ -112,9 +114,11 @@ def create_app(
         tuple(name for name in config.model_names if name != model_name),
         sampling_defaults=read_defaults(config.generation_config, model_root),
     )
-    routers = [module.router for module in _ROUTES]
-    for router in routers:
-        app.include_router(router)
+    for module in _API:
+        app.include_router(module.router, dependencies=[Depends(refuse_unknown)])
+    for module in _OTHERS:
+        app.include_router(module.router)
+    routers = [module.router for module in (*_API, *_OTHERS)]
     routes = app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     access_log = AccessLog(is_on=config.access_log == "on")
     access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))

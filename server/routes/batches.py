@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine.errors import RequestError
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, READ_ERRORS, links
+from server.http.query import QueryModel
 from server.protocol.fields import Whole
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
 from server.state import State
@@ -49,10 +50,8 @@ class BatchRequest(_Strict):
     output_expires_after: OutputExpiresAfter | None = None
 
 
-class BatchList(BaseModel):
+class BatchList(QueryModel):
     """The query of GET /v1/batches."""
-
-    model_config = ConfigDict(extra="forbid")
 
     after: str | None = Field(None, max_length=64, description="the id behind which the list begins")
     limit: int = Field(20, ge=1, le=100)

@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from engine.errors import RequestError
 from server.http.access import LEFT
 from server.http.multipart import FormReader
 from server.http.openapi import ERRORS, READ_ERRORS, links, media
+from server.http.query import QueryModel
 from server.state import State
 from server.storage.database import PART_BYTES
 
@@ -86,10 +87,8 @@ class FileDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-class FileList(BaseModel):
+class FileList(QueryModel):
     """The query of GET /v1/files."""
-
-    model_config = ConfigDict(extra="forbid")
 
     after: str | None = Field(None, max_length=64, description="the id behind which the list begins")
     limit: int = Field(10_000, ge=1, le=10_000)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
 
 from engine.errors import RequestError
 from server.chat.tokens import prompt_tokens
 from server.http.json_body import JsonRoute
 from server.http.openapi import answer, example
+from server.http.query import QueryModel
 from server.messages.call import MessagesCall
 from server.messages.protocol import CountRequest, MessagesRequest
 from server.messages.schema import ERRORS, MessageObject, TokenCount
@@ -21,15 +24,34 @@ _EXAMPLE = example({**_PROMPT, "max_tokens": 50})
 _EVENTS = "Anthropic's events, from message_start to message_stop; after a fault, an error event is the last"
 
 
+class MessagesQuery(QueryModel):
+    """The query of both routes. Anthropic's clients set `beta` in their namespace of that name; it asks for nothing."""
+
+    beta: Literal["true"] | None = None
+
+
+_Checked = Annotated[MessagesQuery, Query()]
+
+
 @router.post("/v1/messages", responses=answer(MessageObject, chunk=_EVENTS), openapi_extra=_EXAMPLE)
-async def create_message(request: Request, body: MessagesRequest, server: State) -> Response:
+async def create_message(
+    request: Request,
+    body: MessagesRequest,
+    query: _Checked,  # noqa: ARG001
+    server: State,
+) -> Response:
     """Answer a conversation."""
     body.check_thread()
     return await respond(MessagesCall(server, body), request)
 
 
 @router.post("/v1/messages/count_tokens", responses=answer(TokenCount), openapi_extra=example(_PROMPT))
-async def count_tokens(request: Request, body: CountRequest, server: State) -> dict[str, int]:
+async def count_tokens(
+    request: Request,
+    body: CountRequest,
+    query: _Checked,  # noqa: ARG001
+    server: State,
+) -> dict[str, int]:
     """Return how many tokens the prompt of a conversation has, without answering it."""
     try:
         tokens = await prompt_tokens(server, body.to_chat(), request.scope["caller"].tenant)

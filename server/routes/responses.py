@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 
 from engine.errors import RequestError
 from server.chat.tokens import prompt_tokens
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example, links
+from server.http.query import QueryModel
 from server.pipeline import respond
 from server.responses.call import ResponsesCall
 from server.responses.history import History
@@ -24,6 +26,20 @@ _PROMPT = {"input": "Name three rivers."}
 _EXAMPLE = example({**_PROMPT, "max_output_tokens": 50})
 _EVENTS = "OpenAI's events, from response.created to response.completed, .incomplete or .failed"
 _NEXT = links("response_id", "retrieve_response", "list_input_items", "cancel_response", "delete_response")
+
+
+class ResponseQuery(QueryModel):
+    """The query of GET /v1/responses/{response_id}."""
+
+    stream: Literal["false"] = "false"
+
+
+class InputItemsQuery(QueryModel):
+    """The query of GET /v1/responses/{response_id}/input_items."""
+
+    limit: int = Field(20, ge=1, le=100)
+    order: Literal["asc", "desc"] = "desc"
+    after: str | None = Field(None, description="the id behind which the list begins")
 
 
 @router.post("/v1/responses", responses=answer(ResponseObject, chunk=_EVENTS, links=_NEXT), openapi_extra=_EXAMPLE)
@@ -50,8 +66,8 @@ async def count_input_tokens(request: Request, body: InputTokensRequest, server:
 async def retrieve_response(
     request: Request,
     response_id: str,
+    query: Annotated[ResponseQuery, Query()],  # noqa: ARG001 - it is checked, and asks for nothing
     server: State,
-    stream: Literal["false"] = "false",  # noqa: ARG001 - all others are refused
 ) -> dict[str, Any]:
     """Return a stored response. It cannot be streamed again."""
     return (await _history(request, server).find(response_id)).response
@@ -75,23 +91,21 @@ async def cancel_response(request: Request, response_id: str, server: State) -> 
 async def list_input_items(
     request: Request,
     response_id: str,
+    query: Annotated[InputItemsQuery, Query()],
     server: State,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    order: Literal["asc", "desc"] = "desc",
-    after: str | None = None,
 ) -> dict[str, Any]:
     """Return the items that a stored response answers: those of its request, and of the responses before it."""
     items = (await _history(request, server).find(response_id)).input
-    if order == "desc":
+    if query.order == "desc":
         items = items[::-1]
-    if after is not None:
+    if query.after is not None:
         ids = [item["id"] for item in items]
-        if after not in ids:
-            raise RequestError(f"There is no item with the id '{after}' in this list.", "after")
-        items = items[ids.index(after) + 1 :]
-    page = items[:limit]
+        if query.after not in ids:
+            raise RequestError(f"There is no item with the id '{query.after}' in this list.", "after")
+        items = items[ids.index(query.after) + 1 :]
+    page = items[: query.limit]
     ends = {"first_id": page[0]["id"] if page else "", "last_id": page[-1]["id"] if page else ""}
-    return {"object": "list", "data": page, **ends, "has_more": len(items) > limit}
+    return {"object": "list", "data": page, **ends, "has_more": len(items) > query.limit}
 
 
 def _history(request: Request, server: State) -> History:
