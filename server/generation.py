@@ -23,7 +23,7 @@ from server.observe.metrics import RequestTimer
 from server.text.choice_text import ChoiceText, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from engine.protocol import TokenLogprobs
     from server.admission import Ticket
@@ -48,8 +48,13 @@ class Generation:
         key_name: str,
         grammar: str | None = None,
         kept_special_tokens: frozenset[int] = frozenset(),
+        is_enough: Callable[[Delta], bool] = lambda _: False,
     ) -> None:
-        """Check the request against the engine's limits. `kept_special_tokens` stay in the text.
+        """Check the request against the engine's limits.
+
+        Args:
+            kept_special_tokens: those that stay in the text.
+            is_enough: whether a choice ends with a delta; asked once for each, in order.
 
         Raises:
             RequestError: the engine can never compute it.
@@ -63,7 +68,7 @@ class Generation:
         self.prompts, self._n = prompts, body.num_sequences
         self.num_output_tokens = self.num_cached_tokens = 0
         self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
-        self._key_name = key_name
+        self._key_name, self._is_enough = key_name, is_enough
         self._started: set[str] = set()  # requests that have had their first step
         ticket.resize(self.num_prompt_tokens * info.num_computed(self._n))
         detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
@@ -120,8 +125,10 @@ class Generation:
                     self._count(output)
                     delta = self._texts[choice].push(output)
                     reason = output.finish_reason
+                    if reason is None and delta is not None and self._is_enough(delta):
+                        delta.finish_reason = "stop"
                     if reason is None and delta is not None and delta.finish_reason is not None:
-                        reason = delta.finish_reason  # a stop string, of which the engine knows nothing
+                        reason = delta.finish_reason  # of which the engine knows nothing
                         stream.abort(output.request_id, output.index)
                     if reason is not None:
                         num_running -= 1

@@ -84,6 +84,10 @@ class ApiCall(ABC, Generic[Body]):
         """Special tokens that stay in the text, since the answer is read by them."""
         return frozenset()
 
+    def is_enough(self, delta: Delta) -> bool:  # noqa: ARG002
+        """Whether a choice ends with this delta, whatever the model would say next. Each delta is given once."""
+        return False
+
     @property
     def grammar_field(self) -> str | None:
         """The field that says what the output must match; None if it may be any text."""
@@ -174,7 +178,9 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call), request.scope["caller"].key_name
             kept = call.kept_special_tokens
-            generation = Generation(server, call.body, prompts, scheduling, ticket, key_name, grammar, kept)
+            generation = Generation(
+                server, call.body, prompts, scheduling, ticket, key_name, grammar, kept, call.is_enough
+            )
             if body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
             answer = await run_until_disconnect(request.receive, call.answer(generation))

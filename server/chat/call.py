@@ -39,6 +39,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         super().__init__(server, body)
         self._prompt, self._is_inside = "", False
         self._readers: list[ChatReader] = []
+        self._watching: list[ChatReader] = []  # answers whose first call ends them
         self._reasoning_tokens: list[ReasoningTokens] = []
 
     def validate(self, sampling: SamplingParams) -> None:
@@ -47,8 +48,6 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             raise RequestError(message, "messages")
         template_variables(self.body, self._template)
         self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
-        if self._tools.stop is not None:
-            self.body = self.body.model_copy(update={"stop": [*sampling.stop, self._tools.stop]})
         self.server.check_prompt("", sampling)  # the conversation is rendered later
 
     async def prompts(self) -> Sequence[str | list[int]]:
@@ -57,6 +56,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             self.body.continue_final_message and stays_inside(self.body.messages[-1].text)
         )
         self._readers = [self._reader() for _ in range(self.body.n)]
+        if self._tools.is_one_call_enough:
+            self._watching = [self._reader() for _ in self._readers]
         if self._splits_reasoning:
             detokenizer = self.server.tokenizer.detokenizer
             self._reasoning_tokens = [
@@ -85,6 +86,13 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             return "inside"
         opened, closed = MARKERS
         return "maybe" if opened in self._template.source and not self._prompt.rstrip().endswith(closed) else "no"
+
+    def is_enough(self, delta: Delta) -> bool:
+        if not self._watching:
+            return False
+        reader = self._watching[delta.choice]
+        reader.push(delta.text, final=False)
+        return reader.has_ended
 
     def read(self, delta: Delta) -> list[Piece]:
         """Return what a delta adds to its choice's message. Each delta is read once, in order."""

@@ -16,6 +16,10 @@ class ToolParser(Protocol):
     def push(self, text: str, *, final: bool) -> list[Piece]:
         """Take more text of the answer; return what is certain by now, as content and tool calls. `final`: all."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has its only call, and nothing that follows is read."""
+
 
 class ChatReader:
     """One choice's text so far, as pieces.
@@ -28,6 +32,11 @@ class ChatReader:
         """None leaves the one or the other in the content."""
         self._reasoning, self._tools = reasoning, tools
         self.has_tool_calls = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing that follows is read."""
+        return self._tools is not None and self._tools.has_ended
 
     def push(self, text: str, *, final: bool) -> list[Piece]:
         """Take more text; return the pieces that are certain by now, none of them empty. `final`: all that is left."""

@@ -109,20 +109,29 @@ class ToolFormat(ABC):
 
 
 class ToolParser:
-    """Finds the calls in one choice's answer; the rest is content, and so is what only looks like a call."""
+    """Finds the calls in one choice's answer; the rest is content, and so is what only looks like a call.
+
+    Attributes:
+        has_ended: the answer has its only call, and nothing that follows is read.
+    """
 
     def __init__(self, tool_format: ToolFormat, calls: Calls) -> None:
         self._format, self._calls, self._source = tool_format, calls, Source()
         self._steps = self._read()
+        self.has_ended = False
 
     def push(self, text: str, *, final: bool) -> list[Piece]:
         """Take more text of the answer; return what is certain by now. `final`: all."""
+        if self.has_ended:
+            return []
         self._source.append(text, final=final)
         pieces = []
         for piece in self._steps:
             if piece is None:
                 break
             pieces.append(piece)
+        else:
+            self.has_ended = True
         return pieces
 
     def _read(self) -> Steps[None]:
@@ -133,14 +142,16 @@ class ToolParser:
                 source.commit()
             except NotACallError:
                 source.rewind()
-                if self._calls.is_full:
-                    break
                 broken += 1
+                if self._calls.is_full:
+                    return
                 if text := self._opening():
                     yield Content(text)
                 if self._format.only_at_start or broken == _MAX_BROKEN:
                     break
-        while not self._calls.is_full:
+            if self._calls.is_full:
+                return
+        while True:
             if rest := source.take(len(source.rest)):
                 source.commit()
                 yield Content(rest)
@@ -162,7 +173,7 @@ class ToolParser:
                 certain = rest[: len(rest) - stop_prefix_length(rest, self._format.openers)].rstrip()
             source.take(len(certain))
             source.commit()
-            if certain and not self._calls.is_full:
+            if certain:
                 yield Content(certain)
             if opener is not None:
                 source.take(opener - len(certain))  # white space, which `rewind` brings back

@@ -61,9 +61,9 @@ class ToolUse:
         return self.format.instructions([function.for_template() for function in self.functions])
 
     @property
-    def stop(self) -> str | None:
-        """What ends the answer with its first call, if there may be but one."""
-        return None if self._parallel or not self.functions else self.format.call_end
+    def is_one_call_enough(self) -> bool:
+        """Whether the first call ends the answer."""
+        return bool(self.functions) and not self._parallel
 
     def parser(self) -> ToolParser | None:
         """Return a reader of one choice's calls; None if there can be none."""

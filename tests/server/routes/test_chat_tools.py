@@ -116,6 +116,27 @@ async def test_calls_that_are_not_parallel_end_with_the_first(api, write):
     await api.until_idle()
 
 
+async def test_the_first_call_ends_where_it_ends_and_not_at_a_marker_in_its_arguments(api, write):
+    tricky = WRITTEN.replace("Zürich", "a </tool_call> b")
+    write(tricky + SECOND)
+    choice = await ask(api, parallel_tool_calls=False)
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"]["arguments"] == ARGUMENTS.replace("Zürich", "a </tool_call> b")
+    write(tricky + SECOND)
+    choices = await stream(api, parallel_tool_calls=False)
+    entries = [entry for choice in choices for entry in choice["delta"].get("tool_calls", [])]
+    assert "".join(entry["function"]["arguments"] for entry in entries) == call["function"]["arguments"]
+    assert [c["finish_reason"] for c in choices if c["finish_reason"]] == ["tool_calls"]
+    await api.until_idle()
+
+
+async def test_calls_that_are_not_parallel_leave_stop_as_the_request_has_it(api, write, ids_of):
+    [end] = ids_of("!")
+    write("Hello! There")
+    choice = await ask(api, parallel_tool_calls=False, stop=[end])
+    assert choice["message"]["content"] == "Hello"
+
+
 async def test_a_named_function_is_called_once(api, write):  # whose template has short prompts
     choice = {"type": "function", "function": {"name": "now"}}
     answer = await ask(api, tool_choice=choice, max_tokens=200)
