@@ -52,9 +52,7 @@ class Generation:
     ) -> None:
         """Check the request against the engine's limits.
 
-        Args:
-            kept_special_tokens: those that stay in the text.
-            is_enough: whether a choice ends with a delta; asked once for each, in order.
+        `kept_special_tokens` stay in the text. `is_enough` says whether a choice ends with a delta; it gets each once.
 
         Raises:
             RequestError: the engine can never compute it.

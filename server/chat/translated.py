@@ -15,7 +15,7 @@ from engine.errors import RequestError
 from server.chat.call import ChatCall
 from server.http.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
-from server.protocol.fields import whole
+from server.protocol.neutral import asked_for
 from server.protocol.schema import as_taken
 
 if TYPE_CHECKING:
@@ -48,20 +48,7 @@ class TranslatedRequest(Strict):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Drop fields that ask for nothing (null stands for the default), and unknown ones behind the first."""
-        if not isinstance(data, dict):
-            return data
-        asked = {
-            name: whole(value)
-            for name, value in data.items()
-            if value is not None
-            and not any(type(value) is type(neutral) and value == neutral for neutral in cls.neutral.get(name, ()))
-        }
-        unknown = (name for name in asked if name not in cls.model_fields)
-        next(unknown, None)  # pydantic would report each, and only the first is answered with
-        for name in list(unknown):
-            del asked[name]
-        return asked
+        return asked_for(data, cls.model_fields, cls.neutral)
 
     def passed_on(self, names: Iterable[str]) -> dict[str, Any]:
         """Return those of these fields that the request sets."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.protocol import Strict, fault
+from server.protocol.fields import known_type
 
 Json = dict[str, Any]
 ToolName = Annotated[str, Field(min_length=1, max_length=256)]
@@ -73,17 +74,8 @@ class ToolResultBlock(Strict):
         return f"Error: {text}" if self.is_error else text
 
 
-def known_block(value: Any, known: tuple[str, ...]) -> Any:
-    """Refuse a block whose type is none of these by its name: pydantic would report a fault for each of them."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in known:
-        shown = f"a block of the type {kind!r}" if isinstance(kind, str) else "what is no block with a type"
-        raise ValueError(f"{shown} is not supported here; supported are {', '.join(known)}")
-    return value
-
-
 def _is_text(value: Any) -> Any:
-    return known_block(value, ("text",))
+    return known_type(value, ("text",))
 
 
 AnyText = Annotated[TextBlock, BeforeValidator(_is_text)]
@@ -93,7 +85,7 @@ ToolResultBlock.model_rebuild()
 
 
 def _is_block(value: Any) -> Any:
-    return known_block(value, _TYPES)
+    return known_type(value, _TYPES)
 
 
 AnyBlock = Annotated[Annotated[Block, Field(discriminator="type")], BeforeValidator(_is_block)]

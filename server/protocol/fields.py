@@ -24,6 +24,15 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -> Any:
+    """Refuse an object whose `type` is none of these by its name: pydantic would report a fault for each of them."""
+    kind = value.get("type") or default if isinstance(value, dict) else None
+    if kind not in known:
+        shown = f"the type {kind!r:.40}" if isinstance(kind, str) else "what has no type"
+        raise ValueError(f"{shown} is not one that this server takes here; it takes {', '.join(known)}")
+    return {**value, "type": kind}
+
+
 def fault(field: str, message: str) -> PydanticCustomError:
     """Return the error of a check over several fields, one of which is at fault."""
     return PydanticCustomError("value_error", message, {"param": field})

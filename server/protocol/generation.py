@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from server.protocol.fields import Strict, fault, whole
-from server.protocol.neutral import NEUTRAL_VALUES, NeutralFields, is_neutral
+from server.protocol.fields import Strict, fault
+from server.protocol.neutral import NEUTRAL_VALUES, NeutralFields, asked_for
 from server.protocol.sampling import SamplingFields
 from server.protocol.schema import as_taken
 from server.protocol.structured_outputs import StructuredOutputFields
@@ -66,19 +66,7 @@ class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, data: Any) -> Any:
-        """Drop fields that ask for nothing (null stands for the default), and unknown ones behind the first."""
-        if not isinstance(data, dict):
-            return data
-        asked = {
-            name: whole(value)
-            for name, value in data.items()
-            if value is not None and (name in cls.model_fields or not is_neutral(name, value))
-        }
-        unknown = (name for name in asked if name not in cls.model_fields)
-        next(unknown, None)  # pydantic would report each, and only the first is answered with
-        for name in list(unknown):
-            del asked[name]
-        return asked
+        return asked_for(data, cls.model_fields, NEUTRAL_VALUES)
 
     @field_validator("truncate_prompt_tokens")
     @classmethod
@@ -91,6 +79,9 @@ class GenerationRequest(SamplingFields, StructuredOutputFields, NeutralFields):
     def _stream_goes_with(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise fault("stream_options", "'stream_options' goes with 'stream': true only")
+        if self.usage_options.continuous_usage_stats and not self.usage_options.include_usage:
+            message = "'stream_options.continuous_usage_stats' goes with 'include_usage': true only"
+            raise fault("stream_options", message)
         if self.prompt_logprobs is not None and self.stream:
             raise fault("prompt_logprobs", "'prompt_logprobs' does not go with 'stream': true")
         return self

@@ -6,12 +6,15 @@ asks for something which this server cannot do is refused: nothing is accepted a
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from server.protocol.fields import Strict
+from server.protocol.fields import Strict, whole
 from server.protocol.messages import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
 
 Identifier = Annotated[str, Field(max_length=1024)]
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -106,6 +109,29 @@ class NeutralFields(Strict):
         return value
 
 
-def is_neutral(name: str, value: Any) -> bool:
-    """Whether a field that no model lists has a value that asks for nothing."""
-    return any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL_VALUES.get(name, ()))
+def asked_for(data: Any, known: Container[str], neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+    """Return a request's fields, whole numbers as such, without those that ask for nothing and unknown ones but one.
+
+    Args:
+        data: the request; what is no object stays as it is.
+        known: the fields that its model lists. Null stands for their defaults: clients send it unasked.
+        neutral: values of other fields that ask for nothing.
+    """
+    if not isinstance(data, dict):
+        return data
+    asked: dict[str, Any] = {}
+    has_unknown = False
+    for name, value in data.items():
+        if value is None or (name not in known and _is_one_of(value, neutral.get(name, ()))):
+            continue
+        if name not in known:
+            if has_unknown:  # pydantic would report each, and only the first is answered with
+                continue
+            has_unknown = True
+        asked[name] = whole(value)
+    return asked
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value is one of these: 1 is not True."""
+    return any(type(value) is type(one) and value == one for one in values)

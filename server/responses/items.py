@@ -12,20 +12,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.protocol import Strict
+from server.protocol.fields import known_type
 
 Json = dict[str, Any]
 ItemId = Annotated[str, Field(min_length=1, max_length=128)]
 CallId = Annotated[str, Field(min_length=1, max_length=256)]
 Status = Literal["in_progress", "completed", "incomplete"] | None
-
-
-def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -> Any:
-    """Refuse an object whose `type` is none of these by its name: pydantic would report a fault for each of them."""
-    kind = value.get("type") or default if isinstance(value, dict) else None
-    if kind not in known:
-        shown = f"the type {kind!r}" if isinstance(kind, str) else "an object without a type"
-        raise ValueError(f"{shown} is not one that this server takes; it takes {', '.join(known)}")
-    return {**value, "type": kind}
 
 
 class Part(Strict):

@@ -31,6 +31,11 @@ class Storage:
         self._config = config
         self.database = Database(config.database_url or default_url(config.data_dir))
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is to be stored."""
+        return self.database.is_off
+
     @cached_property
     def responses(self) -> ResponseStore:
         """Stored responses, of all tenants."""

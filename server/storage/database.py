@@ -63,6 +63,11 @@ class Database:
         self._threads: ThreadPoolExecutor | None = None
 
     @property
+    def is_off(self) -> bool:
+        """Whether all use is refused."""
+        return self._url is None
+
+    @property
     def may_have_data(self) -> bool:
         """Whether there can be anything in it; costs a look at the file at most."""
         if self._engine is not None:

@@ -56,7 +56,7 @@ async def test_stop_strings_cut_streamed_and_whole_text_alike(api, path, letters
         assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["stop"]
 
 
-@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}, {"continuous_usage_stats": True}])
+@pytest.mark.parametrize("options", [None, {}, {"include_usage": False}])
 async def test_a_stream_has_no_usage_unless_asked(api, path, options):
     chunks = await api.stream(path, stream_options=options, **GREEDY)
     assert all("usage" not in chunk and len(chunk["choices"]) == 1 for chunk in chunks)
@@ -79,6 +79,11 @@ async def test_continuous_usage_is_in_every_chunk_and_grows(api, path):
         seen += sum(len(choice["token_ids"]) for choice in chunk["choices"])
         check_usage(chunk["usage"], NUM_PROMPT_TOKENS[path], seen)
     assert seen == 12
+
+
+async def test_usage_in_every_chunk_needs_usage_at_all(api, path):
+    response = await api.post(path, stream=True, stream_options={"continuous_usage_stats": True})
+    assert "'include_usage'" in check_error(response, 400, param="stream_options")["message"]
 
 
 async def test_an_unknown_model_is_not_found(api, path):

@@ -50,7 +50,7 @@ NOT_IMPLEMENTED = {
     "prompt_embeds": ["AAAA"],
     "audio": [{}],
     "modalities": [["audio"]],
-    "reasoning_effort": ["low"],
+    "reasoning_effort": ["high"],
     "chat_template": ["{{ 1 }}"],
     "service_tier": ["flex"],
     "store": [True],

@@ -43,7 +43,7 @@ def test_a_message_becomes_chat_messages(role, content, messages):
         ("assistant", RESULT, "role assistant cannot have a block of type tool_result"),
         ("user", {**TEXT, "cache_control": {"type": "forever"}}, "cache_control"),
         ("assistant", {**USE, "input": "{}"}, "input"),
-        ("user", "hi", "no block"),
+        ("user", "hi", "no type"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_name(role, block, named):

@@ -207,13 +207,14 @@ async def test_a_tenant_finds_only_its_own(serve, speak):
 
 
 @pytest.mark.parametrize("place", ["off", "file"])
-async def test_a_server_that_cannot_store_answers_and_says_so(serve, speak, tmp_path, place):
+async def test_a_server_that_cannot_store_answers_and_says_so(serve, speak, tmp_path, caplog, place):
     (tmp_path / "file").write_text("not a folder")
     data_dir = "off" if place == "off" else str(tmp_path / "file" / "state")
     api = await serve(config=ServerConfig(data_dir=data_dir))
     speak("one")
     answer = await api.http.post(RESPONSES, json={"input": "a"})
     assert (answer.status_code, answer.json()["status"], answer.json()["store"]) == (200, "completed", False)
+    assert ("a response was not stored" in caplog.text) == (place == "file")  # off is as it was asked for
     later = await api.http.post(RESPONSES, json={"input": "a", "previous_response_id": answer.json()["id"]})
     check_error(later, 503)
 
