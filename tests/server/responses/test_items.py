@@ -57,7 +57,7 @@ def test_reasoning_is_read_from_whatever_holds_it():
         ({**REASONING, "encrypted_content": "gAAAA"}, "encrypted_content"),
         ({**CALL, "namespace": "n"}, "namespace"),
         ({**OUTPUT, "output": 5}, "output"),
-        ("hi", "without a type"),
+        ("hi", "has no type"),
         ({}, "id"),
     ],
 )
