@@ -91,7 +91,12 @@ class Database:
     async def close(self) -> None:
         """Let running work end, and close all connections."""
         if self._threads is not None:
+            if self._url == _MEMORY_URL:  # its connection is closed by the thread that made it
+                self._threads.submit(self._dispose)
             await asyncio.to_thread(self._threads.shutdown)
+        self._dispose()
+
+    def _dispose(self) -> None:
         if self._engine is not None:
             self._engine.dispose()
 

@@ -51,12 +51,13 @@ async def test_what_is_written_is_found_by_others_and_what_fails_is_not(database
     await other.close()
 
 
-async def test_a_database_in_memory_is_one_database():
+async def test_a_database_in_memory_is_one_database_and_is_closed_by_its_thread(caplog):
     database = Database(default_url("memory"))
     assert not database.may_have_data
     await database.write(put)
     assert await database.read(ids) == ["r"]
     await database.close()
+    assert not caplog.records
 
 
 async def test_off_stores_nothing():
