@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter as CounterMetric
+from prometheus_client import Gauge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,13 +24,13 @@ class BatchMetrics:
 
     def __init__(self, registry: CollectorRegistry, model_name: str, num_in_flight: Callable[[], int]) -> None:
         self._model_name = model_name
-        self._lines = Counter(
+        self._lines = CounterMetric(
             "deepseek_serve_batch_lines",
             "Lines of batches that got their result, by where it went: the output file or the error file.",
             ["model_name", "result"],
             registry=registry,
         )
-        self._ended = Counter(
+        self._ended = CounterMetric(
             "deepseek_serve_batches_ended",
             "Batches that this server brought to their end.",
             ["model_name", "status"],
@@ -52,8 +54,8 @@ class BatchMetrics:
 
     def count_lines(self, results: Iterable[Result]) -> None:
         """Count results that were committed."""
-        for result in results:
-            self._lines.labels(self._model_name, "error" if result.is_error else "output").inc()
+        for is_error, count in Counter(result.is_error for result in results).items():
+            self._lines.labels(self._model_name, "error" if is_error else "output").inc(count)
 
     def count_end(self, status: str) -> None:
         """Count the end of a batch."""

@@ -38,7 +38,7 @@ _NOT_RUN = {  # what unfinished lines say when a batch ends early
     "cancelled": ("batch_cancelled", "The batch was cancelled before this request was run."),
     "expired": ("batch_expired", "This request could not be run before the batch's completion window ended."),
 }
-_GROUP = 256  # results in a transaction at most
+_GROUP = 256  # results in a transaction at most: SQLite's driver leaves other threads little time between rows
 _STREAM = RequestError("A batch's request cannot be streamed: leave 'stream' out.", "stream")
 
 
@@ -178,23 +178,29 @@ class BatchRun:
             if self._results:
                 self._arrived.set()
             if group:
-                await self._store.save(self.batch_id, group)
-                self._runner.metrics.count_lines(group)
+                await self._save(group)
 
     async def _give_up(self, status: str) -> None:
         """Give each line without a result one that says why it was not run."""
         if not self._has_begun:
             return
         done = await self._store.finished(self.batch_id)
-        async for lines in self._lines():
-            group = [
+
+        def without_result(lines: list[tuple[int, bytes | None]]) -> list[Result]:
+            return [
                 not_run(number, parse(line).custom_id, uuid.uuid4().hex, *_NOT_RUN[status])
                 for number, line in lines
                 if line is not None and number not in done
             ]
-            if group:
-                await self._store.save(self.batch_id, group)
-                self._runner.metrics.count_lines(group)
+
+        async for lines in self._lines():
+            results = await asyncio.to_thread(without_result, lines)
+            for first in range(0, len(results), _GROUP):
+                await self._save(results[first : first + _GROUP])
+
+    async def _save(self, group: list[Result]) -> None:
+        await self._store.save(self.batch_id, group)
+        self._runner.metrics.count_lines(group)
 
     async def _lines(self) -> AsyncGenerator[list[tuple[int, bytes | None]], None]:
         """Yield the input's lines, as many at a time as come in one part of it."""

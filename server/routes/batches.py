@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import RequestError
@@ -13,7 +13,7 @@ from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, READ_ERRORS, links
 from server.http.query import QueryModel
 from server.protocol.fields import Whole
-from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY
+from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY, page_of
 from server.state import State
 
 if TYPE_CHECKING:
@@ -173,14 +173,13 @@ async def create_batch(request: Request, body: BatchRequest, server: State) -> B
     return Batch.of(row)
 
 
-@router.get("/v1/batches")
-async def list_batches(request: Request, query: Annotated[BatchList, Query()], server: State) -> BatchPage:
+@router.get("/v1/batches", response_model=BatchPage)
+async def list_batches(request: Request, query: Annotated[BatchList, Query()], server: State) -> Response:
     """The caller's batches, the newest first."""
     rows, has_more = await server.storage.batches.page(
         request.scope["caller"].tenant, after=query.after, limit=query.limit
     )
-    first, last = (rows[0].id, rows[-1].id) if rows else (None, None)
-    return BatchPage(data=list(map(Batch.of, rows)), first_id=first, last_id=last, has_more=has_more)
+    return await page_of(map(Batch.of, rows), has_more)
 
 
 @router.get("/v1/batches/{batch_id}")

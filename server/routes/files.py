@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import quote
 
+import msgspec
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
@@ -20,6 +22,8 @@ from server.state import State
 from server.storage.database import PART_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from server.storage.files import StoredFile
 
 router = APIRouter(responses=READ_ERRORS, tags=["Files"])
@@ -114,8 +118,8 @@ async def create_file(request: Request, server: State) -> FileObject:
         return FileObject.of(await upload.finish(_base_name(form.filename or ""), purpose, lasts))
 
 
-@router.get("/v1/files")
-async def list_files(request: Request, query: Annotated[FileList, Query()], server: State) -> FilePage:
+@router.get("/v1/files", response_model=FilePage)
+async def list_files(request: Request, query: Annotated[FileList, Query()], server: State) -> Response:
     """The caller's files, the newest first unless asked otherwise."""
     found, has_more = await server.storage.files.page(
         request.scope["caller"].tenant,
@@ -124,8 +128,7 @@ async def list_files(request: Request, query: Annotated[FileList, Query()], serv
         is_ascending=query.order == "asc",
         purpose=query.purpose,
     )
-    first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return FilePage(data=list(map(FileObject.of, found)), first_id=first, last_id=last, has_more=has_more)
+    return await page_of(map(FileObject.of, found), has_more)
 
 
 @router.get("/v1/files/{file_id}")
@@ -153,6 +156,17 @@ async def delete_file(file_id: str, request: Request, server: State) -> FileDele
     await server.storage.files.delete(request.scope["caller"].tenant, file_id)
     await server.storage.files.sweep()
     return FileDeleted(id=file_id)
+
+
+async def page_of(objects: Iterable[BaseModel], has_more: bool) -> Response:
+    """Return one page of a list. It may have thousands of objects, so they are made and written in a thread."""
+
+    def write() -> bytes:
+        data = [one.model_dump() for one in objects]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return msgspec.json.encode({"object": "list", "data": data, **ends, "has_more": has_more})
+
+    return Response(await asyncio.to_thread(write), media_type="application/json")
 
 
 def _purpose(fields: dict[str, str]) -> str:

@@ -199,7 +199,7 @@ class BatchStore:
 
     async def finished(self, batch_id: str) -> set[int]:
         """The numbers of the lines that have their result."""
-        query = select(parts.c.number).where(parts.c.content_id == batch_id)
+        query = select(parts.c.number).where(parts.c.content_id == batch_id).execution_options(yield_per=1000)
         return await self._database.read(lambda connection: set(connection.execute(query).scalars()))
 
     async def save(self, batch_id: str, results: Sequence[Result]) -> None:
@@ -208,10 +208,6 @@ class BatchStore:
         Raises:
             LeaseLostError: another server has the batch.
         """
-        rows = [
-            {"content_id": batch_id, "number": r.number, "kind": ERRORS if r.is_error else OUTPUT, "data": r.data}
-            for r in results
-        ]
         sums: dict[str, ColumnElement[int]] = {}
         for name, total in (
             ("num_completed", sum(not r.is_error for r in results)),
@@ -227,6 +223,10 @@ class BatchStore:
 
         def work(connection: Connection) -> None:
             self._change(connection, batch_id, sums)
+            kinds = {False: OUTPUT, True: ERRORS}
+            rows = [
+                {"content_id": batch_id, "number": r.number, "kind": kinds[r.is_error], "data": r.data} for r in results
+            ]
             connection.execute(insert(parts), rows)
 
         await self._database.write(work)
