@@ -50,7 +50,12 @@ class Background:
         return True
 
     def fill(self, plan: StepPlan, num_live: int, *, live_wait: bool, now: float) -> StepPlan:
-        """Add to a step what it leaves; `num_live` live sequences run, and nobody starts while others wait."""
+        """Add to a step what it leaves; `num_live` live sequences run, and nobody starts while others wait.
+
+        Seats that live sequences have taken since are given up first.
+        """
+        while num_live + len(self.running) > self._max_batch_size:
+            self.give_way()
         if plan.num_decodes < len(plan.scheduled):  # it computes live prompts: these are to be done soon
             return plan
         num_beside = plan.num_decodes

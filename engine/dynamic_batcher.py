@@ -154,9 +154,7 @@ class DynamicBatcher:
         left = self._continue_prompts(plan, prompts, left)
         if self._can_admit and not urgent:
             left = self._admit(plan, len(prompts), now)
-        while len(self._running) + len(self._background.running) > self.max_batch_size:
-            self._background.give_way()
-        if self._background.can_step and not urgent:
+        if self._background.can_step:
             live_wait = len(self._waiting) > 0
             plan = self._background.fill(plan, len(self._running), live_wait=live_wait, now=now)
         assert step or not self.can_step, "work waits and nothing can advance"
@@ -167,12 +165,12 @@ class DynamicBatcher:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
-        live = (item for item in plan.scheduled if item.sequence_id in self._running)
-        self._policy.computed((self._running[item.sequence_id], item.num_tokens) for item in live)
+        live, background = self._running, self._background.running
+        self._policy.computed((live[i.sequence_id], i.num_tokens) for i in plan.scheduled if i.sequence_id in live)
         outputs = []
         sampled, prompt_logprobs = iter(result.sampled), iter(result.prompt_logprobs)
         for item in plan.scheduled:
-            seq = self._scheduled(item)
+            seq = live[item.sequence_id] if item.sequence_id in live else background[item.sequence_id]
             seq.num_computed_tokens += len(item.token_ids)
             if item.prompt_logprobs is not None:
                 seq.prompt_logprobs += next(prompt_logprobs)

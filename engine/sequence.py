@@ -126,11 +126,12 @@ class Sequence:
             return "error"
         if self.sampling.max_tokens == 0:
             return "length"
-        if self._stops_with(token_id):
+        if token_id in self.stop_token_ids and self._stops_with(token_id):
             return "stop"
         if self.matcher is not None and (reason := self.matcher.accept(token_id)) is not None:
             return reason
-        return "length" if self.num_output_tokens == self.sampling.max_tokens else None
+        num_output_tokens = len(self.token_ids) - self.num_prompt_tokens
+        return "length" if num_output_tokens == self.sampling.max_tokens else None
 
     def _stops_with(self, token_id: int) -> bool:
         """Whether the last output token ends the sequence for what it is, and so is not part of its text."""
@@ -144,7 +145,7 @@ class Sequence:
         num_output_tokens = len(self.token_ids) - count
         mask = None if self.matcher is None else self.matcher.mask
         if not self.reads_tokens:
-            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, mask=mask)
+            return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, (), (), mask)
         prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])
         return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, prompt, output, mask)
 
