@@ -68,11 +68,11 @@ class GrammarChecker:
             raise RequestError(f"it has {len(grammar)} characters; this server takes {self._max_size}")
         if not grammar.isascii() and _has_surrogate(grammar):
             raise RequestError("it is not valid Unicode: it has half a surrogate pair")
-        if (verdict := self._verdicts.get(grammar)) is None:
-            async with self._places:
-                verdict = await asyncio.to_thread(self._try, grammar)
-            self._keep(grammar, verdict)
-        self._verdicts.move_to_end(grammar)
+        if (verdict := self._kept(grammar)) is None:
+            async with self._places:  # while this one waited, another request may have had the same tried
+                if (verdict := self._kept(grammar)) is None:
+                    verdict = await asyncio.to_thread(self._try, grammar)
+                    self._keep(grammar, verdict)
         in_lark, reason = verdict
         if reason:
             raise RequestError(reason)
@@ -80,7 +80,7 @@ class GrammarChecker:
 
     def _try(self, grammar: str) -> _Verdict:
         """The grammar in Lark, and the reason against it; empty for none."""
-        process = self._idle.pop() if self._idle else self._start()
+        process = self._take_idle() or self._start()
         try:
             verdict = process.ask(grammar, self._timeout)
         except _FAULTS as error:
@@ -89,6 +89,15 @@ class GrammarChecker:
             return "", f"it takes more than {self._timeout:g} s or too much memory to compile"
         self._idle.append(process)
         return verdict
+
+    def _take_idle(self) -> _Process | None:
+        """A process that waits for a grammar; those that have died meanwhile are left behind."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.popen.poll() is None:
+                return process
+            self._discard(process)
+        return None
 
     def _start(self) -> _Process:
         vocabulary, info = self._vocabulary(), self._client.require_info()
@@ -113,8 +122,13 @@ class GrammarChecker:
         self._processes.discard(process.popen)
         _end({process.popen})
 
+    def _kept(self, grammar: str) -> _Verdict | None:
+        if (verdict := self._verdicts.get(grammar)) is not None:
+            self._verdicts.move_to_end(grammar)
+        return verdict
+
     def _keep(self, grammar: str, verdict: _Verdict) -> None:
-        if grammar not in self._verdicts:
+        if self._verdicts.pop(grammar, None) is None:  # two requests may have had it tried at once
             self._num_chars += len(grammar)
         self._verdicts[grammar] = verdict
         while len(self._verdicts) > 1 and (len(self._verdicts) > _MAX_VERDICTS or self._num_chars > _MAX_VERDICT_CHARS):

@@ -103,14 +103,35 @@ async def test_one_that_compiles_for_ever_is_given_up_while_others_are_tried(mak
     assert await checker.grammar(lambda: choice(["again"]))
 
 
-async def test_a_process_that_dies_costs_one_request_and_is_replaced(make):
+async def test_a_process_that_dies_idle_costs_nothing_and_is_replaced(make):
     checker = make()
     await checker.grammar(lambda: GOOD)
     (process,) = checker._processes
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert "too much memory" in await refused(checker, choice(["b"]))
+    assert await checker.grammar(lambda: choice(["b"]))
+    assert process not in checker._processes
+
+
+async def test_a_process_that_dies_at_work_costs_its_request(make, monkeypatch):
+    checker = make()
+    await checker.grammar(lambda: GOOD)
+    (process,) = checker._processes
+    tell = module._Process.tell
+    monkeypatch.setattr(module._Process, "tell", lambda self, message: (tell(self, message), self.popen.kill()))
+    assert "too much memory" in await refused(checker, ENDLESS)
+    monkeypatch.undo()
     assert await checker.grammar(lambda: choice(["c"]))
+    assert process not in checker._processes
+
+
+async def test_requests_with_the_same_grammar_have_it_tried_by_as_many_as_there_are_processes(make, monkeypatch):
+    checker, tried = make(), []
+    monkeypatch.setattr(checker, "_try", lambda grammar: tried.append(grammar) or (grammar, ""))
+    monkeypatch.setattr(module, "_MAX_VERDICTS", 1)
+    await asyncio.gather(*(checker.grammar(lambda: GOOD) for _ in range(20)))
+    assert len(tried) <= module._NUM_PROCESSES
+    assert checker._num_chars == len(GOOD)
 
 
 async def test_where_no_process_starts_the_server_says_so(make, monkeypatch):
