@@ -29,6 +29,7 @@ from engine.protocol import (
 )
 from engine.sampler import uniform
 from engine.sequence import Sequence, SequenceStatus
+from engine.step import mask_of
 
 if TYPE_CHECKING:
     from engine.dynamic_batcher import DynamicBatcher
@@ -69,6 +70,8 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
+        self._latest = SamplingParams()
+        self._latest_mask: bytes | None = None
         self._num_failures = 0  # steps in a row
 
     @property
@@ -99,7 +102,7 @@ class Engine:
 
         The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
         """
-        params = request.sampling
+        params, mask = self._shared(request.sampling)
         token_ids = [*request.prompt_token_ids, *params.token_ids]
         assert request.prompt_token_ids, "an empty prompt"
         assert 0 <= min(token_ids) <= max(token_ids) < self.info.vocab_size, "token ids beyond the vocabulary"
@@ -121,11 +124,23 @@ class Engine:
                 seed=_mix(seed, index),
                 stop_token_ids=stop_token_ids,
                 scheduling=request.scheduling,
+                mask=mask,
             )
-            if params.grammar is not None:
+            if params.grammar is None:
+                self.batcher.add(seq)
+            else:
                 seq.status = SequenceStatus.COMPILING
+                self.batcher.add(seq)
                 self.grammars.compile(seq, params.grammar)
-            self.batcher.add(seq)
+
+    def _shared(self, params: SamplingParams) -> tuple[SamplingParams, bytes | None]:
+        """Parameters, and the mask of their allowed_token_ids, in one copy for requests in a row that have the same.
+
+        The prompts of one call come as that many requests: they may be thousands, and the parameters large.
+        """
+        if params != self._latest:
+            self._latest, self._latest_mask = params, mask_of(params.allowed_token_ids)
+        return self._latest, self._latest_mask
 
     def abort(self, request: AbortRequest) -> None:
         """End sequences now; their blocks are free when this returns."""

@@ -81,6 +81,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise RequestError(message, field or None) from None
         if self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
+        if self.grammar is not None and self.allowed_token_ids:
+            raise RequestError("allowed_token_ids does not go with a grammar", "allowed_token_ids")
 
     @property
     def has_penalties(self) -> bool:

@@ -3,9 +3,9 @@
 Greedy is argmax, exact. A random choice needs one uniform number a token, made from (seed, number of output tokens) by
 a hash: it depends on nothing else in the batch, and a preempted sequence draws the same numbers again.
 
-Order, as in vLLM: logprobs come from the model's own logits; then allowed_token_ids, logit_bias, penalties, a grammar's
-mask, bad_words, min_tokens, temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort only for the
-rows that ask for top_k, top_p or min_p.
+Order, as in vLLM: logprobs come from the model's own logits; then logit_bias, penalties, the mask (of a grammar, or of
+allowed_token_ids), bad_words, min_tokens, temperature, top_k, top_p, min_p. Cost: O(rows * vocab), with a partial sort
+only for the rows that ask for top_k, top_p or min_p.
 
 Shapes: R rows (one for each sequence that samples), V vocab, K candidates.
 """
@@ -28,7 +28,7 @@ T = TypeVar("T")
 Draw = Callable[[torch.Tensor, list[float], list[float]], list[int]]
 
 _CANDIDATES = 1024  # likeliest tokens that top_p and min_p look among before falling back to all
-_EXCLUDED = -1e30  # the logit of what a grammar excludes: finite, as draw wants it; float16 has its lowest instead
+_EXCLUDED = -1e30  # the logit of what a mask excludes: finite, as draw wants it; float16 has its lowest instead
 _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is what it tends to
 
 
@@ -59,7 +59,6 @@ def _is_plain(sample: Sample) -> bool:
     return not (
         params.logprobs is not None
         or params.logit_bias
-        or params.allowed_token_ids
         or params.reads_tokens
         or _filters(sample)
         or sample.num_output_tokens < params.min_tokens
@@ -76,12 +75,14 @@ def _draw_plain(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw) -> l
 
 
 def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> torch.Tensor:
-    """The logits, with `excluded` for tokens that a grammar does not allow; a copy if there are any."""
+    """The logits, with `excluded` for tokens that a mask does not allow; a copy if there are any."""
     rows = [i for i, sample in enumerate(samples) if sample.mask is not None]
     if not rows:
         return logits_RV
-    bits = np.frombuffer(b"".join(samples[i].mask or b"" for i in rows), np.uint8).reshape(len(rows), -1)
-    others = np.unpackbits(~bits, axis=1, count=logits_RV.shape[1], bitorder="little").view(np.bool_)
+    others = np.empty((len(rows), logits_RV.shape[1]), np.bool_)
+    for others_V, i in zip(others, rows, strict=True):
+        bits = np.frombuffer(samples[i].mask or b"", np.uint8)
+        others_V[:] = np.unpackbits(bits, count=len(others_V), bitorder="little") == 0
     logits_RV = logits_RV.clone()
     for i, others_V in zip(rows, torch.from_numpy(others).to(logits_RV.device), strict=True):
         logits_RV[i].masked_fill_(others_V, excluded)
@@ -137,11 +138,6 @@ def uniform(seed: int, index: int) -> float:
 def _adjust(row_V: torch.Tensor, sample: Sample) -> None:
     """Apply all that changes logits to one row, in place; free for a sequence that asks for none."""
     params = sample.params
-    if params.allowed_token_ids:
-        allowed = torch.tensor(params.allowed_token_ids, device=row_V.device)
-        values = row_V[allowed]
-        row_V.fill_(float("-inf"))
-        row_V[allowed] = values
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=row_V.device)
         row_V[ids] += torch.tensor(list(params.logit_bias.values()), device=row_V.device)

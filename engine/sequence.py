@@ -50,7 +50,8 @@ class Sequence:
         num_charged: tokens of it that were to be computed when it arrived, without those in the prefix cache.
         num_passed: sequences that started before it out of turn, because it did not fit.
         first_step_time: when its first step was scheduled; None while it never was.
-        matcher: where it stands in its grammar; None if it has none.
+        mask: the tokens that it may ever have, as Sample.mask; None allows all.
+        matcher: where it stands in its grammar, which has masks of its own; None if it has none.
     """
 
     request_id: str
@@ -71,6 +72,7 @@ class Sequence:
     first_step_time: float | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    mask: bytes | None = None
     matcher: Matcher | None = None
     reads_tokens: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
@@ -143,7 +145,7 @@ class Sequence:
     def _sample(self) -> Sample:
         params, count = self.sampling, self.num_prompt_tokens
         num_output_tokens = len(self.token_ids) - count
-        mask = None if self.matcher is None else self.matcher.mask
+        mask = self.mask if self.matcher is None else self.matcher.mask
         if not self.reads_tokens:
             return Sample(params, self.seed, num_output_tokens, self.stop_token_ids, (), (), mask)
         prompt, output = tuple(self.token_ids[:count]), tuple(self.token_ids[count:])

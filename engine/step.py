@@ -6,9 +6,14 @@ logs them. Neither holds a live object, and a plan holds all that a rank needs b
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from engine.protocol import SamplingParams, TokenLogprobs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # gc=False: hundreds of these are made in each step, and none can be part of a cycle.
 
@@ -21,7 +26,7 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
         num_output_tokens: tokens generated so far, the index of the next one.
         stop_token_ids: tokens that cannot be chosen before `params.min_tokens`.
         prompt_token_ids: the prompt, if `params` reads tokens; else empty. output_token_ids likewise.
-        mask: the tokens that a grammar allows, a bit for each, the lowest first; None allows all.
+        mask: the tokens that can be chosen, a bit for each, the lowest first, none behind its end; None allows all.
     """
 
     params: SamplingParams
@@ -31,6 +36,16 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     prompt_token_ids: tuple[int, ...] = ()
     output_token_ids: tuple[int, ...] = ()
     mask: bytes | None = None
+
+
+def mask_of(token_ids: Collection[int]) -> bytes | None:
+    """The mask that allows these tokens alone; None, which allows all, if there are none."""
+    if not token_ids:
+        return None
+    mask = bytearray((max(token_ids) >> 3) + 1)
+    for token_id in token_ids:
+        mask[token_id >> 3] |= 1 << (token_id & 7)
+    return bytes(mask)
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, gc=False):

@@ -117,7 +117,8 @@ class Generation:
         num_running, left = self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:
-                async for output in self._with_prompt_logprobs(stream):
+                outputs = stream if self._sampling.prompt_logprobs is None else self._with_prompt_logprobs(stream)
+                async for output in outputs:
                     choice = first_choices[output.request_id] + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self._count(output)
@@ -151,7 +152,7 @@ class Generation:
         held: dict[str, list[SequenceOutput]] = {request_id: [] for request_id in stream.request_ids}
         async for output in stream:
             request_id = output.request_id
-            if self._sampling.prompt_logprobs is None or output.index == 0:
+            if output.index == 0:
                 yield output
                 if output.prompt_logprobs is not None:
                     reports[request_id] = output.prompt_logprobs

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from server.state import ServerState
     from server.text.choice_text import Delta
 
+_MAX_GRAMMARS = 16 << 20  # characters: each prompt takes the grammar to the engine
+
 Json = dict[str, Any]
 T = TypeVar("T")
 Body = TypeVar("Body", bound=GenerationRequest)
@@ -176,7 +178,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             num_tokens = sum(sizes) * server.client.require_info().num_computed(body.num_sequences)
             ticket = stack.enter_context(admission.admit(num_sequences, num_tokens, scheduling.tenant))
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
-            grammar, key_name = await _grammar(call), request.scope["caller"].key_name
+            grammar, key_name = await _grammar(call, len(prompts)), request.scope["caller"].key_name
             kept = call.kept_special_tokens
             generation = Generation(
                 server, call.body, prompts, scheduling, ticket, key_name, grammar, kept, call.is_enough
@@ -191,16 +193,20 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-async def _grammar(call: ApiCall[Any]) -> str | None:
+async def _grammar(call: ApiCall[Any], num_prompts: int) -> str | None:
     """Return what the output must match, once it is known to be possible."""
     if (field := call.grammar_field) is None:
         return None
     if call.body.allowed_token_ids:
         raise RequestError(f"'allowed_token_ids' does not go with '{field}'", "allowed_token_ids")
     try:
-        return await call.server.grammars.grammar(call.grammar)
+        grammar = await call.server.grammars.grammar(call.grammar)
     except RequestError as error:
         raise RequestError(f"Invalid '{field}': {error}", field) from None
+    if grammar is not None and len(grammar) * num_prompts > _MAX_GRAMMARS:
+        message = f"The grammar of '{field}' has {len(grammar)} characters, too many for {num_prompts} prompts at once"
+        raise RequestError(message, field)
+    return grammar
 
 
 async def yielding(items: Iterable[T]) -> AsyncGenerator[T, None]:

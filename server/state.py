@@ -26,6 +26,7 @@ from server.protocol import GenerationRequest
 from server.storage import Storage
 from server.text.tokenizer import Tokenizer
 
+_MAX_BAD_TOKENS = 8192  # each step looks for their words in the output
 _LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that it does not delay streams
 
 
@@ -82,6 +83,9 @@ class ServerState:
         if not body.bad_words:
             return params
         spellings = sorted(set().union(*map(self.tokenizer.spellings, body.bad_words)))
+        if (num_tokens := sum(map(len, spellings))) > _MAX_BAD_TOKENS:
+            message = f"'bad_words' has {num_tokens} tokens, alone and behind a space"
+            raise RequestError(f"{message}; at most {_MAX_BAD_TOKENS} are taken", "bad_words")
         return msgspec.structs.replace(params, bad_words=tuple(spellings))
 
     def check_prompt(self, prompt: str | list[int], sampling: SamplingParams) -> None:

@@ -18,6 +18,8 @@ from engine.protocol import (
     SequenceOutput,
     Shutdown,
     StepOutput,
+    decode_to_engine,
+    encode,
 )
 from tests.support.running import Result, finish, generate, greedy_params, load, make_prompt, request
 
@@ -54,6 +56,18 @@ def tokens(results: list[Result]) -> list[list[int]]:
 def stats_are_idle(engine: Engine) -> bool:
     stats = engine.batcher.stats()
     return (stats.num_running, stats.num_waiting, stats.num_used_blocks) == (0, 0, 0)
+
+
+def test_the_prompts_of_one_call_share_their_parameters(engine):
+    bad_words = tuple((i, 200 + i) for i in range(50))
+    params = SamplingParams(max_tokens=3, allowed_token_ids=(65, 66), bad_words=bad_words)
+    requests = [request([65], params, n=2) for _ in range(3)]
+    for one in requests:
+        engine.add(decode_to_engine(encode(one)))
+    seqs = [seq for one in requests for seq in engine.batcher._live.of(one.request_id, None)]
+    assert len(seqs) == 6
+    assert len({id(seq.sampling.bad_words) for seq in seqs}) == len({id(seq.mask) for seq in seqs}) == 1
+    assert all(set(result.token_ids) <= {65, 66} for result in finish(engine, requests))
 
 
 @pytest.mark.parametrize("kind", ["greedy", "random"])

@@ -211,6 +211,10 @@ def test_only_allowed_tokens_are_chosen_by_their_own_odds():
     tokens = draw(logits, 3000, allowed_token_ids=(1, 2, 3))
     assert chi_square([token - 1 for token in tokens], logits[1:].softmax(-1)) < 13.8  # 2 degrees of freedom, p = 0.001
     assert sample(logits[None], [make_sample(allowed_token_ids=(3, 2), temperature=0.0)])[0].token_id == 2
+    many = torch.arange(300.0)[None]  # the mask is shorter than this
+    for reported in (None, 1):
+        wanted = make_sample(allowed_token_ids=(9, 17), logit_bias={299: 100.0}, logprobs=reported, temperature=0.0)
+        assert sample(many, [wanted])[0].token_id == 17
 
 
 @pytest.mark.parametrize(
@@ -331,9 +335,3 @@ def test_what_is_barred_is_chosen_where_a_mask_leaves_nothing_else():
         wanted = make_sample(temperature=0.0, **barring)
         assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([3]))])[0].token_id == 3
         assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([0, 3]))])[0].token_id == 0
-
-
-def test_where_nothing_that_a_mask_allows_can_be_chosen_there_is_no_token():
-    wanted = make_sample(allowed_token_ids=(1, 2))
-    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    assert sample(logits, [msgspec.structs.replace(wanted, mask=masked([3]))])[0].token_id is None

@@ -234,6 +234,11 @@ def test_outputs_match_a_grammar(llm: LLM) -> None:
     assert {answer.finish_reason for answer in answers} == {"stop"}
 
 
+def test_a_grammar_does_not_go_with_allowed_tokens(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="does not go with a grammar"):
+        llm.generate("x", SamplingParams(grammar='start: "a"', allowed_token_ids=(1,)))
+
+
 def test_a_grammar_that_cannot_be_used_starts_nothing(llm: LLM) -> None:
     with pytest.raises(RequestError, match="unknown name") as caught:
         llm.generate(["x", "y"], [GREEDY, SamplingParams(grammar="start: nothing")])

@@ -163,6 +163,15 @@ async def test_two_forms_do_not_go_together(api, path, fields):
     assert all(f"'{name}'" in error["message"] for name in fields)
 
 
+async def test_many_prompts_take_no_large_grammar(api):
+    body = {"guided_choice": ["x" * 20_000, "y"], "max_tokens": 1}
+    response = await api.post(COMPLETIONS, prompt=["hi"] * 1000, **body)
+    assert response.status_code == 400
+    assert "too many for 1000 prompts" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "guided_choice"
+    await api.complete(["hi"] * 2, **body)
+
+
 async def test_a_grammar_that_cannot_be_followed_further_ends_its_request_with_an_error(api, path, monkeypatch):
     monkeypatch.setattr("engine.grammars.Matcher.accept", lambda self, token_id: "error")
     monkeypatch.setattr(f"{__name__}.check", lambda _, grammar: (grammar, ""))

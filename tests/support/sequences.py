@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.protocol import SamplingParams, SchedulingParams
 from engine.sequence import Sequence
+from engine.step import mask_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,7 @@ def make_sequence(
         stop_token_ids=frozenset(stop_token_ids),
         scheduling=scheduling or SchedulingParams(0.0),
         sequence_id=next(_numbers),
+        mask=mask_of(sampling.get("allowed_token_ids", ())),
     )
 
 

@@ -128,6 +128,13 @@ async def test_bad_words_are_not_written(api, path, letters):
         assert not any(word in text for word in words)
 
 
+async def test_bad_words_have_a_bound_in_tokens(api, path):
+    response = await api.post(path, bad_words=[f"{i:03}" + "z" * 200 for i in range(40)])
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "bad_words"
+    assert "at most 8192 are taken" in response.json()["error"]["message"]
+
+
 async def test_only_allowed_tokens_are_written(api, path, ids_of):
     answer = await api.ask(path, allowed_token_ids=ids_of("xyz"), max_tokens=40, seed=1, return_token_ids=True)
     assert set(answer["choices"][0]["token_ids"]) == set(ids_of("xyz"))
