@@ -41,7 +41,7 @@ def sample(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw = torch_dr
     if len(plain) == len(samples):
         return _draw_plain(logits_RV, samples, draw)
     result: list[SampledToken] = [SampledToken(None)] * len(samples)
-    others = [i for i in range(len(samples)) if i not in set(plain)]
+    others = sorted(set(range(len(samples))).difference(plain))
     for rows, choose in ((plain, functools.partial(_draw_plain, draw=draw)), (others, _sample_adjusted)):
         if rows:
             _put(result, rows, choose(logits_RV[rows], [samples[i] for i in rows]))

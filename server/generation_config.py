@@ -47,7 +47,8 @@ def read_defaults(choice: str, model: Path) -> dict[str, Any]:
         SamplingParams(**defaults).check()
     except RequestError as error:
         raise ModelError(f"{path}: {error}; --generation-config none leaves it out") from None
-    return {name: value for name, value in defaults.items() if value != getattr(SamplingParams(), name)}
+    neutral = SamplingParams(max_tokens=0)  # no number of tokens is
+    return {name: value for name, value in defaults.items() if value != getattr(neutral, name)}
 
 
 def describe(defaults: dict[str, Any]) -> str:

@@ -92,11 +92,12 @@ class GrammarChecker:
 
     def _take_idle(self) -> _Process | None:
         """A process that waits for a grammar; those that have died meanwhile are left behind."""
-        while self._idle:
-            process = self._idle.pop()
-            if process.popen.poll() is None:
-                return process
-            self._discard(process)
+        with contextlib.suppress(IndexError):  # none is left; another thread may have taken the last one just now
+            while True:
+                process = self._idle.pop()
+                if process.popen.poll() is None:
+                    return process
+                self._discard(process)
         return None
 
     def _start(self) -> _Process:

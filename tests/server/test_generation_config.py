@@ -63,6 +63,11 @@ def test_what_a_request_sets_wins_and_null_sets_nothing():
     assert (chosen.temperature, chosen.top_p, chosen.top_k, chosen.repetition_penalty) == (1.0, 1.0, 0, 1.0)
 
 
+def test_max_new_tokens_is_kept_whatever_its_value(tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 16, "temperature": 1.0}')
+    assert read_defaults("auto", tmp_path) == {"max_tokens": 16}
+
+
 def test_max_new_tokens_is_where_a_chat_ends_that_says_nothing():
     messages = [{"role": "user", "content": "hi"}]
     assert ChatCompletionRequest(messages=messages).sampling(100, DEFAULTS).max_tokens == 7

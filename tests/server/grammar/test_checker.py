@@ -125,6 +125,16 @@ async def test_a_process_that_dies_at_work_costs_its_request(make, monkeypatch):
     assert process not in checker._processes
 
 
+async def test_two_threads_may_want_the_same_process(make):
+    class TakenMeanwhile(list):
+        def __len__(self):
+            return 1
+
+    checker = make()
+    checker._idle = TakenMeanwhile()
+    assert await checker.grammar(lambda: GOOD) == GOOD
+
+
 async def test_requests_with_the_same_grammar_have_it_tried_by_as_many_as_there_are_processes(make, monkeypatch):
     checker, tried = make(), []
     monkeypatch.setattr(checker, "_try", lambda grammar: tried.append(grammar) or (grammar, ""))
