@@ -34,6 +34,9 @@ examples:
   deepseek-serve chat --url http://127.0.0.1:8000
   echo "Name three rivers." | deepseek-serve chat"""
 
+# A model's text must not steer the terminal: of control characters, only tabs and line feeds are shown.
+_CONTROLS = dict.fromkeys([code for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"])
+
 Messages = list[dict[str, str]]
 
 
@@ -199,8 +202,9 @@ class _Chat:
 
     def _show(self, piece: Piece) -> None:
         is_dim = piece.is_reasoning and self.is_terminal
+        text = piece.text.translate(_CONTROLS) if self.is_terminal else piece.text
         if self.is_terminal or not piece.is_reasoning:
-            self._say(f"\033[2m{piece.text}\033[0m" if is_dim else piece.text)
+            self._say(f"\033[2m{text}\033[0m" if is_dim else text)
 
     def _say(self, text: str) -> None:
         sys.stdout.write(text)

@@ -57,6 +57,17 @@ def talk(model, monkeypatch, capsys):
     return run
 
 
+def test_an_answer_cannot_steer_the_terminal(talk, model, monkeypatch):
+    written = "\tA\n\x1b]0;title\x07B\x9b2J\x7f"
+    monkeypatch.setattr(model, "answer", lambda _: iter_of(Piece(written, num_tokens=1)))
+    assert "\tA\n]0;titleB2J\n" in talk("hi", is_terminal=True)
+    assert talk("hi") == written + "\n"  # a pipe gets what was written
+
+
+def iter_of(*pieces):
+    yield from pieces
+
+
 def test_answers_stay_in_the_conversation_and_reasoning_does_not(talk, model):
     assert talk("Hi", "", "Ho") == "<1>\n<3>\n"
     assert [message["content"] for message in model.seen[1]] == ["Hi", "<1>", "Ho"]
