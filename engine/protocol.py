@@ -37,7 +37,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         logit_bias: token id -> value added to its logit.
         allowed_token_ids: the only tokens that can be chosen; none given is all.
         bad_words: token ids in a row that the output never has; a word's last token is barred behind the others.
-        seed: the same seed, prompt and parameters give the same tokens, whatever else runs; None draws a fresh one.
+        seed: the same seed, prompt and parameters draw the same random numbers, whatever else runs, and so the same
+            tokens wherever logits are the same (docs/native-kernels.md says when); None draws a fresh one.
         stop: strings that end the text; the server, which owns text, looks for them.
         stop_token_ids: tokens that end the sequence, beside the model's own end-of-sequence tokens.
         ignore_eos: go on after the model's end-of-sequence tokens.
