@@ -6,6 +6,7 @@ Exit status: 0 after a stop by signal, 2 when a setting or the model is at fault
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -50,6 +51,7 @@ def _command(argv: list[str]) -> tuple[str, list[str]]:
 def _serve(argv: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # before the slow imports; later steps have handlers of their own
         signal.signal(number, lambda *_: os._exit(0))  # there is nothing to clean up yet
+    gc.disable()  # until server.serve has all: there is no garbage in what is imported
     from server.command_line import complain, parse, unknown_variables
 
     server_config, engine_config = parse(argv, COMMANDS)

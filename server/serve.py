@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -86,9 +87,11 @@ async def _serve(
         health = Health(client)
         name = (*server_config.model_names, source.name)[0]
         app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
+        gc.freeze()  # what is loaded stays: the collector would walk through it for a tenth of a second
+        gc.enable()
         batches: BatchRunner = app.state.batches
         server = Server(app, server_config, client, health, on_drain=batches.stop)
-        running = asyncio.create_task(batches.run())  # until the server is about to end
+        running = asyncio.create_task(batches.run(on_imported=gc.freeze))  # until the server is about to end
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         telling = asyncio.create_task(_tell(app.state.server, server.is_serving, _url(listener), has_keys=keys.are_set))
         await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)

@@ -71,11 +71,15 @@ class BatchRunner:
             for task in self._runs.values():
                 task.cancel()
 
-    async def run(self) -> None:
-        """Run batches until `stop`, or until cancelled; both wait for results that are being committed."""
+    async def run(self, on_imported: Callable[[], object] = lambda: None) -> None:
+        """Run batches until `stop`, or until cancelled; both wait for results that are being committed.
+
+        `on_imported` is called once, when the last slow import is done.
+        """
         await self._server.client.started.wait()
         try:
             await asyncio.to_thread(self.storage.prepare)  # the first file or response is not to wait for it
+            on_imported()
             while not self._is_stopped:
                 if self.storage.database.may_have_data:
                     await self._look()
