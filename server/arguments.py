@@ -38,3 +38,10 @@ class _Formatter(argparse.HelpFormatter):
             paragraph if "\n " in paragraph or paragraph.startswith(" ") else textwrap.fill(paragraph, width)
             for paragraph in paragraphs
         )
+
+
+def positive(text: str) -> int:
+    """Return a flag's value, a whole number above 0; argparse calls this as a type."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

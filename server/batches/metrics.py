@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter as CounterMetric
 from prometheus_client import Gauge
 
+from server.storage import LIVE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
 
     from server.storage.batches import Result
 
-_LIVE = ("validating", "in_progress", "finalizing", "cancelling")
 _ENDS = ("completed", "failed", "expired", "cancelled")
 
 
@@ -50,7 +51,7 @@ class BatchMetrics:
             self._lines.labels(model_name, result)
         for status in _ENDS:
             self._ended.labels(model_name, status)
-        self.show(dict.fromkeys(_LIVE, 0))
+        self.show(dict.fromkeys(LIVE, 0))
 
     def count_lines(self, results: Iterable[Result]) -> None:
         """Count results that were committed."""

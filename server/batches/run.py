@@ -19,8 +19,9 @@ from server.batches.in_process import ask
 from server.batches.lines import LineChecker, LineSplitter, answered, not_run, parse, streams
 from server.http.api_keys import Caller
 from server.http.errors import error_body
+from server.storage import BATCH_FILES_LAST
 from server.storage.batches import LEASE, LeaseLostError, Result
-from server.storage.files import BATCH_FILES_LAST, UPLOAD
+from server.storage.files import UPLOAD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

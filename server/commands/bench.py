@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.config import EngineConfig
 from engine.errors import DeepseekServeError
-from server.arguments import Parser
+from server.arguments import Parser, positive
 from server.commands.output import report, table
 
 _EPILOG = """examples:
@@ -42,10 +42,10 @@ def _parser() -> Parser:
     add("model", nargs="?", metavar="MODEL", help="as for serving; with --url: one of its models, default the first")
     add("--url", help="measure the server there instead of a model here")
     add("--api-key", metavar="KEY", help="for --url")
-    add("--concurrency", type=_positive, nargs="+", default=[1, 8], metavar="N", help="requests at a time (1 8)")
-    add("--requests", type=_positive, metavar="N", help="how many (default: three times --concurrency, at least 4)")
-    add("--input-len", type=_positive, default=128, metavar="N", help="tokens of a prompt (default: %(default)s)")
-    add("--output-len", type=_positive, default=64, metavar="N", help="tokens of an answer (default: %(default)s)")
+    add("--concurrency", type=positive, nargs="+", default=[1, 8], metavar="N", help="requests at a time (1 8)")
+    add("--requests", type=positive, metavar="N", help="how many (default: three times --concurrency, at least 4)")
+    add("--input-len", type=positive, default=128, metavar="N", help="tokens of a prompt (default: %(default)s)")
+    add("--output-len", type=positive, default=64, metavar="N", help="tokens of an answer (default: %(default)s)")
     for name in _ENGINE:
         add(f"--{name.replace('_', '-')}", metavar="X", help="as for serving, in this process")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts (default: %(default)s)")
@@ -86,9 +86,3 @@ def show(lines: list[dict[str, Any]]) -> str:
         rows.append([str(line["concurrency"]), str(line["completed"]), rates, *shown])
     first = lines[0]
     return f"{first['model']}: {first['input_len']} tokens in, {first['output_len']} out\n{table(rows)}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)

@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import ConfigError, ModelError
 from engine.loading.presets import PRESETS
 from engine.loading.resolve import resolve_model
-from server.arguments import Parser
+from server.arguments import Parser, positive
 
 _SIZES = {  # flag -> config.json's name
     "layers": "num_hidden_layers",
@@ -60,7 +60,7 @@ def _parser() -> Parser:
     add("--like", required=True, choices=presets, metavar="NAME", help=f"{structure}: {', '.join(presets)}")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     for flag, name in _SIZES.items():
-        add(f"--{flag}", dest=name, type=_positive, metavar="N", help=f"{name} of config.json")
+        add(f"--{flag}", dest=name, type=positive, metavar="N", help=f"{name} of config.json")
     add("--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--fp8", action="store_true", help="store linear layers in FP8 with block factors, as V3 is released")
@@ -90,9 +90,3 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         if not separator:
             raise ConfigError(f"--set {pair}: expected KEY=JSON, such as index_topk=64 or 'hidden_act=\"silu\"'")
     return settings
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)

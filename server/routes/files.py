@@ -19,6 +19,7 @@ from server.http.multipart import FormReader
 from server.http.openapi import ERRORS, READ_ERRORS, links, media
 from server.http.query import QueryModel
 from server.state import State
+from server.storage import BATCH_FILES_LAST
 from server.storage.database import PART_BYTES
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 router = APIRouter(responses=READ_ERRORS, tags=["Files"])
 
-BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's
 SHORTEST_EXPIRY, LONGEST_EXPIRY = 3600, 30 * 86400
 _PURPOSES = ("batch", "user_data")
 _FORM = {
@@ -48,8 +48,6 @@ _FORM = {
 }
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
-
-
 _NEXT = links("file_id", "retrieve_file", "retrieve_content", "delete_file")
 
 

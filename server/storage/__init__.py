@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from server.storage.responses import ResponseStore
 
 
+LIVE = ("validating", "in_progress", "finalizing", "cancelling")  # statuses of batches that have not ended
+BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's: files for batches and of them
+
+
 class Storage:
     """The stores, over one database."""
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import delete, func, insert, or_, select, update
 
 from engine.errors import NotFoundError, RequestError
+from server.storage import LIVE
 from server.storage.database import plain
 from server.storage.files import ERRORS, OUTPUT
-from server.storage.schema import LIVE, batches, files, parts
+from server.storage.schema import batches, files, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from sqlalchemy import delete, func, insert, select, update
 
 from engine.errors import NotFoundError, OverloadedError, RequestError
+from server.storage import LIVE
 from server.storage.database import plain
-from server.storage.schema import LIVE, batches, files, parts
+from server.storage.schema import batches, files, parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from server.storage.database import Database
 
-BATCH_FILES_LAST = 30 * 86400  # seconds, as OpenAI's
 MAX_UPLOADS = 32  # at a time; each has some 512 KiB in memory
 _ABANDONED_AFTER = 86400  # seconds after which an upload that never ended is removed
 _PARTS_AT_A_TIME = 8  # that are fetched, or of large ones deleted, together

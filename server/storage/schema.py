@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-LIVE = ("validating", "in_progress", "finalizing", "cancelling")  # statuses of batches that have not ended
-
 metadata = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only if they are INTEGER
 _Bytes = LargeBinary(1 << 30)
