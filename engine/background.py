@@ -45,7 +45,7 @@ class Background:
             return False
         _, seq = self.running.popitem()
         self._kv_cache.release(seq)
-        seq.status, seq.num_computed_tokens = SequenceStatus.WAITING, 0
+        seq.send_back()
         self.waiting.push(seq)
         return True
 
@@ -119,11 +119,7 @@ class Background:
         cache, prefix = self._kv_cache, self._kv_cache.find_prefix(seq)
         if cache.is_in_flight(seq, len(prefix)) or not cache.start(seq, prefix, num_live + len(self.running)):
             return False
-        seq.status = SequenceStatus.RUNNING
-        seq.num_computed_tokens = len(prefix) * cache.block_size
-        if seq.first_step_time is None:
-            seq.first_step_time = now
-            seq.num_cached_tokens = seq.num_computed_tokens
+        if seq.start(len(prefix) * cache.block_size, now):
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
         self.running[seq.sequence_id] = seq

@@ -280,11 +280,7 @@ class DynamicBatcher:
         while not self.kv_cache.start(seq, prefix, num_spare=len(self._running)):
             if not self._background.give_way():
                 return False
-        seq.status = SequenceStatus.RUNNING
-        seq.num_computed_tokens = len(prefix) * self.kv_cache.block_size
-        if seq.first_step_time is None:
-            seq.first_step_time = now
-            seq.num_cached_tokens = seq.num_computed_tokens
+        if seq.start(len(prefix) * self.kv_cache.block_size, now):
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
         self._running[seq.sequence_id] = seq
@@ -299,7 +295,7 @@ class DynamicBatcher:
         del self._running[seq.sequence_id]
         self._policy.stopped(seq)
         self.kv_cache.release(seq)
-        seq.status, seq.num_computed_tokens = SequenceStatus.WAITING, 0
+        seq.send_back()
         self._waiting.push(seq)
         self.num_preemptions += 1
 

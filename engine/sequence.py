@@ -94,6 +94,18 @@ class Sequence:
         """Tokens that the model has yet to see: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    def start(self, num_cached_tokens: int, now: float) -> bool:
+        """Run it, with so many tokens from the prefix cache; whether it never ran before."""
+        self.status, self.num_computed_tokens = SequenceStatus.RUNNING, num_cached_tokens
+        if self.first_step_time is not None:
+            return False
+        self.first_step_time, self.num_cached_tokens = now, num_cached_tokens
+        return True
+
+    def send_back(self) -> None:
+        """Have it wait again; its tokens will be computed anew."""
+        self.status, self.num_computed_tokens = SequenceStatus.WAITING, 0
+
     def next_chunk(self, num_tokens: int, block_ids: list[int]) -> ScheduledSequence:
         """The next num_tokens to compute, as plain values; block_ids hold all up to the last of them."""
         start = self.num_computed_tokens
