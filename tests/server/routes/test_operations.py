@@ -106,7 +106,7 @@ async def test_the_document_has_the_errors_that_are_sent_and_no_other(api):
     assert not {"HTTPValidationError", "ValidationError"} & schema["components"]["schemas"].keys()
     for path in (COMPLETIONS, CHAT):
         responses = schema["paths"][path]["post"]["responses"]
-        assert responses.keys() == {"200", "400", "401", "404", "408", "413", "429", "431", "500", "503"}
+        assert responses.keys() == {"200", "400", "401", "403", "404", "408", "413", "429", "431", "500", "503"}
         body = responses["400"]["content"]["application/json"]["schema"]
         assert body == {"$ref": "#/components/schemas/Error"}
 
