@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 import shutil
+import threading
 
 import pytest
 from gguf import GGUFWriter
@@ -68,6 +69,21 @@ def test_special_tokens_are_matched_whole_and_skipped_on_request(folder):
 def test_half_a_surrogate_pair_is_refused(folder):
     with pytest.raises(RequestError, match="half a surrogate pair"):
         load(folder).encode("a\ud800")
+
+
+def test_other_threads_run_while_a_long_text_is_tokenised(folder):
+    tokenizer, done, ticks = load(folder), threading.Event(), 0
+
+    def encode():
+        tokenizer.encode("a b " * 200_000)
+        done.set()
+
+    encoding = threading.Thread(target=encode)
+    encoding.start()
+    while not done.wait(0.001):
+        ticks += 1
+    encoding.join()
+    assert ticks >= 10  # one or two, where a text holds the interpreter
 
 
 def test_bos_is_left_out_where_the_model_does_not_ask_for_it(folder):
