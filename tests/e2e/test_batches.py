@@ -27,8 +27,9 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 
 @pytest.fixture
 def start(tmp_path: Path, flags: tuple[str, ...]) -> Any:
-    """start() -> a server on the same data folder each time, to be entered."""
-    return lambda: ServerProcess(tmp_path, *flags, "--data-dir", str(tmp_path / "state"), "--drain-timeout", "20")
+    """start() -> a server on the same data folder each time, to be entered; it ends few lines at a time."""
+    flags += ("--data-dir", str(tmp_path / "state"), "--drain-timeout", "20", "--max-batch-size", "4")
+    return lambda: ServerProcess(tmp_path, *flags)
 
 
 @pytest.fixture(scope="module")
