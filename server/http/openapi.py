@@ -19,6 +19,8 @@ _KEYS: Json = {  # either of them
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
+_SCHEMAS = "#/components/schemas/"
+_error_models: set[type[BaseModel]] = set()
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 Responses = dict[int | str, Json]
 
@@ -56,8 +58,13 @@ RETRY_AFTER: Json = {
 
 
 def errors(model: type[BaseModel], statuses: Iterable[int] = STATUSES) -> Responses:
-    """Return the errors with these statuses, with bodies of this model."""
-    answers: Responses = {status: {"model": model, "description": STATUSES[status]} for status in statuses}
+    """Return the errors with these statuses, with bodies of this model.
+
+    They name its schema, which `finish` writes: FastAPI would make a validator for each status of each route.
+    """
+    _error_models.add(model)
+    content = {"application/json": {"schema": {"$ref": _SCHEMAS + model.__name__}}}
+    answers: Responses = {status: {"description": STATUSES[status], "content": content} for status in statuses}
     for status in {429, 503} & answers.keys():
         answers[status]["headers"] = RETRY_AFTER
     return answers
@@ -115,6 +122,9 @@ def finish(document: Json, public_paths: Iterable[str], *, needs_key: bool) -> N
     _write_whole_bounds(document)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    for model in _error_models:
+        schema = model.model_json_schema(ref_template=_SCHEMAS + "{model}")
+        document["components"]["schemas"] |= {**schema.pop("$defs", {}), model.__name__: schema}
     if needs_key:
         document["components"]["securitySchemes"] = _KEYS
 

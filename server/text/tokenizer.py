@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
     from engine.protocol import Vocabulary
 
-os.environ.setdefault(
-    "TOKENIZERS_PARALLELISM", "false"
-)  # texts come one by one: threads have no use
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one by one: threads have no use
 
 _MAX_TOKENIZER, _MAX_TEMPLATE = 256 * MIB, MIB
 
