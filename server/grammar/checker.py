@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -83,10 +84,15 @@ class GrammarChecker:
         process = self._take_idle() or self._start()
         try:
             verdict = process.ask(grammar, self._timeout)
-        except _FAULTS as error:
+        except TimeoutError as error:
             self._discard(process)
-            logger.warning("a grammar was given up: %s", error or "the process that tried it ended")
-            return "", f"it takes more than {self._timeout:g} s or too much memory to compile"
+            logger.warning("a grammar was given up: %s", error)
+            return "", f"it takes more than {self._timeout:g} s to compile"
+        except _FAULTS as error:
+            status = process.status()
+            self._discard(process)
+            logger.warning("a grammar was given up: the process that tried it ended with %s (%r)", status, error)
+            return "", "this grammar cannot be compiled: the compiler failed on it, or needed too much memory"
         self._idle.append(process)
         return verdict
 
@@ -170,6 +176,14 @@ class _Process:
             raise TimeoutError(f"no answer in {timeout:g} s")
         verdict: _Verdict = read_frame(self.popen.stdout, _Verdict)  # type: ignore[arg-type]
         return verdict
+
+    def status(self) -> str:
+        """How the process ended, in words for the log; it has closed its pipe."""
+        try:
+            code = self.popen.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "no status yet"
+        return signal.strsignal(-code) or f"signal {-code}" if code < 0 else f"status {code}"
 
 
 def _end(processes: set[Popen[bytes]]) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import copy
 import re
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from engine.errors import RequestError
+from server.grammar import numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +26,11 @@ _DRAFTS = (
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose values have schemas by name
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _SINGLE = ("items", "additionalItems", "additionalProperties")
-_MAX_MULTIPLE = 100_000  # llguidance takes seconds to build a number's automaton beyond it
 
-_MAX_FRACTION = 1_000_000_000_000  # where a double still tells multiples apart
+# An item of a pattern; a class may begin with a `]` that does not end it.
+_ITEM = re.compile(r"\\[pP](?:\{[^}]{0,64}\}|.)|\\.|\[\^?\]?|.", re.DOTALL)
+# llguidance lets a quote or a backslash through where a class has all control characters, so it gets none but spaces.
+_NO_CONTROLS = r"[^\x00-\x08\x0e-\x1f]"
 _CLASSES = {  # a class -> the characters that both JavaScript's and Python's have
     ".": r"[^\n\r\x{2028}\x{2029}]",
     r"\s": r"[ \t\n\r\f\v]",
@@ -84,7 +86,7 @@ def prepare(schema: Schema, *, closed: bool = False) -> Schema:
     if str(root.get("$schema", _DRAFTS[0])).rstrip("#") not in _DRAFTS:
         raise RequestError(f"'$schema' is not one of {', '.join(_DRAFTS)}")
     stack: list[Any] = [root]
-    seen, copies = set[int](), set[int]()
+    seen, copies, nodes = set[int](), set[int](), list[dict[str, Any]]()
     while stack:
         node = stack.pop()
         if not isinstance(node, dict) or id(node) in seen:
@@ -95,8 +97,12 @@ def prepare(schema: Schema, *, closed: bool = False) -> Schema:
             copies.update(map(id, node["oneOf"]))
         stack += _subschemas(node)
         if isinstance(reference := node.get("$ref"), str):
-            stack.append(_target(root, reference))  # which may lie where no schema is looked for
+            stack.append(target := _target(root, reference))  # which may lie where no schema is looked for
+            if target is node:
+                raise RequestError(f"'$ref' {reference!r} points to itself")
         _settle(node, closed=closed)
+        nodes.append(node)
+    numbers.check_ranges(nodes)
     return root
 
 
@@ -111,8 +117,7 @@ def _settle(node: dict[str, Any], *, closed: bool) -> None:
             del node["format"]
         elif name in _EXACT:
             _add_all_of(node, _EXACT[name])
-    if _is_number(node.get("multipleOf")):
-        _settle_multiples(node, node["multipleOf"])
+    numbers.settle(node)
     if isinstance(pattern := node.get("pattern"), str):
         node["pattern"] = _in_all_dialects(pattern)
     if "additionalItems" in node and node.keys() & {"allOf", "anyOf", "oneOf", "$ref"}:
@@ -125,31 +130,24 @@ def _settle(node: dict[str, Any], *, closed: bool) -> None:
             raise RequestError(f"'minProperties' {least} is more than one beyond the properties that are required")
 
 
-def _settle_multiples(node: dict[str, Any], multiple: float) -> None:
-    """Refuse multiples that are not clear or not cheap."""
-    if Decimal(multiple) != Decimal(str(multiple)):
-        raise RequestError(f"'multipleOf' {multiple} is no binary fraction: validators disagree on its multiples")
-    if _cofactor(multiple) > _MAX_MULTIPLE:
-        raise RequestError(f"'multipleOf' {multiple} is too large or has too many digits")
-    if node.get("type") != "integer":
-        for keyword, closer, limit in (("minimum", max, -_MAX_FRACTION), ("maximum", min, _MAX_FRACTION)):
-            node[keyword] = closer(node[keyword], limit) if _is_number(node.get(keyword)) else limit
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _in_all_dialects(pattern: str) -> str:
     """A pattern without what only JavaScript matches by it, or only Python, whose classes have other characters.
 
-    Within a class in brackets, and so behind a negation, all stays as it is.
+    Within a class in brackets, and so behind a negation, all stays as it is; the class gets no control characters.
     """
     depth, written = 0, ""
-    for found in re.finditer(r"\\.|.", pattern, re.DOTALL):
+    for found in _ITEM.finditer(pattern):
         item = found[0]
-        depth += (item == "[") - (item == "]" and depth > 0)
-        written += item if depth else _CLASSES.get(item, item)
+        if item[0] == "[":
+            written += item if depth else f"[{item}"
+            depth += 1
+        elif item == "]" and depth:
+            depth -= 1
+            written += item if depth else f"]&&{_NO_CONTROLS}]"
+        elif not depth and re.match(r"\\[pP]", item):
+            written += f"[{item}&&{_NO_CONTROLS}]"
+        else:
+            written += item if depth else _CLASSES.get(item, item)
     return written
 
 
@@ -203,12 +201,3 @@ def _target(root: dict[str, Any], reference: Any) -> Any:
         else:
             return None
     return node
-
-
-def _cofactor(number: float) -> int:
-    """The digits of a number as an integer, without its factors 2 and 5: what its multiples' automaton grows with."""
-    digits = int("".join(map(str, Decimal(str(number)).as_tuple().digits)))
-    for factor in (2, 5):
-        while digits and digits % factor == 0:
-            digits //= factor
-    return digits

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ANY_OBJECT: Schema = {"type": "object"}
+# A rule's attributes in Lark, up to one that llguidance takes and does not act on here.
+_IDLE_ATTRIBUTE = re.compile(
+    r"""^[ \t]*[?!]?\w+(?:::\w*)?[ \t]*\[(?:"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])*/|[^\]"/\n])*?"""
+    r"\b(temperature|capture|stop_capture)\b",
+    re.MULTILINE,
+)
 # Where JSON may have whitespace: a space or two, or a new line and its indentation. Small models fill an unbounded one.
 WHITESPACE = r"[ \t]{1,2}|\r?\n[ \t]{0,32}"
 
@@ -77,5 +83,12 @@ def user_grammar(text: str) -> str:
     """Return a grammar that is written in Lark (with a rule `start`) or in GBNF (with a rule `root`).
 
     GBNF is marked as such. What tries the grammar translates it, as that may take for ever (engine.grammar_check).
+
+    Raises:
+        RequestError: a rule has an attribute that would have no effect.
     """
-    return text if re.search(r"(?m)^[ \t]*(?:[?!]?start[ \t]*:(?!:)|%llguidance\b)", text) else GBNF + text
+    if not re.search(r"(?m)^[ \t]*(?:[?!]?start[ \t]*:(?!:)|%llguidance\b)", text):
+        return GBNF + text
+    if (found := _IDLE_ATTRIBUTE.search(text)) is not None:
+        raise RequestError(f"a rule's attribute '{found[1]}' has no effect in this server")
+    return text

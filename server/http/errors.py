@@ -167,6 +167,7 @@ def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
     problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
     path = [part for part in map(str, problem["loc"][1:]) if not _TYPE_NAME.fullmatch(part)]  # 0: body, query, path
+    path = [part for i, part in enumerate(path) if part.isdecimal() or part not in path[i - 1 : i]]  # a union's kind
     field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path).removeprefix(".")
     param = path[0] if path else problem.get("ctx", {}).get("param")
     if problem["type"] == "json_invalid":

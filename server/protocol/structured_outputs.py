@@ -63,7 +63,15 @@ _ABSENT: dict[str, Any] = {
     **dict.fromkeys(("json", "regex", "choice", "grammar"), NULL),
     "json_object": {"enum": [None, False]},
 }
-_BY_CONSTRAINT = [{**_ABSENT, name: None} for name in _ABSENT]  # for the schema alone
+_IN_JSON = ("json", "json_object")
+_OF_JSON: dict[str, Any] = {  # the options of these, as the schema has them beside other constraints
+    "whitespace_pattern": NULL,
+    "disable_any_whitespace": {"const": False},
+    "disable_additional_properties": {"const": False},
+}
+_BY_CONSTRAINT = [  # for the schema alone
+    {**_ABSENT, **({} if name in _IN_JSON else _OF_JSON), name: None} for name in _ABSENT
+]
 
 
 class StructuredOutputs(Strict):
@@ -91,6 +99,8 @@ class StructuredOutputs(Strict):
             raise ValueError("it must have just one of 'json', 'regex', 'choice', 'grammar' and 'json_object'")
         if self.disable_any_whitespace and self.whitespace_pattern is not None:
             raise ValueError("'disable_any_whitespace' and 'whitespace_pattern' do not go together")
+        if self.constraints[0] not in _IN_JSON and (idle := [name for name in _OF_JSON if getattr(self, name)]):
+            raise ValueError(f"'{idle[0]}' goes with 'json' and 'json_object' only")
         return self
 
     @property

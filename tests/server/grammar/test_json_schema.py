@@ -95,6 +95,20 @@ CASES = [  # schema, texts that its grammar allows, texts that it does not
     (PERSON, ['{"name":"x","age":1}', "{}", '{"age":1,"more":null}'], ['{"age":1,"name":"x"}', '{"age":"1"}']),
     (PETS, ['{"kind":"cat","lives":9}', '{"kind":"dog"}'], ['{"lives":9}', "{}"]),
     (True, ["1", "{}", "null"], ["", "x"]),
+    ({"type": "string", "pattern": '^[^"]$'}, ['"a"', r'"\n"', r'"\\"'], [r'"\""']),
+    ({"type": "string", "pattern": r'^[^"\\]$'}, ['"a"', r'"\t"'], [r'"\""', r'"\\"']),
+    ({"type": "string", "pattern": r"^[^\x20-\x7e]$"}, ['"é"', r'"\n"'], [r'"\""', r'"\\"']),
+    ({"type": "string", "pattern": r"^[\x00-\x1f]$"}, [r'"\n"'], [r'"\""', r'"\\"']),
+    ({"type": "string", "pattern": r"^[\x00-\x20]$"}, ['" "'], [r'"\""', r'"\\"']),
+    ({"type": "string", "pattern": r"^\P{P}$"}, ['"a"'], [r'"\""', r'"\\"']),
+    ({"type": "string", "pattern": r'^[^\s"]$'}, ['"a"'], [r'"\u001c"', r'"\""']),
+    ({"type": "string", "pattern": "^[^]a]$"}, ['"b"'], ['"]"', '"a"']),
+    ({"type": "string", "pattern": "^[^-a]+$"}, ['"b["'], ['"-"', '"a"']),
+    ({"type": "string", "pattern": r"^[[:alpha:]\]]x[a-z]$"}, ['"]xb"', '"axb"'], ['"1xb"']),
+    ({"type": "number", "exclusiveMinimum": 0, "maximum": 1}, ["0.1", "1"], ["0", "0.0", "-0"]),
+    ({"type": "number", "minimum": -1, "exclusiveMaximum": 0}, ["-0.1", "-1"], ["0", "0.0", "-0"]),
+    ({"type": "integer", "minimum": 2**53 - 2, "maximum": 2**53}, [str(2**53)], [str(2**53 + 1)]),
+    ({"const": -(2**53)}, [str(-(2**53))], [str(1 - 2**53)]),
 ]  # fmt: skip
 
 
@@ -136,6 +150,23 @@ REFUSED = [
     ({"oneOf": [{"$ref": "#/oneOf/" + "9" * 5000}, {"$ref": 5}]}, ""),
     ({"minimum": float("inf")}, ""),
     (False, "allows nothing"),
+    *(({"type": "number", low: a, high: b}, "cannot be enforced without its whole") for a, b, low, high in (
+        (0, 0.5, "exclusiveMinimum", "maximum"),
+        (1, 1.05, "exclusiveMinimum", "maximum"),
+        (5, 5.5, "exclusiveMinimum", "exclusiveMaximum"),
+        (-0.5, 0, "minimum", "exclusiveMaximum"),
+        (-1.5, -1, "minimum", "exclusiveMaximum"),
+        (-5.25, -5, "exclusiveMinimum", "exclusiveMaximum"))),
+    ({"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 0, "exclusiveMinimum": True, "maximum": 0.5},
+     "whole number"),
+    ({"allOf": [{"exclusiveMinimum": 0}, {"maximum": 0.5}]}, "whole number"),
+    ({"exclusiveMinimum": 0, "anyOf": [{"maximum": 0.5}]}, "whole number"),
+    *(({keyword: 2**53 + 1}, f"'{keyword}' has 9007199254740993") for keyword in
+      ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const")),
+    ({"enum": [1, {"a": [-(2**64) - 1]}]}, "'enum' has -18446744073709551617"),
+    ({"type": "integer", "minimum": -(10**30), "maximum": -(10**30) + 3}, "'minimum' has -1000"),
+    ({"$ref": "#"}, "points to itself"),
+    ({"type": "string", "pattern": r"^[\x01]$"}, ""),
 ]  # fmt: skip
 
 

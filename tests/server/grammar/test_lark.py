@@ -107,3 +107,23 @@ def test_a_grammar_is_lark_or_gbnf(compiler, text, right):
 def test_a_bad_grammar_is_refused_with_the_reason(compiler, text, reason):
     _, found = check(compiler, user_grammar(text))
     assert re.search(reason, found), found
+
+
+@pytest.mark.parametrize(
+    ("attributes", "idle"),
+    [
+        ("temperature=5.0", "temperature"),
+        ('stop="]", temperature = 1', "temperature"),
+        ("capture", "capture"),
+        ('stop="x", stop_capture="y"', "stop_capture"),
+        ('stop="temperature=1"', ""),
+        ("max_tokens=2", ""),
+    ],
+)
+def test_a_rule_s_attribute_without_effect_is_refused_by_its_name(attributes, idle):
+    text = f"start: a\na[{attributes}]: /.*/\n"
+    if idle:
+        with pytest.raises(RequestError, match=f"'{idle}' has no effect"):
+            user_grammar(text)
+    else:
+        assert user_grammar(text) == text
