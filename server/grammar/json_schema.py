@@ -100,6 +100,8 @@ def prepare(schema: Schema, *, closed: bool = False) -> Schema:
             stack.append(target := _target(root, reference))  # which may lie where no schema is looked for
             if target is node:
                 raise RequestError(f"'$ref' {reference!r} points to itself")
+            if "$id" in node and not reference.startswith("#"):
+                raise RequestError("'$ref' beside '$id' points to different places in different drafts of JSON schema")
         _settle(node, closed=closed)
         nodes.append(node)
     numbers.check_ranges(nodes)

@@ -142,6 +142,7 @@ REFUSED = [
     ({"$schema": "http://json-schema.org/draft-03/schema#", "type": "string"}, "$schema"),
     ({"x-guidance": {"lenient": True}, "not": {}}, "x-guidance"),
     ({"enum": []}, "Unsatisfiable"),
+    ({"$id": "http://a/b", "$ref": "c.json", "$defs": {"c": {"$id": "http://a/c.json"}}}, "different drafts"),
     ({"$schema": "http://json-schema.org/draft-07/schema#", "items": [{}], "additionalItems": False, "allOf": [{}]},
      "additionalItems"),
     ({"type": "string", "format": "date", "allOf": 5}, "allOf"),
