@@ -35,7 +35,8 @@ _GREEDY_TEMPERATURE = 1e-5  # below this, division would overflow and argmax is 
 def sample(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw = torch_draw) -> list[SampledToken]:
     """Choose each sequence's next token, one a row; token_id is None where the row's logits are not finite.
 
-    The logits are not changed. `draw` is kernels.draw, for the rows that ask for nothing but a temperature.
+    The logits of rows that have a mask are changed. `draw` is kernels.draw, for the rows that ask for nothing but a
+    temperature.
     """
     plain = [i for i, sample in enumerate(samples) if _is_plain(sample)]
     if len(plain) == len(samples):
@@ -75,7 +76,7 @@ def _draw_plain(logits_RV: torch.Tensor, samples: list[Sample], draw: Draw) -> l
 
 
 def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> torch.Tensor:
-    """The logits, with `excluded` for tokens that a mask does not allow; a copy if there are any."""
+    """The logits, in place, with `excluded` for tokens that a mask does not allow."""
     rows = [i for i, sample in enumerate(samples) if sample.mask is not None]
     if not rows:
         return logits_RV
@@ -85,7 +86,6 @@ def _masked(logits_RV: torch.Tensor, samples: list[Sample], excluded: float) -> 
         allowed_V[:] = np.unpackbits(bits, count=len(allowed_V), bitorder="little")
     # Arithmetic on whole rows takes a fifth of masked_fill's time: from 1 and 0 to -excluded and excluded.
     limits = torch.from_numpy(allowed).to(logits_RV.device, logits_RV.dtype).mul_(2).sub_(1).mul_(-excluded)
-    logits_RV = logits_RV.clone()
     for i, limits_V in zip(rows, limits, strict=True):
         torch.minimum(logits_RV[i], limits_V, out=logits_RV[i])
     return logits_RV
