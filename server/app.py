@@ -114,12 +114,7 @@ def create_app(
         tuple(name for name in config.model_names if name != model_name),
         sampling_defaults=read_defaults(config.generation_config, model_root),
     )
-    for module in _API:
-        app.include_router(module.router, dependencies=[Depends(refuse_unknown)])
-    for module in _OTHERS:
-        app.include_router(module.router)
-    routers = [module.router for module in (*_API, *_OTHERS)]
-    routes = app.state.routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    routes = app.state.routes = _include_routes(app)
     access_log = AccessLog(is_on=config.access_log == "on")
     access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
@@ -129,6 +124,16 @@ def create_app(
     app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse
     errors.install(app, metrics)
     return app
+
+
+def _include_routes(app: FastAPI) -> list[Route]:
+    """Give the app all routes, and return them."""
+    for module in _API:
+        app.include_router(module.router, dependencies=[Depends(refuse_unknown)])
+    for module in _OTHERS:
+        app.include_router(module.router)
+    routers = [module.router for module in (*_API, *_OTHERS)]
+    return [route for router in routers for route in router.routes if isinstance(route, Route)]
 
 
 def _for_lines(app: FastAPI, metrics: Metrics) -> FastAPI:

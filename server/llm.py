@@ -81,10 +81,7 @@ class LLM:
             RequestError: a prompt can never be computed; nothing was started then.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        pairs = zip(prompts, sampling_params, strict=True)
-        requests = [self._request(prompt, params, add_special_tokens=True) for prompt, params in pairs]
+        requests = self._requests(prompts, sampling_params, add_special_tokens=True)
         return self._complete(requests, use_tqdm=use_tqdm)
 
     def chat(
@@ -123,10 +120,7 @@ class LLM:
             )
             for conversation in conversations
         ]
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
-        pairs = zip(prompts, sampling_params, strict=True)
-        requests = [self._request(prompt, params, add_special_tokens=False) for prompt, params in pairs]
+        requests = self._requests(prompts, sampling_params, add_special_tokens=False)
         return self._complete(requests, use_tqdm=use_tqdm)
 
     def stream(
@@ -159,6 +153,18 @@ class LLM:
         if self.tokenizer.chat_template is None:
             raise RequestError("this model has no chat template: name one with chat_template", "chat_template")
         return self.tokenizer.chat_template
+
+    def _requests(
+        self,
+        prompts: Sequence[str | list[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        *,
+        add_special_tokens: bool,
+    ) -> list[GenerateRequest]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        pairs = zip(prompts, sampling_params, strict=True)
+        return [self._request(prompt, params, add_special_tokens=add_special_tokens) for prompt, params in pairs]
 
     def _request(self, prompt: str | list[int], params: SamplingParams, *, add_special_tokens: bool) -> GenerateRequest:
         token_ids = (
