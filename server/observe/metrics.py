@@ -61,6 +61,9 @@ class Metrics:
             metric = Histogram(f"deepseek_serve_{name}", text, ["model_name"], buckets=buckets, registry=self.registry)
             return metric.labels(model_name)
 
+        def labelled(name: str, text: str, label: str) -> Counter:
+            return Counter(f"deepseek_serve_{name}", text, ["model_name", label], registry=self.registry)
+
         def counter(name: str, text: str) -> Counter:
             return Counter(f"deepseek_serve_{name}", text, ["model_name"], registry=self.registry).labels(model_name)
 
@@ -85,29 +88,19 @@ class Metrics:
         )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of all requests.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated for all requests.")
-        self._finished = Counter(
-            "deepseek_serve_sequences_finished",
-            "Sequences that ended, by reason: stop, length, abort (nobody waits any more), timeout, error.",
-            ["model_name", "finished_reason"],
-            registry=self.registry,
+        reasons = "stop, length, abort (nobody waits any more), timeout, error"
+        self._finished = labelled(
+            "sequences_finished", f"Sequences that ended, by reason: {reasons}.", "finished_reason"
         )
         for reason in ("stop", "length", "abort", "error", "timeout"):
             self._finished.labels(model_name, reason)
-        self._refused = Counter(
-            "deepseek_serve_requests_refused",
-            "Requests that were answered with an error and never started, by reason.",
-            ["model_name", "reason"],
-            registry=self.registry,
-        )
+        text = "Requests that were answered with an error and never started, by reason."
+        self._refused = labelled("requests_refused", text, "reason")
         for reason in REFUSALS:
             self._refused.labels(model_name, reason)
-        self._key_prompt_tokens, self._key_generation_tokens = (
-            Counter(f"deepseek_serve_key_{name}", text, ["model_name", "key"], registry=self.registry)
-            for name, text in (
-                ("prompt_tokens", "Prompt tokens by the name of the API key; none without keys."),
-                ("generation_tokens", "Tokens generated, by the name of the API key; none without keys."),
-            )
-        )
+        by_key = "by the name of the API key; none without keys."
+        self._key_prompt_tokens = labelled("key_prompt_tokens", f"Prompt tokens {by_key}", "key")
+        self._key_generation_tokens = labelled("key_generation_tokens", f"Tokens generated, {by_key}", "key")
 
     @property
     def exposed(self) -> Collector:
