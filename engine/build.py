@@ -20,7 +20,7 @@ from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import ModelRunner
 from engine.models.decoder import Decoder
-from engine.protocol import EngineInfo
+from engine.protocol import MODALITIES, EngineInfo
 from engine.resolve import resolve
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
         dtype=str(config.dtype).removeprefix("torch."),
         max_batch_size=config.settings.max_batch_size,
         shares_prompts=config.settings.prefix_caching == "on",
+        modalities=MODALITIES[: config.model.num_modalities],
     )
 
 

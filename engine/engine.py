@@ -107,6 +107,9 @@ class Engine:
         assert request.prompt_token_ids, "an empty prompt"
         assert 0 <= min(token_ids) <= max(token_ids) < self.info.vocab_size, "token ids beyond the vocabulary"
         assert len(request.prompt_token_ids) + params.max_tokens <= self.info.max_seq_len, "more than max_seq_len"
+        modalities = request.modalities
+        assert len(modalities) in (0, len(request.prompt_token_ids)), "not one modality a token"
+        assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
         seed = params.seed if params.seed is not None else _mix(self._seed, self._num_requests)
         self._num_requests += 1
         stop_token_ids = frozenset(params.stop_token_ids)
@@ -125,6 +128,7 @@ class Engine:
                 stop_token_ids=stop_token_ids,
                 scheduling=request.scheduling,
                 mask=mask,
+                modalities=modalities,
             )
             if params.grammar is None:
                 self.batcher.add(seq)

@@ -212,8 +212,10 @@ class KVCacheManager:
         """The hash of a sequence's block by its number; each depends on the one before, and is kept until `release`."""
         hashes = self._held_by(seq).hashes
         while len(hashes) <= number:
-            first = len(hashes) * self.block_size
-            tokens = array("q", seq.token_ids[first : first + self.block_size])
+            first, stop = len(hashes) * self.block_size, (len(hashes) + 1) * self.block_size
+            tokens = array("q", seq.token_ids[first:stop])
+            if modalities := seq.modalities_of(first, stop):  # equal tokens of others have other keys and values
+                tokens = array("q", (token | kind << 32 for token, kind in zip(tokens, modalities, strict=True)))
             hashes.append(
                 hashlib.sha256((hashes[-1] if hashes else seq.scheduling.prefix_salt) + tokens.tobytes()).digest()
             )

@@ -13,12 +13,16 @@ import torch
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
+    from engine.models.config import ModelConfig
     from engine.models.rope import RotaryTable
     from engine.step import StepPlan
 
 
 class BatchPlanner(Protocol):
     """What a batch needs of its model."""
+
+    @property
+    def config(self) -> ModelConfig: ...
 
     @property
     def rotary_table(self) -> RotaryTable: ...
@@ -38,6 +42,7 @@ class ModelBatch:
         rows_R: the tokens whose hidden states are wanted, int64: those that prompt logprobs are reported of, then the
             last one of each sequence that samples; token 0 where there is none, as no kernel takes an empty product.
         attention_plan: what the model's `plan` returned.
+        modality_ids_T: int64; None where the model knows one modality alone.
     """
 
     token_ids_T: torch.Tensor
@@ -46,6 +51,7 @@ class ModelBatch:
     slot_mapping_T: torch.Tensor
     rows_R: torch.Tensor
     attention_plan: Any
+    modality_ids_T: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +68,8 @@ class ModelBatch:
             (self.rows_R, other.rows_R),
         ):
             mine[: len(theirs)] = theirs
+        if self.modality_ids_T is not None and other.modality_ids_T is not None:
+            self.modality_ids_T[: other.num_tokens] = other.modality_ids_T
         self.attention_plan.assign(other.attention_plan)
 
     @classmethod
@@ -91,7 +99,13 @@ class ModelBatch:
             slot_mapping_T=torch.tensor(slots, device=device),
             rows_R=torch.tensor(_wanted_rows(plan) or [0], device=device),
             attention_plan=model.plan(attention),
+            modality_ids_T=_modality_ids(plan, device) if model.config.num_modalities > 1 else None,
         )
+
+
+def _modality_ids(plan: StepPlan, device: torch.device) -> torch.Tensor:
+    ids = b"".join(item.modalities or bytes(item.num_tokens) for item in plan.scheduled)
+    return torch.frombuffer(bytearray(ids), dtype=torch.uint8).to(device, torch.int64)
 
 
 def _wanted_rows(plan: StepPlan) -> list[int]:

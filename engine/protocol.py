@@ -15,6 +15,7 @@ from msgspec import Meta
 from engine.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+MODALITIES = ("text", "code", "image")  # a modality's id is its place here; a model knows the first ones
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -135,6 +136,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     Attributes:
         request_id: unique among live requests; the server draws it.
         prompt_token_ids: at least one; ids below the model's vocab_size.
+        modalities: the id of each prompt token's modality; empty is text for all, id 0.
     """
 
     request_id: str
@@ -142,6 +144,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     sampling: SamplingParams
     n: int
     scheduling: SchedulingParams
+    modalities: bytes = b""
 
 
 class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
@@ -247,6 +250,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         vocab_size: width of the logits; token ids lie below it.
         max_batch_size: sequences in one step at most.
         shares_prompts: whether the sequences of one request compute their prompt once, by the prefix cache.
+        modalities: names of those that the model knows, in the order of their ids.
     """
 
     max_seq_len: int
@@ -257,12 +261,13 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     dtype: str
     max_batch_size: int
     shares_prompts: bool = True
+    modalities: tuple[str, ...] = MODALITIES[:1]
 
     def num_computed(self, n: int) -> int:
         """How many times a prompt is computed for n sequences; what they do not share is less than a block each."""
         return 1 if self.shares_prompts else n
 
-    def check(self, prompt_token_ids: list[int], sampling: SamplingParams) -> None:
+    def check(self, prompt_token_ids: list[int], sampling: SamplingParams, modalities: bytes = b"") -> None:
         """Refuse what can never be computed here.
 
         Raises:
@@ -274,6 +279,9 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
             raise RequestError("The prompt is empty: it has no tokens.", "prompt")
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self.vocab_size:
             raise RequestError(f"Prompt token ids must lie from 0 to {self.vocab_size - 1}.", "prompt")
+        if modalities and (len(modalities) != num_tokens or max(modalities) >= len(self.modalities)):
+            known = ", ".join(self.modalities)
+            raise RequestError(f"A prompt has a modality for each token; this model knows {known}.", "modality")
         if num_tokens + sampling.max_tokens > self.max_seq_len:
             raise RequestError(
                 f"This server's maximum context length is {self.max_seq_len} tokens. However, you requested "

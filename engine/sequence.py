@@ -52,6 +52,7 @@ class Sequence:
         first_step_time: when its first step was scheduled; None while it never was.
         mask: the tokens that it may ever have, as Sample.mask; None allows all.
         matcher: where it stands in its grammar, which has masks of its own; None if it has none.
+        modalities: the id of each prompt token's modality; empty is 0 for all.
     """
 
     request_id: str
@@ -74,6 +75,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     mask: bytes | None = None
     matcher: Matcher | None = None
+    modalities: bytes = b""
     reads_tokens: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
     def __post_init__(self) -> None:
@@ -94,6 +96,14 @@ class Sequence:
         """Tokens that the model has yet to see: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    def modalities_of(self, start: int, stop: int) -> bytes:
+        """The modality of each of these tokens; empty if all are 0. The output has that of the prompt's last token."""
+        if not self.modalities:
+            return b""
+        ids = self.modalities[start:stop]
+        ids += self.modalities[-1:] * (stop - start - len(ids))
+        return ids if any(ids) else b""
+
     def start(self, num_cached_tokens: int, now: float) -> bool:
         """Run it, with so many tokens from the prefix cache; whether it never ran before."""
         self.status, self.num_computed_tokens = SequenceStatus.RUNNING, num_cached_tokens
@@ -112,8 +122,8 @@ class Sequence:
         stop = start + num_tokens
         sample = self._sample() if stop == len(self.token_ids) else None
         prompt_logprobs = None if self.sampling.prompt_logprobs is None else self._prompt_logprobs(start, stop)
-        token_ids = self.token_ids[start:stop]
-        return ScheduledSequence(self.sequence_id, token_ids, start, block_ids, sample, prompt_logprobs)
+        token_ids, modalities = self.token_ids[start:stop], self.modalities_of(start, stop)
+        return ScheduledSequence(self.sequence_id, token_ids, start, block_ids, sample, prompt_logprobs, modalities)
 
     def advance(self, sampled: SampledToken) -> SequenceOutput:
         """Take in what the sampler chose; the output says what that adds, and why the sequence ends if it does."""

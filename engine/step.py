@@ -71,6 +71,7 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
         block_ids: the sequence's block table, up to the last of them.
         sample: how to choose the next token; None where the chunk does not reach the sequence's last token.
         prompt_logprobs: what to report of the prompt; None for nothing.
+        modalities: the id of each token's modality; empty is 0 for all.
     """
 
     sequence_id: int
@@ -79,6 +80,7 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     block_ids: list[int]
     sample: Sample | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    modalities: bytes = b""
 
     @property
     def num_tokens(self) -> int:

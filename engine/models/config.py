@@ -108,6 +108,7 @@ class ModelConfig:
         weight_block_size: rows and columns that share a scale in FP8 weights.
         eos_token_ids: tokens that end a sequence.
         dtype: the stored dtype that the checkpoint names.
+        num_modalities: kinds of input that embeddings differ by (engine.protocol.MODALITIES).
     """
 
     architecture: str
@@ -133,6 +134,7 @@ class ModelConfig:
     weight_block_size: tuple[int, int] = (128, 128)
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
+    num_modalities: int = 1
 
     def __post_init__(self) -> None:
         if self.num_attention_heads % self.num_key_value_heads:

@@ -37,6 +37,34 @@ def test_the_same_block_after_another_beginning_is_not_the_same():
     assert start(manager, [2, 2, 2, 2, 0]).num_computed_tokens == 0
 
 
+def test_equal_tokens_of_different_modalities_are_not_the_same():
+    manager = KVCacheManager(20, 4)
+    text, code, mixed = bytes(9), b"\1" * 9, bytes(5) + b"\1" * 4
+    compute(manager, start(manager, range(9), modalities=code))
+    assert start(manager, range(9)).num_computed_tokens == 0
+    assert start(manager, range(9), modalities=b"\2" * 9).num_computed_tokens == 0
+    assert start(manager, range(9), modalities=code).num_computed_tokens == 8
+    compute(manager, start(manager, range(9)))
+    assert start(manager, range(9), modalities=text).num_computed_tokens == 8, "text is text, said or not"
+    assert start(manager, range(9), modalities=mixed).num_computed_tokens == 4
+
+
+def test_a_block_in_flight_is_awaited_by_those_of_its_modalities_alone():
+    manager = KVCacheManager(20, 4)
+    start(manager, range(9), modalities=b"\1" * 9)
+    assert manager.is_in_flight(make_sequence(prompt=list(range(9)), modalities=b"\1" * 9), 0)
+    assert not manager.is_in_flight(make_sequence(prompt=list(range(9))), 0)
+
+
+def test_a_block_of_output_has_the_modality_of_the_prompts_last_token():
+    manager = KVCacheManager(20, 4)
+    seq = make_sequence(prompt=[1, 2], output=(3, 4, 5), modalities=b"\0\1")
+    assert try_start(manager, seq, 0) == 0
+    compute(manager, seq)
+    assert start(manager, [1, 2, 3, 4, 9], modalities=b"\0\1\1\1\0").num_computed_tokens == 4
+    assert start(manager, [1, 2, 3, 4, 9], modalities=b"\0\1\0\0\0").num_computed_tokens == 0
+
+
 def test_blocks_that_are_not_computed_yet_are_not_found():
     manager = KVCacheManager(10, 4)
     start(manager, range(9))

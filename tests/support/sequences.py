@@ -28,6 +28,7 @@ def make_sequence(
     index: int = 0,
     stop_token_ids: tuple[int, ...] = (),
     scheduling: SchedulingParams | None = None,
+    modalities: bytes = b"",
     **sampling: Any,
 ) -> Sequence:
     """A waiting sequence; its prompt is zeros unless given."""
@@ -43,6 +44,7 @@ def make_sequence(
         scheduling=scheduling or SchedulingParams(0.0),
         sequence_id=next(_numbers),
         mask=mask_of(sampling.get("allowed_token_ids", ())),
+        modalities=modalities,
     )
 
 
