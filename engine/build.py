@@ -19,12 +19,13 @@ from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import ModelRunner
-from engine.models.decoder import Decoder
+from engine.models import registry
 from engine.protocol import MODALITIES, EngineInfo
 from engine.resolve import resolve
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
+    from engine.models.decoder import Decoder
     from engine.resolve import ResolvedConfig
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
         quantizes=lambda layer: config.settings.quantization == "int8" and (not is_int8 or layer == "lm_head"),
     )
     try:
-        return Decoder(config.model, weights, config.ops, config.max_seq_len)
+        return registry.model_class(config.model)(config.model, weights, config.ops, config.max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 

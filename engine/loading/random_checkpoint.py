@@ -17,8 +17,7 @@ from engine.errors import ConfigError
 from engine.loading import fp8 as fp8_blocks
 from engine.loading.shards import ShardWriter
 from engine.loading.weights import Weights
-from engine.models import hf_config
-from engine.models.decoder import Decoder
+from engine.models import registry
 from kernels.ops import resolve
 
 if TYPE_CHECKING:
@@ -49,9 +48,9 @@ def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int
         quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
         config = {**config, "quantization_config": {**quantization, "weight_block_size": list(_FP8_BLOCK)}}
     config = {**config, "torch_dtype": str(dtype).removeprefix("torch.")}
-    model_config = hf_config.parse(config, {})
+    model_config = registry.parse(config, {})
     weights = _RandomWeights(dtype, seed, progress=progress)
-    Decoder(model_config, weights, resolve("torch", weights.device, dtype), max_seq_len=1)
+    registry.model_class(model_config)(model_config, weights, resolve("torch", weights.device, dtype), max_seq_len=1)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shards = ShardWriter(folder)

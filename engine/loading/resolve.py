@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.errors import ModelError
 from engine.loading import default_model
 from engine.loading.gguf_file import GGUFFile
-from engine.models import gguf_config, hf_config
+from engine.models import gguf_config, registry
 
 if TYPE_CHECKING:
     from engine.loading.weights import TensorSource
@@ -49,7 +49,7 @@ class ModelSource:
         if self.is_gguf:
             file = GGUFFile(self.path)
             return gguf_config.parse(file.metadata, frozenset(file.tensors))
-        return hf_config.read_folder(self.path)
+        return registry.read_folder(self.path)
 
     def open_tensors(self, config: ModelConfig) -> TensorSource:
         """The model's tensors under their Hugging Face names."""

@@ -1,1 +1,1 @@
-"""The model family: configurations with DeepSeek's names, one decoder, and its parts."""
+"""Families of models: their configurations, one decoder, and its parts."""

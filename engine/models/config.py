@@ -1,6 +1,6 @@
 """A model's shape, with the names of config.json (DeepSeek's names). Imports no torch.
 
-engine.models.hf_config reads it from config.json, engine.models.gguf_config from GGUF metadata.
+engine.models.registry finds the reader of a config.json; engine.models.gguf_config reads GGUF metadata.
 """
 
 from __future__ import annotations

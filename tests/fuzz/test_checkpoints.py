@@ -16,7 +16,7 @@ from engine.loading.gguf_file import GGUFFile
 from engine.loading.gguf_source import GGUFSource
 from engine.loading.resolve import ModelSource
 from engine.loading.safetensors_source import SafetensorsSource
-from engine.models import gguf_config, hf_config
+from engine.models import gguf_config, registry
 from server.text.tokenizer import Tokenizer
 from tests.fuzz.values import FUZZ, damaged, mutated, values
 from tests.support.gguf_writer import write_gguf
@@ -44,7 +44,7 @@ REFUSED = (ModelError, ConfigError)
 @given(damaged(V3_CONFIG), damaged({"eos_token_id": [1], "temperature": 0.5}))
 def test_a_config_is_read_or_refused(config: Any, generation: Any) -> None:
     with contextlib.suppress(ModelError):
-        hf_config.parse(config, generation)
+        registry.parse(config, generation)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.resolve import resolve_model
-from engine.models import hf_config
+from engine.models import registry
 from engine.models.config import ModelConfig
 from tests.support import checkpoints, tiny, tiny_deepseek
 from tests.support.gguf_writer import GGUF_VARIANTS, write_gguf
@@ -16,7 +16,7 @@ from tests.support.running import assert_parity, load, make_prompt
 
 
 def check_config(path, folder, differing):
-    ours, theirs = resolve_model(str(path)).read_config(), hf_config.read_folder(folder)
+    ours, theirs = resolve_model(str(path)).read_config(), registry.read_folder(folder)
     assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)
     assert ours.rope_scaling.get("rope_type") == theirs.rope_scaling.get("rope_type")
     for name in ModelConfig.__dataclass_fields__.keys() - {"rms_norm_eps", "dtype"} - differing:

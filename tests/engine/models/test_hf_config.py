@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ModelError
-from engine.models import hf_config
+from engine.models import registry
 from tests.support import checkpoints, tiny
 from tests.support.running import assert_parity, generate, greedy_params, load, make_prompt
 
@@ -38,16 +38,16 @@ def test_an_old_config_means_what_the_new_one_says(make_llama, tmp_path, rope, o
 @pytest.mark.parametrize("value", ["int3", "float8_e4m3fn", "", 16, ["float32"]], ids=str)
 def test_a_dtype_that_is_not_computed_in_is_refused(key, value):
     with pytest.raises(ModelError, match=rf"^{key} in config.json is .*; expected one of bfloat16, float16, float32$"):
-        hf_config.parse(RAW | {key: value}, {})
+        registry.parse(RAW | {key: value}, {})
 
 
 def test_null_means_the_default():
-    config = hf_config.parse(RAW | {"rope_theta": 500.0, "rope_scaling": None, "head_dim": None}, {})
+    config = registry.parse(RAW | {"rope_theta": 500.0, "rope_scaling": None, "head_dim": None}, {})
     assert (config.rope_theta, config.rope_scaling, config.head_dim) == (500.0, {}, 16)
 
 
 def test_the_config_reads_all_that_the_decoder_needs(make_llama):
-    config = hf_config.read_folder(make_llama(head_dim=32, num_key_value_heads=1, attention_bias=True))
+    config = registry.read_folder(make_llama(head_dim=32, num_key_value_heads=1, attention_bias=True))
     assert (config.architecture, config.vocab_size, config.hidden_size) == ("LlamaForCausalLM", 258, 64)
     assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 1, 32)
     assert (config.max_position_embeddings, config.eos_token_ids, config.dtype) == (512, (257,), "float32")
@@ -65,7 +65,7 @@ def test_the_config_reads_all_that_the_decoder_needs(make_llama):
     ],
 )
 def test_end_tokens_come_from_both_config_files(in_config, in_generation, expected):
-    config = hf_config.parse(RAW | {"eos_token_id": in_config}, {"eos_token_id": in_generation})
+    config = registry.parse(RAW | {"eos_token_id": in_config}, {"eos_token_id": in_generation})
     assert config.eos_token_ids == expected
     assert (config.num_key_value_heads, config.head_dim, config.rope_theta) == (4, 16, 10000.0)
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.models import hf_config
+from engine.models import registry
 from engine.models.work import step_work
 from tests.support import tiny, tiny_deepseek
 
@@ -20,7 +20,7 @@ def folder(request, tmp_path):
 
 
 def test_all_matrices_of_a_checkpoint_are_read_once(folder):
-    config = hf_config.read_folder(folder)
+    config = registry.read_folder(folder)
     weights = load_file(folder / "model.safetensors")
     matrices = {name: w for name, w in weights.items() if w.dim() > 1}
     embedding = matrices["model.embed_tokens.weight"].numel()
@@ -31,7 +31,7 @@ def test_all_matrices_of_a_checkpoint_are_read_once(folder):
 
 
 def test_one_token_reads_only_the_experts_that_it_chooses(tmp_path):
-    config = hf_config.read_folder(tiny_deepseek.write(tmp_path, "v3"))
+    config = registry.read_folder(tiny_deepseek.write(tmp_path, "v3"))
     one, two, many = (step_work(config, [n], [0], 1, weight_size=1, entry_size=0).bytes for n in (1, 2, MANY))
     expert, moe = 3 * 64 * 32, config.moe
     assert many - one == pytest.approx(2 * expert * (moe.n_routed_experts - moe.num_experts_per_tok))
@@ -39,7 +39,7 @@ def test_one_token_reads_only_the_experts_that_it_chooses(tmp_path):
 
 
 def test_contexts_are_read_once_for_each_sequence_and_layer(tmp_path):
-    config = hf_config.read_folder(tiny.write_llama(tmp_path))
+    config = registry.read_folder(tiny.write_llama(tmp_path))
     work = step_work(config, [1, 5], [10, 7], 2, weight_size=0, entry_size=128)
     assert work.bytes == 3 * 17 * 128
 
@@ -48,7 +48,7 @@ def test_contexts_are_read_once_for_each_sequence_and_layer(tmp_path):
 def test_arithmetic_is_what_torch_counts(tmp_path, num_tokens):
     """Transformers computes all pairs of queries and positions; here those count that causal attention sees."""
     folder = tiny.write_llama(tmp_path)
-    config, model = hf_config.read_folder(folder), tiny_deepseek.reference(folder)
+    config, model = registry.read_folder(folder), tiny_deepseek.reference(folder)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.arange(num_tokens)[None])
     unseen = 3 * 4 * 4 * 16 * num_tokens * (num_tokens - 1) / 2  # layers, flops, heads, head_dim
@@ -57,7 +57,7 @@ def test_arithmetic_is_what_torch_counts(tmp_path, num_tokens):
 
 
 def test_a_prompt_in_chunks_is_as_much_arithmetic_as_the_whole(tmp_path):
-    config = hf_config.read_folder(tiny.write_llama(tmp_path))
+    config = registry.read_folder(tiny.write_llama(tmp_path))
     shares = ((20, 20), (1, 1), (16, 17), (3, 20))
     works = [step_work(config, [n], [end], n, weight_size=0, entry_size=0) for n, end in shares]
     whole, *chunks = (work.flops for work in works)
@@ -65,6 +65,6 @@ def test_a_prompt_in_chunks_is_as_much_arithmetic_as_the_whole(tmp_path):
 
 
 def test_latent_attention_of_a_decode_is_counted_absorbed(tmp_path):
-    config = hf_config.read_folder(tiny_deepseek.write(tmp_path, "v2-lite"))
+    config = registry.read_folder(tiny_deepseek.write(tmp_path, "v2-lite"))
     flops = [step_work(config, [1], [n], 1, weight_size=0, entry_size=0).flops for n in (10, 11)]
     assert flops[1] - flops[0] == 3 * 2 * 4 * (2 * 24 + 16)

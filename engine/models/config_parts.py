@@ -1,0 +1,114 @@
+"""What config.json says alike in every family: heads, RoPE, dtype, quantisation, ends of text. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ModelError
+from engine.models.config_keys import LARGEST, Keys, is_positive
+from engine.models.int8_scheme import Int8Scheme
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DTYPES = ("bfloat16", "float16", "float32")  # those of engine.device
+_ROPE_FLOATS = {
+    "rope_theta",
+    "factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "attention_factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+}
+
+
+def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ModelConfig: the shape of grouped-query attention, and what else is alike in every family.
+
+    Raises:
+        ModelError: naming the key and what is valid.
+    """
+    raw = keys.values
+    sizes = keys.integers("num_attention_heads", "hidden_size", "vocab_size", "num_hidden_layers")
+    num_heads = sizes["num_attention_heads"]
+    return {
+        **sizes,
+        "architecture": raw["architectures"][0],
+        "num_key_value_heads": keys.integer("num_key_value_heads", num_heads),
+        "head_dim": keys.integer("head_dim", sizes["hidden_size"] // num_heads),
+        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
+        **_rope(keys),
+        "int8": _int8(raw),
+        "weight_block_size": _block_size(raw),
+        "eos_token_ids": _eos_token_ids(raw, generation),
+        "dtype": _dtype(keys),
+    }
+
+
+def _rope(keys: Keys) -> dict[str, Any]:
+    """RoPE's settings. Transformers 5 writes rope_parameters; earlier versions wrote rope_theta and rope_scaling."""
+    name = "rope_parameters" if keys.get("rope_parameters", None) else "rope_scaling"
+    rope = keys.get(name, {})
+    if not isinstance(rope, dict):
+        keys.refuse(name, rope, "an object")
+    rope = dict(rope)
+    if "type" in rope:
+        rope.setdefault("rope_type", rope.pop("type"))
+    for key in _ROPE_FLOATS & rope.keys():
+        if rope[key] is not None and not is_positive(rope[key]):
+            keys.refuse(f"{name}.{key}", rope[key], "a positive number")
+    if (rope.get("partial_rotary_factor") or keys.get("partial_rotary_factor", 1)) != 1:
+        keys.refuse("partial_rotary_factor", keys.get("partial_rotary_factor", 1), "1: all dimensions rotate")
+    theta = rope.pop("rope_theta", None) or keys.number("rope_theta", 10000.0)
+    return {"rope_theta": float(theta), "rope_scaling": {} if rope.get("rope_type", "default") == "default" else rope}
+
+
+def _dtype(keys: Keys) -> str | None:
+    """The dtype of the weights, which transformers 5 calls dtype and earlier versions torch_dtype."""
+    name = next((name for name in ("dtype", "torch_dtype") if keys.get(name, None) is not None), None)
+    return None if name is None else keys.choice(name, "", DTYPES)
+
+
+def _int8(raw: Mapping[str, Any]) -> Int8Scheme | None:
+    """The checkpoint's int8 scheme; None if weights are floats, or FP8, which is dequantized at load."""
+    quantization = raw.get("quantization_config")
+    if not quantization:
+        return None
+    if not isinstance(quantization, dict):
+        raise ModelError(f"quantization_config in config.json is {quantization!r}; expected an object")
+    method = quantization.get("quant_method")
+    if method == "compressed-tensors":
+        return Int8Scheme.from_config(quantization)
+    if method != "fp8":
+        raise ModelError(
+            f"the checkpoint is quantised by {method!r}; supported are DeepSeek's block-wise 'fp8' and int8 weights "
+            "of 'compressed-tensors'"
+        )
+    return None
+
+
+def _block_size(raw: Mapping[str, Any]) -> tuple[int, int]:
+    size = (raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
+    if (
+        not isinstance(size, list | tuple)
+        or len(size) != 2
+        or not all(isinstance(length, int) and length > 0 for length in size)
+    ):
+        raise ModelError(f"weight_block_size in config.json is {size!r}; expected two positive whole numbers")
+    return size[0], size[1]
+
+
+def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+    ids: list[int] = []
+    for config in configs:
+        value = config.get("eos_token_id")
+        for token_id in value if isinstance(value, list) else [] if value is None else [value]:
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= LARGEST:
+                raise ModelError(f"eos_token_id is {value!r}; expected a token id or a list of them")
+            ids.append(token_id)
+    return tuple(dict.fromkeys(ids))
