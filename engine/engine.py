@@ -20,6 +20,7 @@ from engine.protocol import (
     EngineInfo,
     GenerateRequest,
     Ping,
+    PoolRequest,
     SamplingParams,
     SchedulingParams,
     SequenceOutput,
@@ -179,7 +180,7 @@ class Engine:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
         return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
 
-    def _take(self, message: GenerateRequest | AbortRequest | Vocabulary) -> list[SequenceOutput]:
+    def _take(self, message: GenerateRequest | PoolRequest | AbortRequest | Vocabulary) -> list[SequenceOutput]:
         """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
 
         The server refuses bad requests before it sends them (EngineInfo.check); whatever still goes wrong must not end
@@ -192,6 +193,7 @@ class Engine:
             self.grammars.learn(message)
             return []
         try:
+            assert isinstance(message, GenerateRequest), "this model does one task"
             self.add(message)
         except Exception:
             logger.exception("request %s cannot be taken in", message.request_id)

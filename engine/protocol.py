@@ -16,10 +16,19 @@ from engine.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 MODALITIES = ("text", "code", "image")  # a modality's id is its place here; a model knows the first ones
+PoolingTask = Literal["embed", "classify", "value"]
+Task = Literal["generate"] | PoolingTask
+LabelActivation = Literal["softmax", "sigmoid", "none"]  # what makes scores of the logits of labels
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Fraction = Annotated[float, Meta(ge=0, le=1)]
 _Penalty = Annotated[float, Meta(ge=-100, le=100)]
+_TASKS: dict[Task, str] = {  # as errors say it
+    "generate": "generate text",
+    "embed": "embed text",
+    "classify": "classify text",
+    "value": "say how sound a text is",
+}
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -147,6 +156,52 @@ class GenerateRequest(msgspec.Struct, frozen=True, tag="generate"):
     modalities: bytes = b""
 
 
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is computed of a prompt from which nothing is generated.
+
+    Attributes:
+        task: "embed" is the hidden state after the final norm; "classify" is a logit for each label; "value" is one
+            logit, of how sound the text is.
+        pooling: of the last token, or the mean over all of them, which "embed" alone takes.
+    """
+
+    task: PoolingTask
+    pooling: Literal["last", "mean"] = "last"
+
+    def check(self) -> None:
+        """Refuse values that there are none of, and a mean of what has none.
+
+        Raises:
+            RequestError: naming the field and what is valid.
+        """
+        try:
+            msgspec.convert(msgspec.to_builtins(self), PoolingParams)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise RequestError(f"The pooling parameters are not valid: {error}") from None
+        if self.pooling == "mean" and self.task != "embed":
+            raise RequestError(f"'{self.task}' is computed of the last token; 'embed' alone takes the mean", "pooling")
+
+
+class PoolRequest(msgspec.Struct, frozen=True, tag="pool"):
+    """Compute values of one prompt; its one sequence, of index 0, ends with them.
+
+    Attributes:
+        request_id, prompt_token_ids: as GenerateRequest has them.
+        modalities: the modality of each prompt token, a byte each; empty if all are text.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    pooling: PoolingParams
+    scheduling: SchedulingParams
+    modalities: bytes = b""
+
+    @property
+    def n(self) -> int:
+        """Sequences of the request."""
+        return 1
+
+
 class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
     """What grammars are matched on; sent before the first request that has one.
 
@@ -197,6 +252,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
         queue_time: seconds from arrival to the first step; once, with the first output.
         num_cached_tokens: prompt tokens that came from the prefix cache; once, with the first output.
         stop_token_id: the token that ended the sequence, when finish_reason is "stop".
+        pooled: of a PoolRequest, once: its values as fp32, little-endian; hidden_size of them, one a label, or one.
     """
 
     request_id: str
@@ -208,6 +264,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs] | None = None
     queue_time: float | None = None
     num_cached_tokens: int = 0
+    pooled: bytes | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -251,6 +308,11 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         max_batch_size: sequences in one step at most.
         shares_prompts: whether the sequences of one request compute their prompt once, by the prefix cache.
         modalities: names of those that the model knows, in the order of their ids.
+        tasks: what the model can do.
+        hidden_size: values of an embedding.
+        labels: the names of what "classify" tells apart, in the order of their logits.
+        label_activation: "softmax" where labels exclude each other, "sigmoid" where each is a yes or no, "none" where
+            the logits are the scores (a regression).
     """
 
     max_seq_len: int
@@ -262,6 +324,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     max_batch_size: int
     shares_prompts: bool = True
     modalities: tuple[str, ...] = MODALITIES[:1]
+    tasks: tuple[Task, ...] = ("generate",)
+    hidden_size: int = 0
+    labels: tuple[str, ...] = ()
+    label_activation: LabelActivation = "softmax"
 
     def num_computed(self, n: int) -> int:
         """How many times a prompt is computed for n sequences; what they do not share is less than a block each."""
@@ -273,15 +339,10 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         Raises:
             RequestError: naming the field and the limit.
         """
+        self.check_task("generate")
         sampling.check()
+        self._check_prompt(prompt_token_ids, modalities)
         num_tokens = len(prompt_token_ids)
-        if num_tokens == 0:
-            raise RequestError("The prompt is empty: it has no tokens.", "prompt")
-        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self.vocab_size:
-            raise RequestError(f"Prompt token ids must lie from 0 to {self.vocab_size - 1}.", "prompt")
-        if modalities and (len(modalities) != num_tokens or max(modalities) >= len(self.modalities)):
-            known = ", ".join(self.modalities)
-            raise RequestError(f"A prompt has a modality for each token; this model knows {known}.", "modality")
         if num_tokens + sampling.max_tokens > self.max_seq_len:
             raise RequestError(
                 f"This server's maximum context length is {self.max_seq_len} tokens. However, you requested "
@@ -296,6 +357,42 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         if any(not 0 <= token_id < self.vocab_size for word in sampling.bad_words for token_id in word):
             raise RequestError("A word of bad_words has tokens that the model lacks.", "bad_words")
 
+    def check_pooling(self, prompt_token_ids: list[int], pooling: PoolingParams, modalities: bytes = b"") -> None:
+        """Refuse what can never be computed here.
+
+        Raises:
+            RequestError: naming the field and the limit, or what the model can do instead.
+        """
+        pooling.check()
+        self.check_task(pooling.task)
+        self._check_prompt(prompt_token_ids, modalities)
+        if (num_tokens := len(prompt_token_ids)) > self.max_seq_len:
+            raise RequestError(
+                f"This server's maximum context length is {self.max_seq_len} tokens. However, the prompt has "
+                f"{num_tokens}. Please reduce its length.",
+                "prompt",
+                "context_length_exceeded",
+            )
+
+    def check_task(self, task: Task) -> None:
+        """Refuse what the model has no head for.
+
+        Raises:
+            RequestError: saying what the model can do.
+        """
+        if task not in self.tasks:
+            message = f"This model cannot {_TASKS[task]}; it can {' and '.join(_TASKS[task] for task in self.tasks)}."
+            raise RequestError(message, "model", "task_not_supported")
+
+    def _check_prompt(self, prompt_token_ids: list[int], modalities: bytes) -> None:
+        if not prompt_token_ids:
+            raise RequestError("The prompt is empty: it has no tokens.", "prompt")
+        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self.vocab_size:
+            raise RequestError(f"Prompt token ids must lie from 0 to {self.vocab_size - 1}.", "prompt")
+        if modalities and (len(modalities) != len(prompt_token_ids) or max(modalities) >= len(self.modalities)):
+            known = ", ".join(self.modalities)
+            raise RequestError(f"A prompt has a modality for each token; this model knows {known}.", "modality")
+
 
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     """Sent instead of EngineInfo when the settings or the model are at fault; the message is for the user."""
@@ -303,7 +400,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToEngine = GenerateRequest | Vocabulary | AbortRequest | Ping | Shutdown
+ToEngine = GenerateRequest | PoolRequest | Vocabulary | AbortRequest | Ping | Shutdown
 FromEngine = StepOutput | EngineInfo | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode

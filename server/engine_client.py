@@ -26,6 +26,7 @@ from engine.protocol import (
     EngineFailed,
     EngineInfo,
     EngineStats,
+    GenerateRequest,
     Ping,
     Shutdown,
     StepOutput,
@@ -37,11 +38,11 @@ from server.config import LOG_FORMAT
 from server.output_stream import OutputStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from engine.config import EngineConfig
     from engine.engine import Engine
-    from engine.protocol import GenerateRequest, Vocabulary
+    from engine.protocol import PoolRequest, Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class EngineClient(ABC):
     def _send(self, message: ToEngine) -> None:
         """Hand a message to the engine; drop it when there is none."""
 
-    def submit(self, requests: list[GenerateRequest]) -> OutputStream:
+    def submit(self, requests: Sequence[GenerateRequest | PoolRequest]) -> OutputStream:
         """Start requests that were checked against `info`.
 
         Raises:
@@ -96,7 +97,9 @@ class EngineClient(ABC):
         """
         self.require_info()
         stream = OutputStream(requests, self._send, self._forget)
-        if not self._knows_vocabulary and any(request.sampling.grammar for request in requests):
+        if not self._knows_vocabulary and any(
+            isinstance(request, GenerateRequest) and request.sampling.grammar for request in requests
+        ):
             assert self.vocabulary is not None, "a grammar that nobody has checked"
             self._send(self.vocabulary)
             self._knows_vocabulary = True

@@ -5,21 +5,14 @@ Owns the request's counts and its end. Text is `server.text.choice_text`'s; JSON
 
 from __future__ import annotations
 
-import time
 import uuid
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from engine.errors import (
-    DeadlineError,
-    DeepseekServeError,
-    EngineUnavailableError,
-    GenerationError,
-    QueueTimeoutError,
-)
+from engine.errors import EngineUnavailableError
 from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
-from server.observe.metrics import RequestTimer
+from server.submission import Submission
 from server.text.choice_text import ChoiceText, Delta
 
 if TYPE_CHECKING:
@@ -32,7 +25,7 @@ if TYPE_CHECKING:
     from server.state import ServerState
 
 
-class Generation:
+class Generation(Submission):
     """The prompts of one API request, `num_sequences` choices for each.
 
     A choice's number is prompt number * num_sequences + index.
@@ -58,16 +51,14 @@ class Generation:
             RequestError: the engine can never compute it.
             EngineUnavailableError: the engine takes no requests now.
         """
+        super().__init__(server, prompts, scheduling, ticket, key_name)
         info = server.client.require_info()
         self._sampling = server.sampling(body, info.max_seq_len - max(map(len, prompts)))
         self._sampling = replace(self._sampling, grammar=grammar)
         for prompt in prompts:
             info.check(prompt, self._sampling)
-        self.prompts, self._n = prompts, body.num_sequences
-        self.num_output_tokens = self.num_cached_tokens = 0
-        self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
-        self._key_name, self._is_enough = key_name, is_enough
-        self._started: set[str] = set()  # requests that have had their first step
+        self._n, self._is_enough = body.num_sequences, is_enough
+        self.num_output_tokens = 0
         ticket.resize(self.num_prompt_tokens * info.num_computed(self._n))
         detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
         self._texts = [
@@ -83,11 +74,6 @@ class Generation:
     def num_choices(self) -> int:
         """Choices of all prompts."""
         return len(self.prompts) * self._n
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts; each prompt counts once, whatever n is."""
-        return sum(map(len, self.prompts))
 
     async def join(self) -> list[Delta]:
         """Run to the end; return each choice in one piece. Raises as `deltas` does."""
@@ -107,14 +93,7 @@ class Generation:
             for prompt in self.prompts
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
-        timer = RequestTimer(
-            self._metrics,
-            self._scheduling.arrival_time,
-            self.num_prompt_tokens,
-            self._key_name,
-            is_background=self._scheduling.background,
-        )
-        num_running, left = self.num_choices, "abort"
+        timer, num_running, left = self._timer(), self.num_choices, "abort"
         try:
             with self._client.submit(requests) as stream:
                 outputs = stream if self._sampling.prompt_logprobs is None else self._with_prompt_logprobs(stream)
@@ -165,29 +144,11 @@ class Generation:
                     yield replace(other, prompt_logprobs=reports[request_id]) if is_first else other
 
     def _count(self, output: SequenceOutput) -> None:
-        if output.queue_time is not None:
-            self._started.add(output.request_id)
-            self._ticket.start()
+        super()._count(output)
         self.num_output_tokens += len(output.token_ids)
-        if output.index == 0:  # the n choices share one prompt
-            self.num_cached_tokens += output.num_cached_tokens
 
-    def _check_end(self, output: SequenceOutput) -> None:
-        """Raise if the sequence did not end as it should."""
-        if output.finish_reason == "timeout":
-            raise self._too_late(has_started=output.request_id in self._started)
-        if output.finish_reason == "error":
-            reason = "it could not be taken in, or the model's output is not a number"
-            if self._sampling.grammar is not None:
-                reason = "the form that it asks for could not be followed further, or " + reason
-            raise GenerationError(f"The engine ended this request: {reason}.")
-
-    def _too_late(self, *, has_started: bool) -> DeepseekServeError:
-        """Tell the two time limits apart: the request's own, and the server's for waiting."""
-        now = time.monotonic()
-        seconds = now - self._scheduling.arrival_time
-        if not has_started and (self._scheduling.deadline is None or now < self._scheduling.deadline):
-            message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
-            self._metrics.count_refused("queue_timeout")
-            return QueueTimeoutError(message, self._ticket.retry_after())
-        return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")
+    def _possible_faults(self) -> str:
+        faults = super()._possible_faults()
+        if self._sampling.grammar is None:
+            return faults
+        return f"the form that it asks for could not be followed further, or {faults}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from engine.protocol import AbortRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from engine.errors import DeepseekServeError
-    from engine.protocol import GenerateRequest, SequenceOutput, ToEngine
+    from engine.protocol import GenerateRequest, PoolRequest, SequenceOutput, ToEngine
 
 
 _GRACE = 1.0  # seconds that the engine is given to end a request at its deadline
@@ -26,7 +26,10 @@ class OutputStream:
     """
 
     def __init__(
-        self, requests: list[GenerateRequest], send: Callable[[ToEngine], None], close: Callable[[OutputStream], None]
+        self,
+        requests: Sequence[GenerateRequest | PoolRequest],
+        send: Callable[[ToEngine], None],
+        close: Callable[[OutputStream], None],
     ) -> None:
         self.request_ids = [request.request_id for request in requests]
         self._live = {(request.request_id, index) for request in requests for index in range(request.n)}

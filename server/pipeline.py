@@ -16,11 +16,12 @@ import msgspec
 from fastapi import Request, Response
 
 from engine.errors import RequestError
-from engine.protocol import SamplingParams, SchedulingParams
+from engine.protocol import SamplingParams
 from server.generation import Generation
 from server.http.access import LEFT
 from server.http.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 from server.protocol import GenerationRequest
+from server.submission import scheduling_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -167,9 +168,10 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
     """
     server, body = call.server, call.body
-    scheduling = _scheduling(request, call)
+    scheduling = scheduling_of(request, server, body)
     try:
         server.check_model(body.model)
+        server.client.require_info().check_task("generate")
         call.validate(server.sampling(body, server.client.require_info().max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
@@ -224,22 +226,3 @@ def usage(generation: Generation) -> Json:
         "total_tokens": generation.num_prompt_tokens + generation.num_output_tokens,
         "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
     }
-
-
-def _scheduling(request: Request, call: ApiCall[Any]) -> SchedulingParams:
-    """Return what the batcher schedules a request by, if it arrives now."""
-    arrival_time, caller, config = time.monotonic(), request.scope["caller"], call.server.config
-    is_background = request.scope.get("is_background", False)  # a batch's line, for which waiting is no failure
-    limits = [call.body.timeout, None if is_background else config.request_timeout]
-    seconds = min((limit for limit in limits if limit is not None), default=None)
-    queue_timeout = None if is_background else config.queue_timeout
-    return SchedulingParams(
-        arrival_time,
-        call.body.priority,
-        caller.tenant,
-        caller.weight,
-        deadline=None if seconds is None else arrival_time + seconds,
-        start_deadline=None if queue_timeout is None else arrival_time + queue_timeout,
-        background=is_background,
-        cache_salt=call.body.salt,
-    )

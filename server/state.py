@@ -99,7 +99,7 @@ class ServerState:
             info.check(prompt, sampling)
         else:
             info.check([0], sampling)  # a text has at least one token
-            self._check_length(prompt)
+            self.check_length(prompt)
 
     async def encode(self, prompt: str | list[int], *, add_special_tokens: bool, any_length: bool = False) -> list[int]:
         """Return a prompt's token ids; the event loop is never blocked for long.
@@ -110,12 +110,17 @@ class ServerState:
         if isinstance(prompt, list):
             return prompt
         if not any_length:
-            self._check_length(prompt)
+            self.check_length(prompt)
         if len(prompt) <= _LONG_TEXT:
             return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
 
-    def _check_length(self, text: str) -> None:
+    def check_length(self, text: str) -> None:
+        """Refuse a text that is too long however it is tokenised.
+
+        Raises:
+            RequestError: naming the limit.
+        """
         context = self.client.require_info().max_seq_len
         if len(text) > context * self.tokenizer.max_token_bytes:  # too many tokens, however the text is split
             message = f"This server's maximum context length is {context} tokens; {len(text)} characters have more."

@@ -8,7 +8,8 @@ from pydantic import Field, PlainValidator, model_validator
 
 from server.admission import estimate_tokens
 from server.protocol.fields import TokenId, fault
-from server.protocol.generation import MAX_SEQUENCES, GenerationRequest
+from server.protocol.generation import GenerationRequest
+from server.protocol.prompts import MAX_SEQUENCES
 from server.protocol.sampling import MAX_LOGPROBS, Limits
 
 _Many = Field(min_length=1, max_length=MAX_SEQUENCES)

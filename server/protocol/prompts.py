@@ -1,0 +1,79 @@
+"""What every request that brings prompts can say, whatever is computed of them: whose, when, how much of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from server.protocol.fields import Strict
+from server.protocol.neutral import asked_for
+
+MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
+
+CacheKey = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class PromptFields(Strict):
+    """Which model, how prompts are scheduled and cached, and how they are cut.
+
+    Attributes:
+        neutral_values: values of fields that the model does not list, which ask for nothing.
+    """
+
+    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="default: the served model")
+    priority: int = Field(0, ge=-(1 << 31), lt=1 << 31, description="for --policy priority: smaller is sooner")
+    timeout: float | None = Field(None, gt=0, le=86400, description="seconds after which the request is ended")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        lt=1 << 31,
+        description="keep the prompt's last so many tokens; -1: as many as the context leaves",
+        json_schema_extra={"not": {"const": 0}},
+    )
+    cache_salt: CacheKey | None = Field(None, description="only requests with the same one share cached prefixes")
+    prompt_cache_key: CacheKey | None = Field(None, description="the same, by OpenAI's name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return asked_for(data, cls.model_fields, cls.neutral_values)
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def _keeps_something(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise ValueError("it must be -1, or at least 1")
+        return value
+
+    @property
+    def salt(self) -> bytes:
+        """What keeps cached prefixes apart from those of requests with other salts."""
+        keys = (self.cache_salt, self.prompt_cache_key)
+        return hashlib.sha256(repr(keys).encode()).digest() if any(keys) else b""
+
+    @property
+    def param_names(self) -> dict[str | None, str]:
+        """The API's names of fields that have other names in the engine's errors."""
+        return {}
+
+    def truncate(self, token_ids: list[int], context: int, bos_id: int | None = None) -> list[int]:
+        """Return the end of a prompt as truncate_prompt_tokens asks; a `bos_id` at its beginning stays."""
+        keep = self.truncate_prompt_tokens
+        if keep is None:
+            return token_ids
+        if keep == -1:
+            keep = max(1, context - self._num_reserved)
+        if len(token_ids) <= keep:
+            return token_ids
+        head = token_ids[:1] if bos_id is not None and token_ids[0] == bos_id else []
+        return (head + token_ids[len(token_ids) - keep + len(head) :])[:keep]
+
+    @property
+    def _num_reserved(self) -> int:
+        """Tokens of the context that the longest prompt leaves for output."""
+        return 0
