@@ -21,6 +21,7 @@ import msgspec
 
 from engine.errors import RequestError
 from engine.grammars import Compiler
+from engine.names import name_process
 from engine.protocol import Vocabulary
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def main() -> int:
     """Answer until standard input ends."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     os.nice(10)  # running streams go first
+    name_process("grammars")
     logging.disable()  # all that there is to say is in the answers
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     try:

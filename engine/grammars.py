@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import RequestError
+from engine.names import name_thread
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -143,7 +144,7 @@ class Grammars:
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._vocabulary: Vocabulary | None = None
         self._compiler: Compiler | None = None
-        self._threads = ThreadPoolExecutor(2, "grammar")  # no thread is started before it is needed
+        self._threads = ThreadPoolExecutor(2, "grammar", name_thread, ("grammar",))  # each starts when it is needed
         self._cached: OrderedDict[str, Future[Compiled]] = OrderedDict()  # the one used last is last
         self._num_chars = 0  # of the cached grammars
         self._pending: list[tuple[Sequence, Future[Compiled]]] = []

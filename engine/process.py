@@ -21,6 +21,8 @@ import msgspec
 import zmq
 
 from engine.errors import ConfigError, ModelError
+from engine.logs import configure
+from engine.names import name_process, name_thread
 from engine.protocol import EngineFailed, decode_to_engine, encode
 
 if TYPE_CHECKING:
@@ -60,10 +62,11 @@ class ZmqTransport:
 def main() -> int:
     """Load, say so, then serve until told to stop."""
     endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
-    logging.basicConfig(level=settings["log_level"].upper(), format=settings["log_format"], stream=sys.stderr)
+    configure("engine", settings["log_level"], settings["log_format"])
+    name_process("engine")
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=[endpoint], daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=[endpoint], name="parent-watch", daemon=True).start()
     transport = ZmqTransport(endpoint)
     gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
     from engine.build import load_engine  # imports torch
@@ -90,6 +93,7 @@ def main() -> int:
 
 def _die_with_parent(endpoint: str) -> None:
     """Wait for the end of standard input, then end this process, even in the middle of a step; leave no socket."""
+    name_thread("parent-watch")
     os.read(0, 1)  # not sys.stdin: a thread that holds its lock would make an orderly end impossible
     path = Path(endpoint.removeprefix("ipc://"))
     with contextlib.suppress(OSError):  # the parent has removed both, if it could

@@ -58,22 +58,24 @@ def _serve(argv: list[str]) -> None:
     import logging
 
     from engine.errors import ConfigError, EngineUnavailableError, ModelError
-    from server.config import LOG_FORMAT
+    from engine.logs import configure
+    from engine.names import name_process
     from server.http.request_record import RequestIdFilter
 
-    logging.basicConfig(level=server_config.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
-    logging.getLogger().handlers[0].addFilter(RequestIdFilter())
+    configure("api", server_config.log_level, server_config.log_format, RequestIdFilter())
+    name_process("api", f"{server_config.host}:{server_config.port}")
     for warning in unknown_variables(os.environ):
         logging.getLogger(__name__).warning(warning)
     from server.serve import serve  # after the flags are known to be good: it imports uvicorn
 
     try:
         sys.exit(serve(server_config, engine_config))
-    except (ConfigError, ModelError) as error:
-        sys.exit(complain(error))
-    except EngineUnavailableError as error:
-        complain(error)
-        sys.exit(1)
+    except (ConfigError, ModelError, EngineUnavailableError) as error:
+        if server_config.log_format == "json":
+            logging.getLogger(__name__).critical("%s", error)
+        else:
+            complain(error)
+        sys.exit(1 if isinstance(error, EngineUnavailableError) else 2)
 
 
 if __name__ == "__main__":

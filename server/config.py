@@ -10,8 +10,6 @@ from engine.config import Settings, setting
 from engine.errors import ConfigError
 from server.http.cors import parse_origins
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 class ServerConfig(Settings):
     """Where and how the API is served."""
@@ -147,6 +145,9 @@ class ServerConfig(Settings):
     max_stored_responses: int = setting(10_000, "responses kept at most; the oldest make room", ge=0)
     max_stored_responses_size: float = setting(256.0, "MiB of them, likewise", metavar="MiB", ge=0)
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "how much to log")
+    log_format: Literal["text", "json"] = setting(
+        "text", "json: an object a line, of every process, with the ids of requests and traces"
+    )
     access_log: Literal["on", "off"] = setting(
         "on", "a line for each request: who, what, status, tokens, times; never its text"
     )

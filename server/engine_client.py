@@ -34,7 +34,6 @@ from engine.protocol import (
     decode_from_engine,
     encode,
 )
-from server.config import LOG_FORMAT
 from server.output_stream import OutputStream
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from engine.config import EngineConfig
     from engine.engine import Engine
+    from engine.logs import LogFormat
     from engine.protocol import PoolRequest, Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -149,12 +149,14 @@ class EngineClient(ABC):
 class EngineProcess(EngineClient):
     """The engine in a child process. If it dies or hangs, running requests fail, and it is started again."""
 
-    def __init__(self, config: EngineConfig, log_level: str, timeout: float = 50.0) -> None:
+    def __init__(
+        self, config: EngineConfig, log_level: str, timeout: float = 50.0, log_format: LogFormat = "text"
+    ) -> None:
         """`timeout` is how many seconds the engine may give no sign of life once it is ready."""
         super().__init__()
         self._timeout, self._heard = timeout, asyncio.Event()
         self._was_ready = False  # the engine that ended last
-        settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": LOG_FORMAT}
+        settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": log_format}
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None

@@ -16,10 +16,12 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
 from engine.loading.resolve import resolve_model
+from engine.names import name_thread
 from server.chat.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.generation_config import describe, read_defaults
@@ -72,7 +74,10 @@ async def _serve(
     listener: socket.socket,
 ) -> None:
     _cancel_on_signal()
-    client = EngineProcess(engine_config, server_config.log_level, server_config.engine_timeout)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "worker", name_thread, ("worker",)))
+    client = EngineProcess(
+        engine_config, server_config.log_level, server_config.engine_timeout, server_config.log_format
+    )
     engine = asyncio.create_task(client.run())
     telling: asyncio.Task[None] | None = None
     running: asyncio.Task[None] | None = None

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.errors import DeepseekServeError, DrainingError, RequestError
+from engine.logs import configure, configured_format
+from engine.names import name_process, name_thread
 from server.chat.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ class TemplateProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] = bool  # ends the process, also where nobody holds this object any more
         self._is_stopped = False
-        self._thread = ThreadPoolExecutor(1, "chat-template")
+        self._thread = ThreadPoolExecutor(1, "chat-template", name_thread, ("chat-template",))
         weakref.finalize(self, self._thread.shutdown, wait=False)
 
     async def render(self, timeout: float, messages: list[dict[str, Any]], /, **options: Any) -> str:
@@ -91,7 +93,7 @@ class TemplateProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # -P: the working directory must not shadow our packages. A session of its own: ctrl-C is for us.
-        command = [sys.executable, "-P", "-m", "server.chat.template_process"]
+        command = [sys.executable, "-P", "-m", "server.chat.template_process", configured_format()]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=1 << 16
         )
@@ -127,6 +129,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main() -> None:
     """Render the texts that standard input asks for, until it ends."""
+    configure("prompts", "warning", "json" if sys.argv[1:] == ["json"] else "text")
+    name_process("prompts")
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     requests, answers = sys.stdin.buffer, sys.stdout.buffer

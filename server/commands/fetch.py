@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 from engine.errors import ModelError
 from engine.loading.hub_folder import fetch
+from engine.logs import configure
 from server.arguments import Parser
-from server.config import LOG_FORMAT
 
 
 def main(argv: list[str]) -> int:
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--revision", default="main", metavar="NAME", help="branch, tag or commit (default: main)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="the folder to make, then for --model")
     args = parser.parse_args(argv)
-    logging.basicConfig(level="INFO", format=LOG_FORMAT, stream=sys.stderr)
+    configure("fetch", "info", "text")
     try:
         fetch(args.model, args.out, args.revision)
     except ModelError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.http.request_record import RequestRecord, begin, draw_id
 from server.observe.http_metrics import UNKNOWN
@@ -43,12 +43,16 @@ class AccessLog:
         if not self._is_on or not logger.isEnabledFor(level) or (status >= 400 and not self._take_refusal()):
             return
         seconds, generated = time.monotonic() - record.started, ""
+        fields: dict[str, Any] = {"message": f"{what} {status}", "client": client, "key": key_name, "request": what}
+        fields |= {"request_id": record.request_id, "status": status, "seconds": round(seconds, 6)}
         if record.prompt_tokens:
             ttft = "-" if record.ttft is None else f"{record.ttft:.3f}s"
             reasons = ",".join(sorted(record.finish_reasons)) or "-"
             generated = f" prompt={record.prompt_tokens} output={record.output_tokens} ttft={ttft} finish={reasons}"
-        form, named = '%s %s key=%s "%s" %d total=%.3fs%s', {"names_request": True}
-        logger.log(level, form, record.request_id, client, key_name, what, status, seconds, generated, extra=named)
+            fields |= {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens}
+            fields |= {"ttft_seconds": record.ttft, "finish_reasons": sorted(record.finish_reasons)}
+        form, extra = '%s %s key=%s "%s" %d total=%.3fs%s', {"names_request": True, "fields": fields}
+        logger.log(level, form, record.request_id, client, key_name, what, status, seconds, generated, extra=extra)
 
     def _take_refusal(self) -> bool:
         """Whether one more refusal may be logged in this second."""

@@ -23,6 +23,7 @@ class RequestRecord:
         request_id: the client's X-Request-ID if it is well formed, else drawn here.
         ttft: seconds to the first token; None before it.
         finish_reasons: of its choices.
+        trace_id: of the trace that it belongs to, in 32 hex digits; empty where it belongs to none.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class RequestRecord:
     output_tokens: int = 0
     ttft: float | None = None
     finish_reasons: set[str] = field(default_factory=set)
+    trace_id: str = ""
 
 
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
@@ -54,11 +56,10 @@ def current() -> RequestRecord | None:
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the request's id before the messages that are logged while it is answered."""
+    """Marks the lines that are logged while a request is answered with its ids (engine.logs writes them)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Called by logging for each line; lines that name their request already stay as they are."""
-        request = _CURRENT.get()
-        if request is not None and not hasattr(record, "names_request"):
-            record.msg, record.names_request = f"[{request.request_id}] {record.msg}", True
+        """Called by logging for each line."""
+        if (request := _CURRENT.get()) is not None:
+            record.request_id, record.trace_id = request.request_id, request.trace_id
         return True

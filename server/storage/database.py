@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.errors import StorageError
+from engine.names import name_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,7 @@ class Database:
     async def _run(self, work: Callable[[Connection], T], *, is_write: bool) -> T:
         if self._threads is None:  # one thread for a database in memory, which lives in one connection
             number = 1 if self._url == _MEMORY_URL else _NUM_THREADS
-            self._threads = ThreadPoolExecutor(number, thread_name_prefix="database")
+            self._threads = ThreadPoolExecutor(number, "database", name_thread, ("database",))
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._transact, work, is_write)
 
     def _transact(self, work: Callable[[Connection], T], is_write: bool) -> T:

@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.server_process import ServerProcess
+from tests.e2e.server_process import ServerProcess, is_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ class Subject:
         """The engine's process, if there is one."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.process.pid).children():
-                if "engine.process" in child.cmdline():
+                if is_engine(child):
                     return child.pid
         return None
 

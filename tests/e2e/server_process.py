@@ -22,6 +22,11 @@ COMMAND = Path(sys.executable).with_name("deepseek-serve")
 _START_TIMEOUT = 60.0  # seconds
 
 
+def is_engine(process: psutil.Process) -> bool:
+    """Whether this is an engine, from its first moment on; later it has a name (engine.names)."""
+    return any(word == "engine.process" or word.startswith("deepseek-serve: engine") for word in process.cmdline())
+
+
 class ServerProcess:
     """`deepseek-serve` with these flags on a free port, its log in `folder`.
 
@@ -66,7 +71,7 @@ class ServerProcess:
     def engine(self) -> psutil.Process:
         """The engine's process."""
         children = psutil.Process(self.process.pid).children()
-        [child] = [child for child in children if "engine.process" in child.cmdline()]
+        [child] = [child for child in children if is_engine(child)]
         if child not in self._children:
             self._children.append(child)
         return child
