@@ -90,8 +90,8 @@ class Background:
                 prompts.append(seq)
                 continue
             while most > 0 and seq.status is SequenceStatus.RUNNING:
-                if (block_ids := self._kv_cache.grow(seq)) is not None:
-                    plan.scheduled.append(seq.next_chunk(1, block_ids))
+                if (block_tables := self._kv_cache.grow(seq)) is not None:
+                    plan.scheduled.append(seq.next_chunk(1, block_tables))
                     most -= 1
                     break
                 self.give_way()
@@ -107,8 +107,8 @@ class Background:
         """Let a step compute the next tokens of a sequence, at most so many; how many they are."""
         num_tokens = min(seq.num_uncomputed_tokens, most)
         if num_tokens > 0:
-            block_ids = self._kv_cache.block_table(seq, seq.num_computed_tokens + num_tokens)
-            plan.scheduled.append(seq.next_chunk(num_tokens, block_ids))
+            block_tables = self._kv_cache.block_tables(seq, seq.num_computed_tokens + num_tokens)
+            plan.scheduled.append(seq.next_chunk(num_tokens, block_tables))
         return max(0, num_tokens)
 
     def _start(self, seq: Sequence, num_live: int, now: float) -> bool:

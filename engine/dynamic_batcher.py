@@ -212,8 +212,8 @@ class DynamicBatcher:
                 prompts.append(seq)
                 continue
             while seq.status is running:
-                if (block_ids := self.kv_cache.grow(seq)) is not None:
-                    step.append(seq.next_chunk(1, block_ids))
+                if (block_tables := self.kv_cache.grow(seq)) is not None:
+                    step.append(seq.next_chunk(1, block_tables))
                     break
                 if not self._background.give_way():
                     self._preempt(next(reversed(self._running.values())))
@@ -264,8 +264,8 @@ class DynamicBatcher:
     def _add_chunk(self, plan: StepPlan, seq: Sequence, most: int) -> int:
         """Let a step compute the next tokens of a sequence, at most so many; how many they are."""
         num_tokens = min(seq.num_uncomputed_tokens, most)
-        block_ids = self.kv_cache.block_table(seq, seq.num_computed_tokens + num_tokens)
-        plan.scheduled.append(seq.next_chunk(num_tokens, block_ids))
+        block_tables = self.kv_cache.block_tables(seq, seq.num_computed_tokens + num_tokens)
+        plan.scheduled.append(seq.next_chunk(num_tokens, block_tables))
         return num_tokens
 
     def _start(self, seq: Sequence, passed: list[Sequence], now: float) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.prefix_cache import Block, InFlightPrefixes, PrefixCache
+from engine.step import BlockTable
 
 if TYPE_CHECKING:
     from engine.sequence import Sequence
@@ -27,11 +28,13 @@ class _SequenceBlocks:
 
     Attributes:
         table: ids of its blocks, in order of position.
+        copies: of the table, by group, as plans of decodes have it; None where it has changed since.
         hashes: of its full blocks, as far as they were asked for.
         in_flight: numbers of its blocks that it has yet to fill from tokens it had when it started.
     """
 
     table: list[int] = field(default_factory=list)
+    copies: list[BlockTable] | None = None
     hashes: list[bytes] = field(default_factory=list)
     in_flight: range = range(0)
 
@@ -72,9 +75,9 @@ class KVCacheManager:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def block_table(self, seq: Sequence, num_tokens: int) -> list[int]:
-        """Ids of the blocks that hold a running sequence's first num_tokens, in order of position; a copy."""
-        return self._sequences[seq.sequence_id].table[: -(-num_tokens // self.block_size)]
+    def block_tables(self, seq: Sequence, num_tokens: int) -> list[BlockTable]:
+        """The blocks that hold a running sequence's first num_tokens, by group; copies."""
+        return [BlockTable(self._sequences[seq.sequence_id].table[: -(-num_tokens // self.block_size)])]
 
     def find_prefix(self, seq: Sequence) -> list[Block]:
         """Cached blocks that hold the beginning of `seq`; never its last token, which must be computed."""
@@ -114,18 +117,21 @@ class KVCacheManager:
             announced.add(self._hash(seq, number) for number in held.in_flight)
         return True
 
-    def grow(self, seq: Sequence) -> list[int] | None:
+    def grow(self, seq: Sequence) -> list[BlockTable] | None:
         """Give `seq` the block that its last token needs, if it lacks one.
 
         Returns:
-            a copy of its block table; None if no block is free.
+            copies of its block tables, by group; None if no block is free.
         """
-        table = self._sequences[seq.sequence_id].table
-        if len(table) * self.block_size < len(seq.token_ids):
+        held = self._sequences[seq.sequence_id]
+        if len(held.table) * self.block_size < len(seq.token_ids):
             if self.num_free_blocks == 0:
                 return None
-            table.append(self._take())
-        return table.copy()
+            held.table.append(self._take())
+            held.copies = None
+        if held.copies is None:
+            held.copies = [BlockTable(held.table.copy())]
+        return held.copies
 
     def cache_full_blocks(self, seq: Sequence, num_before: int) -> None:
         """Cache the blocks that a step filled; `num_before` tokens were computed before it."""

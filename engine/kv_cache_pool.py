@@ -1,4 +1,6 @@
-"""The KV cache's memory: for each layer and thing cached, a tensor [num_blocks, heads, block_size, values].
+"""The KV cache's memory: for each layer of the pool and thing cached, a tensor [num_blocks, heads, block_size, values].
+
+Which layers of the model use a layer of the pool, each with blocks of its own, is engine.cache_groups'.
 
 On a CPU its pages come when they are first written, so that a large pool costs no start-up. A page's first touch is
 slow, though (a virtual machine may have to ask its host: 2 ms for 2 MiB were seen), so idle moments are used to touch
@@ -27,6 +29,7 @@ class CacheLayout:
 
     Attributes:
         shapes: [heads, values] of each thing that one token leaves in one layer.
+        num_layers: of the pool; a layer of each group of the model's layers uses the same.
         scales: how many scales each row of values has where the cache is int8 (kernels.kv_cache), else None.
     """
 
@@ -50,7 +53,7 @@ class CacheLayout:
 
 
 class KVCachePool:
-    """The tensors of all layers."""
+    """The tensors of all its layers."""
 
     def __init__(self, layout: CacheLayout, num_blocks: int, device: torch.device) -> None:
         self.block_size, self.entry_size, self.device = layout.block_size, layout.entry_size, device

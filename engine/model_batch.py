@@ -27,8 +27,22 @@ class BatchPlanner(Protocol):
     @property
     def rotary_table(self) -> RotaryTable: ...
 
-    def plan(self, batch: AttentionBatch) -> Any:
-        """What the attention of all layers shares in a step."""
+    def plan(self, batches: list[AttentionBatch]) -> list[Any]:
+        """The attention plans of a step, by view; the batches are by group."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionView:
+    """What the attention of layers with one view (engine.cache_groups) shares in a step.
+
+    Attributes:
+        slot_mapping_T: the slot of the cache that each token's entry goes to, int64; one tensor for all views of a
+            group.
+        plan: one of those that the model's `plan` returned.
+    """
+
+    slot_mapping_T: torch.Tensor
+    plan: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +52,17 @@ class ModelBatch:
     Attributes:
         token_ids_T: int64.
         cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
-        slot_mapping_T: the slot of the cache that each token's entry goes to, int64.
         rows_R: the tokens whose hidden states are wanted, int64: those that prompt logprobs are reported of, then the
             last one of each sequence that samples; token 0 where there is none, as no kernel takes an empty product.
-        attention_plan: what the model's `plan` returned.
+        views: what attention needs, by the number of a layer's view.
         modality_ids_T: int64; None where the model knows one modality alone.
     """
 
     token_ids_T: torch.Tensor
     cos_TD: torch.Tensor
     sin_TD: torch.Tensor
-    slot_mapping_T: torch.Tensor
     rows_R: torch.Tensor
-    attention_plan: Any
+    views: list[AttentionView]
     modality_ids_T: torch.Tensor | None = None
 
     @property
@@ -60,47 +72,64 @@ class ModelBatch:
 
     def assign(self, other: ModelBatch) -> None:
         """Hold what a smaller batch holds, in this one's tensors."""
+        views = list(zip(self.views, other.views, strict=True))
+        slots = {id(mine.slot_mapping_T): (mine.slot_mapping_T, theirs.slot_mapping_T) for mine, theirs in views}
         for mine, theirs in (
             (self.token_ids_T, other.token_ids_T),
             (self.cos_TD, other.cos_TD),
             (self.sin_TD, other.sin_TD),
-            (self.slot_mapping_T, other.slot_mapping_T),
             (self.rows_R, other.rows_R),
+            *slots.values(),
         ):
             mine[: len(theirs)] = theirs
         if self.modality_ids_T is not None and other.modality_ids_T is not None:
             self.modality_ids_T[: other.num_tokens] = other.modality_ids_T
-        self.attention_plan.assign(other.attention_plan)
+        for view, others in views:
+            view.plan.assign(others.plan)
 
     @classmethod
     def build(cls, plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.device) -> ModelBatch:
         """Make the tensors of a plan that has at least one token."""
         token_ids: list[int] = []
         positions: list[int] = []
-        slots: list[int] = []
         for item in plan.scheduled:
             token_ids += item.token_ids
-            span = range(item.start, item.context_len)
-            positions += span
-            slots += [item.block_ids[i // block_size] * block_size + i % block_size for i in span]
+            positions += range(item.start, item.context_len)
         positions_T = torch.tensor(positions, device=device)
         cos_TD, sin_TD = model.rotary_table.at(positions_T)
-        attention = AttentionBatch(
-            query_lens=[item.num_tokens for item in plan.scheduled],
-            context_lens=[item.context_len for item in plan.scheduled],
-            block_tables=[item.block_ids for item in plan.scheduled],
-            block_size=block_size,
-            device=device,
-        )
         return cls(
             token_ids_T=torch.tensor(token_ids, device=device),
             cos_TD=cos_TD,
             sin_TD=sin_TD,
-            slot_mapping_T=torch.tensor(slots, device=device),
             rows_R=torch.tensor(_wanted_rows(plan) or [0], device=device),
-            attention_plan=model.plan(attention),
+            views=_views(plan, model, block_size, device),
             modality_ids_T=_modality_ids(plan, device) if model.config.num_modalities > 1 else None,
         )
+
+
+def _views(plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.device) -> list[AttentionView]:
+    query_lens = [item.num_tokens for item in plan.scheduled]
+    context_lens = [item.context_len for item in plan.scheduled]
+    slot_mappings, batches = [], []
+    for group in range(len(model.config.cache_groups.groups)):
+        tables = [item.block_tables[group] for item in plan.scheduled]
+        slots: list[int] = []
+        for item, table in zip(plan.scheduled, tables, strict=True):
+            ids, before = table.ids, table.first * block_size  # the position of its first slot
+            span = range(item.start - before, item.context_len - before)
+            slots += [ids[i // block_size] * block_size + i % block_size for i in span]
+        slot_mappings.append(torch.tensor(slots, device=device))
+        batches.append(
+            AttentionBatch(
+                query_lens=query_lens,
+                context_lens=context_lens,
+                block_tables=[table.ids for table in tables],
+                block_size=block_size,
+                device=device,
+            )
+        )
+    groups = [view.group for view in model.config.cache_groups.views]
+    return [AttentionView(slot_mappings[g], made) for g, made in zip(groups, model.plan(batches), strict=True)]
 
 
 def _modality_ids(plan: StepPlan, device: torch.device) -> torch.Tensor:

@@ -83,4 +83,9 @@ class ModelRunner:
 
 def _entered_blocks(plan: StepPlan, block_size: int) -> list[int]:
     """Blocks whose first slot the step writes."""
-    return [block for item in plan.scheduled for block in item.block_ids[-(-item.start // block_size) :]]
+    return [
+        block
+        for item in plan.scheduled
+        for table in item.block_tables
+        for block in table.ids[-(-item.start // block_size) - table.first :]
+    ]

@@ -76,7 +76,7 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         raise ConfigError(str(error)) from None
     max_seq_len = model.resolve_max_seq_len(config.max_seq_len)
     shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
-    kv_cache = CacheLayout(shapes, model.num_hidden_layers, config.block_size, dtype, scales)
+    kv_cache = CacheLayout(shapes, model.cache_groups.num_pool_layers, config.block_size, dtype, scales)
     default_batched_tokens = max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
     resolved = ResolvedConfig(
         source=source,

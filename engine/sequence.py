@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.protocol import FinishReason, SamplingParams, SchedulingParams, SequenceOutput, TokenLogprobs
-from engine.step import PromptLogprobs, Sample, SampledToken, ScheduledSequence
+from engine.step import BlockTable, PromptLogprobs, Sample, SampledToken, ScheduledSequence
 
 if TYPE_CHECKING:
     from engine.grammars import Matcher
@@ -116,14 +116,15 @@ class Sequence:
         """Have it wait again; its tokens will be computed anew."""
         self.status, self.num_computed_tokens = SequenceStatus.WAITING, 0
 
-    def next_chunk(self, num_tokens: int, block_ids: list[int]) -> ScheduledSequence:
-        """The next num_tokens to compute, as plain values; block_ids hold all up to the last of them."""
+    def next_chunk(self, num_tokens: int, block_tables: list[BlockTable]) -> ScheduledSequence:
+        """The next num_tokens to compute, as plain values; block_tables hold all up to the last of them."""
         start = self.num_computed_tokens
         stop = start + num_tokens
         sample = self._sample() if stop == len(self.token_ids) else None
         prompt_logprobs = None if self.sampling.prompt_logprobs is None else self._prompt_logprobs(start, stop)
-        token_ids, modalities = self.token_ids[start:stop], self.modalities_of(start, stop)
-        return ScheduledSequence(self.sequence_id, token_ids, start, block_ids, sample, prompt_logprobs, modalities)
+        token_ids = self.token_ids[start:stop]
+        modalities = self.modalities_of(start, stop) if self.modalities else b""
+        return ScheduledSequence(self.sequence_id, token_ids, start, block_tables, sample, prompt_logprobs, modalities)
 
     def advance(self, sampled: SampledToken) -> SequenceOutput:
         """Take in what the sampler chose; the output says what that adds, and why the sequence ends if it does."""

@@ -62,13 +62,25 @@ class PromptLogprobs(msgspec.Struct, frozen=True, gc=False):
     token_ids: list[int]
 
 
+class BlockTable(msgspec.Struct, frozen=True, gc=False):
+    """A sequence's blocks in one group of layers (engine.cache_groups), in order of position.
+
+    Attributes:
+        ids: of the blocks number `first`, `first + 1` and so on.
+        first: blocks before this one were released, as no query sees them any more.
+    """
+
+    ids: list[int]
+    first: int = 0
+
+
 class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     """One sequence's share of a step.
 
     Attributes:
         token_ids: the tokens to compute.
         start: position of the first of them.
-        block_ids: the sequence's block table, up to the last of them.
+        block_tables: the sequence's blocks up to the last of them, by group of layers.
         sample: how to choose the next token; None where the chunk does not reach the sequence's last token.
         prompt_logprobs: what to report of the prompt; None for nothing.
         modalities: the id of each token's modality; empty is 0 for all.
@@ -77,7 +89,7 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     sequence_id: int
     token_ids: list[int]
     start: int
-    block_ids: list[int]
+    block_tables: list[BlockTable]
     sample: Sample | None = None
     prompt_logprobs: PromptLogprobs | None = None
     modalities: bytes = b""

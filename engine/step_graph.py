@@ -13,7 +13,7 @@ import torch
 
 from engine.model_batch import ModelBatch
 from engine.protocol import SamplingParams
-from engine.step import Sample, ScheduledSequence, StepPlan
+from engine.step import BlockTable, Sample, ScheduledSequence, StepPlan
 from kernels.native.capture import Graph, MemoryPool, NotCapturableError
 
 if TYPE_CHECKING:
@@ -45,14 +45,15 @@ class NativeStepGraph:
             NotCapturableError: the model computes with other than native kernels.
         """
         self._most_rows = most_rows
-        token = ScheduledSequence(0, [0], 0, [0], Sample(SamplingParams(), 0, 0))
+        tables = [BlockTable([0]) for _ in model.config.cache_groups.groups]
+        token = ScheduledSequence(0, [0], 0, tables, Sample(SamplingParams(), 0, 0))
         self._batch = ModelBatch.build(StepPlan([token] * most_rows), model, block_size, torch.device("cpu"))
         self._graph = Graph(MemoryPool(), most_rows, most_rows)
         with self._graph.capture():
             self._hidden_RH = model.forward(self._batch, kv_caches, self._batch.rows_R)
 
     def can_replay(self, batch: ModelBatch) -> bool:
-        return batch.num_tokens <= self._most_rows and bool(batch.attention_plan.is_capturable)
+        return batch.num_tokens <= self._most_rows and all(view.plan.is_capturable for view in batch.views)
 
     def replay(self, batch: ModelBatch) -> torch.Tensor:
         self._batch.assign(batch)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kernels.attention_pattern import FULL
+
 if TYPE_CHECKING:
     import torch
 
-    from engine.model_batch import ModelBatch
+    from engine.model_batch import AttentionView, ModelBatch
     from engine.models.config import ModelConfig
     from engine.models.layers import Builder
+    from kernels.attention_pattern import AttentionPattern
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch
@@ -43,12 +46,18 @@ class GroupedQueryAttention:
         return 1, 1
 
     @staticmethod
-    def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch) -> Any:
-        """The plan that all layers of a step share."""
+    def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch, pattern: AttentionPattern) -> Any:
+        """The plan that the layers of a view share in a step."""
+        assert pattern == FULL
         return ops.paged_attention.plan(batch)
 
     def forward(
-        self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
+        self,
+        x_TH: torch.Tensor,
+        batch: ModelBatch,
+        view: AttentionView,
+        cache: tuple[Cache, ...],
+        rows_R: torch.Tensor | None,
     ) -> torch.Tensor:
         """[T, H] -> [R, H]: store keys and values of all T tokens, return the output of the R wanted rows (None: all).
 
@@ -56,7 +65,7 @@ class GroupedQueryAttention:
         """
         k_cache, v_cache = cache
         qkv = self._qkv(x_TH).view(x_TH.shape[0], -1, self._head_dim)
-        q_TND = self._ops.rotate_and_store(qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, batch.slot_mapping_T)
-        o_TND = self._ops.paged_attention.forward(q_TND, k_cache, v_cache, batch.attention_plan, self._head_dim**-0.5)
+        q_TND = self._ops.rotate_and_store(qkv, batch.cos_TD, batch.sin_TD, k_cache, v_cache, view.slot_mapping_T)
+        o_TND = self._ops.paged_attention.forward(q_TND, k_cache, v_cache, view.plan, self._head_dim**-0.5)
         o_TX = o_TND.reshape(x_TH.shape[0], -1)
         return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))

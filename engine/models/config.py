@@ -6,14 +6,18 @@ engine.models.registry finds the reader of a config.json; engine.models.gguf_con
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from engine.cache_groups import CacheGroups, group_layers
 from engine.errors import ConfigError, ModelError
+from kernels.attention_pattern import FULL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.models.int8_scheme import Int8Scheme
+    from kernels.attention_pattern import AttentionPattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,16 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Dimensions of a head that rotary embedding rotates."""
         return self.mla.qk_rope_head_dim if self.mla is not None else self.head_dim
+
+    @property
+    def attention_patterns(self) -> tuple[AttentionPattern, ...]:
+        """Which positions the queries of each layer see."""
+        return (FULL,) * self.num_hidden_layers
+
+    @cached_property
+    def cache_groups(self) -> CacheGroups:
+        """Which layers share block tables, by their patterns."""
+        return group_layers(self.attention_patterns)
 
     def resolve_max_seq_len(self, wanted: int | None) -> int:
         """The most tokens of a sequence: --max-seq-len, by default what the model was made for.

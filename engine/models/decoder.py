@@ -35,6 +35,7 @@ class DecoderLayer:
         self._ops, self._eps = build.ops, config.rms_norm_eps
         self._input_norm = build.norm(f"{prefix}.input_layernorm")
         self._attention = attention_class(config)(build, f"{prefix}.self_attn")
+        self._view = config.cache_groups.view_of[number]
         self._post_attention_norm = build.norm(f"{prefix}.post_attention_layernorm")
         self._mlp: MLP | MixtureOfExperts
         if config.moe is not None and config.moe.is_sparse(number):
@@ -60,7 +61,7 @@ class DecoderLayer:
             x_TH = self._ops.rms_norm(residual_TH, self._input_norm, self._eps)
         else:
             x_TH = self._ops.rms_norm(x_TH, self._input_norm, self._eps, residual_TH)
-        x_RH = self._attention.forward(x_TH, batch, kv_cache, rows_R)
+        x_RH = self._attention.forward(x_TH, batch, batch.views[self._view], kv_cache, rows_R)
         residual_RH = residual_TH if rows_R is None else self._ops.take_rows(residual_TH, rows_R)
         x_RH = self._ops.rms_norm(x_RH, self._post_attention_norm, self._eps, residual_RH)
         return self._mlp.forward(x_RH), residual_RH
@@ -94,22 +95,23 @@ class Decoder:
             return self.ops.paged_attention
         return self.ops.latent_attention if self.config.indexer is None else self.ops.sparse_latent_attention
 
-    def plan(self, batch: AttentionBatch) -> Any:
-        """The attention plan that all layers of a step share."""
-        return attention_class(self.config).plan(self.config, self.ops, batch)
+    def plan(self, batches: list[AttentionBatch]) -> list[Any]:
+        """The attention plans of a step, by view (engine.cache_groups); the batches are by group."""
+        return plan_attention(self.config, self.ops, batches)
 
     def forward(
         self, batch: ModelBatch, kv_caches: list[tuple[Cache, ...]], rows_R: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Compute one step: hidden states after the final norm, [R, H], of the wanted rows, int64 (None: all).
 
-        Each layer's cache gets the entries of all T tokens. The last layer computes what follows its attention for the
-        wanted tokens alone.
+        Each layer's cache, one of the pool's `kv_caches`, gets the entries of all T tokens. The last layer computes
+        what follows its attention for the wanted tokens alone.
         """
         x, residual = None, self.ops.embedding(self._embedding_VH, batch.token_ids_T)
-        for layer, kv_cache in zip(self._layers[:-1], kv_caches[:-1], strict=True):
+        caches = [kv_caches[i] for i in self.config.cache_groups.pool_layer_of]
+        for layer, kv_cache in zip(self._layers[:-1], caches[:-1], strict=True):
             x, residual = layer.forward(x, residual, batch, kv_cache)
-        x, residual = self._layers[-1].forward(x, residual, batch, kv_caches[-1], rows_R)
+        x, residual = self._layers[-1].forward(x, residual, batch, caches[-1], rows_R)
         return self.ops.rms_norm(x, self._norm, self.config.rms_norm_eps, residual)
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
@@ -120,6 +122,12 @@ class Decoder:
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:
     """The class of every layer's attention."""
     return GroupedQueryAttention if config.mla is None else MultiHeadLatentAttention
+
+
+def plan_attention(config: ModelConfig, ops: Ops, batches: list[AttentionBatch]) -> list[Any]:
+    """Plans by view, of batches by group."""
+    attention = attention_class(config)
+    return [attention.plan(config, ops, batches[view.group], view.pattern) for view in config.cache_groups.views]
 
 
 def make_rotary_table(config: ModelConfig, weights: Weights, max_seq_len: int) -> RotaryTable:

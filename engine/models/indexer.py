@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from engine.model_batch import ModelBatch
+    from engine.model_batch import AttentionView, ModelBatch
     from engine.models.layers import Builder
     from kernels.types import Linear
 
@@ -46,16 +46,18 @@ class Indexer:
         self._norm_bias = build.weights.take(f"{prefix}.k_norm.bias", (config.index_head_dim,))
         self._weigh = linear("weights_proj", hidden, config.index_n_heads)
 
-    def forward(self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, cache: torch.Tensor) -> Any:
+    def forward(
+        self, x_TH: torch.Tensor, q_TQ: torch.Tensor, batch: ModelBatch, view: AttentionView, cache: torch.Tensor
+    ) -> Any:
         """Store the step's index keys in `cache` [blocks, 1, slots, I]; return the selection for latent attention."""
         config = self._config
         q_TJI = self._query(q_TQ).view(len(x_TH), config.index_n_heads, config.index_head_dim)
         norm = (config.index_head_dim,), self._norm_weight, self._norm_bias, _NORM_EPS
         k_T1I = F.layer_norm(self._key(x_TH), *norm)[:, None]
-        self._ops.store_kv(self._rotate(k_T1I, batch), cache, batch.slot_mapping_T)
+        self._ops.store_kv(self._rotate(k_T1I, batch), cache, view.slot_mapping_T)
         weights_TJ = self._weigh(x_TH).float() * (config.index_n_heads**-0.5 * config.index_head_dim**-0.5)
         return self._ops.lightning_indexer(
-            self._rotate(q_TJI, batch), weights_TJ, cache, batch.attention_plan.absorbed, config.index_topk
+            self._rotate(q_TJI, batch), weights_TJ, cache, view.plan.absorbed, config.index_topk
         )
 
     def _rotate(self, x: torch.Tensor, batch: ModelBatch) -> torch.Tensor:

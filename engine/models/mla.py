@@ -31,13 +31,15 @@ import torch
 
 from engine.models.indexer import Indexer
 from engine.models.mla_plan import MLAPlan, make_plan
+from kernels.attention_pattern import FULL
 from kernels.kv_cache import Int8Cache, take
 from kernels.linear_int8 import QuantizedWeight
 
 if TYPE_CHECKING:
-    from engine.model_batch import ModelBatch
+    from engine.model_batch import AttentionView, ModelBatch
     from engine.models.config import ModelConfig
     from engine.models.layers import Builder
+    from kernels.attention_pattern import AttentionPattern
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch
@@ -99,21 +101,29 @@ class MultiHeadLatentAttention:
         return (2,)
 
     @staticmethod
-    def plan(config: ModelConfig, ops: Ops, batch: AttentionBatch) -> MLAPlan:
-        """The plan that all layers of a step share."""
+    def plan(config: ModelConfig, ops: Ops, batch: AttentionBatch, pattern: AttentionPattern) -> MLAPlan:
+        """The plan that the layers of a view share in a step."""
+        assert pattern == FULL, "no model has latent attention of another pattern"
         return make_plan(config, ops, batch)
 
     def forward(
-        self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...], rows_R: torch.Tensor | None
+        self,
+        x_TH: torch.Tensor,
+        batch: ModelBatch,
+        view: AttentionView,
+        cache: tuple[Cache, ...],
+        rows_R: torch.Tensor | None,
     ) -> torch.Tensor:
         """[T, H] -> [R, H]: store the latents of all T tokens, return the output of the R wanted rows (None: all).
 
         `cache` is (latents,) or (latents, index keys), each [blocks, 1, slots, values].
         """
-        o_TX = self._attend(x_TH, batch, cache).reshape(x_TH.shape[0], -1)
+        o_TX = self._attend(x_TH, batch, view, cache).reshape(x_TH.shape[0], -1)
         return self._out(o_TX if rows_R is None else self._ops.take_rows(o_TX, rows_R))
 
-    def _attend(self, x_TH: torch.Tensor, batch: ModelBatch, cache: tuple[Cache, ...]) -> torch.Tensor:
+    def _attend(
+        self, x_TH: torch.Tensor, batch: ModelBatch, view: AttentionView, cache: tuple[Cache, ...]
+    ) -> torch.Tensor:
         """[T, H] -> [T, N, V]."""
         mla, ops = self._mla, self._ops
         down = self._down(x_TH)
@@ -123,13 +133,13 @@ class MultiHeadLatentAttention:
         q_TNX = (q_TQ if self._q_up is None else self._q_up(q_TQ)).view(x_TH.shape[0], self._num_heads, -1)
         q_nope_TND, q_rope_TNR = q_TNX.split([mla.qk_nope_head_dim, mla.qk_rope_head_dim], dim=2)
         rotation = batch.cos_TD, batch.sin_TD
-        ops.store_latents(latent_TX, self._latent_norm, _NORM_EPS, *rotation, cache[0], batch.slot_mapping_T)
+        ops.store_latents(latent_TX, self._latent_norm, _NORM_EPS, *rotation, cache[0], view.slot_mapping_T)
         selection = None
         if self._indexer is not None:
             assert not isinstance(cache[1], Int8Cache)
-            selection = self._indexer.forward(x_TH, q_TQ, batch, cache[1])
+            selection = self._indexer.forward(x_TH, q_TQ, batch, view, cache[1])
 
-        plan: MLAPlan = batch.attention_plan
+        plan: MLAPlan = view.plan
         if not plan.expanded:
             o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, rotation, cache[0], plan.absorbed, selection)
         else:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from engine.kv_cache_pool import CacheLayout, KVCachePool
 from engine.loading.weights import Weights
 from engine.model_batch import ModelBatch
-from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table
+from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table, plan_attention
 from engine.models.layers import Builder
-from engine.step import ScheduledSequence, StepPlan
+from engine.step import BlockTable, ScheduledSequence, StepPlan
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.ops import Ops, TorchOps, resolve
@@ -85,8 +85,8 @@ def calibrate(
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
     layout = CacheLayout(attention_class(config).cache_shapes(config), 1, _BLOCK_SIZE, dtype)
     for group in _groups(prompts):
-        plan = _plan(group)
-        num_blocks = plan.scheduled[-1].block_ids[-1] + 1
+        plan = _plan(group, len(config.cache_groups.groups))
+        num_blocks = plan.scheduled[-1].block_tables[0].ids[-1] + 1
         pools.append(KVCachePool(layout, num_blocks, device))
         batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
         states.append((None, ops.embedding(embedding_VH, batches[-1].token_ids_T)))
@@ -110,8 +110,8 @@ class _Planner:
     ops: Ops
     rotary_table: RotaryTable
 
-    def plan(self, batch: AttentionBatch) -> Any:
-        return attention_class(self.config).plan(self.config, self.ops, batch)
+    def plan(self, batches: list[AttentionBatch]) -> list[Any]:
+        return plan_attention(self.config, self.ops, batches)
 
 
 class _WatchedWeights(Weights):
@@ -180,13 +180,14 @@ def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def _plan(prompts: list[list[int]]) -> StepPlan:
-    """One step of all these prompts, each with its own blocks."""
+def _plan(prompts: list[list[int]], num_groups: int) -> StepPlan:
+    """One step of all these prompts, each with its own blocks, the same for all groups of layers."""
     scheduled: list[ScheduledSequence] = []
     first = 0
     for number, prompt in enumerate(prompts):
         num_blocks = -(-len(prompt) // _BLOCK_SIZE)
-        scheduled.append(ScheduledSequence(number, prompt, 0, list(range(first, first + num_blocks))))
+        table = BlockTable(list(range(first, first + num_blocks)))
+        scheduled.append(ScheduledSequence(number, prompt, 0, [table] * num_groups))
         first += num_blocks
     return StepPlan(scheduled)
 

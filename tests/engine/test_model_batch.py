@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from engine.cache_groups import CacheGroups, group_layers
 from engine.model_batch import ModelBatch
-from engine.step import ScheduledSequence, StepPlan
+from engine.step import BlockTable, ScheduledSequence, StepPlan
+from kernels.attention_pattern import FULL
 
 
 @dataclass
@@ -19,6 +21,7 @@ class _Rotary:
 @dataclass
 class _Config:
     num_modalities: int
+    cache_groups: CacheGroups
 
 
 @dataclass
@@ -26,16 +29,16 @@ class _Planner:
     config: _Config
     rotary_table: Any
 
-    def plan(self, batch: Any) -> Any:
-        return self
+    def plan(self, batches: list[Any]) -> list[Any]:
+        return [self]
 
     def assign(self, other: Any) -> None:
         pass
 
 
 def _batch(num_modalities: int, *modalities: bytes) -> ModelBatch:
-    items = [ScheduledSequence(i, [7, 8, 9], 0, [i], modalities=ids) for i, ids in enumerate(modalities)]
-    planner: Any = _Planner(_Config(num_modalities), _Rotary())
+    items = [ScheduledSequence(i, [7, 8, 9], 0, [BlockTable([i])], modalities=ids) for i, ids in enumerate(modalities)]
+    planner: Any = _Planner(_Config(num_modalities, group_layers((FULL,))), _Rotary())
     return ModelBatch.build(StepPlan(items), planner, 4, torch.device("cpu"))
 
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from engine.protocol import SamplingParams
-from engine.step import StepPlan, StepResult
+from engine.step import BlockTable, StepPlan, StepResult
 from tests.support.running import generate, load, make_prompt
 from tests.support.sequences import make_sequence
 
@@ -40,5 +40,5 @@ def test_a_plan_that_was_sent_computes_the_same(tiny_llama):
 
 def test_a_plan_is_logged_as_json():
     seq = make_sequence(prompt=[1, 2, 3], logit_bias={7: 1.0}, stop_token_ids=(4,), seed=5)
-    plan = StepPlan([seq.next_chunk(3, [8])])
+    plan = StepPlan([seq.next_chunk(3, [BlockTable([8])])])
     assert msgspec.json.decode(msgspec.json.encode(plan), type=StepPlan) == plan

@@ -24,16 +24,17 @@ class ShadowBlocks:
     def compute(self, seq: Sequence, item: ScheduledSequence, *, is_first: bool) -> set[int]:
         """Do what the model does: read all before the chunk, and write its own positions; the blocks written."""
         contexts, size = self.contexts(seq), self.block_size
-        found = [self._slots.get((item.block_ids[p // size], p % size)) for p in range(item.start)]
+        (block_ids,) = [table.ids for table in item.block_tables]
+        found = [self._slots.get((block_ids[p // size], p % size)) for p in range(item.start)]
         assert found == contexts[: item.start], "a block holds other tokens, or another tenant's"
         if is_first:
-            assert not self.poisoned & set(item.block_ids[: item.start // size]), "what is broken was found"
+            assert not self.poisoned & set(block_ids[: item.start // size]), "what is broken was found"
         for position in range(item.start, item.context_len):
-            block, offset = item.block_ids[position // size], position % size
+            block, offset = block_ids[position // size], position % size
             if offset == 0:
                 self.poisoned.discard(block)
             self._slots[block, offset] = contexts[position]
-        return set(item.block_ids[item.start // size :])
+        return set(block_ids[item.start // size :])
 
     def contexts(self, seq: Sequence) -> list[int]:
         """Of each of a sequence's tokens."""

@@ -20,7 +20,7 @@ from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
 from engine.protocol import SequenceOutput, TokenLogprobs
 from engine.sequence import Sequence, SequenceStatus
-from engine.step import SampledToken, ScheduledSequence, StepPlan, StepResult
+from engine.step import BlockTable, SampledToken, ScheduledSequence, StepPlan, StepResult
 from tests.support.sequences import table_of
 from tests.support.shadow import ShadowBlocks
 
@@ -370,7 +370,7 @@ class WatchedBatcher:
             seq, stop = record.seq, item.context_len
             assert item.start == record.num_computed, "computed tokens are not contiguous"
             assert item.token_ids == record.tokens[item.start : stop] != []
-            assert item.block_ids == table_of(self.cache, seq)[: self.cache.num_blocks_for(stop)]
+            assert item.block_tables == [BlockTable(table_of(self.cache, seq)[: self.cache.num_blocks_for(stop)])]
             assert (item.sample is not None) == (stop == len(record.tokens))
             if item.sample is not None:
                 assert (item.sample.params, item.sample.seed) == (seq.sampling, seq.seed)
@@ -392,7 +392,7 @@ class WatchedBatcher:
         num_output = len(record.tokens) - seq.num_prompt_tokens
         if token is None:
             reason = "error"
-            self.blocks.poisoned.update(item.block_ids[record.num_cached // self.block_size :])
+            self.blocks.poisoned.update(item.block_tables[0].ids[record.num_cached // self.block_size :])
         elif params.max_tokens == 0:
             reason = "length"
         elif token in seq.stop_token_ids and num_output >= params.min_tokens:
