@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import native
+from kernels.attention_pattern import FULL, AttentionPattern
 from kernels.kv_cache import Cache
 from kernels.paged_attention.batch import AttentionBatch
+from kernels.paged_attention.virtual_sequences import under_pattern
 
 if TYPE_CHECKING:
     from kernels.native._kernels import AttentionPlan
@@ -19,7 +21,10 @@ class NativeAttention:
 
     reads_unwritten_slots = False
 
-    def plan(self, batch: AttentionBatch) -> AttentionPlan:
+    def plan(self, batch: AttentionBatch, pattern: AttentionPattern = FULL) -> AttentionPlan:
+        batch = under_pattern(batch, pattern)
+        if batch.window is not None or any(batch.first_blocks):
+            raise NotImplementedError("windows in native code")
         return native.library.paged_attention_plan(
             batch.query_lens, batch.context_lens, batch.block_tables, batch.block_size
         )

@@ -3,7 +3,7 @@
 Decoding sequences are sorted by context length into groups; the longest of a group is at most twice as long as the
 shortest. The blocks of a group are gathered into one padded batch and multiplied as batched matrices. The query heads
 that share a key head are rows of one matrix, so keys are not repeated. Prefill chunks are computed one by one with
-scaled_dot_product_attention.
+scaled_dot_product_attention. Both read a context from the first block on that a query sees.
 
 Shapes: G sequences of a group, K key heads, R query heads for each key head, L padded context, D head dimension, Q
 queries of a chunk.
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from kernels.attention_pattern import FULL, AttentionPattern
 from kernels.kv_cache import Cache, Int8Cache, take, values_of
 from kernels.paged_attention.batch import AttentionBatch
+from kernels.paged_attention.virtual_sequences import under_pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,11 @@ class DecodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A prefill chunk: rows `first` to `last` of the packed batch over the first `context_len` positions.
+    """A prefill chunk: rows `first` to `last` of the packed batch over `context_len` positions.
 
     Attributes:
-        mask_QL: the positions that each query sees. None if the chunk starts its sequence (is_causal suffices), and for
-            latent attention, which does not use it.
+        mask_QL: the positions that each query sees. None where is_causal suffices (the chunk is all that it reads), and
+            for latent attention, which does not use it.
     """
 
     first: int
@@ -65,12 +67,14 @@ class TorchAttention:
     def __init__(self, dtype: torch.dtype, *, masks_prefills: bool = True) -> None:
         self._dtype, self._masks_prefills = dtype, masks_prefills
 
-    def plan(self, batch: AttentionBatch) -> Plan:
-        order = sorted(range(batch.num_decodes), key=lambda i: batch.context_lens[i])
+    def plan(self, batch: AttentionBatch, pattern: AttentionPattern = FULL) -> Plan:
+        batch = under_pattern(batch, pattern)
+        num_read = [batch.num_read(i) for i in range(batch.num_decodes)]
+        order = sorted(range(batch.num_decodes), key=lambda i: num_read[i])
         groups = []
         while order:
-            longest = max(2 * batch.context_lens[order[0]], 4 * batch.block_size)
-            members = [i for i in order if batch.context_lens[i] <= longest]
+            longest = max(2 * num_read[order[0]], 4 * batch.block_size)
+            members = [i for i in order if num_read[i] <= longest]
             order = order[len(members) :]
             groups.append(self._decode_group(batch, members))
         prefills, first = [], batch.num_decodes
@@ -90,12 +94,17 @@ class TorchAttention:
         return out_TND
 
     def _decode_group(self, batch: AttentionBatch, members: list[int]) -> DecodeGroup:
-        num_blocks = max(len(_blocks(batch, i)) for i in members)
+        tables = [batch.read_blocks(i) for i in members]
+        num_blocks = max(map(len, tables))
         # Padding repeats the sequence's first block: valid memory, and always masked.
-        tables = [table + table[:1] * (num_blocks - len(table)) for table in (_blocks(batch, i) for i in members)]
-        lens = torch.tensor([batch.context_lens[i] for i in members], device=batch.device)
-        hidden = torch.arange(num_blocks * batch.block_size, device=batch.device) >= lens[:, None]
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=batch.device).masked_fill_(hidden, float("-inf"))
+        tables = [table + table[:1] * (num_blocks - len(table)) for table in tables]
+        ends_G1 = torch.tensor([[batch.num_read(i)] for i in members], device=batch.device)
+        read_L = torch.arange(num_blocks * batch.block_size, device=batch.device)
+        hidden_GL = read_L >= ends_G1
+        if batch.window is not None:
+            hidden_GL |= read_L < ends_G1 - batch.window
+        mask = torch.zeros(hidden_GL.shape, dtype=self._dtype, device=batch.device)
+        mask.masked_fill_(hidden_GL, float("-inf"))
         return DecodeGroup(
             rows_G=torch.tensor(members, device=batch.device),
             block_ids_G1B=torch.tensor(tables, device=batch.device)[:, None],
@@ -143,14 +152,12 @@ def _attend_prefill(
 
 
 def _prefill(batch: AttentionBatch, i: int, first: int, *, masked: bool) -> Prefill:
-    query_len, context_len = batch.query_lens[i], batch.context_lens[i]
+    query_len, num_read = batch.query_lens[i], batch.num_read(i)
     mask_QL = None
-    if masked and query_len < context_len:
-        mask_QL = torch.ones(query_len, context_len, dtype=torch.bool, device=batch.device)
-        mask_QL = mask_QL.tril_(context_len - query_len)
-    block_ids = torch.tensor(_blocks(batch, i), device=batch.device)
-    return Prefill(first, first + query_len, context_len, block_ids, mask_QL)
-
-
-def _blocks(batch: AttentionBatch, i: int) -> list[int]:
-    return batch.block_tables[i][: -(-batch.context_lens[i] // batch.block_size)]
+    if masked and (query_len < num_read or batch.window is not None):
+        mask_QL = torch.ones(query_len, num_read, dtype=torch.bool, device=batch.device)
+        mask_QL = mask_QL.tril_(num_read - query_len)
+        if batch.window is not None:
+            mask_QL = mask_QL.triu_(num_read - query_len - batch.window + 1)
+    block_ids = torch.tensor(batch.read_blocks(i), device=batch.device)
+    return Prefill(first, first + query_len, num_read, block_ids, mask_QL)

@@ -117,7 +117,8 @@ def test_a_long_chunk_in_slices_matches_reference(monkeypatch):
 @pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
 def test_reference_is_attention_with_one_key_head_whose_values_are_part_of_its_keys(lens):
     batch, q, cache = make_case(*lens)
-    expected = ReferenceAttention().forward(q, cache, cache, batch, q.shape[-1] ** -0.5)
+    reference = ReferenceAttention()
+    expected = reference.forward(q, cache, cache, reference.plan(batch), q.shape[-1] ** -0.5)
     torch.testing.assert_close(attend("reference", batch, q, cache)[0], expected[:, :, :-ROTARY])
 
 

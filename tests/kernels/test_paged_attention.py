@@ -2,131 +2,23 @@
 
 import dataclasses
 import functools
-import sys
-import types
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.kv_cache import Cache, Int8Cache
-from kernels.paged_attention import AttentionBatch, PagedAttention
+from kernels.kv_cache import Int8Cache
+from kernels.paged_attention import AttentionBatch
 from kernels.paged_attention.flash import FlashAttention
-from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
-from kernels.paged_attention.torch_ops import TorchAttention
-from tests.kernels.compare import DTYPES, LIBRARIES, Layout, assert_close, dtype_id, int8_cache, natives, randn
+from tests.kernels.attention_cases import BACKENDS, BATCHES, NATIVE, Case, make_case
+from tests.kernels.compare import DTYPES, LIBRARIES, assert_close, dtype_id, int8_cache
 
-
-class AttentionOfRows(NativeAttention):
-    """Given caches in rows, as its reference is."""
-
-    def forward(self, q: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Any, scale: float) -> torch.Tensor:
-        layout = Layout(q.dtype)
-        return super().forward(q, layout.keys(k_cache), layout.values(v_cache), plan, scale)
-
-
-NATIVE = {isa: lambda _, backend=backend: backend for isa, backend in natives(AttentionOfRows()).items()}
-BACKENDS = {"torch": TorchAttention, "flash": lambda _: FlashAttention(), **NATIVE}
+pytestmark = pytest.mark.usefixtures("fake_flash_attn")
 SHAPES = [  # query heads a key head, head_dim, block_size
     *((3, 64, block_size) for block_size in (1, 3, 7, 16, 64)),
     *((1, 16, 16), (1, 24, 16), (8, 37, 16), (8, 64, 16), (4, 128, 16), (1, 192, 16), (2, 256, 16)),
 ]
-# (query_lens, context_lens); decoding sequences come first
-BATCHES = {
-    "one decode": ((1,), (1,)),
-    "decodes": ((1, 1, 1, 1), (5, 16, 17, 33)),
-    "decodes of very different lengths": ((1,) * 9, (1, 700, 3, 130, 64, 65, 700, 2, 260)),
-    "one prefill": ((19,), (19,)),
-    "prefills": ((5, 1, 40), (5, 1, 40)),
-    "mixed": ((1, 1, 1, 23, 6), (40, 2, 111, 23, 6)),
-    "chunks with context": ((7, 33, 2), (50, 65, 3)),
-    "odd lengths": ((1, 15, 16, 17, 63, 64, 65), (1000, 15, 16, 273, 63, 64, 1065)),
-    "longer than a span of a split": ((1, 1, 1, 1, 300), (1024, 1025, 2047, 2600, 300)),
-    "short chunks of long contexts": ((3, 64, 1, 20, 8), (1030, 2100, 1500, 1025, 600)),
-    "everything": ((1, 1, 1, 12, 1, 30, 3), (9, 300, 31, 12, 48, 75, 3)),
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    batch: AttentionBatch
-    q: torch.Tensor
-    k_cache: torch.Tensor
-    v_cache: torch.Tensor
-    keys: list[torch.Tensor]  # of each sequence, [context_len, K, D]
-    values: list[torch.Tensor]
-
-    def run(self, backend: PagedAttention) -> torch.Tensor:
-        caches = self.k_cache.clone(), self.v_cache.clone()
-        out = backend.forward(self.q, *caches, backend.plan(self.batch), self.q.shape[-1] ** -0.5)
-        assert torch.equal(caches[0].nan_to_num(7), self.k_cache.nan_to_num(7)), "the cache was written"
-        return out
-
-
-@functools.cache
-def make_case(
-    query_lens: tuple[int, ...],
-    context_lens: tuple[int, ...],
-    *,
-    num_kv_heads: int = 2,
-    group: int = 2,
-    head_dim: int = 16,
-    block_size: int = 16,
-    dtype: torch.dtype = torch.float32,
-) -> Case:
-    """Blocks lie scattered; foreign blocks, and blocks allocated ahead of the context, hold NaN."""
-    num_blocks = [-(-n // block_size) for n in context_lens]
-    ahead = [i % 3 for i in range(len(context_lens))]  # chunked prefill owns blocks that it has not reached
-    total = sum(num_blocks) + sum(ahead) + 5
-    ids = torch.randperm(total, generator=torch.Generator().manual_seed(1)).tolist()
-    shape = (total, num_kv_heads, block_size, head_dim)
-    caches = torch.full(shape, float("nan"), dtype=dtype), torch.full(shape, float("nan"), dtype=dtype)
-    tables, contents = [], ([], [])
-    for i, context_len in enumerate(context_lens):
-        table = [ids.pop() for _ in range(num_blocks[i] + ahead[i])]
-        position = torch.arange(context_len)
-        owned = torch.tensor(table)[position // block_size]
-        for j, cache in enumerate(caches):
-            cache[table[: num_blocks[i]]] = 0  # the last block's free slots hold no NaN in production
-            contents[j].append(randn(context_len, num_kv_heads, head_dim, dtype=dtype, seed=2 * i + j))
-            cache[owned, :, position % block_size] = contents[j][i]
-        tables.append(table)
-    wide = randn(sum(query_lens), num_kv_heads * (group + 1), head_dim, dtype=dtype, seed=99)
-    q = wide[:, : num_kv_heads * group]  # a view, as the model passes: queries and keys are rotated as one tensor
-    batch = AttentionBatch(list(query_lens), list(context_lens), tables, block_size, torch.device("cpu"))
-    return Case(batch, q, *caches, *contents)
-
-
-@pytest.fixture(autouse=True)
-def fake_flash_attn(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """A flash_attn package in plain torch; returns the calls it saw."""
-    calls: list[dict] = []
-
-    def flash_attn_varlen_func(
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
-    ):
-        calls.append(dict(locals()))
-        out = torch.empty_like(q)
-        for s in range(len(cu_seqlens_q) - 1):
-            rows = slice(*cu_seqlens_q[s : s + 2].tolist())
-            keys = slice(*cu_seqlens_k[s : s + 2].tolist())
-            group = q.shape[1] // k.shape[1]
-            k_s, v_s = (x[keys].float().repeat_interleave(group, 1).transpose(0, 1) for x in (k, v))
-            q_s = q[rows].float().transpose(0, 1)
-            visible = torch.ones(q_s.shape[1], k_s.shape[1], dtype=torch.bool)
-            if causal:  # aligned to the bottom right corner
-                visible = visible.tril(k_s.shape[1] - q_s.shape[1])
-            scores = (q_s @ k_s.transpose(1, 2) * softmax_scale).masked_fill(~visible, float("-inf"))
-            out[rows] = (scores.softmax(-1) @ v_s).transpose(0, 1).to(q.dtype)
-        return out
-
-    module = types.ModuleType("flash_attn")
-    module.flash_attn_varlen_func = flash_attn_varlen_func
-    monkeypatch.setitem(sys.modules, "flash_attn", module)
-    return calls
 
 
 @functools.cache
@@ -165,7 +57,7 @@ def test_a_cache_of_int8_matches_reference(backend, dtype, lens, head_dim):
     if backend == "torch":  # it reads slots that nobody wrote, and leaves them to KVCachePool.clear
         caches = [Int8Cache(values, scales.nan_to_num(0)) for values, scales in caches]
     reference, kernel = ReferenceAttention(), BACKENDS[backend](dtype)
-    expected = reference.forward(case.q, *caches, case.batch, head_dim**-0.5)
+    expected = reference.forward(case.q, *caches, reference.plan(case.batch), head_dim**-0.5)
     out = kernel.forward(case.q, *caches, kernel.plan(case.batch), head_dim**-0.5)
     assert not out.isnan().any(), "it read a slot that is not its own"
     assert_close(out, expected)
@@ -248,6 +140,7 @@ def test_flash_plan_packs_positions_under_cumulative_lengths(fake_flash_attn):
     assert {call["cu_seqlens_q"].dtype, call["cu_seqlens_k"].dtype} == {torch.int32}
     assert (call["max_seqlen_q"], call["max_seqlen_k"]) == (4, 20)
     assert call["causal"] is True
+    assert call["window_size"] == (-1, -1)
     assert call["softmax_scale"] == 16**-0.5
     assert torch.equal(call["k"], torch.cat(case.keys))
     assert torch.equal(call["v"], torch.cat(case.values))
