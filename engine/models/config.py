@@ -66,6 +66,7 @@ class MoEConfig:
         scoring_func: "softmax" or "sigmoid".
         topk_method: "greedy", "group_limited_greedy" (a group's score is its best expert's) or "noaux_tc" (a group's
             score is the sum of its best two; a correction bias affects the choice, not the weights).
+        router_hidden_size: width of a router of two layers (DynamicMoE); None for a router of one (DeepSeek).
     """
 
     n_routed_experts: int
@@ -80,6 +81,7 @@ class MoEConfig:
     topk_group: int = 1
     norm_topk_prob: bool = False
     routed_scaling_factor: float = 1.0
+    router_hidden_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.n_routed_experts % self.n_group:
@@ -100,19 +102,44 @@ class MoEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompressionConfig:
+    """DynamicMoE's compression blocks: the width that hidden states are brought to, and the layers that have one."""
+
+    size: int
+    layers: frozenset[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskHeads:
+    """Heads beside the one that generates tokens.
+
+    Attributes:
+        labels: names of a classification head's classes; empty if there is no such head.
+        is_exclusive: one label holds at a time, so that probabilities are a softmax; else each has a sigmoid.
+        has_reasoning: whether a head values how sound the text so far is.
+    """
+
+    labels: tuple[str, ...] = ()
+    is_exclusive: bool = True
+    has_reasoning: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder.
 
     Attributes:
         head_dim: of grouped-query attention; not used with MLA.
         rope_scaling: the checkpoint's own dictionary, with "rope_type"; empty for plain RoPE.
-        mla, indexer, moe: None if the model does not have this part.
+        mla, indexer, moe, compression: None if the model does not have this part.
+        attention_patterns: what each layer's queries see; if empty, every position up to their own.
         num_nextn_predict_layers: layers for multi-token prediction after the last one. The main model ignores them.
         int8: which layers are stored in int8, and how they quantise inputs; None if no layer is.
         weight_block_size: rows and columns that share a scale in FP8 weights.
         eos_token_ids: tokens that end a sequence.
         dtype: the stored dtype that the checkpoint names.
         num_modalities: kinds of input that embeddings differ by (engine.protocol.MODALITIES).
+        task_heads: heads beside the one that generates tokens.
     """
 
     architecture: str
@@ -139,8 +166,15 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None
     num_modalities: int = 1
+    compression: CompressionConfig | None = None
+    attention_patterns: tuple[AttentionPattern, ...] = ()
+    task_heads: TaskHeads = TaskHeads()
 
     def __post_init__(self) -> None:
+        if not self.attention_patterns:
+            from kernels.attention_pattern import FULL  # imports numpy, which processes without a model do without
+
+            object.__setattr__(self, "attention_patterns", (FULL,) * self.num_hidden_layers)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "

@@ -33,11 +33,11 @@ class Keys:
             raise ModelError(f"{self._where} lacks '{self._prefix}{name}'")
         return default
 
-    def integer(self, name: str, default: Any = _REQUIRED, *, at_least: int = 1) -> int:
+    def integer(self, name: str, default: Any = _REQUIRED, *, at_least: int = 1, at_most: int = LARGEST) -> int:
         """A whole number."""
         value = self.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= LARGEST:
-            self.refuse(name, value, f"a whole number from {at_least} to {LARGEST}")
+        if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= at_most:
+            self.refuse(name, value, f"a whole number from {at_least} to {at_most}")
         return int(value)
 
     def integers(self, *names: str) -> dict[str, Any]:
@@ -49,6 +49,13 @@ class Keys:
         value = self.get(name, default)
         if not is_positive(value):
             self.refuse(name, value, "a positive number")
+        return float(value)
+
+    def fraction(self, name: str, default: float) -> float:
+        """A number from 0, which is valid, to 1, which is not."""
+        value = self.get(name, default)
+        if (value != 0 and not (is_positive(value) and value < 1)) or isinstance(value, bool):
+            self.refuse(name, value, "a number from 0 to below 1")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:

@@ -53,6 +53,7 @@ FAMILIES = (
         "engine.models.hf_config",
         "engine.models.decoder:Decoder",
     ),
+    Family(("DynamicMoEForCausalLM",), "engine.models.dynamic_moe_config", "engine.models.dynamic_moe:DynamicMoE"),
 )
 
 
