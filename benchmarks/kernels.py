@@ -128,6 +128,11 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
         _route("routing 32, V3", 32, 256, _V3_RULE),
         _route("routing 512, V3", 512, 256, _V3_RULE),
+        _gelu("gelu 32 x 409", 32, 409, dtype),
+        _modality_embedding("modality_embedding 32, 1024", 32, 1024, dtype),
+        _compression("compression 1, 1024 to 409", 1, 1024, 409, dtype),
+        _compression("compression 32, 1024 to 409", 32, 1024, 409, dtype),
+        _compression("compression 512, 1024 to 409", 512, 1024, 409, dtype),
         _store("rotate_and_store 1, SmolLM2", 1, *smol, dtype),
         _store("rotate_and_store 32, SmolLM2", 32, *smol, dtype),
         _store("rotate_and_store 512, SmolLM2", 512, *smol, dtype),
@@ -230,6 +235,37 @@ def _route(name: str, num_tokens: int, num_experts: int, rule: RoutingRule) -> C
     logits_TE = torch.randn(num_tokens, num_experts)
     num_bytes = 4.0 * num_tokens * num_experts
     return Case(name, lambda ops: lambda: ops.routing(logits_TE, None, rule), num_bytes, 0.0)
+
+
+def _gelu(name: str, num_tokens: int, size: int, dtype: torch.dtype) -> Case:
+    x_TF = torch.randn(num_tokens, size).to(dtype)
+    return Case(name, lambda ops: lambda: ops.gelu(x_TF), 2.0 * x_TF.nbytes, 0.0)
+
+
+def _modality_embedding(name: str, num_tokens: int, hidden: int, dtype: torch.dtype) -> Case:
+    weight_VH, scale_MH, shift_MH = torch.randn(49152, hidden).to(dtype), torch.randn(3, hidden), torch.randn(3, hidden)
+    ids_T, modalities_T = torch.randint(49152, (num_tokens,)), torch.randint(3, (num_tokens,))
+
+    def make(ops: Ops) -> Callable[[], object]:
+        return lambda: ops.modality_embedding(weight_VH, scale_MH, shift_MH, ids_T, modalities_T)
+
+    return Case(name, make, num_tokens * hidden * (dtype.itemsize + 4.0), 0.0)
+
+
+def _compression(name: str, num_tokens: int, hidden: int, size: int, dtype: torch.dtype) -> Case:
+    """Weights of more layers than the processor's cache holds."""
+    num_layers = 64
+    residual_TH, x_TH = torch.randn(num_tokens, hidden), torch.randn(num_tokens, hidden).to(dtype)
+
+    def make(ops: Ops) -> Callable[[], object]:
+        encoder = (torch.randn(size, hidden) / hidden**0.5).to(dtype), torch.zeros(size, dtype=dtype)
+        decoder = (torch.randn(hidden, size) / size**0.5).to(dtype), torch.zeros(hidden, dtype=dtype)
+        norm = torch.ones(hidden), torch.zeros(hidden)
+        layers = [(ops.compression(encoder, decoder, norm),) for _ in range(num_layers)]
+        return _round_robin(layers, lambda compress: compress(x_TH, residual_TH))
+
+    num_values = 2.0 * hidden * size
+    return Case(name, make, num_values * dtype.itemsize + 2.0 * residual_TH.nbytes, 2.0 * num_tokens * num_values)
 
 
 def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype) -> Case:

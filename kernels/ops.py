@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from kernels import (
     causal_attention,
+    compression,
     draw,
     embedding,
+    gelu,
     grouped_mlp,
     head_linear,
     latent_attention,
@@ -23,6 +25,7 @@ from kernels import (
     linear,
     linear_int8,
     mlp,
+    modality_embedding,
     native,
     rms_norm,
     rotary,
@@ -42,7 +45,7 @@ from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
 from kernels.routing import RoutingRule
-from kernels.types import MLP, GroupedMLP, HeadLinear, Layer, Linear, Weight
+from kernels.types import MLP, Compression, GroupedMLP, HeadLinear, Layer, Linear, Weight
 
 logger = logging.getLogger(__name__)
 Tensor = torch.Tensor
@@ -137,6 +140,17 @@ class Ops(Protocol):
     def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
         """Look embeddings up, in fp32: the residual stream's beginning."""
 
+    def modality_embedding(
+        self, weight_VH: Tensor, scale_MH: Tensor, shift_MH: Tensor, token_ids_T: Tensor, modality_ids_T: Tensor | None
+    ) -> Tensor:
+        """Look embeddings up, and scale and shift each by its token's modality; in fp32, as embedding."""
+
+    def gelu(self, x_TF: Tensor) -> Tensor:
+        """Apply the activation, by erf."""
+
+    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
+        """Pack a compression block."""
+
     def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:
         """Gather rows."""
 
@@ -173,6 +187,11 @@ class ReferenceOps(Ops):
     embedding = staticmethod(embedding.reference.embedding)
     take_rows = staticmethod(take_rows.reference.take_rows)
     draw = staticmethod(draw.reference.draw)
+    modality_embedding = staticmethod(modality_embedding.reference.modality_embedding)
+    gelu = staticmethod(gelu.reference.gelu)
+
+    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
+        return compression.reference.compression(self.projection, self.gelu, encoder, decoder, norm)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.reference.grouped_mlp(self.projection, self.silu_mul, experts)
@@ -201,6 +220,11 @@ class TorchOps(Ops):
     embedding = staticmethod(embedding.reference.embedding)
     take_rows = staticmethod(take_rows.reference.take_rows)
     draw = staticmethod(draw.torch_ops.draw)
+    modality_embedding = staticmethod(modality_embedding.reference.modality_embedding)
+    gelu = staticmethod(gelu.torch_ops.gelu)
+
+    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
+        return compression.torch_ops.compression(self.projection, self.gelu, encoder, decoder, norm)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.torch_ops.grouped_mlp(self.projection, self.silu_mul, experts)
@@ -287,6 +311,20 @@ class NativeOps(TorchOps):
     @override
     def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
         return native.library.embedding(weight_VH, token_ids_T)
+
+    @override
+    def modality_embedding(
+        self, weight_VH: Tensor, scale_MH: Tensor, shift_MH: Tensor, token_ids_T: Tensor, modality_ids_T: Tensor | None
+    ) -> Tensor:
+        return native.library.modality_embedding(weight_VH, scale_MH, shift_MH, token_ids_T, modality_ids_T)
+
+    @override
+    def gelu(self, x_TF: Tensor) -> Tensor:
+        return native.library.gelu(x_TF)
+
+    @override
+    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
+        return compression.native.compression(self.projection, self.gelu, encoder, decoder, norm)
 
     @override
     def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:

@@ -26,6 +26,12 @@ class HeadLinear(Protocol):
     def __call__(self, x_TNK: torch.Tensor, out_TNM: torch.Tensor, first: int = 0) -> None: ...
 
 
+class Compression(Protocol):
+    """A packed compression block (kernels.compression)."""
+
+    def __call__(self, x_TH: torch.Tensor, residual_TH: torch.Tensor) -> None: ...
+
+
 class MLP(Protocol):
     """A packed feed-forward block (kernels.mlp)."""
 

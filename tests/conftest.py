@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.loading import default_model
-from tests.support import tiny, tiny_deepseek
+from tests.support import tiny, tiny_deepseek, tiny_dynamic_moe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +52,20 @@ def make_deepseek(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         key = repr((variant, sorted(config.items())))
         if key not in made:
             made[key] = tiny_deepseek.write(tmp_path_factory.mktemp("deepseek"), variant, **config)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_dynamic_moe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """make_dynamic_moe(variant, **config) -> a folder with a tiny random DynamicMoE; made once each."""
+    made: dict[str, Path] = {}
+
+    def make(variant: str, **config: Any) -> Path:
+        key = repr((variant, sorted(config.items())))
+        if key not in made:
+            made[key] = tiny_dynamic_moe.write(tmp_path_factory.mktemp("dynamic_moe"), variant, **config)
         return made[key]
 
     return make

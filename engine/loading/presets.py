@@ -74,6 +74,15 @@ _V32 = {
     "index_head_dim": 64,
     "index_topk": 256,
 }
+_DYNAMIC_MOE = {
+    **{key: value for key, value in _SMALL.items() if key != "intermediate_size"},
+    "architectures": ["DynamicMoEForCausalLM"],
+    "model_type": "dynamic_moe",
+    "num_key_value_heads": 2,
+    "moe_num_experts": 16,
+    "moe_top_k": 2,
+    "moe_intermediate_size": 128,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "llm-7b": {**_SMALL, "architectures": ["LlamaForCausalLM"], "model_type": "llama"},
     "moe-16b": {**_SMALL, **_SMALL_MOE, "architectures": ["DeepseekForCausalLM"], "model_type": "deepseek"},
@@ -81,4 +90,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "v2": _V2,
     **dict.fromkeys(("v3", "r1", "v3.1"), _V3),
     "v3.2": _V32,
+    "dynamic-moe": _DYNAMIC_MOE,
 }

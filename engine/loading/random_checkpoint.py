@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "write"]
 
 _FP8_BLOCK = (128, 128)
-_NOT_FP8 = ("embed_tokens", "lm_head", "mlp.gate.weight", "norm", "weights_proj")
+_NOT_FP8 = (
+    *("embed_tokens", "lm_head", "mlp.gate.weight", "norm", "weights_proj"),
+    *("modality_", "mlp.router.", "heads."),
+)
 
 
 def write(folder: Path, config: dict[str, Any], *, dtype: torch.dtype, seed: int, fp8: bool, progress: bool) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.errors import ModelError
 from engine.loading import default_model
 from engine.loading.gguf_file import GGUFFile
-from engine.models import gguf_config, registry
+from engine.models import registry
 
 if TYPE_CHECKING:
     from engine.loading.weights import TensorSource
@@ -47,6 +47,8 @@ class ModelSource:
     def read_config(self) -> ModelConfig:
         """The model's shape."""
         if self.is_gguf:
+            from engine.models import gguf_config  # imports numpy, which the API process does without
+
             file = GGUFFile(self.path)
             return gguf_config.parse(file.metadata, frozenset(file.tensors))
         return registry.read_folder(self.path)

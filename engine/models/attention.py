@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kernels.attention_pattern import FULL
-
 if TYPE_CHECKING:
     import torch
 
@@ -48,8 +46,7 @@ class GroupedQueryAttention:
     @staticmethod
     def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch, pattern: AttentionPattern) -> Any:
         """The plan that the layers of a view share in a step."""
-        assert pattern == FULL
-        return ops.paged_attention.plan(batch)
+        return ops.paged_attention.plan(batch, pattern)
 
     def forward(
         self,

@@ -132,7 +132,7 @@ class ModelConfig:
         head_dim: of grouped-query attention; not used with MLA.
         rope_scaling: the checkpoint's own dictionary, with "rope_type"; empty for plain RoPE.
         mla, indexer, moe, compression: None if the model does not have this part.
-        attention_patterns: what each layer's queries see; if empty, every position up to their own.
+        attention_patterns: which positions the queries of each layer see; if empty, all up to their own.
         num_nextn_predict_layers: layers for multi-token prediction after the last one. The main model ignores them.
         int8: which layers are stored in int8, and how they quantise inputs; None if no layer is.
         weight_block_size: rows and columns that share a scale in FP8 weights.
@@ -172,8 +172,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if not self.attention_patterns:
-            from kernels.attention_pattern import FULL  # imports numpy, which processes without a model do without
-
             object.__setattr__(self, "attention_patterns", (FULL,) * self.num_hidden_layers)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ModelError(
@@ -195,11 +193,6 @@ class ModelConfig:
     def rotary_dim(self) -> int:
         """Dimensions of a head that rotary embedding rotates."""
         return self.mla.qk_rope_head_dim if self.mla is not None else self.head_dim
-
-    @property
-    def attention_patterns(self) -> tuple[AttentionPattern, ...]:
-        """Which positions the queries of each layer see."""
-        return (FULL,) * self.num_hidden_layers
 
     @cached_property
     def cache_groups(self) -> CacheGroups:

@@ -1,7 +1,7 @@
-"""The decoder of the whole family: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
+"""The decoder of all families: embedding, layers of attention and MLP with pre-normalisation, final norm, head.
 
-Members of the family differ in their parts: attention is grouped-query (Llama, DeepSeek v1) or latent (V2 and later);
-the MLP of a layer is dense or a mixture of experts.
+In Llama's and DeepSeek's family attention is grouped-query (Llama, DeepSeek v1) or latent (V2 and later); the MLP of a
+layer is dense or a mixture of experts. Another family is a subclass with classes of its own (engine.models.registry).
 
 Shapes: T tokens of the step, H hidden, V vocab, R rows (tokens) whose hidden states are wanted.
 """
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.models.attention import GroupedQueryAttention
+from engine.models.config import TaskHeads
+from engine.models.embedding import Embedding
 from engine.models.layers import MLP, Builder
 from engine.models.mla import MultiHeadLatentAttention
 from engine.models.moe import MixtureOfExperts
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from kernels.kv_cache import Cache
     from kernels.ops import Ops
     from kernels.paged_attention import AttentionBatch, LatentAttention, PagedAttention
+    from kernels.types import Linear
 
 
 class DecoderLayer:
@@ -50,17 +53,14 @@ class DecoderLayer:
         batch: ModelBatch,
         kv_cache: tuple[Cache, ...],
         rows_R: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This layer's output, [R, H], and the residual stream without it, [R, H].
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """This layer's output, [R, H], and the residual stream without it, [R, H]; None if the stream has it already.
 
         x is the output of the layer before, None for the first layer; it is added in place to the residual stream,
         which is fp32. The cache gets the entries of all T tokens; what follows attention is computed for the R wanted
         ones (None: all).
         """
-        if x_TH is None:
-            x_TH = self._ops.rms_norm(residual_TH, self._input_norm, self._eps)
-        else:
-            x_TH = self._ops.rms_norm(x_TH, self._input_norm, self._eps, residual_TH)
+        x_TH = _norm(self._ops, x_TH, residual_TH, self._input_norm, self._eps)
         x_RH = self._attention.forward(x_TH, batch, batch.views[self._view], kv_cache, rows_R)
         residual_RH = residual_TH if rows_R is None else self._ops.take_rows(residual_TH, rows_R)
         x_RH = self._ops.rms_norm(x_RH, self._post_attention_norm, self._eps, residual_RH)
@@ -68,21 +68,30 @@ class DecoderLayer:
 
 
 class Decoder:
-    """A whole model, built from a checkpoint's tensors."""
+    """A whole model, built from a checkpoint's tensors.
+
+    Attributes:
+        heads: heads beside the one that generates tokens, by name (ModelConfig.task_heads): [R, H] hidden states of
+            `forward` -> logits [R, labels] in fp32.
+    """
+
+    embedding_class: type[Embedding] = Embedding
+    layer_class: type[DecoderLayer] = DecoderLayer
 
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_seq_len: int) -> None:
         """Build and load; a checkpoint with missing or unused tensors is refused (Weights.finish)."""
         build = Builder(config, weights, ops)
         self.config, self.ops, self.weight_size = config, ops, weights.linear_size
-        self._embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
-        self._layers = [DecoderLayer(build, i) for i in range(config.num_hidden_layers)]
+        self._embedding = self.embedding_class(build)
+        self._layers = [self.layer_class(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
         if config.tie_word_embeddings:
             weights.ignore("lm_head.weight")
-            head = weights.as_linear("lm_head", self._embedding_VH)
+            head = weights.as_linear("lm_head", self._embedding.weight_VH)
         else:
             head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
         self._head = ops.projection(head, None, torch.float32)  # in bf16 many logits would be equal
+        self.heads = self._build_heads(build)
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
@@ -107,16 +116,31 @@ class Decoder:
         Each layer's cache, one of the pool's `kv_caches`, gets the entries of all T tokens. The last layer computes
         what follows its attention for the wanted tokens alone.
         """
-        x, residual = None, self.ops.embedding(self._embedding_VH, batch.token_ids_T)
+        x: torch.Tensor | None = None
+        residual = self._embedding.forward(batch)
         caches = [kv_caches[i] for i in self.config.cache_groups.pool_layer_of]
         for layer, kv_cache in zip(self._layers[:-1], caches[:-1], strict=True):
             x, residual = layer.forward(x, residual, batch, kv_cache)
         x, residual = self._layers[-1].forward(x, residual, batch, caches[-1], rows_R)
-        return self.ops.rms_norm(x, self._norm, self.config.rms_norm_eps, residual)
+        return _norm(self.ops, x, residual, self._norm, self.config.rms_norm_eps)
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """Logits of hidden states, [R, V] in fp32."""
         return self._head(hidden_RH)
+
+    def _build_heads(self, build: Builder) -> dict[str, Linear]:
+        """The task heads; a family that has some loads them here."""
+        assert build.config.task_heads == TaskHeads()
+        return {}
+
+
+def _norm(
+    ops: Ops, x_TH: torch.Tensor | None, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """The norm of the residual stream, after x has been added to it in place where there is an x."""
+    if x_TH is None:
+        return ops.rms_norm(residual_TH, weight_H, eps)
+    return ops.rms_norm(x_TH, weight_H, eps, residual_TH)
 
 
 def attention_class(config: ModelConfig) -> type[GroupedQueryAttention] | type[MultiHeadLatentAttention]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.models.layers import MLP
-from engine.models.router import Router
+from engine.models.router import DynamicRouter, Router
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,11 @@ class MixtureOfExperts:
         config = build.config.moe
         assert config is not None
         hidden, inter = build.config.hidden_size, config.moe_intermediate_size
-        self._router = Router(build, f"{prefix}.gate")
+        self._router: Router | DynamicRouter
+        if config.router_hidden_size is None:
+            self._router = Router(build, f"{prefix}.gate")
+        else:
+            self._router = DynamicRouter(build, f"{prefix}.router", config.router_hidden_size)
 
         def experts() -> Iterator[tuple[Weight, Weight]]:
             for expert in range(config.n_routed_experts):

@@ -1,9 +1,10 @@
 """The gate of a mixture of experts: chooses and weights the experts of each token (kernels.routing).
 
-    V1, V2   softmax scores; a group's score is its best expert's
-    V3       sigmoid scores, plus e_score_correction_bias for the choice; a group's score is the sum of its best two
+    V1, V2      softmax scores; a group's score is its best expert's
+    V3          sigmoid scores, plus e_score_correction_bias for the choice; a group's score is the sum of its best two
+    DynamicMoE  softmax scores of two layers with GELU between them
 
-Weights follow DeepSeek's own code. A softmax router with norm_topk_prob renormalises weights; without it, it scales
+DeepSeek's weights follow its own code. A softmax router with norm_topk_prob renormalises weights; without it, it scales
 weights by routed_scaling_factor. A sigmoid router with norm_topk_prob renormalises, and always scales. A single expert
 is never renormalised. (transformers' V2 ignores norm_topk_prob, and its V3 renormalises a single expert; no released
 model has such settings.)
@@ -42,6 +43,32 @@ class Router:
     def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] -> expert ids [T, K] int64, weights [T, K] fp32."""
         return self._ops.routing(self._linear(x_TH), self._bias_E, self._rule)
+
+
+class DynamicRouter:
+    """DynamicMoE's: scores are softmax(fc2(GELU(fc1(x))) + noise), all in fp32.
+
+    The noise is a learned vector, the same for all tokens, so that it is part of fc2's bias.
+    """
+
+    def __init__(self, build: Builder, prefix: str, size: int) -> None:
+        config = build.config.moe
+        assert config is not None
+        self._ops = build.ops
+        self._rule = RoutingRule(config.num_experts_per_tok, renormalises=config.norm_topk_prob)
+        num_experts, hidden = config.n_routed_experts, build.config.hidden_size
+
+        def take(name: str, *shape: int) -> torch.Tensor:
+            return build.weights.take(f"{prefix}.{name}", shape, torch.float32)
+
+        bias_E = take("fc2.bias", num_experts) + take("noise", num_experts)
+        linear = build.ops.linear
+        self._fc1 = linear(take("fc1.weight", size, hidden), take("fc1.bias", size), torch.float32)
+        self._fc2 = linear(take("fc2.weight", num_experts, size), bias_E, torch.float32)
+
+    def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, H] -> expert ids [T, K] int64, weights [T, K] fp32."""
+        return self._ops.routing(self._fc2(self._ops.gelu(self._fc1(x_TH))), None, self._rule)
 
 
 def routing_rule(config: MoEConfig) -> RoutingRule:

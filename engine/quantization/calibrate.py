@@ -19,7 +19,8 @@ from tqdm import tqdm
 from engine.kv_cache_pool import CacheLayout, KVCachePool
 from engine.loading.weights import Weights
 from engine.model_batch import ModelBatch
-from engine.models.decoder import DecoderLayer, attention_class, make_rotary_table, plan_attention
+from engine.models import registry
+from engine.models.decoder import attention_class, make_rotary_table, plan_attention
 from engine.models.layers import Builder
 from engine.step import BlockTable, ScheduledSequence, StepPlan
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
@@ -79,7 +80,8 @@ def calibrate(
     weights = _WatchedWeights(tensors, config, device, dtype)
     ops = _watching(resolve("auto", device, dtype), weights, dtype)
     build = Builder(config, weights, ops)
-    embedding_VH = weights.take("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    model = registry.model_class(config)
+    embedding = model.embedding_class(build)
     planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
@@ -89,11 +91,11 @@ def calibrate(
         num_blocks = plan.scheduled[-1].block_tables[0].ids[-1] + 1
         pools.append(KVCachePool(layout, num_blocks, device))
         batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
-        states.append((None, ops.embedding(embedding_VH, batches[-1].token_ids_T)))
+        states.append((None, embedding.forward(batches[-1])))
     measurements = []
     with torch.inference_mode():
         for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
-            layer = DecoderLayer(build, number)
+            layer = model.layer_class(build, number)
             weights.check()
             for i, (batch, pool) in enumerate(zip(batches, pools, strict=True)):
                 states[i] = layer.forward(*states[i], batch, pool.layers[0])

@@ -45,9 +45,25 @@ NB_MODULE(JOIN(_kernels_, ISA), m) {
     using namespace native;
     nb::set_leak_warnings(false);  // at exit, modules may hold graphs and packed weights
     m.def("set_threads", &set_threads, "count"_a);
-    for (auto bind :
-         {bind_graph, bind_plan, bind_causal_attention, bind_draw, bind_embedding, bind_linear, bind_grouped_mlp,
-          bind_head_linear, bind_latent_attention, bind_paged_attention, bind_rms_norm, bind_rotary,
-          bind_rotate_and_store, bind_routing, bind_silu_mul, bind_store_latents, bind_take_rows})
+    for (auto bind : {bind_graph,
+                      bind_plan,
+                      bind_causal_attention,
+                      bind_compression,
+                      bind_draw,
+                      bind_embedding,
+                      bind_gelu,
+                      bind_linear,
+                      bind_grouped_mlp,
+                      bind_head_linear,
+                      bind_latent_attention,
+                      bind_modality_embedding,
+                      bind_paged_attention,
+                      bind_rms_norm,
+                      bind_rotary,
+                      bind_rotate_and_store,
+                      bind_routing,
+                      bind_silu_mul,
+                      bind_store_latents,
+                      bind_take_rows})
         bind(m);
 }

@@ -28,6 +28,6 @@ def _route_one(logits: list[float], bias: list[float], rule: RoutingRule) -> tup
     groups = [range(first, first + size) for first in range(0, len(logits), size)]
     groups.sort(key=lambda group: sum(sorted((choice[expert] for expert in group), reverse=True)[: rule.best_of_group]))
     eligible = [expert for group in groups[-rule.topk_group :] for expert in group]
-    ids = sorted(eligible, key=lambda expert: choice[expert])[-rule.num_experts_per_tok :]
+    ids = sorted(eligible, key=lambda expert: (-choice[expert], expert))[: rule.num_experts_per_tok]
     total = sum(scores[expert] for expert in ids) + 1e-20 if rule.renormalises else 1.0
     return ids, [scores[expert] / total * rule.scale for expert in ids]

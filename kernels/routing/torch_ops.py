@@ -12,7 +12,8 @@ def routing(
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if rule.topk_group < rule.n_group:
         choice_TE = _only_best_groups(choice_TE, rule)
-    ids_TK = choice_TE.topk(rule.num_experts_per_tok, dim=-1, sorted=False).indices
+    order_TE = choice_TE.sort(dim=-1, descending=True, stable=True).indices  # topk takes any of equal ones
+    ids_TK = order_TE[:, : rule.num_experts_per_tok]
     weights_TK = scores_TE.gather(1, ids_TK)
     if rule.renormalises:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)

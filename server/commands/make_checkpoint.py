@@ -1,4 +1,4 @@
-"""Write a small random checkpoint with the structure of a DeepSeek model, and a tokenizer, ready to serve."""
+"""Write a small random checkpoint with the structure of a real model, and a tokenizer, ready to serve."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from engine.errors import ConfigError, ModelError
 from engine.loading.presets import PRESETS
 from engine.loading.resolve import resolve_model
 from server.arguments import Parser, positive
+from server.commands import dynamic_moe_flags
 
-_SIZES = {  # flag -> config.json's name
+_SIZES = {  # flag -> config.json's name: DeepSeek's, and DynamicMoE's where it differs
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "intermediate": "intermediate_size",
@@ -24,6 +25,7 @@ _SIZES = {  # flag -> config.json's name
     "kv-lora-rank": "kv_lora_rank",
     "q-lora-rank": "q_lora_rank",
 }
+_DYNAMIC_MOE = {"n_routed_experts": "moe_num_experts", "num_experts_per_tok": "moe_top_k"}
 
 
 def main(argv: list[str]) -> int:
@@ -61,6 +63,7 @@ def _parser() -> Parser:
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     for flag, name in _SIZES.items():
         add(f"--{flag}", dest=name, type=positive, metavar="N", help=f"{name} of config.json")
+    dynamic_moe_flags.add_flags(parser)
     add("--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     add("--fp8", action="store_true", help="store linear layers in FP8 with block factors, as V3 is released")
@@ -70,13 +73,22 @@ def _parser() -> Parser:
 
 
 def _config(preset: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    sizes = {name: value for name in _SIZES.values() if (value := getattr(args, name)) is not None}
+    is_dynamic = args.like == "dynamic-moe"
+    sizes = {}
     for flag, name in _SIZES.items():
-        if name in sizes and name not in preset:
+        if (value := getattr(args, name)) is None:
+            continue
+        own_name = _DYNAMIC_MOE.get(name, name) if is_dynamic else name
+        if own_name not in preset:
             raise ConfigError(f"--{flag} is not for --like {args.like}, which has no {name}")
+        sizes[own_name] = value
     if "num_attention_heads" in sizes:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    return preset | sizes
+    config = preset | sizes
+    if is_dynamic:
+        return config | dynamic_moe_flags.settings(args, config["num_hidden_layers"])
+    dynamic_moe_flags.refuse(args)
+    return config
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -69,6 +69,17 @@ GROUPED = {"x_TH": x(3, 8), "ids_TK": ids(3, 2), "weights_TK": x(3, 2, dtype=F32
 Arguments = dict[str, Any]
 # Of each function that takes tensors: how to get it, its arguments, and the dimensions of any size.
 CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
+    "add_layer_norm": (
+        lambda: native.library.add_layer_norm,
+        {**{key: x(8, dtype=F32) for key in ("weight_H", "bias_H")}, "eps": 1e-5}
+        | {key: x(3, 8, dtype=F32) for key in ("x_TH", "residual_TH")},
+        set(),
+    ),
+    "add_residual": (
+        lambda: native.library.add_residual,
+        {"x_TH": x(3, 8), "residual_TH": x(3, 8, dtype=F32)},
+        set(),
+    ),
     "causal_attention": (
         lambda: native.library.causal_attention,
         {"q_QNX": x(3, 2, 8), "k_LNX": x(5, 2, 8), "v_LNV": x(5, 2, 6), "scale": 0.1},
@@ -90,6 +101,7 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         {("weight_VH", 0), ("weight_VH", 1), ("token_ids_T", 0)},
     ),
     "Experts.forward": (lambda: experts().forward, GROUPED, set()),
+    "gelu": (lambda: native.library.gelu, {"x_TF": x(3, 12)}, {("x_TF", 0), ("x_TF", 1)}),
     "HeadLinear": (
         lambda: native.library.HeadLinear,
         {"weight_NKM": x(2, 8, 6)},
@@ -111,6 +123,12 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         set(),
     ),
     "Linear.forward": (lambda: linear().forward, {"x_TI": x(3, 8)}, {("x_TI", 0)}),
+    "modality_embedding": (
+        lambda: native.library.modality_embedding,
+        {"weight_VH": x(5, 8), "token_ids_T": ids(3), "modality_ids_T": ids(3)}
+        | {key: x(3, 8, dtype=F32) for key in ("scale_MH", "shift_MH")},
+        {("weight_VH", 0)},
+    ),
     "PackedWeight": (lambda: native.library.PackedWeight, WEIGHT, {("values_OI", 0), ("values_OI", 1)}),
     "paged_attention": (
         lambda: native.library.paged_attention,
@@ -147,6 +165,7 @@ OPTIONAL = {
     ("Experts.forward", "weights_TK"),
     ("Experts.forward", "onto_TH"),
     ("Linear", "bias_O"),
+    ("modality_embedding", "modality_ids_T"),
     ("rms_norm", "residual_TH"),
     ("rotary", "y_TND"),
     ("routing", "bias_E"),
@@ -254,6 +273,8 @@ def test_the_parts_of_an_int8_cache_are_checked(name):
         ("combine", "where_TK"),
         ("embedding", "token_ids_T"),
         ("Experts.forward", "ids_TK"),
+        ("modality_embedding", "modality_ids_T"),
+        ("modality_embedding", "token_ids_T"),
         ("rotate_and_store", "slot_mapping_T"),
         ("store_latents", "slot_mapping_T"),
         ("take_rows", "rows_R"),

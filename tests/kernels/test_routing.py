@@ -69,6 +69,15 @@ def test_large_logits_do_not_overflow(version):
         torch.testing.assert_close(dense, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_of_equal_experts_the_first_are_chosen(version):
+    route = routing.reference.routing if version == "reference" else VERSIONS[version]
+    logits = torch.tensor([[1.0] * EXPERTS, [0.0] * 5 + [2.0] + [0.0] * (EXPERTS - 6)])
+    ids, weights = route(logits, None, RoutingRule(3, renormalises=True))
+    assert [sorted(row) for row in ids.tolist()] == [[0, 1, 2], [0, 1, 5]]
+    torch.testing.assert_close(weights[0], torch.full((3,), 1 / 3))
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_no_tokens(version):
     ids, weights = VERSIONS[version](torch.empty(0, EXPERTS), None, RULES["V3"])

@@ -57,8 +57,9 @@ def greedy_params(max_tokens: int, **sampling: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True, **sampling})
 
 
-def request(prompt: list[int], sampling: SamplingParams, n: int = 1) -> GenerateRequest:
-    return GenerateRequest(f"request {next(_numbers)}", prompt, sampling, n, SchedulingParams(time.monotonic()))
+def request(prompt: list[int], sampling: SamplingParams, n: int = 1, modalities: bytes = b"") -> GenerateRequest:
+    scheduling = SchedulingParams(time.monotonic())
+    return GenerateRequest(f"request {next(_numbers)}", prompt, sampling, n, scheduling, modalities)
 
 
 def finish(engine: Engine, requests: Several[GenerateRequest]) -> list[Result]:

@@ -10,7 +10,8 @@ from engine.loading.presets import PRESETS
 from server import LLM, SamplingParams
 from server.commands import make_checkpoint
 
-SMALL = ["--hidden", "64", "--intermediate", "96", "--layers", "2"]
+SMALL = ["--hidden", "64", "--layers", "2"]
+UNKNOWN_TO_TRANSFORMERS = ("moe-16b", "dynamic-moe")
 
 
 def make(folder, tokenizer, *arguments):
@@ -29,7 +30,7 @@ def test_every_preset_can_be_served(tmp_path, tiny_llama, like, capsys):
     assert len(generate(tmp_path / "model")) == 8
 
 
-@pytest.mark.parametrize("like", [like for like in PRESETS if like != "moe-16b"])  # transformers has no class for v1
+@pytest.mark.parametrize("like", [like for like in PRESETS if like not in UNKNOWN_TO_TRANSFORMERS])
 def test_transformers_reads_the_config_and_the_tokenizer(tmp_path, tiny_llama, like):
     make(tmp_path / "model", tiny_llama, "--like", like, *SMALL)
     assert AutoConfig.from_pretrained(tmp_path / "model").hidden_size == 64
@@ -66,10 +67,43 @@ def test_sizes_and_settings_go_into_the_config(tmp_path, tiny_llama):
     assert (config["n_routed_experts"], config["num_key_value_heads"], config["index_topk"]) == (8, 2, 5)
 
 
+def test_flags_of_dynamic_moe_go_into_its_config(tmp_path, tiny_llama):
+    heads = ["--labels", "good,bad", "--reasoning-head"]
+    sparse = ["--attention-types", "full,local", "--local-window", "9", "--sparse-random", "0"]
+    sizes = ["--layers", "3", "--experts", "4", "--experts-per-token", "3", "--compression-ratio", "0"]
+    assert make(tmp_path / "m", tiny_llama, "--like", "dynamic-moe", *sizes, *sparse, *heads) == 0
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert config["attention_types"] == ["full", "local", "full"]
+    assert (config["local_window"], config["sparse_num_random_blocks"]) == (9, 0)
+    assert (config["moe_num_experts"], config["moe_top_k"], config["memory_compression_ratio"]) == (4, 3, None)
+    assert config["task_heads"] == {"classification": {"labels": ["good", "bad"]}, "reasoning": {}}
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--attention-types", "full,all", "'all' is not one of full, local, block_sparse"),
+        ("--labels", "good,good", "not a list of different names"),
+        ("--sparse-random", "-1", "not a whole number from 0"),
+        ("--modalities", "0", "not a positive whole number"),
+    ],
+)
+def test_a_flag_of_dynamic_moe_says_what_is_valid(tmp_path, tiny_llama, capsys, flag, value, message):
+    with pytest.raises(SystemExit):
+        make(tmp_path / "m", tiny_llama, "--like", "dynamic-moe", f"{flag}={value}")
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--like", "llm-7b", "--experts", "4"], "--experts is not for --like llm-7b"),
+        (["--like", "v3", "--local-window", "4"], "--local-window is not for --like v3; it is for dynamic-moe alone"),
+        (["--like", "v3", "--reasoning-head"], "--reasoning-head is not for --like v3"),
+        (["--like", "dynamic-moe", "--kv-lora-rank", "4"], "--kv-lora-rank is not for --like dynamic-moe"),
+        (["--like", "dynamic-moe", "--intermediate", "4"], "--intermediate is not for --like dynamic-moe"),
+        (["--like", "dynamic-moe", "--attention-types", "full,full,full"], "3 types for 2 layers"),
+        (["--like", "dynamic-moe", "--compression-ratio", "0.001"], "memory_compression_ratio"),
         (["--like", "v3", "--set", "index_topk"], "expected KEY=JSON"),
         (["--like", "v3", "--experts", "6"], "not a multiple of n_group"),
         (["--like", "v3", "--set", 'hidden_act="gelu"'], "only 'silu'"),
