@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cache_groups import CacheGroups, group_layers
 from engine.errors import ConfigError, ModelError
-from kernels.attention_pattern import FULL
+from kernels.attention_pattern import FULL, AttentionPattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.models.int8_scheme import Int8Scheme
-    from kernels.attention_pattern import AttentionPattern
 
 
 @dataclass(frozen=True, kw_only=True)
