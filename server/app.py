@@ -14,6 +14,7 @@ from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
+from server.heads.pooling import read_embedding_defaults
 from server.health import Health
 from server.http import errors
 from server.http.access import Access, AccessLog, AccessMiddleware
@@ -24,7 +25,21 @@ from server.http.query import refuse_unknown
 from server.memory import Trimming
 from server.observe.load import Load
 from server.observe.metrics import Metrics
-from server.routes import batches, chat, completions, files, messages, models, operations, page, responses, tokens
+from server.routes import (
+    batches,
+    chat,
+    classes,
+    completions,
+    embeddings,
+    files,
+    messages,
+    models,
+    operations,
+    page,
+    responses,
+    scores,
+    tokens,
+)
 from server.state import ServerState
 from server.storage import Storage
 
@@ -36,7 +51,7 @@ if TYPE_CHECKING:
     from server.engine_client import EngineClient
     from server.text.tokenizer import Tokenizer
 
-_API = (completions, chat, responses, messages, tokens, files, batches, models)
+_API = (completions, chat, responses, messages, embeddings, classes, scores, tokens, files, batches, models)
 _OTHERS = (operations, page)  # probes and browsers may add to a query what is not meant for us
 
 
@@ -78,7 +93,7 @@ def create_app(
     """Return an app that serves one model with these settings and keys. The caller runs the client.
 
     Raises:
-        ConfigError, ModelError: --generation-config or the model's own generation_config.json is at fault.
+        ConfigError, ModelError: --generation-config, or a file of the model that has defaults, is at fault.
     """
     config, keys = config or ServerConfig(), keys or ApiKeys()
     origins = parse_origins(config.cors_origins)
@@ -113,6 +128,7 @@ def create_app(
         Load(client, metrics),
         tuple(name for name in config.model_names if name != model_name),
         sampling_defaults=read_defaults(config.generation_config, model_root),
+        embedding_defaults=read_embedding_defaults(config.pooling, model_root),
     )
     routes = app.state.routes = _include_routes(app)
     access_log = AccessLog(is_on=config.access_log == "on")

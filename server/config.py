@@ -44,6 +44,14 @@ class ServerConfig(Settings):
         "folder that has one; what a request sets wins",
         metavar="auto|none|FOLDER",
     )
+    pooling: Literal["auto", "last", "mean"] = setting(
+        "auto",
+        "how embeddings are made of a text's tokens: last is the last token's hidden state, mean is the mean of all; "
+        "auto reads the model's 1_Pooling/config.json, and is last without it",
+    )
+    max_inputs: int = setting(
+        2048, "texts, or pairs of texts, of one request for embeddings, classes or scores; more is refused", ge=1
+    )
     reasoning: Literal["auto", "none"] = setting(
         "auto",
         "what happens to R1-style <think> text in chat answers: auto gives it apart, as reasoning_content; "

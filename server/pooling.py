@@ -9,13 +9,11 @@ import math
 import uuid
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineUnavailableError, RequestError
 from engine.protocol import PoolRequest
-from server.admission import estimate_tokens
 from server.http.streaming import run_until_disconnect
-from server.pipeline import yielding
 from server.submission import Submission, scheduling_of
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import LabelActivation, PoolingParams, SchedulingParams
     from server.admission import Ticket
-    from server.protocol.prompts import PromptFields
+    from server.heads.texts import Texts
     from server.state import ServerState
 
 
@@ -42,32 +40,37 @@ class Pooled:
     num_prompt_tokens: int
     num_cached_tokens: int
 
+    @property
+    def usage(self) -> dict[str, int]:
+        """OpenAI's `usage` object."""
+        return {"prompt_tokens": self.num_prompt_tokens, "total_tokens": self.num_prompt_tokens}
 
-async def pool(
-    request: Request,
-    server: ServerState,
-    body: PromptFields,
-    prompts: Sequence[str | list[int]],
-    pooling: PoolingParams,
-) -> Pooled | None:
-    """Compute prompts' values, all of them side by side; None if the client has left before.
+
+async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> Pooled | None:
+    """Compute values of texts, all of them side by side; None if the client has left before.
 
     Raises:
         DeepseekServeError: the request is refused, or ends early. A RequestError has the API's name of the field.
     """
+    server, body = texts.server, texts.body
     scheduling = scheduling_of(request, server, body)
     try:
         server.check_model(body.model)
-        _check_early(server, body, prompts, pooling)
+        texts.check(pooling)
         admission = server.background if scheduling.background else server.admission
-        num_tokens = sum(map(estimate_tokens, prompts))
-        with admission.admit(len(prompts), num_tokens, scheduling.tenant) as ticket:
-            encoded = [await _encode(server, body, prompt) async for prompt in yielding(prompts)]
-            submission = Pooling(server, encoded, pooling, scheduling, ticket, request.scope["caller"].key_name)
-            return await run_until_disconnect(request.receive, submission.run())
+        with admission.admit(len(texts.sizes), sum(texts.sizes), scheduling.tenant) as ticket:
+            key_name = request.scope["caller"].key_name
+            return await run_until_disconnect(request.receive, _computed(texts, pooling, scheduling, ticket, key_name))
     except RequestError as error:
         error.param = body.param_names.get(error.param, error.param)
         raise
+
+
+async def _computed(
+    texts: Texts[Any], pooling: PoolingParams, scheduling: SchedulingParams, ticket: Ticket, key_name: str
+) -> Pooled:
+    prompts = await texts.encode()
+    return await Pooling(texts.server, prompts, pooling, scheduling, ticket, key_name).run()
 
 
 class Pooling(Submission):
@@ -140,21 +143,3 @@ def scores_of(logits: Sequence[float], activation: LabelActivation) -> list[floa
     powers = [math.exp(x - largest) for x in logits]
     total = sum(powers)
     return [power / total for power in powers]
-
-
-def _check_early(
-    server: ServerState, body: PromptFields, prompts: Sequence[str | list[int]], pooling: PoolingParams
-) -> None:
-    """Refuse what shows before a text is tokenised."""
-    info = server.client.require_info()
-    for prompt in prompts if body.truncate_prompt_tokens is None else [""]:  # of any length, then
-        info.check_pooling(prompt if isinstance(prompt, list) else [0], pooling)  # a text has at least one token
-        if isinstance(prompt, str):
-            server.check_length(prompt)
-
-
-async def _encode(server: ServerState, body: PromptFields, prompt: str | list[int]) -> list[int]:
-    cuts = body.truncate_prompt_tokens is not None
-    ids = await server.encode(prompt, add_special_tokens=True, any_length=cuts)
-    bos_id = server.tokenizer.bos_id if isinstance(prompt, str) else None
-    return body.truncate(ids, server.client.require_info().max_seq_len, bos_id)

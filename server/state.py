@@ -19,6 +19,7 @@ from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.grammar.checker import GrammarChecker
+from server.heads.pooling import EmbeddingDefaults
 from server.health import Health
 from server.observe.load import Load
 from server.observe.metrics import Metrics
@@ -40,6 +41,7 @@ class ServerState:
         model_root: the model's folder or file.
         background: lets every line of a batch in: server.batches bounds how many there are.
         sampling_defaults: values of SamplingParams for what requests leave out (server.generation_config).
+        embedding_defaults: the same for how embeddings are pooled.
     """
 
     client: EngineClient
@@ -56,6 +58,7 @@ class ServerState:
     aliases: tuple[str, ...] = ()
     background: Admission = field(default_factory=lambda: Admission(sys.maxsize, sys.maxsize))
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    embedding_defaults: EmbeddingDefaults = field(default_factory=EmbeddingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property

@@ -22,6 +22,8 @@ HUB_FILES = [
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    "modules.json",  # of sentence-transformers, as the next
+    "*_Pooling/config.json",
     "tokenizer*",
     "*.jinja",
 ]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.quantization.choose import Recipe
 
 _COPIED_FILES = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
-           "vocab.json", "merges.txt", "LICENSE*")  # fmt: skip
+           "vocab.json", "merges.txt", "modules.json", "*_Pooling/config.json", "LICENSE*")  # fmt: skip
 _NEVER_QUANTIZED = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*",
                     r"re:.*\.mlp\.router\..*", r"re:heads\..*")  # fmt: skip
 _OURS = ("num_nextn_predict_layers",)  # not a setting of Llama's
@@ -53,7 +53,9 @@ def write(
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
     if not source.is_gguf:
         for path in sorted({path for pattern in _COPIED_FILES for path in source.path.glob(pattern) if path.is_file()}):
-            shutil.copy(path, folder / path.name)
+            copy = folder / path.relative_to(source.path)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
     shards = ShardWriter(folder)
     names = sorted(name for name in tensors.names() if not name.endswith("_scale_inv"))
     for name in tqdm(names, "writing int8", unit="tensor", file=sys.stderr, disable=not progress):

@@ -43,12 +43,20 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         self._reasoning_tokens: list[ReasoningTokens] = []
 
     def validate(self, sampling: SamplingParams) -> None:
+        self.prepare()
+        self.server.check_prompt("", sampling)  # the conversation is rendered later
+
+    def prepare(self) -> None:
+        """Find out what the template and the model's tools make of the request; called once, before `prompts`.
+
+        Raises:
+            RequestError: the conversation cannot become a prompt.
+        """
         if self.server.tokenizer.chat_template is None:
             message = "This model has no chat template: start the server with --chat-template, or use /v1/completions."
             raise RequestError(message, "messages")
         template_variables(self.body, self._template)
         self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
-        self.server.check_prompt("", sampling)  # the conversation is rendered later
 
     async def prompts(self) -> Sequence[str | list[int]]:
         self._prompt = await prompt.render(self._template, self.body, self._tools)

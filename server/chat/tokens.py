@@ -25,6 +25,18 @@ class PromptCall(ChatCall):
         raise NotImplementedError
 
 
+async def rendered(server: ServerState, body: ChatCompletionRequest) -> str | list[int]:
+    """Return a conversation's prompt.
+
+    Raises:
+        RequestError: the request is refused, in chat completions' words.
+    """
+    call = PromptCall(server, body)
+    call.prepare()
+    [prompt] = await call.prompts()
+    return prompt
+
+
 async def prompt_tokens(
     server: ServerState, body: ChatCompletionRequest, tenant: bytes, *, add_special_tokens: bool = False
 ) -> list[int]:
@@ -33,11 +45,9 @@ async def prompt_tokens(
     Raises:
         DeepseekServeError: the request is refused, in chat completions' words.
     """
-    call = PromptCall(server, body)
     server.check_model(body.model)
-    call.validate(body.sampling(server.client.require_info().max_seq_len - 1))
     with server.admission.admit(1, sum(body.estimate_tokens()), tenant):
-        [prompt] = await call.prompts()
+        prompt = await rendered(server, body)
         if isinstance(prompt, list):
             return prompt
         return await asyncio.to_thread(server.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)

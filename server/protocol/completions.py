@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, model_validator
 
 from server.admission import estimate_tokens
-from server.protocol.fields import TokenId, fault
+from server.protocol.fields import TokenId, are_token_ids, fault
 from server.protocol.generation import GenerationRequest
 from server.protocol.prompts import MAX_SEQUENCES
 from server.protocol.sampling import MAX_LOGPROBS, Limits
@@ -19,16 +19,12 @@ _Prompt = str | Annotated[list[str], _Many] | _TokenIds | Annotated[list[_TokenI
 
 def _prompt(value: Any) -> Any:
     """Check a prompt by hand: for a union of lists, pydantic would report every fault once for each kind of list."""
-    prompts = value if isinstance(value, list) and not _are_token_ids(value) else [value]
+    prompts = value if isinstance(value, list) and not are_token_ids(value) else [value]
     if len(prompts) > MAX_SEQUENCES:
         raise ValueError(f"it must not have more than {MAX_SEQUENCES} prompts")
-    if all(isinstance(prompt, str) for prompt in prompts) or all(map(_are_token_ids, prompts)):
+    if all(isinstance(prompt, str) for prompt in prompts) or all(map(are_token_ids, prompts)):
         return value
     raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
-
-
-def _are_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
 
 
 class CompletionRequest(GenerationRequest):

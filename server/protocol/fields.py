@@ -24,6 +24,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def are_token_ids(value: Any) -> bool:
+    """Whether a value is a list of whole numbers that a token id may be."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
+
+
 def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -> Any:
     """Refuse an object whose `type` is none of these by its name: pydantic would report a fault for each of them."""
     kind = value.get("type") or default if isinstance(value, dict) else None

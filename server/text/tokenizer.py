@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
 from engine.errors import ModelError, RequestError
@@ -105,16 +106,59 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return a text's token ids. BOS is put in front if the model wants it and the text does not begin with it."""
-        try:
-            # Unlike `encode`, this lets other threads run: a million characters can take seconds.
-            ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except TypeError:  # a lone surrogate, which JSON can carry
-            raise RequestError("The prompt is not valid Unicode: it has half a surrogate pair.", "prompt") from None
+        [ids] = self._encode([text], add_special_tokens=add_special_tokens)
         if add_special_tokens and self._add_bos and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]  # type: ignore[list-item]
         if add_special_tokens and self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]:
             return ids[1:]  # the text begins with BOS, and the tokenizer's post-processor added another
         return ids
+
+    def encode_plain(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text, without special tokens around it."""
+        return self._encode(texts, add_special_tokens=False)
+
+    def _encode(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        try:
+            # Unlike `encode`, this lets other threads run: a million characters can take seconds.
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except TypeError:  # a lone surrogate, which JSON can carry
+            raise RequestError("The prompt is not valid Unicode: it has half a surrogate pair.", "prompt") from None
+        return [encoding.ids for encoding in encodings]
+
+    def join(self, *texts: list[int]) -> list[int]:
+        """Return the tokens of a text, or of a pair of texts, with the special tokens that stand around and between.
+
+        Of one text, these are the ids that `encode` returns.
+        """
+        head, *between, tail = self._frame if len(texts) == 1 else self._frame_of_pair
+        if head[-1:] == texts[0][:1] == [self.bos_id]:  # the text begins with BOS itself
+            head = head[:-1]
+        return [*head, *texts[0], *(between[0] if between else ()), *(texts[1] if between else ()), *tail]
+
+    def num_special_tokens(self, num_texts: int) -> int:
+        """Return how many tokens `join` puts around and between so many texts, at most."""
+        return sum(map(len, self._frame if num_texts == 1 else self._frame_of_pair))
+
+    @functools.cached_property
+    def _frame(self) -> list[list[int]]:
+        return self._framed(self._tokenizer.encode("a"), 1)
+
+    @functools.cached_property
+    def _frame_of_pair(self) -> list[list[int]]:
+        return self._framed(self._tokenizer.encode("a", "a"), 2)
+
+    def _framed(self, encoding: Encoding, num_texts: int) -> list[list[int]]:
+        """Return the special tokens before, between and behind texts."""
+        frame: list[list[int]] = [[] for _ in range(num_texts + 1)]
+        place = 0
+        for token_id, text in zip(encoding.ids, encoding.sequence_ids, strict=True):
+            if text is None:
+                frame[place].append(token_id)
+            else:
+                place = text + 1
+        if self._add_bos and frame[0][:1] != [self.bos_id]:
+            frame[0].insert(0, self.bos_id)  # type: ignore[arg-type]
+        return frame
 
     def spellings(self, word: str) -> set[tuple[int, ...]]:
         """Return the tokens of a word at the beginning of a text, and behind a space."""

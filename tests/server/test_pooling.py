@@ -13,23 +13,18 @@ from engine.protocol import PoolingParams, SequenceOutput
 from server.admission import Admission
 from server.app import create_app
 from server.config import ServerConfig
+from server.heads.protocol import EmbeddingRequest
+from server.heads.texts import Inputs
 from server.http.json_body import JsonRoute
 from server.pooling import pool, scores_of
-from server.protocol.prompts import PromptFields
 from tests.server.conftest import COMPLETIONS, check_error
 from tests.support.no_engine import PoolingEngine
 
 
-class Body(PromptFields):
+class Body(EmbeddingRequest):
     """What the test's route takes."""
 
-    input: list[str | list[int]]
     task: str = "embed"
-    pooling: str = "last"
-
-    @property
-    def param_names(self):
-        return {"prompt": "input"}
 
 
 def values(request):
@@ -46,7 +41,8 @@ async def make_api(tokenizer, model, engine, **config):
     @app.post("/pool")
     async def answer(request: Request, body: Body):
         server = request.app.state.server
-        pooled = await pool(request, server, body, body.input, PoolingParams(task=body.task, pooling=body.pooling))
+        pooling = PoolingParams(task=body.task, pooling=body.pooling or "last")
+        pooled = await pool(request, Inputs(server, body), pooling)
         if pooled is None:
             return Response(status_code=499)
         vectors = [list(vector) for vector in pooled.vectors]
@@ -65,12 +61,11 @@ def serve_pool(tiny_tokenizer, tiny_llama):
 
 async def test_texts_and_token_ids_are_answered_in_their_order(serve_pool, ids_of):
     async with serve_pool(PoolingEngine(values)) as (_, http):
-        answer = await http.post("/pool", json={"input": ["abc", [7, 8], "z"], "model": "tiny"})
-    assert answer.json() == {
-        "vectors": [[3, *ids_of("c")], [2, 8], [1, *ids_of("z")]],
-        "prompt_tokens": 6,
-        "cached": 0,
-    }
+        texts = await http.post("/pool", json={"input": ["abc", "z"], "model": "tiny"})
+        ids = await http.post("/pool", json={"input": [[7, 8], [9]]})
+    vectors = [[3, *ids_of("c")], [1, *ids_of("z")]]
+    assert texts.json() == {"vectors": vectors, "prompt_tokens": 4, "cached": 0}
+    assert ids.json() == {"vectors": [[2, 8], [1, 9]], "prompt_tokens": 3, "cached": 0}
 
 
 async def test_what_the_request_says_reaches_the_engine(serve_pool, ids_of):
@@ -80,7 +75,7 @@ async def test_what_the_request_says_reaches_the_engine(serve_pool, ids_of):
         assert (await http.post("/pool", json={"input": ["abc", "d"], **said})).status_code == 200
     first, second = engine.requests
     assert first.pooling == PoolingParams(task="embed", pooling="mean")
-    assert (first.prompt_token_ids, second.prompt_token_ids) == (ids_of("bc"), ids_of("d"))
+    assert (first.prompt_token_ids, second.prompt_token_ids) == (ids_of("ab"), ids_of("d"))
     scheduling = first.scheduling
     assert (scheduling.priority, bool(scheduling.cache_salt), scheduling.background) == (3, True, False)
     assert 0 < scheduling.deadline - time.monotonic() < 9

@@ -25,7 +25,7 @@ async def test_a_charset_beside_the_content_type_is_fine(api):
     assert response.status_code == 200
 
 
-@pytest.mark.parametrize("url", ["/page", "/v1", "/v1/completion", "/v1/chat", "/v1/embeddings", "/v2/x"])
+@pytest.mark.parametrize("url", ["/page", "/v1", "/v1/completion", "/v1/chat", "/v1/embedding", "/v2/x"])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_unknown_route_is_not_found(api, url, method):
     check_error(await api.http.request(method, url), 404, type="not_found_error")

@@ -336,3 +336,37 @@ def test_a_gguf_of_the_same_vocabulary_splits_text_as_transformers_does(deepseek
     from_gguf = Tokenizer.load(ModelSource(tmp_path / "vocab.gguf", "deepseek"))
     for text in TEXTS:
         assert from_gguf.encode(text) == reference.encode(text)
+
+
+def set_post_processor(folder, single, pair):
+    path = str(folder / "tokenizer.json")
+    tokenizer = HFTokenizer.from_file(path)
+    special = [(BOS, BOS_ID), (EOS, EOS_ID)]
+    tokenizer.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    tokenizer.save(path)
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+@pytest.mark.parametrize(
+    ("single", "pair"),
+    [
+        ("$A", "$A $B:1"),
+        (f"{BOS} $A", f"{BOS} $A {BOS}:1 $B:1"),
+        (f"{BOS} $A {EOS}", f"{BOS} $A {EOS} {EOS} $B {EOS}"),
+        (f"$A {EOS}", f"$A {EOS} $B:1 {EOS}:1"),
+    ],
+)
+def test_texts_are_joined_as_the_tokenizers_template_says(folder, single, pair, add_bos):
+    set_post_processor(folder, single, pair)
+    edit_config(folder, add_bos_token=add_bos)
+    tokenizer = load(folder)
+    for text in ("a b", "", f"{BOS}a", "hé"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.join(ids) == tokenizer.encode(text)
+        assert tokenizer.num_special_tokens(1) >= len(tokenizer.join(ids)) - len(ids)
+    first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("query", "its answer"))
+    theirs = HFTokenizer.from_file(str(folder / "tokenizer.json")).encode("query", "its answer").ids
+    if add_bos and theirs[:1] != [BOS_ID]:
+        theirs = [BOS_ID, *theirs]
+    assert tokenizer.join(first, second) == theirs
+    assert tokenizer.num_special_tokens(2) == len(theirs) - len(first) - len(second)

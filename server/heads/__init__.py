@@ -1,0 +1,9 @@
+"""The APIs of what a model has beside its generation: embeddings, classes and scores of texts.
+
+protocol.py     requests for embeddings and classes
+scores.py       requests for scores and ranks
+pooling.py      how a checkpoint says that its embeddings are pooled
+texts.py        from texts to token ids, in threads
+call.py         what their routes share
+answers.py      what the answers look like
+"""

@@ -1,0 +1,129 @@
+"""What answers of embeddings, classes, scores and ranks look like; only embeddings are written here, piece by piece."""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+from array import array
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from pydantic import BaseModel
+
+from server.answers import AT_TIMES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_encode = msgspec.json.Encoder().encode
+
+
+class PoolingUsage(BaseModel):
+    """The tokens of all texts, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    """A text's embedding: numbers, or the base64 of their bytes."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(BaseModel):
+    """Embeddings in the order of their texts."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: PoolingUsage
+
+
+class TextClass(BaseModel):
+    """The likeliest label of a text, and what the model says of each label, in the order of the checkpoint's."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+
+
+class TextClasses(BaseModel):
+    """Classes in the order of their texts."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[TextClass]
+    usage: PoolingUsage
+
+
+class Score(BaseModel):
+    """The score of a pair of texts."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(BaseModel):
+    """Scores in the order of the pairs."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: PoolingUsage
+
+
+class RankedText(BaseModel):
+    """A document's text."""
+
+    text: str
+
+
+class Rank(BaseModel):
+    """A document by its place in the request, and how well it fits the query."""
+
+    index: int
+    relevance_score: float
+    document: RankedText = AT_TIMES
+
+
+class Ranks(BaseModel):
+    """Documents, the one that fits best first."""
+
+    id: str
+    model: str
+    results: list[Rank]
+    usage: PoolingUsage
+
+
+def shortened(vector: Sequence[float], dimensions: int | None, *, normalize: bool) -> array[float]:
+    """Return the first `dimensions` numbers of an embedding, scaled to length 1 if wanted, as fp32."""
+    kept = vector[:dimensions]
+    length = math.hypot(*kept) if normalize else 1.0
+    return array("f", kept) if length in (0.0, 1.0) else array("f", [value / length for value in kept])
+
+
+def embedding_pieces(vectors: Sequence[array[float]], *, as_base64: bool, rest: dict[str, Any]) -> Iterator[bytes]:
+    """Yield an EmbeddingList as JSON, one embedding a piece: thousands at once would hold up the event loop."""
+    separator = b'{"object":"list","data":['
+    for index, vector in enumerate(vectors):
+        value = _as_base64(vector) if as_base64 else vector.tolist()
+        yield separator + _encode({"object": "embedding", "index": index, "embedding": value})
+        separator = b","
+    yield b"]," + _encode(rest).removeprefix(b"{")
+
+
+def _as_base64(vector: array[float]) -> str:
+    if sys.byteorder == "big":
+        vector = array("f", vector)
+        vector.byteswap()
+    return base64.b64encode(vector).decode()

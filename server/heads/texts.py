@@ -1,0 +1,181 @@
+"""The texts of a request before they are tokens: how many and how long, then their ids, cut and joined as asked for.
+
+Tokenising is done in threads, some texts at a time: thousands of texts hold up no stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from engine.errors import RequestError
+from server.admission import estimate_tokens
+from server.chat.tokens import rendered
+from server.heads.protocol import InputRequest, PoolingFields
+from server.heads.scores import ScoringRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from engine.protocol import PoolingParams
+    from server.state import ServerState
+
+_AT_A_TIME = 1 << 15  # characters that one turn of a thread tokenises
+Body = TypeVar("Body", bound=PoolingFields)
+
+
+class Texts(ABC, Generic[Body]):
+    """What values are computed of.
+
+    Attributes:
+        sizes: roughly how many tokens each prompt has.
+    """
+
+    def __init__(self, server: ServerState, body: Body) -> None:
+        self.server, self.body = server, body
+        self.sizes = self._estimated()
+
+    @property
+    def num_entries(self) -> int:
+        """How many the request's longest list has."""
+        return len(self.sizes)
+
+    @abstractmethod
+    def _estimated(self) -> list[int]:
+        """Return the sizes."""
+
+    @abstractmethod
+    async def encode(self) -> list[list[int]]:
+        """Return the prompts' token ids; called once the request is admitted.
+
+        Raises:
+            RequestError: a text is too long, or not valid Unicode.
+        """
+
+    def check(self, pooling: PoolingParams) -> None:
+        """Refuse what shows before any work is done.
+
+        Raises:
+            RequestError: the model has no such values, or there are too many texts or tokens.
+        """
+        self.server.client.require_info().check_pooling([0], pooling)
+        config, field = self.server.config, self.body.param_names["prompt"]
+        if self.num_entries > config.max_inputs:
+            message = f"'{field}' has {self.num_entries} entries; at most {config.max_inputs} are taken (--max-inputs)."
+            raise RequestError(message, field)
+        if (num_tokens := sum(self.sizes)) > config.max_queued_tokens:
+            bound = f"{config.max_queued_tokens} may wait (--max-queued-tokens)"
+            raise RequestError(f"'{field}' has about {num_tokens} tokens, and {bound}: send it in parts.", field)
+
+    async def _ids(self, texts: Sequence[str], limit: int = 0) -> list[list[int]]:
+        """Return texts' token ids without special ones, cut to a limit; 0 is none."""
+        if not limit and self.body.truncate_prompt_tokens is None:
+            for text in texts:
+                self.server.check_length(text)
+        ids: list[list[int]] = []
+        for some in _parts(texts):
+            ids += await asyncio.to_thread(self.server.tokenizer.encode_plain, some)
+        return [self.body.cut(item, limit) for item in ids] if limit else ids
+
+    def _room(self, num_special_tokens: int) -> int | None:
+        """Return how many tokens a prompt may have beside the special ones; None if it is not cut."""
+        keep = self.body.truncate_prompt_tokens
+        if keep is None:
+            return None
+        room = (self.server.client.require_info().max_seq_len if keep == -1 else keep) - num_special_tokens
+        if room < 1:
+            message = f"'truncate_prompt_tokens' must be more than the {num_special_tokens} special tokens"
+            raise RequestError(f"{message} of a prompt.", "truncate_prompt_tokens")
+        return room
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Return one text's tokens with the special tokens around them, cut as the request asks."""
+        room = self._room(self.server.tokenizer.num_special_tokens(1))
+        return self.server.tokenizer.join(ids if room is None else self.body.cut(ids, room))
+
+
+class Inputs(Texts[InputRequest]):
+    """The `input` of a request, or its conversation."""
+
+    def _estimated(self) -> list[int]:
+        return self.body.estimate_tokens()
+
+    def check(self, pooling: PoolingParams) -> None:
+        super().check(pooling)
+        info = self.server.client.require_info()
+        for prompt in self.body.inputs:
+            if isinstance(prompt, list) and self.body.truncate_prompt_tokens is None:
+                info.check_pooling(prompt, pooling)
+
+    async def encode(self) -> list[list[int]]:
+        body, adds = self.body, self.body.add_special_tokens
+        prompts: Sequence[str | list[int]] = body.inputs
+        if body.messages is not None:
+            prompts, adds = [await rendered(self.server, body.to_chat())], bool(adds)
+        ids = [prompt for prompt in prompts if isinstance(prompt, list)]  # all of them or none
+        if not ids:
+            ids = await self._ids([prompt for prompt in prompts if isinstance(prompt, str)])
+            if adds is not False:
+                return list(map(self._framed, ids))
+        room = self._room(0)
+        return ids if room is None else [body.cut(item, room) for item in ids]
+
+
+class Sides(Texts[ScoringRequest]):
+    """Queries, then documents, each a prompt of its own."""
+
+    @property
+    def num_entries(self) -> int:
+        return len(self.body.sides[1])
+
+    def _estimated(self) -> list[int]:
+        queries, documents = self.body.sides
+        return list(map(estimate_tokens, [*queries, *documents]))
+
+    async def encode(self) -> list[list[int]]:
+        queries, documents = self.body.sides
+        ids = await self._ids(queries, self.body.max_tokens_per_query)
+        ids += await self._ids(documents, self.body.max_tokens_per_doc)
+        return list(map(self._framed, ids))
+
+
+class Pairs(Texts[ScoringRequest]):
+    """A query and a document in each prompt, as the tokenizer's template for pairs joins them."""
+
+    def _estimated(self) -> list[int]:
+        queries, documents = self.body.sides
+        sizes = list(map(estimate_tokens, queries)) * (len(documents) if len(queries) == 1 else 1)
+        return [size + estimate_tokens(document) for size, document in zip(sizes, documents, strict=True)]
+
+    async def encode(self) -> list[list[int]]:
+        queries, documents = self.body.sides
+        first = await self._ids(queries, self.body.max_tokens_per_query)
+        second = await self._ids(documents, self.body.max_tokens_per_doc)
+        first = first * len(second) if len(first) == 1 else first
+        tokenizer = self.server.tokenizer
+        room = self._room(tokenizer.num_special_tokens(2))
+        if room is None:
+            return [tokenizer.join(*pair) for pair in zip(first, second, strict=True)]
+        return [tokenizer.join(*self._fitted(*pair, room)) for pair in zip(first, second, strict=True)]
+
+    def _fitted(self, first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+        """Return a pair that is cut to so many tokens together, the longer text first."""
+        shorter = min(len(first), len(second), room // 2)
+        longer = room - shorter
+        limits = (shorter, longer) if len(first) <= len(second) else (longer, shorter)
+        return self.body.cut(first, limits[0]), self.body.cut(second, limits[1])
+
+
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield texts some at a time, by their lengths."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        part.append(text)
+        size += len(text)
+        if size >= _AT_A_TIME:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

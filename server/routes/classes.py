@@ -1,0 +1,37 @@
+"""POST /v1/classify, and /classify as vLLM has it: the labels of texts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from engine.protocol import PoolingParams
+from server.heads.answers import TextClasses
+from server.heads.call import as_json, checked_info, opening
+from server.heads.protocol import ClassificationRequest
+from server.heads.texts import Inputs
+from server.http.access import LEFT
+from server.http.json_body import JsonRoute
+from server.http.openapi import ERRORS, answer, example
+from server.pooling import pool, scores_of
+from server.state import State
+
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Embeddings and scores"])
+
+_EXAMPLE = example({"input": "three rivers"})
+
+
+@router.post("/classify", responses=answer(TextClasses), openapi_extra=_EXAMPLE, name="classify")
+@router.post("/v1/classify", responses=answer(TextClasses), openapi_extra=_EXAMPLE, name="create_classification")
+async def create_classification(request: Request, body: ClassificationRequest, server: State) -> Response:
+    """Say of one text or several how likely each of the model's labels is."""
+    info = checked_info(server, body, "classify", "Classification")
+    pooled = await pool(request, Inputs(server, body), PoolingParams(task="classify"))
+    if pooled is None:
+        return Response(status_code=LEFT)
+    activation = info.label_activation if body.use_activation else "none"
+    data = []
+    for index, logits in enumerate(pooled.vectors):
+        probs = scores_of(logits, activation)
+        label = info.labels[max(range(len(probs)), key=probs.__getitem__)]
+        data.append({"index": index, "label": label, "probs": probs, "num_classes": len(probs)})
+    return as_json({**opening(server, body, "classify"), "data": data, "usage": pooled.usage})
