@@ -62,6 +62,10 @@ class OverloadedError(DeepseekServeError):
         self.retry_after = retry_after
 
 
+class RateLimitError(OverloadedError):
+    """One client has used up what it may use; the text says of what, and `retry_after` when there is more."""
+
+
 class QueueTimeoutError(OverloadedError):
     """A request waited longer than --queue-timeout and was not started."""
 

@@ -18,9 +18,13 @@ from server.heads.pooling import read_embedding_defaults
 from server.health import Health
 from server.http import errors
 from server.http.access import Access, AccessLog, AccessMiddleware
-from server.http.api_keys import PUBLIC_PATHS, ApiKeyMiddleware, ApiKeys
+from server.http.api_keys import ApiKeys
+from server.http.client_limits import ClientLimitsMiddleware
 from server.http.cors import OtherSitesMiddleware, allow_origins, parse_origins
+from server.http.gate import OPEN_PATHS, GateMiddleware
+from server.http.hosts import TrustedHosts
 from server.http.openapi import finish, operation_id
+from server.http.proxies import ProxyMiddleware, TrustedProxies
 from server.http.query import refuse_unknown
 from server.memory import Trimming
 from server.observe.load import Load
@@ -71,7 +75,7 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, made once."""
         if self.openapi_schema is None:
-            finish(super().openapi(), PUBLIC_PATHS, needs_key=self._needs_key)
+            finish(super().openapi(), OPEN_PATHS, needs_key=self._needs_key)
         return super().openapi()
 
     def document(self) -> bytes:
@@ -112,7 +116,7 @@ def create_app(
         tokenizer.chat_template.timeout = config.chat_template_timeout
     metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
-        metrics.tokens_of_key(name)  # from 0 on: rates leave out the first value of a series
+        metrics.add_key(name)
     app.state.trimming = Trimming()
     app.state.server = ServerState(
         client,
@@ -134,12 +138,28 @@ def create_app(
     access_log = AccessLog(is_on=config.access_log == "on")
     access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
-    app.add_middleware(ApiKeyMiddleware, keys=keys, metrics=metrics)
-    if "*" not in origins:
-        app.add_middleware(OtherSitesMiddleware, origins=origins, metrics=metrics)
-    app.add_middleware(AccessMiddleware, access=access)  # outermost: it sees what the others refuse
+    _add_middleware(app, config, keys, access)
     errors.install(app, metrics)
     return app
+
+
+def _add_middleware(app: FastAPI, config: ServerConfig, keys: ApiKeys, access: Access) -> None:
+    """Put the layers around the routes, from the innermost to the outermost."""
+    metrics, origins = app.state.server.metrics, parse_origins(config.cors_origins)
+    app.add_middleware(ClientLimitsMiddleware, metrics=metrics, max_connections=config.max_client_connections)
+    app.add_middleware(
+        GateMiddleware,
+        keys=keys,
+        metrics=metrics,
+        hosts=TrustedHosts.resolve(config.trusted_hosts, config.host, has_keys=keys.are_set),
+        admin_hosts=TrustedHosts.resolve(config.trusted_hosts, config.admin_host, has_keys=False),
+        admin_port=config.admin_port,
+    )
+    if "*" not in origins:
+        app.add_middleware(OtherSitesMiddleware, origins=origins, metrics=metrics)
+    app.add_middleware(AccessMiddleware, access=access)  # which sees what the others refuse
+    if proxies := TrustedProxies.parse(config.trusted_proxies):
+        app.add_middleware(ProxyMiddleware, proxies=proxies)
 
 
 def _include_routes(app: FastAPI) -> list[Route]:

@@ -9,6 +9,9 @@ from pydantic import ConfigDict, model_validator
 from engine.config import Settings, setting
 from engine.errors import ConfigError
 from server.http.cors import parse_origins
+from server.http.hosts import TrustedHosts
+from server.http.proxies import TrustedProxies
+from server.rate_limits import RateLimits
 
 
 class ServerConfig(Settings):
@@ -66,8 +69,9 @@ class ServerConfig(Settings):
     api_key: str | None = setting(None, "let in only requests with this key (Authorization: Bearer KEY)", metavar="KEY")
     api_keys: str | None = setting(
         None,
-        "a file of keys to let in, a line for each: KEY [WEIGHT] [NAME], with a share other than 1 (see --policy fair) "
-        "and what metrics call the key",
+        "a file of keys to let in, a line for each: KEY [WEIGHT] [NAME] [LIMIT=N ...], with a share other than 1 (see "
+        "--policy fair), what metrics call the key, and limits of its own: requests, requests-per-minute and "
+        "tokens-per-minute; it is read again when it changes",
         metavar="FILE",
     )
     cors_origins: str | None = setting(
@@ -75,6 +79,44 @@ class ServerConfig(Settings):
         "let in pages of these sites (SCHEME://HOST[:PORT], between commas, or * for all), which browsers ask about; "
         "the server's own page at / needs none",
         metavar="ORIGIN,...",
+    )
+    trusted_hosts: str | None = setting(
+        None,
+        "names that the header Host may have (api.example.com, *.example.com; * for any); default: any, but without "
+        "keys on a loopback --host only names and addresses that no site of the internet can have",
+        metavar="NAME,...",
+    )
+    trusted_proxies: str | None = setting(
+        None,
+        "proxies (addresses or networks, as in 10.1.0.0/16) whose X-Forwarded-For says who the client is",
+        metavar="ADDRESS,...",
+    )
+    tls_cert: str | None = setting(
+        None,
+        "serve HTTPS with this certificate, and those that lead to its root, in PEM; it is read again when it changes",
+        metavar="FILE",
+    )
+    tls_key: str | None = setting(
+        None, "its private key, in PEM, without a passphrase; default: it is in --tls-cert", metavar="FILE"
+    )
+    admin_port: int | None = setting(
+        None,
+        "serve /metrics and /load on this port and not on --port, over HTTP and without a key, and the probes on both",
+        ge=0,
+        le=65535,
+    )
+    admin_host: str = setting("127.0.0.1", "address of --admin-port", metavar="ADDRESS")
+    max_client_requests: int | None = setting(
+        None, "requests of each API key (of each address, without keys) under way at a time; more get 429", ge=1
+    )
+    client_requests_per_minute: int | None = setting(None, "requests of each in a minute, likewise", ge=1, le=10**12)
+    client_tokens_per_minute: int | None = setting(
+        None, "tokens of prompts and answers of each in a minute, likewise", ge=1, le=10**12
+    )
+    max_client_connections: int | None = setting(
+        None,
+        "connections of each address at a time, and behind trusted proxies its requests under way; more get 429",
+        ge=1,
     )
     max_connections: int = setting(
         1000, "connections at a time; beyond it, one that has sent no whole request makes room for a new one", ge=1
@@ -171,6 +213,11 @@ class ServerConfig(Settings):
         """The names in --served-model-name; empty if it is not set."""
         return tuple(name.strip() for name in (self.served_model_name or "").split(",") if name.strip())
 
+    @property
+    def client_limits(self) -> RateLimits:
+        """The limits of a client of which nothing else is said."""
+        return RateLimits(self.max_client_requests, self.client_requests_per_minute, self.client_tokens_per_minute)
+
     @model_validator(mode="after")
     def _check_server(self) -> Self:
         if self.api_key is not None and (not self.api_key.strip() or " " in self.api_key):
@@ -178,6 +225,11 @@ class ServerConfig(Settings):
         if self.served_model_name is not None and not self.model_names:
             raise ConfigError("--served-model-name is empty; leave it out to call the model as its folder is called")
         parse_origins(self.cors_origins)
-        if not self.host:
-            raise ConfigError("--host is empty; 127.0.0.1 is this machine, 0.0.0.0 all of its addresses")
+        TrustedProxies.parse(self.trusted_proxies)
+        TrustedHosts.resolve(self.trusted_hosts, self.host, has_keys=False)
+        if self.admin_port == self.port != 0:
+            raise ConfigError(f"--admin-port and --port are both {self.port}; they must differ")
+        for name, host in (("--host", self.host), ("--admin-host", self.admin_host)):
+            if not host:
+                raise ConfigError(f"{name} is empty; 127.0.0.1 is this machine, 0.0.0.0 all of its addresses")
         return self

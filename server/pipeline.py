@@ -19,6 +19,7 @@ from engine.errors import RequestError
 from engine.protocol import SamplingParams
 from server.generation import Generation
 from server.http.access import LEFT
+from server.http.client_limits import reserve_tokens
 from server.http.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 from server.protocol import GenerationRequest
 from server.submission import scheduling_of
@@ -178,6 +179,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             admission = server.background if scheduling.background else server.admission
             num_sequences = len(sizes) * body.num_sequences
             num_tokens = sum(sizes) * server.client.require_info().num_computed(body.num_sequences)
+            reserve_tokens(request.scope, sum(sizes) + num_sequences * body.num_asked)
             ticket = stack.enter_context(admission.admit(num_sequences, num_tokens, scheduling.tenant))
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call, len(prompts)), request.scope["caller"].key_name

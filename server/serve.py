@@ -26,8 +26,8 @@ from server.chat.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.generation_config import describe, read_defaults
 from server.health import Health
-from server.http.api_keys import ApiKeys
 from server.http.drain import BACKLOG, SIGNALS, Server
+from server.reloading import ReloadedFiles
 from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,15 +51,19 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
         ConfigError, ModelError: the settings or the model are at fault.
     """
     template = named_template(server_config.chat_template) if server_config.chat_template else None
-    keys = ApiKeys.load(server_config.api_key, server_config.api_keys)
-    with _listen(server_config) as listener:
+    files = ReloadedFiles(server_config)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listen(server_config))]
+        if server_config.admin_port is not None:
+            listeners.append(stack.enter_context(_listen(server_config, is_admin=True)))
+            server_config = server_config.model_copy(update={"admin_port": listeners[1].getsockname()[1]})  # not 0
         source = _find_model(engine_config)
         defaults = read_defaults(server_config.generation_config, source.path)
         if defaults:
             settled = describe(defaults)
             logger.info("sampling defaults of the model: %s (--generation-config none leaves them out)", settled)
         try:
-            asyncio.run(_serve(server_config, engine_config, source, template, keys, listener))
+            asyncio.run(_serve(server_config, engine_config, source, template, files, listeners))
         except asyncio.CancelledError:  # by a signal
             logger.info("stopped before the server was ready")
     return 0
@@ -70,8 +74,8 @@ async def _serve(
     engine_config: EngineConfig,
     source: ModelSource,
     template: str | None,
-    keys: ApiKeys,
-    listener: socket.socket,
+    files: ReloadedFiles,
+    listeners: list[socket.socket],
 ) -> None:
     _cancel_on_signal()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "worker", name_thread, ("worker",)))
@@ -80,6 +84,7 @@ async def _serve(
     )
     engine = asyncio.create_task(client.run())
     telling: asyncio.Task[None] | None = None
+    reloading: asyncio.Task[None] | None = None
     running: asyncio.Task[None] | None = None
     prompts: TemplateProcess | None = None
     try:
@@ -91,14 +96,18 @@ async def _serve(
 
         health = Health(client)
         name = (*server_config.model_names, source.name)[0]
-        app = create_app(client, tokenizer, name, source.path, server_config, keys, health)
+        app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health)
         gc.freeze()  # what is loaded stays: the collector would walk through it for a tenth of a second
         gc.enable()
         batches: BatchRunner = app.state.batches
-        server = Server(app, server_config, client, health, on_drain=batches.stop)
+        server = Server(app, server_config, client, health, files.certificate, on_drain=batches.stop)
+        reloading = asyncio.create_task(files.watch(app.state.server.metrics))
         running = asyncio.create_task(batches.run(on_imported=gc.freeze))  # until the server is about to end
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        telling = asyncio.create_task(_tell(app.state.server, server.is_serving, _url(listener), has_keys=keys.are_set))
+        serving = asyncio.create_task(server.serve(sockets=listeners))
+        url = _url(listeners[0], is_https=files.certificate is not None)
+        if len(listeners) > 1:
+            logger.info("for administrators: %s/metrics", _url(listeners[1]))
+        telling = asyncio.create_task(_tell(app.state.server, server.is_serving, url, has_keys=files.keys.are_set))
         await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
@@ -107,8 +116,9 @@ async def _serve(
             running.cancel()
             await asyncio.wait({running})
             await app.state.server.storage.close()
-        if telling is not None:
-            telling.cancel()
+        for task in (telling, reloading):
+            if task is not None:
+                task.cancel()
         if prompts is not None:
             prompts.stop()
         engine.cancel()
@@ -138,11 +148,12 @@ async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_
     await state.load.watch(state.config.stats_interval)
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, *, is_https: bool = False) -> str:
     """Where a client on this machine finds the listener."""
     host, port = listener.getsockname()[:2]
+    scheme = "https" if is_https else "http"
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # it is not bound here
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _find_model(config: EngineConfig) -> ModelSource:
@@ -178,17 +189,21 @@ def _cancel_on_signal() -> None:
         loop.add_signal_handler(number, cancel)
 
 
-def _listen(config: ServerConfig) -> socket.socket:
+def _listen(config: ServerConfig, *, is_admin: bool = False) -> socket.socket:
     """Bind the port at once, so that a port in use is known before a model is loaded."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    host, port, prefix = (
+        (config.admin_host, config.admin_port, "admin-") if is_admin else (config.host, config.port, "")
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it, a body waits 40 ms for its headers' ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((config.host, config.port))
+        listener.bind((host, port))
         listener.listen(BACKLOG)  # with SO_REUSEADDR it is only now that a second server is refused
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on --host {config.host} --port {config.port}: {error.strerror}") from None
+        message = f"cannot listen on --{prefix}host {host} --{prefix}port {port}: {error.strerror}"
+        raise ConfigError(message) from None
     listener.set_inheritable(True)
     return listener

@@ -1,78 +1,46 @@
-"""What a connection may cost: how many there are, how long each may take or be silent, how large its request is.
+"""What a connection may cost: how long it may take or be silent, and how large its requests are.
 
 uvicorn's protocol keeps a half-sent request as long as its client likes. Limits are applied here, where bytes arrive,
 before a key is looked at or a body is held. Each refusal is an answer in OpenAI's shape, and the connection ends.
+server.http.connection_limits owns the limits, and counts connections.
 
 Costs: O(1) a read, whatever the number of connections.
 """
 
 from __future__ import annotations
 
-import logging
-import resource
-from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.http.cors import headers_for, parse_origins
+from server.http.connection_limits import NO_PORTS, Connections, cut, make_connections
+from server.http.cors import headers_for
 from server.http.errors import REFUSED_STATUSES, error_response
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from server.config import ServerConfig
-
-logger = logging.getLogger(__name__)
+    from server.http.certificate import Certificate
 
 MAX_HEAD_BYTES = 32 << 10  # of a request line and its headers, as in nginx
 MAX_HEADERS = 100
 UPLOAD_PATH = b"/v1/files"
-_FORM_BYTES = 16 << 10  # of an upload beside its file
-_SPARE_FILES = 128  # descriptors for all that is not a client's connection
 _LINGER = 2.0  # seconds in which a refused client may stop sending, so that it reads the answer instead of a reset
-
-
-@dataclass
-class Connections:
-    """The limits, and what all connections share.
-
-    Attributes:
-        header_timeout: seconds from the first byte (of a new connection: from its start) to the end of the headers.
-        body_timeout: seconds from there to the end of the body.
-        write_timeout: seconds that a client may leave its full buffers unread.
-        max_file_bytes: bytes of a file that is uploaded, for which the time begins anew with each of its MiB.
-        max_bodies_bytes: bytes of all other bodies that are under way.
-        count_refused: called with the metric's reason for each answer that is a refusal.
-        answered: called with the status, the client's address and the body's bytes of each answer that is given here.
-        origins: whose pages may read the answers (server.http.cors).
-        abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
-    """
-
-    max_connections: int
-    header_timeout: float
-    body_timeout: float
-    write_timeout: float
-    max_body_bytes: int
-    max_file_bytes: int
-    max_bodies_bytes: int
-    count_refused: Callable[[str], None]
-    answered: Callable[[int, str, int], None] = lambda *_: None
-    origins: list[str] = field(default_factory=list)
-    num_open: int = 0
-    bodies_bytes: int = 0
-    abortable: dict[LimitedProtocol, None] = field(default_factory=dict)
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol under the limits of `Connections`."""
 
-    def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, connections: Connections, by_port: Mapping[int, Connections] = NO_PORTS, **kwargs: Any
+    ) -> None:
+        """Connections to the ports in `by_port` have limits of their own."""
         super().__init__(*args, **kwargs)
-        self._shared = connections
+        self._shared, self._by_port = connections, by_port
         self._is_refused = False
         self._in_head = self._in_body = self._has_body = False
         self._num_begun = 0  # heads that the read under way has begun or goes on with
@@ -85,21 +53,15 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        shared = self._shared
-        shared.num_open += 1
-        shared.abortable[self] = None
+        shared = self._shared = self._by_port.get(transport.get_extra_info("sockname")[1], self._shared)
         self._start_read_timer(shared.header_timeout)
-        if shared.num_open > shared.max_connections:
-            longest = next(iter(shared.abortable))
-            if longest is self:
-                self._refuse(503, f"The server has its {shared.max_connections} connections; try again.")
-            else:
-                del shared.abortable[longest]  # at once: others may be accepted before it is lost
-                longest.transport.abort()
+        if (fault := shared.enter(self, transport)) is not None:
+            self._refuse(*fault)
+            if shared.is_flooded_by(transport):
+                cut(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._shared.num_open -= 1
-        self._shared.abortable.pop(self, None)
+        self._shared.leave(self, self.transport)
         self._release_body()
         for timer in (self._read_timer, self._write_timer):
             if timer is not None:
@@ -132,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Cut off a client that has read nothing since this was called last, when it had so many bytes to read."""
         before, num_unread = num_unread, self.transport.get_write_buffer_size()
         if num_unread == before:
-            self.transport.abort()
+            cut(self.transport)
         else:
             self._write_timer = self.loop.call_later(self._shared.write_timeout, self._watch_reader, num_unread)
 
@@ -223,6 +185,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if (reason := REFUSED_STATUSES.get(status)) is not None:
             self._shared.count_refused(reason)
         headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
+        if status in (429, 503):
+            headers["Retry-After"] = "1"
         path = self.cycle.scope["path"] if self._awaits_answer else ""
         response = error_response(status, message, headers, path=path)
         self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
@@ -259,27 +223,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 def limited_protocol(
-    config: ServerConfig, count_refused: Callable[[str], None], answered: Callable[[int, str, int], None]
-) -> Callable[..., LimitedProtocol]:
+    config: ServerConfig,
+    count_refused: Callable[[str], None],
+    answered: Callable[[int, str, int], None],
+    certificate: Certificate | None = None,
+) -> Callable[..., asyncio.Protocol]:
     """What uvicorn calls for each connection; their number is at most what the open files allow."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = config.max_connections + _SPARE_FILES
-    if 0 <= soft < wanted:  # -1 is no limit
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    max_connections = config.max_connections if soft < 0 else max(1, min(config.max_connections, soft - _SPARE_FILES))
-    if max_connections < config.max_connections:
-        logger.warning("the limit of %d open files (ulimit -n) leaves %d connections", soft, max_connections)
-    connections = Connections(
-        max_connections=max_connections,
-        header_timeout=config.header_timeout,
-        body_timeout=config.body_timeout,
-        write_timeout=config.write_timeout,
-        max_body_bytes=int(config.max_body_size * (1 << 20)),
-        max_file_bytes=int(config.max_file_size * (1 << 20)) + _FORM_BYTES,
-        max_bodies_bytes=int(config.max_bodies_size * (1 << 20)),
-        count_refused=count_refused,
-        answered=answered,
-        origins=parse_origins(config.cors_origins),
-    )
-    return partial(LimitedProtocol, connections=connections)
+    connections, by_port = make_connections(config, count_refused, answered)
+    limited = partial(LimitedProtocol, connections=connections, by_port=by_port)
+    if certificate is None:
+        return limited
+    from server.http.tls import TlsProtocol
+
+    return lambda **options: TlsProtocol(partial(limited, **options), connections, certificate, frozenset(by_port))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from server.config import ServerConfig
     from server.engine_client import EngineClient
     from server.health import Health
+    from server.http.certificate import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,20 @@ class Server(uvicorn.Server):
         config: ServerConfig,
         client: EngineClient,
         health: Health,
+        certificate: Certificate | None = None,
         on_drain: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_drain` is called with the first signal."""
+        """With a `certificate`, HTTPS is spoken. `on_drain` is called with the first signal."""
         from server.http.connections import limited_protocol  # as late as the app
 
+        state = app.state
         super().__init__(
             uvicorn.Config(
                 app,
                 http=limited_protocol(  # type: ignore[arg-type]  # it is called
-                    config, app.state.server.metrics.count_refused, app.state.access.refused
+                    config, state.server.metrics.count_refused, state.access.refused, certificate
                 ),
+                proxy_headers=False,  # uvicorn would believe everyone on this machine; server.http.proxies asks
                 log_config=None,
                 log_level="warning",
                 access_log=False,  # it would log query strings; server.http.access has one

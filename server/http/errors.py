@@ -23,6 +23,7 @@ from engine.errors import (
     EngineUnavailableError,
     NotFoundError,
     OverloadedError,
+    RateLimitError,
     RequestError,
     StorageError,
     UnknownModelError,
@@ -47,11 +48,12 @@ _REFUSALS: dict[type[Exception], str] = {
     UnknownModelError: "invalid",
     RequestValidationError: "invalid",
     OverloadedError: "queue_full",
+    RateLimitError: "rate_limited",
     EngineUnavailableError: "unavailable",
     DrainingError: "draining",
 }
 # Likewise, for what is refused for its status alone; the other statuses are no requests for any route.
-REFUSED_STATUSES = {400: "invalid", 413: "too_large", 431: "too_large", 503: "unavailable"}
+REFUSED_STATUSES = {400: "invalid", 413: "too_large", 429: "rate_limited", 431: "too_large", 503: "unavailable"}
 _RETRY_AFTER = {"Retry-After": "1"}
 _WRONG_TYPE = ("string_type", "list_type", "int_type")
 _TYPE_NAME = re.compile(r"(constrained-)?(str|int)|list\[.*\]")  # in pydantic's paths: the type that was tried
@@ -59,6 +61,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
+    429: "rate_limit_error",
     503: "service_unavailable_error",
 }  # others are 4xx or 5xx
 _ANSWERS: dict[type[DeepseekServeError], tuple[int, str]] = {  # the first that fits
@@ -86,6 +89,15 @@ def unauthorized(path: str) -> Response:
     return _response(path, 401, body, {"WWW-Authenticate": "Bearer"})
 
 
+def refused(path: str, error: DeepseekServeError) -> Response:
+    """Return the answer to a request for this path that ends with an error raised on purpose."""
+    status, body = error_body(error)
+    headers = _RETRY_AFTER if status == 503 else None
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(math.ceil(error.retry_after))}
+    return _response(path, status, body, headers)
+
+
 def error_response(status: int, message: str, headers: Any = None, *, path: str = "") -> Response:
     """Return an answer to what is refused for its status alone; an empty path stands for any."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
@@ -102,11 +114,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(DeepseekServeError)
     async def on_purpose(request: Request, error: DeepseekServeError) -> Response:
         count(error)
-        status, body = error_body(error)
-        headers = _RETRY_AFTER if status == 503 else None
-        if isinstance(error, OverloadedError):
-            headers = {"Retry-After": str(math.ceil(error.retry_after))}
-        return _response(request.url.path, status, body, headers)
+        return refused(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

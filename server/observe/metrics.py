@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
@@ -36,7 +37,11 @@ _FAST = (
     1, 2.5, 5, 10,
 )  # fmt: skip
 _SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
-REFUSALS = ("queue_full", "queue_timeout", "draining", "unavailable", "unauthorized", "invalid", "too_large")
+REFUSALS = (
+    *("queue_full", "queue_timeout", "rate_limited", "draining", "unavailable", "unauthorized", "untrusted_host"),
+    *("invalid", "too_large"),
+)
+LIMITS = ("running", "requests", "tokens")  # of a client (server.rate_limits)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
@@ -101,6 +106,10 @@ class Metrics:
         by_key = "by the name of the API key; none without keys."
         self._key_prompt_tokens = labelled("key_prompt_tokens", f"Prompt tokens {by_key}", "key")
         self._key_generation_tokens = labelled("key_generation_tokens", f"Tokens generated, {by_key}", "key")
+        text = "Requests refused by a limit of their client: running, requests or tokens (a minute)."
+        labels = ["model_name", "key", "limit"]
+        self._key_limited = Counter("deepseek_serve_key_limited", text, labels, registry=self.registry)
+        self.reloads = Reloads(model_name, self.registry)
 
     @property
     def exposed(self) -> Collector:
@@ -116,6 +125,16 @@ class Metrics:
     def count_refused(self, reason: str) -> None:
         """Count a request that is refused, for one of `REFUSALS`."""
         self._refused.labels(self._model_name, reason).inc()
+
+    def count_limited(self, key_name: str, limit: str) -> None:
+        """Count a request that one of `LIMITS` of its client refuses; `count_refused` counts it too."""
+        self._key_limited.labels(self._model_name, key_name, limit).inc()
+
+    def add_key(self, name: str) -> None:
+        """Have the series of a key from 0 on: rates leave out the first value of a series."""
+        self.tokens_of_key(name)
+        for limit in LIMITS:
+            self._key_limited.labels(self._model_name, name, limit)
 
     def tokens_of_key(self, name: str) -> tuple[Counter, Counter]:
         """Return the counters of one key's prompt tokens and generated tokens."""
@@ -221,6 +240,28 @@ class RequestTimer:
                 metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
         if (record := current()) is not None:
             record.output_tokens += self._num_tokens
+
+
+class Reloads:
+    """Counts how often a file was read again after it had changed, and says whether the latest time went well."""
+
+    def __init__(self, model_name: str, registry: CollectorRegistry) -> None:
+        text = "Files that were read again after a change, by what they hold (api-keys, tls) and result (ok, error)."
+        self._counter = Counter("deepseek_serve_reloads", text, ["model_name", "file", "result"], registry=registry)
+        text = "1 if the file could be read when it changed last, else 0: what it held before is still used."
+        self._good = Gauge("deepseek_serve_last_reload_successful", text, ["model_name", "file"], registry=registry)
+        self._model_name = model_name
+
+    def add(self, file: str) -> None:
+        """Have the series of a file, which was read at the start."""
+        for result in ("ok", "error"):
+            self._counter.labels(self._model_name, file, result)
+        self._good.labels(self._model_name, file).set(1)
+
+    def count(self, file: str, *, good: bool) -> None:
+        """Count a reload."""
+        self._counter.labels(self._model_name, file, "ok" if good else "error").inc()
+        self._good.labels(self._model_name, file).set(good)
 
 
 @dataclass(slots=True)

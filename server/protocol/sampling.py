@@ -89,6 +89,11 @@ class SamplingFields(Strict):
         """Sequences that are computed for each prompt."""
         return self.n
 
+    @property
+    def num_asked(self) -> int:
+        """Tokens that one sequence may have at most, as far as the request says; 0 if it leaves that to the context."""
+        return self._limits().max_tokens or 0
+
     def _limits(self) -> Limits:
         """Return what each API says in fields of its own."""
         raise NotImplementedError

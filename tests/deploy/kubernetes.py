@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.config import EngineConfig
 from server.config import ServerConfig
-from server.http.api_keys import PUBLIC_PATHS
+from server.http.gate import OPEN_PATHS
 from server.observe.metrics import Metrics
 from server.routes.operations import router
 from tests.support.no_engine import NoEngine
@@ -41,7 +41,7 @@ def _image(instruction: str) -> int:
 class Code:
     """What the server's code and its image say."""
 
-    open_paths: frozenset[str] = frozenset({route.path for route in router.routes} & PUBLIC_PATHS)  # type: ignore[attr-defined]
+    open_paths: frozenset[str] = frozenset({route.path for route in router.routes} & OPEN_PATHS)  # type: ignore[attr-defined]
     settings: frozenset[str] = frozenset({*ServerConfig.model_fields, *EngineConfig.model_fields})
     metrics: frozenset[str] = field(default_factory=_metric_names)
     uid: int = field(default_factory=lambda: _image("USER"))

@@ -141,6 +141,6 @@ def test_what_a_connection_refuses_is_counted_and_logged(caplog):
 
 async def test_a_path_may_end_with_a_slash_and_no_redirect_is_sent(api):
     for path in ("/v1/models/", "/health/", "/load/"):
-        assert (await api.http.get(path, headers={"Host": "evil.example"})).status_code == 200
+        assert (await api.http.get(path, headers={"Host": "evil"})).status_code == 200
     response = await api.http.post(f"{COMPLETIONS}/", json={"prompt": "a", "max_tokens": 1})
     assert response.status_code == 200

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvicorn
 
-from server.http.connections import MAX_HEAD_BYTES, MAX_HEADERS, Connections, LimitedProtocol
+from server.http.connection_limits import Connections
+from server.http.connections import MAX_HEAD_BYTES, MAX_HEADERS, LimitedProtocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,0 +1,84 @@
+"""HTTPS: a connection's handshake, before `server.http.connections` reads its requests as any others.
+
+It is begun here and not by asyncio, so that connections which never finish it are counted, and cut in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from server.http.connection_limits import cut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.http.certificate import Certificate
+    from server.http.connection_limits import Connections
+    from server.http.connections import LimitedProtocol
+
+_GOODBYE = 2.0  # seconds that a client may take to answer the end of TLS
+
+
+class TlsProtocol(asyncio.Protocol):
+    """A connection in its handshake; then its transport is LimitedProtocol's."""
+
+    def __init__(
+        self,
+        make: Callable[[], LimitedProtocol],
+        connections: Connections,
+        certificate: Certificate,
+        plain_ports: frozenset[int] = frozenset(),
+    ) -> None:
+        """On `plain_ports` there is no TLS."""
+        self._make, self._shared, self._certificate = make, connections, certificate
+        self._plain_ports = plain_ports
+        self.transport: asyncio.Transport
+        self._received = bytearray()
+        self._is_lost = False
+
+    # Called by asyncio: connection_made before the handshake, the others in the moment between its end and `_shake`'s.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self.transport = transport
+        if transport.get_extra_info("sockname")[1] in self._plain_ports:
+            self._hand_over(transport)
+            return
+        transport.pause_reading()  # the handshake's bytes are for start_tls
+        if self._shared.enter(self, transport) is None:
+            self._task = asyncio.get_running_loop().create_task(self._shake())
+        else:  # nothing can be said without the handshake
+            self._shared.leave(self, transport)
+            cut(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._is_lost = True
+
+    async def _shake(self) -> None:
+        raw, limit = self.transport, self._shared.header_timeout
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                raw,
+                self,
+                self._certificate.context,
+                server_side=True,
+                ssl_handshake_timeout=limit,
+                ssl_shutdown_timeout=_GOODBYE,
+            )
+        except OSError:  # it speaks no TLS, leaves, or is too slow
+            raw.abort()
+            return
+        finally:
+            self._shared.leave(self, raw)
+        if transport is not None and not self._is_lost:
+            self._hand_over(transport)
+
+    def _hand_over(self, transport: asyncio.Transport) -> None:
+        protocol = self._make()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self._received:
+            protocol.data_received(bytes(self._received))
