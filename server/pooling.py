@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import EngineUnavailableError, RequestError
 from engine.protocol import PoolRequest
+from server.http.client_limits import reserve_tokens
 from server.http.streaming import run_until_disconnect
 from server.submission import Submission, scheduling_of
 
@@ -58,6 +59,7 @@ async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> P
         server.check_model(body.model)
         texts.check(pooling)
         admission = server.background if scheduling.background else server.admission
+        reserve_tokens(request.scope, sum(texts.sizes))
         with admission.admit(len(texts.sizes), sum(texts.sizes), scheduling.tenant) as ticket:
             key_name = request.scope["caller"].key_name
             return await run_until_disconnect(request.receive, _computed(texts, pooling, scheduling, ticket, key_name))
