@@ -15,6 +15,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
+from engine.loading.phases import ALLOCATING, WARMING_UP, WEIGHTS, Phases
 from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
@@ -31,31 +32,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_engine(config: EngineConfig, *, progress: bool = False) -> Engine:
-    """Find the model, resolve the settings, build.
+def load_engine(config: EngineConfig, *, progress: bool = False, phases: Phases | None = None) -> Engine:
+    """Find the model, resolve the settings, build; `progress` shows a bar, `phases` is told how far it is.
 
     Raises:
         ConfigError, ModelError: the settings or the model are at fault.
     """
-    return build(resolve(config, resolve_model(config.model)), progress=progress)
+    return build(resolve(config, resolve_model(config.model)), progress=progress, phases=phases)
 
 
-def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
+def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | None = None) -> Engine:
     """Load the weights, size the KV cache, and compute a step so that the first request meets warm kernels.
 
     Raises:
         ConfigError, ModelError: the settings or the model are at fault.
     """
-    started = time.monotonic()
+    started, phases = time.monotonic(), phases or Phases()
+    phases.begin(WEIGHTS)
     devices.set_threads(config.threads)
-    model = _load_model(config, progress=progress)
+    model = _load_model(config, phases, progress=progress)
     if config.ops.has_own_threads:
         devices.leave_cores_to_kernels()
     keep_freed_memory()
     loaded = time.monotonic()
+    phases.begin(ALLOCATING)
     num_blocks = _size_kv_cache(config)
     executor = LocalExecutor(ModelRunner(model, config.kv_cache, num_blocks, config.device))
     info, eos_token_ids, seed = _info(config, num_blocks), frozenset(config.model.eos_token_ids), config.settings.seed
+    phases.begin(WARMING_UP)
     Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed).warm_up()
     engine = Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed)  # with nothing counted yet
     logger.info(
@@ -75,7 +79,7 @@ def build(config: ResolvedConfig, *, progress: bool = False) -> Engine:
     return engine
 
 
-def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
+def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> Decoder:
     is_int8 = config.model.int8 is not None
     weights = Weights(
         config.source.open_tensors(config.model),
@@ -83,6 +87,7 @@ def _load_model(config: ResolvedConfig, *, progress: bool) -> Decoder:
         config.dtype,
         fp8_block=config.model.weight_block_size,
         progress=progress,
+        tell_share=phases.share,
         int8=config.model.int8,
         quantizes=lambda layer: config.settings.quantization == "int8" and (not is_int8 or layer == "lm_head"),
     )

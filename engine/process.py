@@ -21,12 +21,13 @@ import msgspec
 import zmq
 
 from engine.errors import ConfigError, ModelError
+from engine.loading.phases import STARTING, Phases
 from engine.logs import configure
 from engine.names import name_process, name_thread
 from engine.protocol import EngineFailed, decode_to_engine, encode
 
 if TYPE_CHECKING:
-    from engine.protocol import FromEngine, ToEngine
+    from engine.protocol import FromEngine, Loading, ToEngine
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,10 @@ class ZmqTransport:
     def send(self, message: FromEngine) -> None:
         self._socket.send(encode(message))
 
+    def tell(self, message: Loading) -> None:
+        """Say how far loading is; beside `send`, where tests plant faults."""
+        self._socket.send(encode(message))
+
     def close(self, linger: int) -> None:
         """Close; what was sent may still go out for so many milliseconds."""
         self._socket.close(linger)
@@ -68,6 +73,8 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=[endpoint], name="parent-watch", daemon=True).start()
     transport = ZmqTransport(endpoint)
+    phases = Phases(transport.tell)
+    phases.begin(STARTING)
     gc.disable()  # no garbage in what is imported: looking for it takes a sixth of the time
     from engine.build import load_engine  # imports torch
     from engine.config import EngineConfig
@@ -79,7 +86,7 @@ def main() -> int:
             from engine.faults import plant
 
             plant(Path(faults), transport)
-        engine = load_engine(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty())
+        engine = load_engine(EngineConfig(**settings["engine"]), progress=sys.stderr.isatty(), phases=phases)
     except (ConfigError, ModelError) as error:
         transport.send(EngineFailed(str(error)))
         transport.close(linger=1000)

@@ -394,6 +394,13 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
             raise RequestError(f"A prompt has a modality for each token; this model knows {known}.", "modality")
 
 
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """Sent while the engine is being loaded, at each phase (engine.loading.phases) and as its share grows."""
+
+    phase: str
+    share: float | None = None
+
+
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     """Sent instead of EngineInfo when the settings or the model are at fault; the message is for the user."""
 
@@ -401,7 +408,7 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 ToEngine = GenerateRequest | PoolRequest | Vocabulary | AbortRequest | Ping | Shutdown
-FromEngine = StepOutput | EngineInfo | EngineFailed
+FromEngine = StepOutput | Loading | EngineInfo | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

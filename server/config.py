@@ -156,6 +156,13 @@ class ServerConfig(Settings):
         metavar="SECONDS",
         gt=0,
     )
+    startup_timeout: float = setting(
+        300.0,
+        "seconds without progress while the model is being loaded after which the engine is ended: at the first start "
+        "the server ends with status 1, later the engine is started again",
+        metavar="SECONDS",
+        gt=0,
+    )
     max_grammar_size: int = setting(
         262_144, "characters of a request's JSON schema, or other grammar of its output, at most", ge=1
     )

@@ -27,6 +27,7 @@ from engine.protocol import (
     EngineInfo,
     EngineStats,
     GenerateRequest,
+    Loading,
     Ping,
     Shutdown,
     StepOutput,
@@ -35,6 +36,7 @@ from engine.protocol import (
     encode,
 )
 from server.output_stream import OutputStream
+from server.startup import Startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,13 +65,18 @@ class EngineState(enum.StrEnum):
 
 
 class EngineClient(ABC):
-    """What both kinds share: routing, stats, state."""
+    """What both kinds share: routing, stats, state.
+
+    Attributes:
+        startup: how far the start is; whoever began it before the engine's part may put theirs here.
+    """
 
     def __init__(self) -> None:
         self.info: EngineInfo | None = None  # None whenever no engine takes requests
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
         self.num_restarts = 0
+        self.startup = Startup()
         self.vocabulary: Vocabulary | None = None  # what grammars are matched on; None before the first
         self._knows_vocabulary = False  # the engine that runs now
         self.engine_pid: int | None = None  # of the engine's process, where there is one
@@ -137,6 +144,7 @@ class EngineClient(ABC):
     def _ready(self, info: EngineInfo) -> None:
         self.info, self.state, self._knows_vocabulary = info, EngineState.READY, False
         self.stats = EngineStats(0, 0, 0, info.num_blocks)
+        self.startup.finish()
         self.started.set()
 
     def _dispatch(self, step: StepOutput) -> None:
@@ -150,11 +158,17 @@ class EngineProcess(EngineClient):
     """The engine in a child process. If it dies or hangs, running requests fail, and it is started again."""
 
     def __init__(
-        self, config: EngineConfig, log_level: str, timeout: float = 50.0, log_format: LogFormat = "text"
+        self,
+        config: EngineConfig,
+        log_level: str,
+        timeout: float = 50.0,
+        startup_timeout: float = 300.0,
+        log_format: LogFormat = "text",
     ) -> None:
-        """`timeout` is how many seconds the engine may give no sign of life once it is ready."""
+        """`timeout` is how many seconds the engine may give no sign of life once it is ready, the other until then."""
         super().__init__()
-        self._timeout, self._heard = timeout, asyncio.Event()
+        self._timeout, self._startup_timeout, self._heard = timeout, startup_timeout, asyncio.Event()
+        self._why_killed: str | None = None  # the engine that ended last, if it was killed here
         self._was_ready = False  # the engine that ended last
         settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": log_format}
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
@@ -165,7 +179,8 @@ class EngineProcess(EngineClient):
         try:
             status = await self._run_once()
             if self.state is EngineState.STARTING:
-                raise EngineUnavailableError(f"the engine ended with status {status} before it was ready")
+                how = self._why_killed or f"with status {status}"
+                raise EngineUnavailableError(f"the engine ended {how} before it was ready")
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
@@ -173,6 +188,7 @@ class EngineProcess(EngineClient):
                 await asyncio.sleep(delay)
                 started = time.monotonic()
                 self.num_restarts += 1
+                self.startup.restart()
                 try:
                     status = await self._run_once()
                 except ModelError as error:  # it may pass: a folder being replaced, memory that others hold
@@ -193,7 +209,7 @@ class EngineProcess(EngineClient):
             socket = self._context.socket(zmq.PAIR)
             socket.set_hwm(0)
             socket.bind(endpoint)
-            self._was_ready = False
+            self._was_ready, self._why_killed = False, None
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
             command = [sys.executable, "-P", "-m", "engine.process", endpoint, self._settings]
             # A session of its own: ctrl-C and signals to the group are for us, and we say when it is to stop.
@@ -227,11 +243,16 @@ class EngineProcess(EngineClient):
         while True:
             self._heard.clear()
             self._send(Ping())
+            limit, flag = self._timeout, "--engine-timeout"
+            if self.info is None:  # it tells how far loading is
+                limit, flag = self._startup_timeout, "--startup-timeout"
             try:
-                async with asyncio.timeout(None if self.info is None else self._timeout):  # loading takes its time
+                async with asyncio.timeout(limit):
                     await self._heard.wait()
             except TimeoutError:
-                logger.error("killing the engine: no sign of life for %g s (--engine-timeout)", self._timeout)
+                where = f" while {self.startup.phase}" if self.info is None else ""
+                self._why_killed = f"without a sign of life for {limit:g} s ({flag}){where}"
+                logger.error("killing the engine: it is %s", self._why_killed)
                 process.kill()
                 return
             await asyncio.sleep(self._timeout / 8)
@@ -246,6 +267,8 @@ class EngineProcess(EngineClient):
                 case EngineInfo() as info:
                     self._socket, self._was_ready = socket, True
                     self._ready(info)
+                case Loading() as loading:
+                    self.startup.tell(loading.phase, loading.share)
                 case EngineFailed() as failed:
                     raise ModelError(failed.message)
 

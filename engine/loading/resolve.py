@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from engine.errors import ModelError
 from engine.loading import default_model
 from engine.loading.gguf_file import GGUFFile
+from engine.loading.phases import DOWNLOADING
 from engine.models import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
 
@@ -63,14 +66,16 @@ class ModelSource:
         return GGUFSource(GGUFFile(self.path), config) if self.is_gguf else SafetensorsSource(self.path)
 
 
-def resolve_model(model: str | Path | None) -> ModelSource:
+def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda _: None) -> ModelSource:
     """Find a folder, a .gguf file, a hub id or the built-in model (None), and download it if it is not here.
+
+    `tell` is called with the phase (engine.loading.phases) if a download begins.
 
     Raises:
         ModelError: no such model exists, or the download failed.
     """
     if model is None or model == default_model.NAME:
-        return ModelSource(default_model.fetch(), default_model.NAME)
+        return ModelSource(default_model.fetch(tell), default_model.NAME)
     model = str(model)
     if not model:
         raise ModelError("--model is empty; leave it out for the built-in model")
@@ -86,17 +91,18 @@ def resolve_model(model: str | Path | None) -> ModelSource:
             raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
         return ModelSource(path, path.stem)
     if HUB_ID.fullmatch(model):
-        return ModelSource(_from_hub(model), model)
+        return ModelSource(_from_hub(model, tell), model)
     raise ModelError(
         f"--model {model}: no such folder or .gguf file, and not a hub id (org/name); "
         f"the built-in model is {default_model.NAME}"
     )
 
 
-def _from_hub(repo_id: str) -> Path:
+def _from_hub(repo_id: str, tell: Callable[[str], None]) -> Path:
     """The hub's current snapshot, or the locally cached one if the hub does not answer."""
     from huggingface_hub import snapshot_download
 
+    tell(DOWNLOADING)
     try:
         return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))
     except hub_errors() as error:

@@ -61,6 +61,7 @@ class Weights:
         *,
         fp8_block: tuple[int, int],
         progress: bool,
+        tell_share: Callable[[float], None] = lambda _: None,
         int8: Int8Scheme | None = None,
         quantizes: Callable[[str], bool] = lambda _: False,
     ) -> None:
@@ -68,11 +69,11 @@ class Weights:
 
         All are handed out in `dtype`, except int8 weights. `fp8_block` is the rows and columns that share a scale in
         FP8 weights, `int8` says which layers are stored in int8, and `quantizes` whether the layer of this name is
-        quantised at load, with dynamic inputs.
+        quantised at load, with dynamic inputs. `tell_share` is called with the share of the tensors that is read.
         """
         self.device, self.dtype = device, dtype
         self._source, self._fp8_block = source, fp8_block
-        self._int8, self._quantizes = int8, quantizes
+        self._int8, self._quantizes, self._tell_share = int8, quantizes, tell_share
         self._unused = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -183,6 +184,7 @@ class Weights:
             return None
         self._unused.remove(name)
         self._bar.update()
+        self._tell_share(1 - len(self._unused) / self._num_tensors)
         if self._bar.disable and time.monotonic() - self._told > _TELL_EVERY:  # a log instead of a terminal
             self._told = time.monotonic()
             logger.info("loading weights: %.0f%%", 100 - 100 * len(self._unused) / self._num_tensors)

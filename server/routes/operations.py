@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -20,6 +21,15 @@ class Status(BaseModel):
     """What the server is doing: starting, ready, restarting, stopped or draining."""
 
     status: str
+
+
+class StartupReport(Status):
+    """How far the start is. `share` is of the phase, from 0 to 1, or null; seconds are of the phase, and in all."""
+
+    phase: str
+    share: float | None
+    phase_seconds: float
+    seconds: float
 
 
 class LoadReport(Status):
@@ -46,6 +56,10 @@ _PROBE: Responses = {
     200: {"model": Status, "description": "Yes"},
     503: {"model": Status | Error, "description": "Not now", "headers": RETRY_AFTER},
 }
+_STARTUP_PROBE: Responses = {
+    200: {"model": StartupReport, "description": "Yes"},
+    503: {"model": StartupReport | Error, "description": "Not now", "headers": RETRY_AFTER},
+}
 _VERSION = version("deepseek-serve")
 
 
@@ -69,10 +83,10 @@ async def livez(server: State) -> Response:
 
 
 @router.head("/startupz", include_in_schema=False)
-@router.get("/startupz", responses=_PROBE)
+@router.get("/startupz", responses=_STARTUP_PROBE)
 async def startupz(server: State) -> Response:
-    """503 until the model was ready for the first time, then 200."""
-    return _answer(server.health, server.health.has_started)
+    """503 until the model was ready for the first time, then 200; the body says how far the start is."""
+    return _answer(server.health, server.health.has_started, **server.client.startup.report())
 
 
 @router.head("/metrics", include_in_schema=False)
@@ -97,6 +111,6 @@ async def show_version() -> Version:
     return Version(version=_VERSION)
 
 
-def _answer(health: Health, good: bool) -> Response:
-    body = msgspec.json.encode({"status": health.status})
+def _answer(health: Health, good: bool, **more: Any) -> Response:
+    body = msgspec.json.encode({"status": health.status, **more})
     return Response(body, 200 if good else 503, None if good else {"Retry-After": "1"}, media_type="application/json")

@@ -47,13 +47,13 @@ def test_a_drained_server_loses_no_request(flags: tuple[str, ...], tmp_path: Pat
             clients = [pool.submit(ask_until_told_to_leave, server, i == 0, counts[i]) for i in range(2)]
             server.until(lambda: all(len(served) >= 3 for served in counts))
             for path in ("/livez", "/readyz", "/startupz", "/health"):
-                assert httpx.get(server.url + path).json() == {"status": "ready"}
+                assert httpx.get(server.url + path).json()["status"] == "ready"
 
             server.process.send_signal(signal.SIGTERM)
             server.until(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
             answers = {path: httpx.get(server.url + path) for path in ("/livez", "/readyz", "/startupz", "/health")}
             assert [answer.status_code for answer in answers.values()] == [200, 503, 200, 503]
-            assert all(answer.json() == {"status": "draining"} for answer in answers.values())
+            assert all(answer.json()["status"] == "draining" for answer in answers.values())
             with httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
                 assert ask(http, stream=False)
             for client in clients:

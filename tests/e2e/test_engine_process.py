@@ -7,8 +7,10 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import zmq
 
@@ -18,6 +20,7 @@ from engine.protocol import (
     EngineInfo,
     FromEngine,
     GenerateRequest,
+    Loading,
     SamplingParams,
     SchedulingParams,
     SequenceOutput,
@@ -30,7 +33,6 @@ from engine.protocol import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _TIMEOUT = 30  # seconds
 
@@ -40,14 +42,19 @@ class Parent:
 
     def __init__(self, process: subprocess.Popen[bytes], socket: zmq.Socket[bytes], log_path: Path) -> None:
         self.process, self._socket, self._log_path = process, socket, log_path
+        self.phases: list[str] = []
 
     def send(self, message: ToEngine | bytes) -> None:
         self._socket.send(message if isinstance(message, bytes) else encode(message))
 
     def receive(self) -> FromEngine:
-        assert self._socket.poll(_TIMEOUT * 1000), self.log
-        message: FromEngine = decode_from_engine(self._socket.recv())
-        return message
+        """The next message but for those about loading."""
+        while True:
+            assert self._socket.poll(_TIMEOUT * 1000), self.log
+            message: FromEngine = decode_from_engine(self._socket.recv())
+            if not isinstance(message, Loading):
+                return message
+            self.phases.append(message.phase)
 
     @property
     def log(self) -> str:
@@ -77,6 +84,15 @@ def parent(tiny_llama: Path, tmp_path: Path) -> Iterator[Parent]:
     with start(tmp_path, config) as parent:
         assert isinstance(parent.receive(), EngineInfo)
         yield parent
+
+
+def test_it_tells_how_far_loading_is_and_has_a_name(parent: Parent) -> None:
+    assert parent.phases[0] == "starting the engine"
+    assert parent.phases[-1] == "warming up"
+    process = psutil.Process(parent.process.pid)
+    assert process.cmdline()[0] == "deepseek-serve: engine"
+    names = {path.read_text().strip() for path in Path(f"/proc/{process.pid}/task").glob("*/comm")}
+    assert {"serve-engine", "parent-watch"} <= names
 
 
 def endless() -> GenerateRequest:
