@@ -127,6 +127,10 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
         max_batch_size=config.settings.max_batch_size,
         shares_prompts=config.settings.prefix_caching == "on",
         modalities=MODALITIES[: config.model.num_modalities],
+        tasks=config.model.task_heads.tasks,
+        hidden_size=config.model.hidden_size,
+        labels=config.model.task_heads.labels,
+        label_activation=config.model.task_heads.label_activation,
     )
 
 

@@ -174,11 +174,15 @@ class DynamicBatcher:
             seq.num_computed_tokens += len(item.token_ids)
             if item.prompt_logprobs is not None:
                 seq.prompt_logprobs += next(prompt_logprobs)
-            choice = None if item.sample is None else next(sampled)
-            if choice is None or choice.token_id is not None:  # a broken sequence's blocks must not be found again
+            output = None
+            if item.sample is not None:
+                output = seq.advance(next(sampled))
+            elif item.pool is not None:
+                output = seq.pool(result.pooled[item.sequence_id])
+            if output is None or output.finish_reason != "error":  # a broken sequence's blocks must not be found again
                 self.kv_cache.cache_full_blocks(seq, item.start)
-            if choice is not None:
-                outputs.append(output := seq.advance(choice))
+            if output is not None:
+                outputs.append(output)
                 if output.finish_reason is not None:
                     self._finish(seq, output.finish_reason)
         return outputs

@@ -20,6 +20,7 @@ from engine.protocol import (
     EngineInfo,
     GenerateRequest,
     Ping,
+    PoolingParams,
     PoolRequest,
     SamplingParams,
     SchedulingParams,
@@ -33,13 +34,16 @@ from engine.sequence import Sequence, SequenceStatus
 from engine.step import mask_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from engine.dynamic_batcher import DynamicBatcher
     from engine.executor import Executor
-    from engine.protocol import ToEngine
+    from engine.protocol import Task, ToEngine
 
 logger = logging.getLogger(__name__)
 
 _COMPILE_WAIT = 0.005  # seconds that a step without other work waits for a grammar; messages wait as long at most
+_NO_OUTPUT = SamplingParams(max_tokens=0)  # of sequences that generate nothing
 _MAX_FAILURES = 3  # steps in a row that may fail; after the last, the engine ends and the server starts another
 
 
@@ -98,19 +102,33 @@ class Engine:
             step = self.step()
             transport.send(StepOutput(outputs + step.outputs, step.stats))
 
-    def add(self, request: GenerateRequest) -> None:
+    def add(self, request: GenerateRequest | PoolRequest) -> None:
         """Take in a request's `n` sequences.
 
         The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
         """
+        if isinstance(request, PoolRequest):
+            self._add_pooling(request)
+        else:
+            self._add_generating(request)
+
+    def _add_pooling(self, request: PoolRequest) -> None:
+        self._assert_valid(request, request.pooling.task)
+        self.batcher.add(
+            Sequence(
+                request_id=request.request_id,
+                token_ids=list(request.prompt_token_ids),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                sampling=_NO_OUTPUT,
+                scheduling=request.scheduling,
+                modalities=request.modalities,
+                pooling=request.pooling,
+            )
+        )
+
+    def _add_generating(self, request: GenerateRequest) -> None:
         params, mask = self._shared(request.sampling)
-        token_ids = [*request.prompt_token_ids, *params.token_ids]
-        assert request.prompt_token_ids, "an empty prompt"
-        assert 0 <= min(token_ids) <= max(token_ids) < self.info.vocab_size, "token ids beyond the vocabulary"
-        assert len(request.prompt_token_ids) + params.max_tokens <= self.info.max_seq_len, "more than max_seq_len"
-        modalities = request.modalities
-        assert len(modalities) in (0, len(request.prompt_token_ids)), "not one modality a token"
-        assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
+        self._assert_valid(request, "generate", params.max_tokens, params.token_ids)
         seed = params.seed if params.seed is not None else _mix(self._seed, self._num_requests)
         self._num_requests += 1
         stop_token_ids = frozenset(params.stop_token_ids)
@@ -129,7 +147,7 @@ class Engine:
                 stop_token_ids=stop_token_ids,
                 scheduling=request.scheduling,
                 mask=mask,
-                modalities=modalities,
+                modalities=request.modalities,
             )
             if params.grammar is None:
                 self.batcher.add(seq)
@@ -137,6 +155,19 @@ class Engine:
                 seq.status = SequenceStatus.COMPILING
                 self.batcher.add(seq)
                 self.grammars.compile(seq, params.grammar)
+
+    def _assert_valid(
+        self, request: GenerateRequest | PoolRequest, task: Task, max_tokens: int = 0, token_ids: Collection[int] = ()
+    ) -> None:
+        """`token_ids` are those that stand in parameters."""
+        prompt, modalities = request.prompt_token_ids, request.modalities
+        assert task in self.info.tasks, "a task that the model cannot do"
+        assert prompt, "an empty prompt"
+        ids = [*prompt, *token_ids]
+        assert 0 <= min(ids) <= max(ids) < self.info.vocab_size, "token ids beyond the vocabulary"
+        assert len(prompt) + max_tokens <= self.info.max_seq_len, "more than max_seq_len"
+        assert len(modalities) in (0, len(prompt)), "not one modality a token"
+        assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
 
     def _shared(self, params: SamplingParams) -> tuple[SamplingParams, bytes | None]:
         """Parameters, and the mask of their allowed_token_ids, in one copy for requests in a row that have the same.
@@ -193,7 +224,6 @@ class Engine:
             self.grammars.learn(message)
             return []
         try:
-            assert isinstance(message, GenerateRequest), "this model does one task"
             self.add(message)
         except Exception:
             logger.exception("request %s cannot be taken in", message.request_id)
@@ -203,8 +233,12 @@ class Engine:
 
     def warm_up(self) -> None:
         """Compute a token or two, so that libraries build their kernels before the first request."""
-        params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
-        self.add(GenerateRequest("warm-up", [0], params, 1, SchedulingParams(time.monotonic())))
+        scheduling = SchedulingParams(time.monotonic())
+        if "generate" in self.info.tasks:
+            params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
+            self.add(GenerateRequest("warm-up", [0], params, 1, scheduling))
+        else:
+            self.add(PoolRequest("warm-up", [0], PoolingParams(task="embed"), scheduling))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
             self.batcher.update(plan, self.executor.execute(plan))

@@ -191,7 +191,7 @@ class KVCacheManager:
 
     def _num_reusable(self, seq: Sequence) -> int:
         """How many blocks of `seq` may come from the cache."""
-        if not self._prefix_caching or seq.sampling.prompt_logprobs is not None:  # those need every position computed
+        if not self._prefix_caching or seq.needs_every_position:
             return 0
         return (seq.num_tokens - 1) // self.block_size
 

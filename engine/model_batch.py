@@ -13,6 +13,8 @@ import torch
 from kernels.paged_attention import AttentionBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from engine.models.config import ModelConfig
     from engine.models.rope import RotaryTable
     from engine.step import StepPlan
@@ -52,8 +54,8 @@ class ModelBatch:
     Attributes:
         token_ids_T: int64.
         cos_TD: rotary cosines of each token's position, fp32; sin_TD likewise.
-        rows_R: the tokens whose hidden states are wanted, int64: those that prompt logprobs are reported of, then the
-            last one of each sequence that samples; token 0 where there is none, as no kernel takes an empty product.
+        rows_R: the tokens whose hidden states are wanted, int64; token 0 where none is, as no kernel takes an empty
+            product.
         views: what attention needs, by the number of a layer's view.
         modality_ids_T: int64; None where the model knows one modality alone.
     """
@@ -88,8 +90,10 @@ class ModelBatch:
             view.plan.assign(others.plan)
 
     @classmethod
-    def build(cls, plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.device) -> ModelBatch:
-        """Make the tensors of a plan that has at least one token."""
+    def build(
+        cls, plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.device, rows: Collection[int] = ()
+    ) -> ModelBatch:
+        """Make the tensors of a plan that has at least one token; `rows` are the tokens that heads want."""
         token_ids: list[int] = []
         positions: list[int] = []
         for item in plan.scheduled:
@@ -101,7 +105,7 @@ class ModelBatch:
             token_ids_T=torch.tensor(token_ids, device=device),
             cos_TD=cos_TD,
             sin_TD=sin_TD,
-            rows_R=torch.tensor(_wanted_rows(plan) or [0], device=device),
+            rows_R=torch.tensor(rows or (0,), device=device),
             views=_views(plan, model, block_size, device),
             modality_ids_T=_modality_ids(plan, device) if model.config.num_modalities > 1 else None,
         )
@@ -135,16 +139,3 @@ def _views(plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.d
 def _modality_ids(plan: StepPlan, device: torch.device) -> torch.Tensor:
     ids = b"".join(item.modalities or bytes(item.num_tokens) for item in plan.scheduled)
     return torch.frombuffer(bytearray(ids), dtype=torch.uint8).to(device, torch.int64)
-
-
-def _wanted_rows(plan: StepPlan) -> list[int]:
-    reported: list[int] = []
-    last: list[int] = []
-    first = 0
-    for item in plan.scheduled:
-        if (prompt := item.prompt_logprobs) is not None:
-            reported += range(first + prompt.first, first + prompt.first + len(prompt.token_ids))
-        first += item.num_tokens
-        if item.sample is not None:
-            last.append(first - 1)
-    return reported + last

@@ -1,4 +1,6 @@
-"""A sequence: one prompt and the output that grows on it. DynamicBatcher owns every field; all others only read.
+"""A sequence: one prompt and the output that grows on it, or the values that are pooled of it.
+
+DynamicBatcher owns every field; all others only read.
 
     add -> WAITING -- start --> RUNNING -- stop, length, error --> FINISHED
       |       ^  |                |  |                                ^
@@ -18,7 +20,16 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.protocol import FinishReason, SamplingParams, SchedulingParams, SequenceOutput, TokenLogprobs
+import numpy as np
+
+from engine.protocol import (
+    FinishReason,
+    PoolingParams,
+    SamplingParams,
+    SchedulingParams,
+    SequenceOutput,
+    TokenLogprobs,
+)
 from engine.step import BlockTable, PromptLogprobs, Sample, SampledToken, ScheduledSequence
 
 if TYPE_CHECKING:
@@ -53,6 +64,8 @@ class Sequence:
         mask: the tokens that it may ever have, as Sample.mask; None allows all.
         matcher: where it stands in its grammar, which has masks of its own; None if it has none.
         modalities: the id of each prompt token's modality; empty is 0 for all.
+        pooling: the values that it ends with instead of generating; None if it generates.
+        pooled_sum: what the chunks so far add up to, of `pooling`; None before the first.
     """
 
     request_id: str
@@ -76,6 +89,8 @@ class Sequence:
     mask: bytes | None = None
     matcher: Matcher | None = None
     modalities: bytes = b""
+    pooling: PoolingParams | None = None
+    pooled_sum: np.ndarray | None = None
     reads_tokens: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
     def __post_init__(self) -> None:
@@ -96,6 +111,12 @@ class Sequence:
         """Tokens that the model has yet to see: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed_tokens
 
+    @property
+    def needs_every_position(self) -> bool:
+        """Whether no position's hidden state may be missing, so that no cached prefix is of use."""
+        is_mean = self.pooling is not None and self.pooling.pooling == "mean"
+        return is_mean or self.sampling.prompt_logprobs is not None
+
     def modalities_of(self, start: int, stop: int) -> bytes:
         """The modality of each of these tokens; empty if all are 0. The output has that of the prompt's last token."""
         if not self.modalities:
@@ -114,13 +135,19 @@ class Sequence:
 
     def send_back(self) -> None:
         """Have it wait again; its tokens will be computed anew."""
-        self.status, self.num_computed_tokens = SequenceStatus.WAITING, 0
+        self.status, self.num_computed_tokens, self.pooled_sum = SequenceStatus.WAITING, 0, None
 
     def next_chunk(self, num_tokens: int, block_tables: list[BlockTable]) -> ScheduledSequence:
         """The next num_tokens to compute, as plain values; block_tables hold all up to the last of them."""
         start = self.num_computed_tokens
         stop = start + num_tokens
-        sample = self._sample() if stop == len(self.token_ids) else None
+        is_last = stop == len(self.token_ids)
+        if self.pooling is not None:
+            pool = self.pooling if is_last or self.pooling.pooling == "mean" else None
+            modalities = self.modalities_of(start, stop)
+            token_ids = self.token_ids[start:stop]
+            return ScheduledSequence(self.sequence_id, token_ids, start, block_tables, modalities=modalities, pool=pool)
+        sample = self._sample() if is_last else None
         prompt_logprobs = None if self.sampling.prompt_logprobs is None else self._prompt_logprobs(start, stop)
         token_ids = self.token_ids[start:stop]
         modalities = self.modalities_of(start, stop) if self.modalities else b""
@@ -143,6 +170,29 @@ class Sequence:
             prompt_logprobs=self.prompt_logprobs if is_first and self.sampling.prompt_logprobs is not None else None,
             queue_time=self.first_step_time - self.scheduling.arrival_time if is_first else None,
             num_cached_tokens=self.num_cached_tokens if is_first else 0,
+        )
+
+    def pool(self, chunk_sum: bytes | None) -> SequenceOutput | None:
+        """Take in what a chunk adds to the values; the output, if they are complete or broken, which is their end."""
+        assert self.first_step_time is not None
+        assert self.pooling is not None
+        reason: FinishReason = "error"
+        pooled = None
+        if chunk_sum is not None:
+            values = np.frombuffer(chunk_sum, np.float64)
+            self.pooled_sum = values if self.pooled_sum is None else self.pooled_sum + values
+            if self.num_uncomputed_tokens:
+                return None
+            count = len(self.token_ids) if self.pooling.pooling == "mean" else 1
+            reason, pooled = "stop", (self.pooled_sum / count).astype(np.float32).tobytes()
+        return SequenceOutput(
+            request_id=self.request_id,
+            index=self.index,
+            token_ids=[],
+            finish_reason=reason,
+            queue_time=self.first_step_time - self.scheduling.arrival_time,
+            num_cached_tokens=self.num_cached_tokens,
+            pooled=pooled,
         )
 
     def _end_with(self, token_id: int | None) -> FinishReason | None:

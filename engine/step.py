@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.protocol import SamplingParams, TokenLogprobs
+from engine.protocol import PoolingParams, SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -84,6 +84,7 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
         sample: how to choose the next token; None where the chunk does not reach the sequence's last token.
         prompt_logprobs: what to report of the prompt; None for nothing.
         modalities: the id of each token's modality; empty is 0 for all.
+        pool: what the chunk adds to the values of a sequence that generates nothing; None for nothing.
     """
 
     sequence_id: int
@@ -93,6 +94,7 @@ class ScheduledSequence(msgspec.Struct, frozen=True, gc=False):
     sample: Sample | None = None
     prompt_logprobs: PromptLogprobs | None = None
     modalities: bytes = b""
+    pool: PoolingParams | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -135,7 +137,10 @@ class StepResult(msgspec.Struct, frozen=True):
     Attributes:
         sampled: one entry for each scheduled sequence with `sample`, in the plan's order.
         prompt_logprobs: one list for each scheduled sequence with `prompt_logprobs`, in the plan's order.
+        pooled: sequence id -> the sum of values over the rows that the chunk adds, float64, little-endian; for each
+            scheduled sequence with `pool`. None where a value is not finite.
     """
 
     sampled: list[SampledToken]
     prompt_logprobs: list[list[TokenLogprobs]] = []
+    pooled: dict[int, bytes | None] = {}

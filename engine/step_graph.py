@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from engine.model_batch import ModelBatch
-from engine.protocol import SamplingParams
-from engine.step import BlockTable, Sample, ScheduledSequence, StepPlan
+from engine.step import BlockTable, ScheduledSequence, StepPlan
 from kernels.native.capture import Graph, MemoryPool, NotCapturableError
 
 if TYPE_CHECKING:
@@ -46,8 +45,8 @@ class NativeStepGraph:
         """
         self._most_rows = most_rows
         tables = [BlockTable([0]) for _ in model.config.cache_groups.groups]
-        token = ScheduledSequence(0, [0], 0, tables, Sample(SamplingParams(), 0, 0))
-        self._batch = ModelBatch.build(StepPlan([token] * most_rows), model, block_size, torch.device("cpu"))
+        plan = StepPlan([ScheduledSequence(0, [0], 0, tables)] * most_rows)
+        self._batch = ModelBatch.build(plan, model, block_size, torch.device("cpu"), range(most_rows))
         self._graph = Graph(MemoryPool(), most_rows, most_rows)
         with self._graph.capture():
             self._hidden_RH = model.forward(self._batch, kv_caches, self._batch.rows_R)

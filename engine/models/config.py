@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.models.int8_scheme import Int8Scheme
+    from engine.protocol import LabelActivation, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +111,30 @@ class CompressionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskHeads:
-    """Heads beside the one that generates tokens.
+    """Which heads stand on the final norm; hidden states, as embeddings, need none.
 
     Attributes:
+        generates: whether there is a head over the vocabulary.
         labels: names of a classification head's classes; empty if there is no such head.
-        is_exclusive: one label holds at a time, so that probabilities are a softmax; else each has a sigmoid.
+        label_activation: what makes scores of their logits (engine.protocol.EngineInfo).
         has_reasoning: whether a head values how sound the text so far is.
     """
 
+    generates: bool = True
     labels: tuple[str, ...] = ()
-    is_exclusive: bool = True
+    label_activation: LabelActivation = "softmax"
     has_reasoning: bool = False
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What a model with these heads can do."""
+        can: dict[Task, bool] = {
+            "generate": self.generates,
+            "embed": True,
+            "classify": bool(self.labels),
+            "value": self.has_reasoning,
+        }
+        return tuple(task for task, is_there in can.items() if is_there)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +152,7 @@ class ModelConfig:
         eos_token_ids: tokens that end a sequence.
         dtype: the stored dtype that the checkpoint names.
         num_modalities: kinds of input that embeddings differ by (engine.protocol.MODALITIES).
-        task_heads: heads beside the one that generates tokens.
+        task_heads: which heads the checkpoint has.
     """
 
     architecture: str

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine.models.attention import GroupedQueryAttention
-from engine.models.config import TaskHeads
 from engine.models.embedding import Embedding
 from engine.models.layers import MLP, Builder
 from engine.models.mla import MultiHeadLatentAttention
@@ -71,8 +70,8 @@ class Decoder:
     """A whole model, built from a checkpoint's tensors.
 
     Attributes:
-        heads: heads beside the one that generates tokens, by name (ModelConfig.task_heads): [R, H] hidden states of
-            `forward` -> logits [R, labels] in fp32.
+        heads: beside the one over the vocabulary, "classification" and "reasoning" as far as the checkpoint has them
+            (ModelConfig.task_heads): hidden states [R, H] of `forward` -> logits [R, labels] in fp32.
     """
 
     embedding_class: type[Embedding] = Embedding
@@ -85,12 +84,7 @@ class Decoder:
         self._embedding = self.embedding_class(build)
         self._layers = [self.layer_class(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
-        if config.tie_word_embeddings:
-            weights.ignore("lm_head.weight")
-            head = weights.as_linear("lm_head", self._embedding.weight_VH)
-        else:
-            head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
-        self._head = ops.projection(head, None, torch.float32)  # in bf16 many logits would be equal
+        self._head = self._build_vocabulary_head(build) if config.task_heads.generates else None
         self.heads = self._build_heads(build)
         # Multi-token prediction is not part of the main model.
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
@@ -126,12 +120,22 @@ class Decoder:
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """Logits of hidden states, [R, V] in fp32."""
+        assert self._head is not None, "a model that generates nothing"
         return self._head(hidden_RH)
 
+    def _build_vocabulary_head(self, build: Builder) -> Linear:
+        config, weights = build.config, build.weights
+        if config.tie_word_embeddings:
+            weights.ignore("lm_head.weight")
+            head = weights.as_linear("lm_head", self._embedding.weight_VH)
+        else:
+            head = weights.take_linear("lm_head", (config.vocab_size, config.hidden_size))
+        return build.ops.projection(head, None, torch.float32)  # in bf16 many logits would be equal
+
     def _build_heads(self, build: Builder) -> dict[str, Linear]:
-        """The task heads; a family that has some loads them here."""
-        assert build.config.task_heads == TaskHeads()
-        return {}
+        """The heads beside it; another family names their tensors otherwise."""
+        num_labels = len(build.config.task_heads.labels)
+        return {"classification": build.task_head("score", num_labels, bias=False)} if num_labels else {}
 
 
 def _norm(

@@ -58,7 +58,7 @@ class DynamicMoE(Decoder):
     def _build_heads(self, build: Builder) -> dict[str, Linear]:
         heads = build.config.task_heads
         sizes = {"classification": len(heads.labels), "reasoning": int(heads.has_reasoning)}
-        return {name: _head(build, f"heads.{name}", size) for name, size in sizes.items() if size}
+        return {name: build.task_head(f"heads.{name}", size, bias=True) for name, size in sizes.items() if size}
 
 
 def _compression(build: Builder, prefix: str, size: int) -> Compression:
@@ -67,10 +67,3 @@ def _compression(build: Builder, prefix: str, size: int) -> Compression:
     decoder = build.stacked({f"{prefix}.decoder": hidden}, size, bias=True)
     weight_H, bias_H = (take(f"{prefix}.norm.{name}", (hidden,), torch.float32) for name in ("weight", "bias"))
     return build.ops.compression(encoder, decoder, (weight_H, bias_H))
-
-
-def _head(build: Builder, name: str, size: int) -> Linear:
-    """A task head; in fp32, as few products take no time."""
-    weight_OH = build.weights.take(f"{name}.weight", (size, build.config.hidden_size), torch.float32)
-    bias_O = build.weights.take(f"{name}.bias", (size,), torch.float32)
-    return build.ops.linear(weight_OH, bias_O, torch.float32)

@@ -8,12 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.models.config import IndexerConfig, MLAConfig, ModelConfig, MoEConfig
+from engine.models.config import IndexerConfig, MLAConfig, ModelConfig, MoEConfig, TaskHeads
 from engine.models.config_keys import Keys
 from engine.models.config_parts import read_common
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from engine.protocol import LabelActivation
+
+_ACTIVATIONS: dict[str, LabelActivation] = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+    "regression": "none",
+}
 
 
 def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
@@ -35,6 +43,7 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         indexer=_indexer(keys),
         moe=_moe(keys),
         num_nextn_predict_layers=keys.integer("num_nextn_predict_layers", int(_is_v3(keys)), at_least=0),
+        task_heads=_task_heads(keys),
     )
 
 
@@ -78,3 +87,19 @@ def _moe(keys: Keys) -> MoEConfig | None:
         norm_topk_prob=keys.flag("norm_topk_prob", is_v3),
         routed_scaling_factor=keys.number("routed_scaling_factor", 1.0),
     )
+
+
+def _task_heads(keys: Keys) -> TaskHeads:
+    """A model that generates, or one that classifies; transformers leaves the two labels of its default out."""
+    if keys.values["architectures"][0] != "LlamaForSequenceClassification":
+        return TaskHeads()
+    names = keys.get("id2label", {str(i): f"LABEL_{i}" for i in range(keys.integer("num_labels", 2))})
+    if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))} or not names:
+        keys.refuse("id2label", names, "an object that names the labels '0', '1' and so on")
+    labels = tuple(names[str(i)] for i in range(len(names)))
+    if not all(isinstance(label, str) for label in labels):
+        keys.refuse("id2label", names, "labels that are strings")
+    by_default = "single_label_classification" if len(labels) > 1 else "multi_label_classification"
+    problem = keys.choice("problem_type", by_default, tuple(_ACTIVATIONS))
+    activation = _ACTIVATIONS[problem]
+    return TaskHeads(generates=False, labels=labels, label_activation=activation)

@@ -47,6 +47,12 @@ class Builder:
         """One linear layer from one or several of the checkpoint's layers; see `stacked`."""
         return self.ops.projection(*self.stacked(sizes, in_size, bias=bias, dequantize=dequantize))
 
+    def task_head(self, name: str, size: int, *, bias: bool) -> Linear:
+        """A linear layer on the final norm's output: in fp32, never in int8, as few products take no time."""
+        weight_OH = self.weights.take(f"{name}.weight", (size, self.config.hidden_size), torch.float32)
+        bias_O = self.weights.take(f"{name}.bias", (size,), torch.float32) if bias else None
+        return self.ops.linear(weight_OH, bias_O, torch.float32)
+
     def norm(self, name: str) -> torch.Tensor:
         """The weight of an RMSNorm over hidden_size."""
         return self.weights.take(f"{name}.weight", (self.config.hidden_size,))

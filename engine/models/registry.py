@@ -45,6 +45,7 @@ FAMILIES = (
     Family(
         (
             "LlamaForCausalLM",
+            "LlamaForSequenceClassification",
             "DeepseekForCausalLM",
             "DeepseekV2ForCausalLM",
             "DeepseekV3ForCausalLM",

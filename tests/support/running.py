@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,13 @@ import torch
 from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
+from engine.protocol import GenerateRequest, PoolingParams, PoolRequest, SamplingParams, SchedulingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as Several
     from pathlib import Path
 
-    from engine.protocol import SequenceOutput, TokenLogprobs
+    from engine.protocol import PoolingTask, SequenceOutput, TokenLogprobs
 
 _numbers = itertools.count()
 
@@ -34,6 +35,7 @@ class Result:
     prompt_logprobs: list[TokenLogprobs] | None = None
     num_outputs: int = 0
     num_cached_tokens: int = 0
+    pooled: list[float] | None = None
 
     def add(self, output: SequenceOutput) -> None:
         assert self.finish_reason is None, "output after the end"
@@ -43,6 +45,7 @@ class Result:
         assert output.prompt_logprobs is None or self.num_outputs == 0
         self.prompt_logprobs = output.prompt_logprobs if self.num_outputs == 0 else self.prompt_logprobs
         self.num_cached_tokens += output.num_cached_tokens
+        self.pooled = None if output.pooled is None else array("f", output.pooled).tolist()
         self.num_outputs += 1
 
 
@@ -62,7 +65,20 @@ def request(prompt: list[int], sampling: SamplingParams, n: int = 1, modalities:
     return GenerateRequest(f"request {next(_numbers)}", prompt, sampling, n, scheduling, modalities)
 
 
-def finish(engine: Engine, requests: Several[GenerateRequest]) -> list[Result]:
+def pool_request(prompt: list[int], task: PoolingTask = "embed", pooling: Any = "last") -> PoolRequest:
+    params = PoolingParams(task=task, pooling=pooling)
+    return PoolRequest(f"pool {next(_numbers)}", prompt, params, SchedulingParams(time.monotonic()))
+
+
+def pool(engine: Engine, prompts: Several[list[int]], *params: Any) -> torch.Tensor:
+    """The values of prompts that are computed together, [prompts, values]."""
+    requests = [pool_request(prompt, *params) for prompt in prompts]
+    for item in requests:
+        engine.add(item)
+    return torch.tensor([result.pooled for result in finish(engine, requests)])
+
+
+def finish(engine: Engine, requests: Several[GenerateRequest | PoolRequest]) -> list[Result]:
     """Step until nothing is live; the results in order of request and index. Nothing may be left behind."""
     results = {(item.request_id, index): Result() for item in requests for index in range(item.n)}
     while engine.has_work:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,14 @@ ROPES = {
 }
 
 
-def write_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+def write_llama(
+    folder: Path,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    kind: type[PreTrainedModel] = LlamaForCausalLM,
+    **config: Any,
+) -> Path:
     """Write a random Llama checkpoint with config.json, safetensors, tokenizer and chat template.
 
     Its vocabulary is the 256 bytes, BOS (256) and EOS (257), so its output is full of broken and many-byte characters.
@@ -74,7 +81,7 @@ def write_llama(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float
         "eos_token_id": 257,
         "initializer_range": 0.2,
     }
-    model = LlamaForCausalLM(LlamaConfig(**{**defaults, **config})).to(dtype)
+    model = kind(LlamaConfig(**{**defaults, **config})).to(dtype)
     with torch.no_grad():  # norms and biases start as constants, which would hide mistakes
         for name, parameter in model.named_parameters():
             if "norm" in name or name.endswith("bias"):
