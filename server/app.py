@@ -99,7 +99,8 @@ def create_app(
     Raises:
         ConfigError, ModelError: --generation-config, or a file of the model that has defaults, is at fault.
     """
-    config, keys = config or ServerConfig(), keys or ApiKeys()
+    config = config or ServerConfig()
+    keys = keys or ApiKeys(limits=config.client_limits)
     origins = parse_origins(config.cors_origins)
     app = _App(
         origins,

@@ -88,15 +88,6 @@ async def test_what_is_refused_gives_its_tokens_back(serve) -> None:
     assert remaining == 6000
 
 
-async def test_tokens_of_embeddings_count(serve) -> None:
-    api = await serve(keys=keys(tokens_per_minute=60))
-    body = {"input": ["x" * 50, "y" * 30], "model": "tiny"}
-    answer = await api.http.post("/v1/embeddings", json=body, headers=of("a"))
-    assert answer.status_code == 200
-    assert answer.json()["usage"]["total_tokens"] > 60
-    check_error(await api.http.post("/v1/embeddings", json=body, headers=of("a")), 429, code="rate_limit_exceeded")
-
-
 async def test_requests_under_way(serve) -> None:
     api = await serve(keys=keys(max_requests=1))
     running = asyncio.create_task(complete(api, max_tokens=200))
@@ -116,10 +107,8 @@ async def is_running(api) -> bool:
 
 
 async def test_without_keys_an_address_is_limited_whatever_key_it_makes_up(serve) -> None:
-    api = await serve(
-        config=ServerConfig(data_dir="memory", client_requests_per_minute=2, trusted_proxies="10.0.0.0/8"),
-        keys=ApiKeys(limits=RateLimits(requests_per_minute=2)),
-    )
+    config = ServerConfig(data_dir="memory", client_requests_per_minute=2, trusted_proxies="10.0.0.0/8")
+    api = await serve(config=config)
 
     async def ask(peer: str, number: int, forwarded: str) -> int:
         transport = httpx.ASGITransport(api.app, client=(peer, 1))

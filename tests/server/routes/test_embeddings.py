@@ -224,3 +224,10 @@ async def test_two_thousand_texts_are_answered_in_their_order(serve_heads, ids_o
     assert [data["index"] for data in answer["data"]] == list(range(2048))
     assert [data["embedding"] for data in answer["data"]] == [[len(text), ids_of(text)[-1]] for text in texts]
     check_error(await api.http.post(PATH, json={"input": [*texts, "a"]}), 400, param="input")
+
+
+async def test_tokens_count_for_the_clients_limit(serve_heads):
+    api = await serve_heads(config={"client_tokens_per_minute": 60})
+    answer = await api.ask(PATH, input=["x" * 50, "y" * 30])
+    assert answer["usage"]["total_tokens"] == 80
+    check_error(await api.http.post(PATH, json={"input": "a"}), 429, code="rate_limit_exceeded")
