@@ -146,7 +146,7 @@ class BatchRun:
             async for lines in self._lines():
                 for number, line in lines:
                     if line is not None and number not in done:
-                        place = await slots.take(len(line))
+                        place = await slots.take(self._runner.size_of(self._row.endpoint, line))
                         group.create_task(self._run_line(number, line)).add_done_callback(place)
 
     async def _run_line(self, number: int, data: bytes) -> None:

@@ -32,6 +32,7 @@ _MAX_RUNS = 4  # batches at a time
 _POLL = 5.0  # seconds between looks for batches that another server left
 _SWEEP = 600.0  # seconds between removals of what has expired
 _READY_POLL = 0.1  # seconds between looks whether the engine is there again
+_BYTES_PER_NUMBER = 24  # of an embedding, as fp32 and as text
 
 
 class BatchRunner:
@@ -100,6 +101,14 @@ class BatchRunner:
         """Wait until the engine takes requests."""
         while self._server.client.info is None:
             await asyncio.sleep(_READY_POLL)
+
+    def size_of(self, endpoint: str, line: bytes) -> int:
+        """Return how many bytes a line may have in memory: its own, and those of the embeddings that it asks for."""
+        info = self._server.client.info
+        if endpoint != "/v1/embeddings" or info is None:
+            return len(line)
+        num_texts = min(line.count(b",") + 1, self._server.config.max_inputs)
+        return len(line) + num_texts * info.hidden_size * _BYTES_PER_NUMBER
 
     async def _look(self) -> None:
         try:

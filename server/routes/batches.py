@@ -23,7 +23,10 @@ router = APIRouter(route_class=JsonRoute, responses=READ_ERRORS, tags=["Batches"
 
 _NEXT = links("batch_id", "retrieve_batch", "cancel_batch")
 
-ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+ENDPOINTS = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/responses"),
+    *("/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank"),
+)
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
