@@ -90,6 +90,10 @@ class Ticket(AbstractContextManager["Ticket"]):
             self._admission.note_start()
             self._change(-1, -math.ceil(self._num_tokens / self._num_prompts))
 
+    def pass_on(self) -> None:
+        """Leave the share of one prompt, which has started, to another prompt of the request."""
+        self._admission.note_start()
+
     def close(self) -> None:
         """Give back what is left; a second call does nothing."""
         self._change(-self._num_prompts, -self._num_tokens)

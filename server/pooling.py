@@ -5,11 +5,15 @@ Embeddings, classes and scores are made of these values by the routes, which als
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 import uuid
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
 
 from engine.errors import EngineUnavailableError, RequestError
 from engine.protocol import PoolRequest
@@ -18,13 +22,14 @@ from server.http.streaming import run_until_disconnect
 from server.submission import Submission, scheduling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fastapi import Request
 
-    from engine.protocol import LabelActivation, PoolingParams, SchedulingParams
+    from engine.protocol import FinishReason, LabelActivation, PoolingParams, SchedulingParams
     from server.admission import Ticket
     from server.heads.texts import Texts
+    from server.observe.metrics import RequestTimer
     from server.state import ServerState
 
 
@@ -48,7 +53,7 @@ class Pooled:
 
 
 async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> Pooled | None:
-    """Compute values of texts, all of them side by side; None if the client has left before.
+    """Compute values of texts; None if the client has left before.
 
     Raises:
         DeepseekServeError: the request is refused, or ends early. A RequestError has the API's name of the field.
@@ -60,7 +65,8 @@ async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> P
         texts.check(pooling)
         admission = server.background if scheduling.background else server.admission
         reserve_tokens(request.scope, sum(texts.sizes))
-        with admission.admit(len(texts.sizes), sum(texts.sizes), scheduling.tenant) as ticket:
+        share = _share(server, len(texts.sizes))
+        with admission.admit(share, sum(texts.sizes) * share // len(texts.sizes), scheduling.tenant) as ticket:
             key_name = request.scope["caller"].key_name
             return await run_until_disconnect(request.receive, _computed(texts, pooling, scheduling, ticket, key_name))
     except RequestError as error:
@@ -73,6 +79,14 @@ async def _computed(
 ) -> Pooled:
     prompts = await texts.encode()
     return await Pooling(texts.server, prompts, pooling, scheduling, ticket, key_name).run()
+
+
+def _share(server: ServerState, num_prompts: int) -> int:
+    """Return how many prompts of a request wait or run in the engine at a time: enough to fill two batches.
+
+    So a request for thousands of texts takes no more of the queue than others do, and none has to wait for it all.
+    """
+    return min(num_prompts, 2 * server.client.require_info().max_batch_size)
 
 
 class Pooling(Submission):
@@ -98,7 +112,9 @@ class Pooling(Submission):
         for prompt in prompts:
             info.check_pooling(prompt, pooling)
         self._pooling = pooling
-        ticket.resize(self.num_prompt_tokens)
+        self._share, self._num_unstarted = _share(server, len(prompts)), len(prompts)
+        self._vectors = [array("f") for _ in prompts]
+        ticket.resize(self.num_prompt_tokens * self._share // len(prompts))
 
     async def run(self) -> Pooled:
         """Submit the requests and collect what comes; cancelling this aborts what runs.
@@ -106,33 +122,53 @@ class Pooling(Submission):
         Raises:
             GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
-        requests = [PoolRequest(uuid.uuid4().hex, prompt, self._pooling, self._scheduling) for prompt in self.prompts]
-        numbers = {request.request_id: number for number, request in enumerate(requests)}
-        vectors = [array("f") for _ in requests]
-        timer, num_running, left = self._timer(), len(requests), "abort"
+        timer, numbers = self._timer(), iter(range(len(self.prompts)))
+        workers = [asyncio.create_task(self._work(numbers, timer)) for _ in range(self._share)]
         try:
-            with self._client.submit(requests) as stream:
-                async for output in stream:
-                    number = numbers[output.request_id]
-                    timer.tokens(number, 0, output.queue_time)
-                    self._count(output)
-                    if output.finish_reason is not None:
-                        num_running -= 1
-                        self._metrics.count_finished(output.finish_reason)
-                    self._check_end(output)
-                    if output.pooled is not None:
-                        vectors[number].frombytes(output.pooled)
-        except EngineUnavailableError:
-            left = "error"
-            raise
-        except TimeoutError:  # the engine hangs
-            left = "timeout"
-            raise self._too_late(has_started=bool(self._started)) from None
+            await asyncio.gather(*workers)
         finally:
-            for _ in range(num_running):
-                self._metrics.count_finished(left)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
             timer.end()
-        return Pooled(vectors, self.num_prompt_tokens, self.num_cached_tokens)
+        return Pooled(self._vectors, self.num_prompt_tokens, self.num_cached_tokens)
+
+    async def _work(self, numbers: Iterator[int], timer: RequestTimer) -> None:
+        """Have one prompt after another computed, until none is left."""
+        for number in numbers:
+            left: FinishReason = "abort"
+            request = PoolRequest(uuid.uuid4().hex, self.prompts[number], self._pooling, self._scheduling_of(number))
+            try:
+                with self._client.submit([request]) as stream:
+                    async for output in stream:
+                        timer.tokens(number, 0, output.queue_time)
+                        self._count(output)
+                        if output.finish_reason is not None:
+                            left = output.finish_reason
+                        self._check_end(output)
+                        if output.pooled is not None:
+                            self._vectors[number].frombytes(output.pooled)
+            except EngineUnavailableError:
+                left = "error"
+                raise
+            except TimeoutError:  # the engine hangs
+                left = "timeout"
+                raise self._too_late(has_started=bool(self._started)) from None
+            finally:
+                self._metrics.count_finished(left)
+
+    def _scheduling_of(self, number: int) -> SchedulingParams:
+        """Return what a prompt is scheduled by: it waits from now on, and once others have started it may wait."""
+        if number < self._share:
+            return self._scheduling
+        return replace(self._scheduling, arrival_time=time.monotonic(), start_deadline=None)
+
+    def _start(self) -> None:
+        self._num_unstarted -= 1
+        if self._num_unstarted < self._share:
+            self._ticket.start()
+        else:
+            self._ticket.pass_on()
 
 
 def scores_of(logits: Sequence[float], activation: LabelActivation) -> list[float]:

@@ -52,9 +52,13 @@ class Submission:
     def _count(self, output: SequenceOutput) -> None:
         if output.queue_time is not None:
             self._started.add(output.request_id)
-            self._ticket.start()
+            self._start()
         if output.index == 0:  # the n choices share one prompt
             self.num_cached_tokens += output.num_cached_tokens
+
+    def _start(self) -> None:
+        """Called when a prompt has had its first step."""
+        self._ticket.start()
 
     def _check_end(self, output: SequenceOutput) -> None:
         """Raise if the sequence did not end as it should."""

@@ -64,10 +64,19 @@ class PoolingEngine(EngineClient):
             return
         assert isinstance(message, PoolRequest)
         self.requests.append(message)
-        if (answer := self._values(message)) is None:
-            return
+        if (answer := self._values(message)) is not None:
+            self.answer(message, answer)
+
+    def answer_all(self, values: Callable[[PoolRequest], list[float]]) -> None:
+        """Give the requests that came, and those that come, these values."""
+        self._values = values
+        for request in list(self.requests):
+            self.answer(request, values(request))
+
+    def answer(self, request: PoolRequest, answer: list[float] | SequenceOutput) -> None:
+        """Send a request's values, or an output as it is."""
         if not isinstance(answer, SequenceOutput):
             pooled = array("f", answer).tobytes()
-            answer = SequenceOutput(message.request_id, 0, [], "stop", queue_time=0.0, pooled=pooled)
+            answer = SequenceOutput(request.request_id, 0, [], "stop", queue_time=0.0, pooled=pooled)
         step = StepOutput([answer], EngineStats(0, 0, 0, 8))
         asyncio.get_running_loop().call_soon(self._dispatch, step)
