@@ -20,8 +20,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from engine.pooled_sum import PooledSum
 from engine.protocol import (
     FinishReason,
     PoolingParams,
@@ -65,7 +64,7 @@ class Sequence:
         matcher: where it stands in its grammar, which has masks of its own; None if it has none.
         modalities: the id of each prompt token's modality; empty is 0 for all.
         pooling: the values that it ends with instead of generating; None if it generates.
-        pooled_sum: what the chunks so far add up to, of `pooling`; None before the first.
+        pooled_sum: what the chunks so far add up to, of `pooling`.
     """
 
     request_id: str
@@ -90,7 +89,7 @@ class Sequence:
     matcher: Matcher | None = None
     modalities: bytes = b""
     pooling: PoolingParams | None = None
-    pooled_sum: np.ndarray | None = None
+    pooled_sum: PooledSum = field(default_factory=PooledSum)
     reads_tokens: bool = field(init=False)  # of `sampling`, which need not be asked in every step
 
     def __post_init__(self) -> None:
@@ -135,7 +134,7 @@ class Sequence:
 
     def send_back(self) -> None:
         """Have it wait again; its tokens will be computed anew."""
-        self.status, self.num_computed_tokens, self.pooled_sum = SequenceStatus.WAITING, 0, None
+        self.status, self.num_computed_tokens, self.pooled_sum = SequenceStatus.WAITING, 0, PooledSum()
 
     def next_chunk(self, num_tokens: int, block_tables: list[BlockTable]) -> ScheduledSequence:
         """The next num_tokens to compute, as plain values; block_tables hold all up to the last of them."""
@@ -179,12 +178,11 @@ class Sequence:
         reason: FinishReason = "error"
         pooled = None
         if chunk_sum is not None:
-            values = np.frombuffer(chunk_sum, np.float64)
-            self.pooled_sum = values if self.pooled_sum is None else self.pooled_sum + values
+            self.pooled_sum.add(chunk_sum)
             if self.num_uncomputed_tokens:
                 return None
             count = len(self.token_ids) if self.pooling.pooling == "mean" else 1
-            reason, pooled = "stop", (self.pooled_sum / count).astype(np.float32).tobytes()
+            reason, pooled = "stop", self.pooled_sum.mean(count)
         return SequenceOutput(
             request_id=self.request_id,
             index=self.index,
