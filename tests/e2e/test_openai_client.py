@@ -142,6 +142,29 @@ def test_a_route_that_is_not_there_raises_not_found(client: openai.OpenAI) -> No
         client.moderations.create(input="a")
 
 
+def test_embeddings_come_as_base64_and_as_numbers(client: openai.OpenAI) -> None:
+    texts = ["three rivers", "a bicycle"]
+    asked = client.embeddings.create(model="tiny", input=texts)  # which asks for base64
+    assert [data.index for data in asked.data] == [0, 1]
+    assert (asked.model, asked.usage.prompt_tokens, asked.usage.total_tokens) == ("tiny", 21, 21)
+    plain = client.embeddings.create(model="tiny", input=texts, encoding_format="float")
+    for one, other in zip(asked.data, plain.data, strict=True):
+        assert list(one.embedding) == other.embedding
+        assert sum(value * value for value in one.embedding) == pytest.approx(1)
+    ids = [list(text.encode()) for text in texts]
+    assert len(client.embeddings.create(model="tiny", input=ids, dimensions=5).data[1].embedding) == 5
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.embeddings.create(model="tiny", input="a", dimensions=1000)
+    assert caught.value.param == "dimensions"
+
+
+async def test_the_async_client_gets_the_same_embeddings(
+    client: openai.OpenAI, async_client: openai.AsyncOpenAI
+) -> None:
+    expected = client.embeddings.create(model="tiny", input="a").data[0].embedding
+    assert list((await async_client.embeddings.create(model="tiny", input="a")).data[0].embedding) == list(expected)
+
+
 def test_a_stream_that_is_refused_raises_at_once(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.completions.create(prompt=[5000], model="tiny", stream=True)

@@ -14,6 +14,7 @@ PARTS = {
     "completions": r"^/v1/(completions|chat/completions)$",
     "responses": r"^/v1/responses",
     "messages": r"^/v1/messages",
+    "heads": r"^/(v1/|v2/)?(embeddings|classify|score|rerank)$",
     "tokens": r"^/(tokenize|detokenize|tokenizer_info)$",
     "files": r"^/v1/(files|batches)",
     "others": r"^/(v1/models|health|readyz|livez|startupz|ping|metrics|load|version)",

@@ -205,15 +205,17 @@ async def serve(tiny_engine: Engine, tiny_tokenizer: Tokenizer, tiny_llama: Path
     """await serve(...) -> an API with other parts than `api` has; it runs until the test ends."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(tokenizer: Tokenizer = tiny_tokenizer, *, run: bool = True, **parts: Any) -> Api:
-            client = InProcessEngine(tiny_engine)
+        async def start(
+            tokenizer: Tokenizer = tiny_tokenizer, *, engine: Engine = tiny_engine, run: bool = True, **parts: Any
+        ) -> Api:
+            client = InProcessEngine(engine)
             parts.setdefault("config", ServerConfig(data_dir="memory"))
             app = create_app(client, tokenizer, "tiny", tiny_llama, **parts)
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             if run:
                 await stack.enter_async_context(running(client))
             http = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
-            return Api(app, http, client, tiny_engine, tokenizer)
+            return Api(app, http, client, engine, tokenizer)
 
         yield start
 

@@ -348,6 +348,30 @@ async def test_responses_run_as_batches_too(batches):
     assert stored.status_code == 200
 
 
+def request_of(number, url, **body):
+    return {"custom_id": f"id-{number}", "method": "POST", "url": url, "body": body}
+
+
+async def test_embeddings_and_ranks_run_as_batches_too(batches):
+    lines = [request_of(i, "/v1/embeddings", input=["a", "b" * i]) for i in range(1, 4)]
+    batch = await batches.run([*lines, request_of(9, "/v1/embeddings", input="")], endpoint="/v1/embeddings")
+    assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    results = await batches.results(batch)
+    assert [len(result["response"]["body"]["data"]) for result in results] == [2, 2, 2]
+    assert (batch["usage"]["input_tokens"], batch["usage"]["output_tokens"]) == (9, 0)
+    rank = request_of(1, "/v1/rerank", query="a", documents=["b", "c"])
+    batch = await batches.run([rank], endpoint="/v1/rerank")
+    [result] = await batches.results(batch)
+    assert len(result["response"]["body"]["results"]) == 2
+
+
+async def test_lines_for_embeddings_count_with_what_they_ask_for(batches):
+    size_of, width = batches.runner.size_of, batches.api.engine.info.hidden_size * 24
+    assert size_of("/v1/completions", b"a,b") == 3
+    assert size_of("/v1/embeddings", b'{"input": ["a", "b"]}') == 21 + 2 * width
+    assert size_of("/v1/embeddings", b"," * 9000) == 9000 + 2048 * width
+
+
 async def test_a_database_that_fails_for_a_while_only_delays(batches, monkeypatch, caplog):
     monkeypatch.setattr("server.batches.runner._POLL", 0.01)
     store, failures = batches.runner.storage.batches, [True, True]

@@ -35,6 +35,16 @@ ASKED = {  # path -> bodies that are answered
     "/v1/responses/input_tokens": [{"input": "hi"}],
     "/v1/messages": [SHORT, {**SHORT, "stream": True}],
     "/v1/messages/count_tokens": [{"messages": MESSAGES}],
+    "/v1/embeddings": [
+        {"input": "hi"},
+        {"input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 8, "normalize": False, "user": None},
+        {"messages": MESSAGES, "pooling": "mean", "chat_template_kwargs": {"a": 1}},
+    ],
+    "/v1/score": [{"text_1": "a", "text_2": ["b", {"text": "c"}]}, {"queries": ["a"], "items": "b", "text_1": None}],
+    "/score": [{"data_1": "a", "data_2": "b", "max_tokens_per_doc": 9}],
+    "/v1/rerank": [{"query": "a", "documents": ["b", {"text": "c"}], "top_n": None}],
+    "/v2/rerank": [{"query": {"text": "a"}, "documents": "b", "return_documents": False}],
+    "/rerank": [{"query": "a", "documents": ["b"]}],
     "/tokenize": [{"prompt": "hi", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [1, 2]}],
 }
@@ -49,7 +59,7 @@ REFUSED = {
     ("DELETE", "/v1/files/{file_id}"): "/v1/files/file-x",
     ("GET", "/v1/files"): "/v1/files?limit=x",
     ("GET", "/v1/batches/{batch_id}"): "/v1/batches/batch-x",
-    **{("POST", path): path for path in [*ASKED, "/v1/files", "/v1/batches"]},
+    **{("POST", path): path for path in [*ASKED, "/v1/classify", "/classify", "/v1/files", "/v1/batches"]},
 }
 
 
