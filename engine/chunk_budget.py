@@ -49,6 +49,11 @@ class ChunkBudget:
         costs = self._fitted()
         return 0 if costs is None else int(min(self._limit - num_decodes, seconds / max(costs[2], 1e-9)))
 
+    @property
+    def costs(self) -> list[float] | None:
+        """Seconds of a step: its base, for each decode, for each prompt token; None before they are learnt."""
+        return self._fitted()
+
     def _fitted(self) -> list[float] | None:
         """The costs, once there has been a step with prompts."""
         without, with_prompts = self._steps

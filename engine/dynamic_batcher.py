@@ -8,6 +8,7 @@ Costs are in docs/scheduling.md: nothing grows with what waits.
 
 from __future__ import annotations
 
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from engine.live_sequences import LiveSequences
 from engine.policies import POLICIES
 from engine.protocol import EngineStats, FinishReason, SequenceOutput
 from engine.sequence import Sequence, SequenceStatus
+from engine.snapshot import BatcherState, describe_running, describe_waiting
 from engine.step import ScheduledSequence, StepPlan, StepResult
 from engine.waiting_queue import MAX_PASSED, WaitingQueue
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 LOOK_AHEAD = 8  # waiting sequences that one step passes over at most
 PREFILL_SHARE = 0.8  # of the decodes' time, for each prompt beside them
 BACKGROUND_SHARE = 0.1  # of the live decodes' time, for background sequences beside them
+_MAX_SEARCHED = 4096  # live sequences among which a snapshot looks for those that compile
 
 
 class DynamicBatcher:
@@ -62,6 +65,7 @@ class DynamicBatcher:
         self.num_arrivals = self.num_steps = self.num_preemptions = 0
         self.num_prompt_tokens = self.num_cached_tokens = 0  # of all sequences that have started
         self.packing = 0.0
+        self._step_seconds, self._step_tokens = 0.0, 0
         share = {"share": prefill_share} if target_itl is None else {"target": target_itl}
         self._chunk_budget = ChunkBudget(max_batched_tokens, **share)
         self._policy = POLICIES[policy](max_batch_size, self._chunk_budget)
@@ -97,6 +101,8 @@ class DynamicBatcher:
             num_cached_tokens=self.num_cached_tokens + self._background.num_cached_tokens,
             num_steps=self.num_steps,
             packing=self.packing,
+            step_seconds=self._step_seconds,
+            step_tokens=self._step_tokens,
         )
 
     def add(self, seq: Sequence) -> None:
@@ -196,8 +202,44 @@ class DynamicBatcher:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """Learn from how long a step took."""
-        self._chunk_budget.observe(plan.num_decodes, plan.num_prompt_tokens, seconds)
+        num_prompt_tokens = plan.num_prompt_tokens
+        self._step_seconds += seconds
+        self._step_tokens += plan.num_decodes + num_prompt_tokens
+        self._chunk_budget.observe(plan.num_decodes, num_prompt_tokens, seconds)
         self._background.observe(plan, seconds)
+
+    def snapshot(self, now: float, limit: int) -> BatcherState:
+        """Tell who runs and waits, at most `limit` of each, for whoever looks into the engine."""
+        cache, background = self.kv_cache, self._background
+        num_running = len(self._running)
+        is_full = num_running >= self.max_batch_size
+        blocker = f"all {self.max_batch_size} seats of the batch are taken" if is_full else ""
+        compiling = [seq for seq in self._live.some(_MAX_SEARCHED) if seq.status is SequenceStatus.COMPILING]
+        waiting = [*self._waiting.first(limit), *compiling][:limit]
+        beneath = blocker or ("requests wait, which go first" if len(self._waiting) else "")
+        running = describe_running(islice(background.running.values(), limit), cache, now)
+        num_spare = num_running + len(background.running)
+        return BatcherState(
+            policy=type(self._policy).__name__,
+            max_batch_size=self.max_batch_size,
+            num_running=num_running,
+            num_waiting=len(self._waiting),
+            num_compiling=len(compiling),
+            num_background_running=len(background.running),
+            num_background_waiting=len(background.waiting),
+            running=describe_running(islice(self._running.values(), limit), cache, now),
+            waiting=describe_waiting(waiting, cache, now, num_running, blocker),
+            background=[
+                *running,
+                *describe_waiting(background.waiting.first(limit - len(running)), cache, now, num_spare, beneath),
+            ],
+            num_blocks=cache.num_blocks,
+            num_free_blocks=cache.num_free_blocks,
+            block_size=cache.block_size,
+            num_steps=self.num_steps,
+            num_preemptions=self.num_preemptions,
+            costs=self._chunk_budget.costs,
+        )
 
     def check_idle(self) -> None:
         """Assert that nothing is left behind: what must hold when the last sequence has ended."""

@@ -31,6 +31,7 @@ from engine.protocol import (
 )
 from engine.sampler import uniform
 from engine.sequence import Sequence, SequenceStatus
+from engine.snapshot import EngineSnapshot, Inspect, LastStep
 from engine.step import mask_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from engine.dynamic_batcher import DynamicBatcher
     from engine.executor import Executor
     from engine.protocol import Task, ToEngine
+    from engine.step import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Transport(Protocol):
     def receive(self, *, wait: bool) -> ToEngine | None:
         """The next message; without `wait`, None if none is there."""
 
-    def send(self, message: StepOutput) -> None:
+    def send(self, message: StepOutput | EngineSnapshot) -> None:
         """Send a message; never waits."""
 
 
@@ -78,6 +80,8 @@ class Engine:
         self._latest = SamplingParams()
         self._latest_mask: bytes | None = None
         self._num_failures = 0  # steps in a row
+        self._num_failed_steps = 0
+        self._latest_step: tuple[StepPlan, float, float] | None = None  # its seconds, and when it ended
 
     @property
     def has_work(self) -> bool:
@@ -96,7 +100,9 @@ class Engine:
             while message is not None:
                 if isinstance(message, Shutdown):
                     return
-                if not isinstance(message, Ping):  # which this round's output answers
+                if isinstance(message, Inspect):
+                    transport.send(self.snapshot(message))
+                elif not isinstance(message, Ping):  # which this round's output answers
                     outputs += self._take(message)
                 message = transport.receive(wait=False)
             step = self.step()
@@ -198,14 +204,26 @@ class Engine:
                 result = self.executor.execute(plan)
             except Exception:
                 self._num_failures += 1
+                self._num_failed_steps += 1
                 if self._num_failures >= _MAX_FAILURES:
                     raise
                 logger.exception("a step failed; its %d sequences end with an error", len(plan.scheduled))
                 return StepOutput(outputs + self.batcher.fail(plan), self.batcher.stats())
             self._num_failures = 0
             outputs += self.batcher.update(plan, result)
-            self.batcher.observe(plan, time.monotonic() - started)
+            ended = time.monotonic()
+            self.batcher.observe(plan, ended - started)
+            self._latest_step = (plan, ended - started, ended)
         return StepOutput(outputs, self.batcher.stats())
+
+    def snapshot(self, message: Inspect) -> EngineSnapshot:
+        """Tell what is in the engine, between two steps; some ten microseconds for each sequence that is listed."""
+        now, last = time.monotonic(), None
+        if self._latest_step is not None:
+            plan, seconds, ended = self._latest_step
+            num_prompts = len(plan.scheduled) - plan.num_decodes
+            last = LastStep(now - ended, seconds, plan.num_decodes, num_prompts, plan.num_prompt_tokens)
+        return EngineSnapshot(message.number, self.batcher.snapshot(now, message.limit), last, self._num_failed_steps)
 
     def prepare(self) -> bool:
         """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class LiveSequences:
         del of_request[seq.index]
         if not of_request:
             del self._of_request[seq.request_id]
+
+    def some(self, most: int) -> Iterator[Sequence]:
+        """The first so many, in order of arrival."""
+        return islice(self._by_id.values(), most)
 
     def of(self, request_id: str, index: int | None) -> list[Sequence]:
         """A request's sequences, or the one with this index; none where it is unknown or has ended."""

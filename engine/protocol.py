@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.errors import RequestError
+from engine.snapshot import EngineSnapshot, Inspect
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 MODALITIES = ("text", "code", "image")  # a modality's id is its place here; a model knows the first ones
@@ -274,6 +275,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
         num_preemptions: since the engine started.
         num_prompt_tokens: of all sequences started since, and num_cached_tokens those that the prefix cache had.
         num_steps: since the engine started; packing is the sum over them of how full they were, from 0 to 1.
+        step_seconds: that they took, and step_tokens: that they computed, but for steps that failed.
     """
 
     num_running: int
@@ -285,6 +287,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_cached_tokens: int = 0
     num_steps: int = 0
     packing: float = 0.0
+    step_seconds: float = 0.0
+    step_tokens: int = 0
 
     @property
     def kv_cache_usage_ratio(self) -> float:
@@ -407,8 +411,8 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-ToEngine = GenerateRequest | PoolRequest | Vocabulary | AbortRequest | Ping | Shutdown
-FromEngine = StepOutput | Loading | EngineInfo | EngineFailed
+ToEngine = GenerateRequest | PoolRequest | Vocabulary | AbortRequest | Ping | Inspect | Shutdown
+FromEngine = StepOutput | EngineSnapshot | Loading | EngineInfo | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -28,6 +28,11 @@ class WaitingQueue:
         for seq in seqs:
             heapq.heappush(self._heap, (seq.place, seq))
 
+    def first(self, most: int) -> list[Sequence]:
+        """About the next so many, left where they are: it looks at four times as many entries of the heap."""
+        entries = sorted(entry for entry in self._heap[: 4 * most] if entry[1].status is not SequenceStatus.FINISHED)
+        return [seq for _, seq in entries[:most]]
+
     def next(self, passed: list[Sequence]) -> Sequence | None:
         """Take out the next one; None if nothing waits, or if one of those passed cannot be passed once more."""
         if any(seq.num_passed >= MAX_PASSED for seq in passed):

@@ -34,6 +34,7 @@ from server.routes import (
     chat,
     classes,
     completions,
+    debug,
     embeddings,
     files,
     messages,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
 
 _API = (completions, chat, responses, messages, embeddings, classes, scores, tokens, files, batches, models)
-_OTHERS = (operations, page)  # probes and browsers may add to a query what is not meant for us
+_OTHERS = (operations, debug, page)  # probes and browsers may add to a query what is not meant for us
 
 
 class _App(FastAPI):

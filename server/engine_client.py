@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import itertools
 import json
 import logging
 import queue
@@ -35,6 +36,7 @@ from engine.protocol import (
     decode_from_engine,
     encode,
 )
+from engine.snapshot import EngineSnapshot, Inspect
 from server.output_stream import OutputStream
 from server.startup import Startup
 
@@ -52,6 +54,8 @@ _HEALTHY_AFTER = 60.0  # seconds after which an engine counts as healthy: the de
 _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each start, of starts in a row that fail
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _CLOSED = "The server is shutting down. Please try again."
+_INSPECTION_TIMEOUT = 2.0  # seconds in which the engine tells what is in it
+_MAX_INSPECTIONS = 4  # at a time
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
 
 
@@ -76,6 +80,7 @@ class EngineClient(ABC):
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
         self.num_restarts = 0
+        self.last_end: str | None = None  # how the engine before this one ended
         self.startup = Startup()
         self.vocabulary: Vocabulary | None = None  # what grammars are matched on; None before the first
         self._knows_vocabulary = False  # the engine that runs now
@@ -83,6 +88,15 @@ class EngineClient(ABC):
         self.started = asyncio.Event()  # set when the engine is ready for the first time
         self._is_closed = False
         self._streams: dict[str, OutputStream] = {}
+        self.on_step: Callable[[EngineStats, EngineStats], None] = lambda *_: None  # the stats before, and now
+        self.heard_at: float | None = None  # when the engine's last message came
+        self._inspections: dict[int, asyncio.Future[EngineSnapshot]] = {}
+        self._inspection_numbers = itertools.count()
+
+    @property
+    def num_requests(self) -> int:
+        """Prompts that the engine has."""
+        return len(self._streams)
 
     @abstractmethod
     async def run(self) -> None:
@@ -147,8 +161,33 @@ class EngineClient(ABC):
         self.startup.finish()
         self.started.set()
 
+    async def inspect(self, limit: int) -> EngineSnapshot:
+        """Ask the engine what is in it, at most `limit` sequences of a kind; it answers between two steps.
+
+        Raises:
+            TimeoutError: it does not answer, or many ask already.
+        """
+        if len(self._inspections) >= _MAX_INSPECTIONS:
+            raise TimeoutError
+        number = next(self._inspection_numbers)
+        answer: asyncio.Future[EngineSnapshot] = asyncio.get_running_loop().create_future()
+        self._inspections[number] = answer
+        try:
+            self._send(Inspect(number, limit))
+            async with asyncio.timeout(_INSPECTION_TIMEOUT):
+                return await answer
+        finally:
+            del self._inspections[number]
+
+    def _inspected(self, snapshot: EngineSnapshot) -> None:
+        answer = self._inspections.get(snapshot.number)
+        if answer is not None and not answer.done():
+            answer.set_result(snapshot)
+
     def _dispatch(self, step: StepOutput) -> None:
-        self.stats = step.stats
+        before, self.stats = self.stats, step.stats
+        if before is not None:
+            self.on_step(before, step.stats)
         for output in step.outputs:
             if (stream := self._streams.get(output.request_id)) is not None:
                 stream.push(output)
@@ -184,6 +223,7 @@ class EngineProcess(EngineClient):
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
+                self.last_end = self._why_killed or f"status {status}"
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
                 await asyncio.sleep(delay)
                 started = time.monotonic()
@@ -261,7 +301,10 @@ class EngineProcess(EngineClient):
         while True:
             message = decode_from_engine(await socket.recv())
             self._heard.set()
+            self.heard_at = time.monotonic()
             match message:
+                case EngineSnapshot() as snapshot:
+                    self._inspected(snapshot)
                 case StepOutput() as step:
                     self._dispatch(step)
                 case EngineInfo() as info:
@@ -307,7 +350,7 @@ class InProcessEngine(EngineClient):
         self._transport: _QueueTransport | None = None
 
     async def run(self) -> None:
-        self._transport = _QueueTransport(asyncio.get_running_loop(), self._dispatch)
+        self._transport = _QueueTransport(asyncio.get_running_loop(), self._take)
         self._ready(self._engine.info)
         serving = asyncio.create_task(asyncio.to_thread(self._engine.serve, self._transport))
         try:
@@ -318,6 +361,12 @@ class InProcessEngine(EngineClient):
             self._send(Shutdown())
             await serving
 
+    def _take(self, message: StepOutput | EngineSnapshot) -> None:
+        if isinstance(message, EngineSnapshot):
+            self._inspected(message)
+        else:
+            self._dispatch(message)
+
     def _send(self, message: ToEngine) -> None:
         if self._transport is not None:
             self._transport.inbox.put(message)
@@ -326,7 +375,9 @@ class InProcessEngine(EngineClient):
 class _QueueTransport:
     """The engine's end of a queue; what the engine sends is given out by the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dispatch: Callable[[StepOutput], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, dispatch: Callable[[StepOutput | EngineSnapshot], None]
+    ) -> None:
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self._loop, self._dispatch = loop, dispatch
 
@@ -335,5 +386,5 @@ class _QueueTransport:
             return self.inbox.get(block=wait)
         return None
 
-    def send(self, message: StepOutput) -> None:
+    def send(self, message: StepOutput | EngineSnapshot) -> None:
         self._loop.call_soon_threadsafe(self._dispatch, message)

@@ -5,13 +5,13 @@ Owns the request's counts and its end. Text is `server.text.choice_text`'s; JSON
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from engine.errors import EngineUnavailableError
 from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
+from server.http.request_record import engine_id
 from server.submission import Submission
 from server.text.choice_text import ChoiceText, Delta
 
@@ -89,8 +89,7 @@ class Generation(Submission):
             GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
         requests = [
-            GenerateRequest(uuid.uuid4().hex, prompt, self._sampling, self._n, self._scheduling)
-            for prompt in self.prompts
+            GenerateRequest(engine_id(), prompt, self._sampling, self._n, self._scheduling) for prompt in self.prompts
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
         timer, num_running, left = self._timer(), self.num_choices, "abort"

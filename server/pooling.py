@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-import uuid
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 from engine.errors import EngineUnavailableError, RequestError
 from engine.protocol import PoolRequest
 from server.http.client_limits import reserve_tokens
+from server.http.request_record import engine_id
 from server.http.streaming import run_until_disconnect
 from server.submission import Submission, scheduling_of
 
@@ -137,7 +137,7 @@ class Pooling(Submission):
         """Have one prompt after another computed, until none is left."""
         for number in numbers:
             left: FinishReason = "abort"
-            request = PoolRequest(uuid.uuid4().hex, self.prompts[number], self._pooling, self._scheduling_of(number))
+            request = PoolRequest(engine_id(), self.prompts[number], self._pooling, self._scheduling_of(number))
             try:
                 with self._client.submit([request]) as stream:
                     async for output in stream:

@@ -43,6 +43,12 @@ class BatchMetrics:
             ["model_name", "status"],
             registry=registry,
         )
+        self._faults = CounterMetric(
+            "deepseek_serve_batch_faults",
+            "Times that batches could not be run by a fault of the program; they are tried again.",
+            ["model_name"],
+            registry=registry,
+        ).labels(model_name)
         in_flight = Gauge(
             "deepseek_serve_batch_lines_in_flight", "Lines that are being run.", ["model_name"], registry=registry
         )
@@ -61,6 +67,10 @@ class BatchMetrics:
     def count_end(self, status: str) -> None:
         """Count the end of a batch."""
         self._ended.labels(self._model_name, status).inc()
+
+    def count_fault(self) -> None:
+        """Count a fault of the program."""
+        self._faults.inc()
 
     def show(self, counts: dict[str, int]) -> None:
         """Take in how many batches have each status."""

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _MAX_RUNS = 4  # batches at a time
 _POLL = 5.0  # seconds between looks for batches that another server left
 _SWEEP = 600.0  # seconds between removals of what has expired
+_LONGEST_PAUSE = 60.0  # seconds between looks that fail
+_FIRST_REST, _LONGEST_REST = 30.0, 3600.0  # seconds until a batch is tried again whose run failed by a fault of ours
 _READY_POLL = 0.1  # seconds between looks whether the engine is there again
 _BYTES_PER_NUMBER = 24  # of an embedding, as fp32 and as text
 
@@ -50,7 +52,8 @@ class BatchRunner:
         self.metrics = BatchMetrics(server.metrics.registry, server.model_name, lambda: self.slots.num_taken)
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
         self._woken, self._is_stopped = asyncio.Event(), False
-        self._broken: set[str] = set()  # batches of which a run failed by a fault of ours
+        self._broken: dict[str, tuple[float, float]] = {}  # batch -> (when it is tried again, its pause)
+        self.problem: str | None = None  # why no batches are run, where something is at fault
         self._swept: float | None = None
 
     @cached_property
@@ -78,24 +81,39 @@ class BatchRunner:
         `on_imported` is called once, when the last slow import is done.
         """
         await self._server.client.started.wait()
+        pause = _POLL
         try:
-            await asyncio.to_thread(self.storage.prepare)  # the first file or response is not to wait for it
-            on_imported()
             while not self._is_stopped:
-                if self.storage.database.may_have_data:
-                    await self._look()
+                try:
+                    await asyncio.to_thread(self.storage.prepare)  # the first file or response is not to wait for it
+                    on_imported()
+                    on_imported = _nothing
+                    if self.storage.database.may_have_data:
+                        await self._look()
+                    self.problem, pause = None, _POLL
+                except Exception as error:
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    self.problem = f"no batches are run: {type(error).__name__}"
+                    self.metrics.count_fault()
+                    logger.exception("no batches are run; they are tried again in %g s", pause)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_POLL):
+                    async with asyncio.timeout(pause):
                         await self._woken.wait()
                 self._woken.clear()
-        except Exception:
-            logger.exception("no more batches are run: restart the server")
-            raise
         finally:
             self.stop()
             while self._runs:
                 with contextlib.suppress(asyncio.CancelledError):  # the database is closed after this
                     await asyncio.wait(self._runs.values())
+
+    def describe(self) -> dict[str, object]:
+        """Return what runs, for whoever looks into the server."""
+        return {
+            "running": len(self._runs),
+            "lines_in_flight": self.slots.num_taken,
+            "resting_after_a_fault": len(self._resting()),
+            "problem": self.problem,
+        }
 
     async def until_ready(self) -> None:
         """Wait until the engine takes requests."""
@@ -114,7 +132,7 @@ class BatchRunner:
         try:
             while len(self._runs) < _MAX_RUNS and not self._is_stopped:
                 ids, tenants = {run.batch_id for run in self._runs}, {run.tenant for run in self._runs}
-                row = await self.storage.batches.claim(self._server.model_name, ids | self._broken, tenants)
+                row = await self.storage.batches.claim(self._server.model_name, ids | self._resting(), tenants)
                 if row is None:
                     break
                 self._begin(row)
@@ -125,6 +143,11 @@ class BatchRunner:
                 await self.storage.batches.forget_old()
         except StorageError as error:
             logger.warning("batches wait: %s", error)
+
+    def _resting(self) -> set[str]:
+        """Batches of which a run failed by a fault of ours, not yet to be tried again; others know no better."""
+        now = time.monotonic()
+        return {batch_id for batch_id, (when, _) in self._broken.items() if now < when}
 
     def _begin(self, row: Row) -> None:  # type: ignore[type-arg]
         from server.batches.run import BatchRun  # which imports SQLAlchemy
@@ -162,10 +185,19 @@ class BatchRunner:
     def _ended(self, run: BatchRun, task: asyncio.Task[None]) -> None:
         del self._runs[run]
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._broken.add(run.batch_id)
-            logger.error("batch %s is left to another server", run.batch_id, exc_info=error)
+            pause = min(2 * self._broken.get(run.batch_id, (0.0, _FIRST_REST / 2))[1], _LONGEST_REST)
+            self._broken[run.batch_id] = time.monotonic() + pause, pause
+            self.metrics.count_fault()
+            message = "batch %s is left to another server, or tried again in %g s"
+            logger.error(message, run.batch_id, pause, exc_info=error)
+        else:
+            self._broken.pop(run.batch_id, None)
 
     def _max_in_flight(self) -> int:
         info = self._server.client.info
         size = info.max_batch_size if info is not None else 1
         return size + max(4, size // 2)  # so that the batch is filled again at once
+
+
+def _nothing() -> None:
+    """What is called once it has been called."""

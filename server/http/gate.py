@@ -38,6 +38,7 @@ ROUTES = {
     **dict.fromkeys(("/health", "/ping", "/livez", "/readyz", "/startupz", "/version"), Access.PROBE),
     **dict.fromkeys(("/", "/page/{name}", "/docs", "/docs/{name}", "/openapi.json"), Access.PAGE),
     **dict.fromkeys(("/metrics", "/load"), Access.METRICS),
+    "/debug/state": Access.ADMIN,
     **dict.fromkeys(
         (
             *("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),

@@ -5,6 +5,7 @@ A context variable carries it, so that whatever runs for a request can add to it
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import re
@@ -35,6 +36,8 @@ class RequestRecord:
     trace_id: str = ""
 
 
+_MAX_IN_ENGINE = 64  # characters of an id that each token's message carries
+_NUMBERS = itertools.count(1)
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 
 
@@ -48,6 +51,12 @@ def begin(client_id: bytes | None) -> RequestRecord:
 def draw_id() -> str:
     """Return a new id."""
     return f"req-{random.getrandbits(128):032x}"  # nothing secret: it need not be hard to guess
+
+
+def engine_id() -> str:
+    """Return an id for what the engine is asked now: the request's, so that its log and ours meet, and a number."""
+    record = _CURRENT.get()
+    return f"{record.request_id[:_MAX_IN_ENGINE] if record is not None else 'line'}.{next(_NUMBERS)}"
 
 
 def current() -> RequestRecord | None:

@@ -18,9 +18,10 @@ router = APIRouter(responses=ANY_ERRORS, tags=["Operations"])
 
 
 class Status(BaseModel):
-    """What the server is doing: starting, ready, restarting, stopped or draining."""
+    """What the server is doing: starting, ready, restarting, stopped or draining; and what is at fault beside that."""
 
     status: str
+    problem: str | None = None
 
 
 class StartupReport(Status):
@@ -70,9 +71,10 @@ _VERSION = version("deepseek-serve")
 @router.get("/health", responses=_PROBE, name="health")
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=_PROBE)
-async def readyz(server: State) -> Response:
-    """200 when requests are taken, else 503; the body says what the server is doing."""
-    return _answer(server.health, server.health.is_ready)
+async def readyz(request: Request, server: State) -> Response:
+    """200 when requests are taken, else 503; the body says what the server is doing, and what else is at fault."""
+    problem = request.app.state.batches.problem
+    return _answer(server.health, server.health.is_ready, **({"problem": problem} if problem else {}))
 
 
 @router.head("/livez", include_in_schema=False)

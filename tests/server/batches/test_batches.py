@@ -9,6 +9,7 @@ import pytest
 
 from engine.errors import StorageError
 from server.batches.in_process import ask
+from server.batches.run import BatchRun
 from server.http.api_keys import ApiKeys, Caller
 from server.storage.batches import BatchStore
 from tests.server.batches.conftest import jsonl, line
@@ -447,10 +448,47 @@ async def test_a_runner_ends_also_where_the_engine_never_started(serve):
         await running
 
 
-async def test_a_runner_that_fails_says_so(start, monkeypatch, caplog):
+async def test_a_runner_that_fails_says_so_and_tries_again(start, monkeypatch, caplog):
     batches = await start(run=False)
-    await batches.create([line(0)])
+    batch = await batches.create([line(0)])
+    begin = batches.runner._begin
     monkeypatch.setattr(batches.runner, "_begin", None)
-    with pytest.raises(TypeError):
-        await batches.runner.run()
-    assert "no more batches are run" in caplog.text
+    batches.start()
+    async with asyncio.timeout(20):
+        while batches.runner.problem is None:
+            await asyncio.sleep(0.002)
+        response = await batches.http.get("/health")
+        assert response.json() == {"status": "ready", "problem": "no batches are run: TypeError"}
+        assert response.status_code == 200  # for all else it is
+        assert await batches.api.metric("batch_faults_total") == 1
+        assert "no batches are run; they are tried again in 10 s" in caplog.text
+        monkeypatch.setattr(batches.runner, "_begin", begin)
+        await batches.runner.storage.batches.release(batch["id"])  # which the fault left claimed, for a while
+        batches.runner.wake()
+        assert (await batches.end_of(batch))["status"] == "completed"
+        while batches.runner.problem is not None:
+            await asyncio.sleep(0.002)
+    assert (await batches.http.get("/health")).json() == {"status": "ready"}
+
+
+async def test_a_batch_that_fails_by_a_fault_of_ours_is_tried_again_later(start, monkeypatch, caplog):
+    batches = await start()
+    runner = batches.runner
+    real = BatchRun.run
+    monkeypatch.setattr("server.batches.runner._FIRST_REST", 0.2)
+
+    async def fail(_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(BatchRun, "run", fail)
+    batch = await batches.create([line(0)])
+    async with asyncio.timeout(20):
+        while not runner.describe()["resting_after_a_fault"]:
+            await asyncio.sleep(0.002)
+        assert "or tried again in 0.2 s" in caplog.text
+        monkeypatch.setattr(BatchRun, "run", real)
+        while runner.describe()["resting_after_a_fault"]:
+            await asyncio.sleep(0.01)
+        runner.wake()
+        assert (await batches.end_of(batch))["status"] == "completed"
+    assert await batches.api.metric("batch_faults_total") == 1
