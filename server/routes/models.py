@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from engine.protocol import Task
 from server.http.openapi import READ_ERRORS, answer
 from server.state import ServerState, State
 
@@ -16,11 +17,12 @@ _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 class Model(BaseModel):
-    """OpenAI's description of a model, and two fields of vLLM's.
+    """OpenAI's description of a model, two fields of vLLM's, and one of ours.
 
     Attributes:
         root: where the model comes from.
         max_model_len: tokens of a prompt and its output at most; null until the model is loaded.
+        tasks: what the model can do (docs/task-heads.md); null until it is loaded.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Model(BaseModel):
     owned_by: str
     root: str
     max_model_len: int | None
+    tasks: list[Task] | None
 
 
 class ModelList(BaseModel):
@@ -72,4 +75,5 @@ def _describe(server: ServerState, name: str) -> dict[str, Any]:
         "owned_by": "deepseek-serve",
         "root": _root(server),
         "max_model_len": info.max_seq_len if info is not None else None,
+        "tasks": info.tasks if info is not None else None,
     }

@@ -8,11 +8,12 @@ from collections import Counter
 import pytest
 
 from engine.policies import POLICIES
-from engine.protocol import SchedulingParams
+from engine.protocol import PoolingParams, SchedulingParams
 from tests.support.sequences import make_sequence
 from tests.support.watched_batcher import WatchedBatcher
 
 STOP = 1
+KINDS = (PoolingParams(task="embed"), PoolingParams(task="embed", pooling="mean"))
 
 
 class Simulation:
@@ -64,7 +65,8 @@ class Simulation:
         self.num_requests += 1
         for index in range(rng.choice([1, 1, 1, 3])):
             length = rng.randint(1, min(self.capacity, rng.choice([4, 60])))
-            max_tokens = rng.randint(0, self.capacity - length)
+            pooling = rng.choice([*[None] * 8, *KINDS])
+            max_tokens = rng.randint(0, self.capacity - length) if pooling is None else 0
             prompt = [0] * (cut := rng.randint(0, length)) + [rng.randrange(2) for _ in range(length - cut)]
             seq = make_sequence(
                 name,
@@ -73,7 +75,8 @@ class Simulation:
                 stop_token_ids=(STOP,),
                 max_tokens=max_tokens,
                 min_tokens=rng.choice([0, 0, max_tokens // 2]),
-                prompt_logprobs=rng.choice([None] * 9 + [0]),
+                prompt_logprobs=rng.choice([None] * 9 + [0]) if pooling is None else None,
+                pooling=pooling,
                 scheduling=self.scheduling(tenants),
             )
             self.watched.add(seq)
@@ -119,6 +122,7 @@ def test_the_simulation_reaches_the_hard_cases():
         "length",
         "stop",
         "error",
+        "pooled over chunks",
         "timeout",
         "stepped over",
         "gave way",

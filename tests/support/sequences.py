@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from engine.protocol import SamplingParams, SchedulingParams
+from engine.protocol import PoolingParams, SamplingParams, SchedulingParams
 from engine.sequence import Sequence
 from engine.step import mask_of
 
@@ -29,6 +29,7 @@ def make_sequence(
     stop_token_ids: tuple[int, ...] = (),
     scheduling: SchedulingParams | None = None,
     modalities: bytes = b"",
+    pooling: PoolingParams | None = None,
     **sampling: Any,
 ) -> Sequence:
     """A waiting sequence; its prompt is zeros unless given."""
@@ -45,6 +46,7 @@ def make_sequence(
         sequence_id=next(_numbers),
         mask=mask_of(sampling.get("allowed_token_ids", ())),
         modalities=modalities,
+        pooling=pooling,
     )
 
 

@@ -5,6 +5,7 @@ The watch keeps what it needs to know of each sequence by itself, and reads the 
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass
 from itertools import takewhile
@@ -55,6 +56,13 @@ class Record:
 
 def _report(token: int) -> TokenLogprobs:
     return TokenLogprobs(-float(token), [], [])
+
+
+def _sum_of(item: ScheduledSequence, sampled: int | None) -> bytes | None:
+    """What a head adds up whose value of a row is the row's token; None if the sampler's token is."""
+    assert item.pool is not None
+    rows = item.token_ids if item.pool.pooling == "mean" else item.token_ids[-1:]
+    return None if sampled is None else array("d", [sum(rows)]).tobytes()
 
 
 class WatchedBatcher:
@@ -162,14 +170,18 @@ class WatchedBatcher:
         self.check()
         self._compute(plan, records, new)
         tokens = [sample() for item in plan.scheduled if item.sample is not None]
+        sums = {item.sequence_id: _sum_of(item, sample()) for item in plan.scheduled if item.pool is not None}
         asked = [item.prompt_logprobs.token_ids for item in plan.scheduled if item.prompt_logprobs is not None]
         reports = [[_report(token) for token in token_ids] for token_ids in asked]
-        outputs = iter(self.batcher.update(plan, StepResult([SampledToken(token) for token in tokens], reports)))
+        result = StepResult([SampledToken(token) for token in tokens], reports, sums)
+        outputs = iter(self.batcher.update(plan, result))
         chosen = iter(tokens)
         for item, record in zip(plan.scheduled, records, strict=True):
             record.num_computed += item.num_tokens
             if item.sample is not None:
                 self._check_output(record, next(chosen), next(outputs), item)
+            elif item.pool is not None and (sums[item.sequence_id] is None or record.num_left == 0):
+                self._check_values(record, next(outputs), item, is_broken=sums[item.sequence_id] is None)
         assert next(outputs, None) is None
         self.check()
         seconds = 0.002 + 0.0005 * plan.num_tokens
@@ -252,7 +264,7 @@ class WatchedBatcher:
         seq = record.seq
         assert num_cached % self.block_size == 0
         assert num_cached < len(record.tokens), "the last token must be computed"
-        assert num_cached == 0 or seq.sampling.prompt_logprobs is None
+        assert num_cached == 0 or not seq.needs_every_position
         record.num_computed = num_cached
         self.events["prefix found"] += num_cached > 0
         if record.first_start is not None:
@@ -371,7 +383,10 @@ class WatchedBatcher:
             assert item.start == record.num_computed, "computed tokens are not contiguous"
             assert item.token_ids == record.tokens[item.start : stop] != []
             assert item.block_tables == [BlockTable(table_of(self.cache, seq)[: self.cache.num_blocks_for(stop)])]
-            assert (item.sample is not None) == (stop == len(record.tokens))
+            is_last = stop == len(record.tokens)
+            assert (item.sample is not None) == (is_last and seq.pooling is None)
+            pools = seq.pooling is not None and (is_last or seq.pooling.pooling == "mean")
+            assert item.pool == (seq.pooling if pools else None)
             if item.sample is not None:
                 assert (item.sample.params, item.sample.seed) == (seq.sampling, seq.seed)
                 assert item.sample.num_output_tokens == len(record.tokens) - seq.num_prompt_tokens
@@ -414,6 +429,27 @@ class WatchedBatcher:
         record.num_outputs += 1
         if reason is not None:
             self._end(record, reason)
+
+    def _check_values(
+        self, record: Record, output: SequenceOutput, item: ScheduledSequence, *, is_broken: bool
+    ) -> None:
+        seq = record.seq
+        assert seq.pooling is not None
+        is_mean = seq.pooling.pooling == "mean"
+        value = sum(record.tokens) / len(record.tokens) if is_mean else record.tokens[-1]
+        assert output == SequenceOutput(
+            request_id=seq.request_id,
+            index=seq.index,
+            token_ids=[],
+            finish_reason="error" if is_broken else "stop",
+            queue_time=record.first_start - seq.scheduling.arrival_time,
+            num_cached_tokens=record.num_cached,
+            pooled=None if is_broken else array("f", [value]).tobytes(),
+        )
+        if is_broken:
+            self.blocks.poisoned.update(item.block_tables[0].ids[record.num_cached // self.block_size :])
+        self.events["pooled over chunks"] += is_mean and item.start > 0
+        self._end(record, output.finish_reason)
 
     def _end(self, record: Record, reason: str) -> None:
         del self.live[record.seq.request_id, record.seq.index]

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
+from engine.protocol import PoolingParams, PoolRequest, SchedulingParams
 from tests.support import tiny
+from tests.support.dynamic_moe_reference import DynamicMoEReference
 from tests.support.running import (
     finish,
     generate,
@@ -54,6 +56,26 @@ def test_logits_of_labels_are_those_of_transformers(classifier):
         with torch.no_grad():
             assert relative_error(logits, reference(torch.tensor([prompt])).logits[0]) < 1e-4
         assert relative_error(pool(engine, [prompt])[0], states_of(reference.model, prompt)[-1]) < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["full"])
+def test_values_of_dynamic_moe_are_those_of_the_definition(make_dynamic_moe, variant):
+    folder = make_dynamic_moe(variant)
+    engine = load(folder, max_batched_tokens=16, max_batch_size=8)
+    reference = DynamicMoEReference(folder)
+    assert engine.info.tasks == ("generate", "embed", "classify", "value")
+    assert engine.info.labels == ("good", "bad", "unclear")
+    code = [PoolRequest(f"{i}", prompt, PoolingParams(task="value"), SchedulingParams(0.0), bytes([1] * len(prompt)))
+            for i, prompt in enumerate(PROMPTS)]  # fmt: skip
+    for item in code:
+        engine.add(item)
+    in_code = [result.pooled for result in finish(engine, code)]
+    classes, values, means = (pool(engine, PROMPTS, *kind) for kind in (("classify",), ("value",), ("embed", "mean")))
+    for i, prompt in enumerate(PROMPTS):
+        assert relative_error(classes[i], reference.head("classification", prompt)) < 1e-4
+        assert relative_error(values[i], reference.head("reasoning", prompt)) < 1e-4
+        assert relative_error(torch.tensor(in_code[i]), reference.head("reasoning", prompt, [1] * len(prompt))) < 1e-4
+        assert relative_error(means[i], reference.hidden(prompt).mean(0)) < 1e-4
 
 
 @pytest.mark.parametrize("num_kv_blocks", [21, 420], ids=["least pool", "ample pool"])
