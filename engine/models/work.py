@@ -1,7 +1,7 @@
 """The least arithmetic and memory traffic of a step, from the model's shape. Measured times are compared with it.
 
-Counted are matrix products, attention, each weight once a step, and the cached entries of all contexts. Not counted are
-norms, activations, the sampler, and repeated reads in a kernel.
+Counted are matrix products, attention, each weight once a step, and the cached entries that queries see. Not counted
+are norms, activations, the sampler, and repeated reads in a kernel.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kernels.attention_pattern import BlockSparseAttention, FullAttention, LocalAttention
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.models.config import ModelConfig
+    from engine.models.config import ModelConfig, MoEConfig
+    from kernels.attention_pattern import AttentionPattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +48,53 @@ def step_work(
         sparse = sum(map(moe.is_sparse, range(config.num_hidden_layers)))
         dense -= sparse
         expert = 3 * config.hidden_size * moe.moe_intermediate_size
-        always = config.hidden_size * moe.n_routed_experts + expert * moe.n_shared_experts
+        always = _router_weights(config, moe) + expert * moe.n_shared_experts
         is_chosen = 1 - (1 - moe.num_experts_per_tok / moe.n_routed_experts) ** num_tokens
         flops_per_token += 2.0 * sparse * (always + expert * moe.num_experts_per_tok)
         read += sparse * (always + expert * moe.n_routed_experts * is_chosen)
+    if (compression := config.compression) is not None:
+        values = 2 * len(compression.layers) * compression.size * config.hidden_size
+        flops_per_token += 2.0 * values
+        read += values
     mlp = 3 * config.hidden_size * config.intermediate_size
     flops_per_token += 2.0 * dense * mlp
     read += dense * mlp
-    pair_flops = sum(
-        _pair_flops(config, is_decode=query_len == 1) * query_len * (context_len - (query_len - 1) / 2)
-        for query_len, context_len in zip(query_lens, context_lens, strict=True)
-    )
+    pair_flops, num_entries = 0.0, 0
+    for pattern in config.attention_patterns:
+        for query_len, context_len in zip(query_lens, context_lens, strict=True):
+            num_pairs = _num_pairs(pattern, query_len, context_len)
+            pair_flops += _pair_flops(config, is_decode=query_len == 1) * num_pairs
+            num_entries += _num_entries(pattern, query_len, context_len)
     return Work(
-        flops=flops_per_token * num_tokens + config.num_hidden_layers * pair_flops + 2.0 * head * num_logits,
-        bytes=(read + (head if num_logits else 0)) * weight_size
-        + config.num_hidden_layers * sum(context_lens) * entry_size,
+        flops=flops_per_token * num_tokens + pair_flops + 2.0 * head * num_logits,
+        bytes=(read + (head if num_logits else 0)) * weight_size + num_entries * entry_size,
     )
+
+
+def _num_pairs(pattern: AttentionPattern, query_len: int, context_len: int) -> float:
+    """Pairs of a query and a position that it sees, of the last queries of a context."""
+    if isinstance(pattern, FullAttention):
+        return query_len * (context_len - (query_len - 1) / 2)
+    return sum(map(pattern.num_visible, range(context_len - query_len, context_len)))
+
+
+def _num_entries(pattern: AttentionPattern, query_len: int, context_len: int) -> int:
+    """Positions that at least one of these queries sees."""
+    if isinstance(pattern, LocalAttention):
+        return min(context_len, pattern.window + query_len - 1)
+    if isinstance(pattern, BlockSparseAttention):
+        size = pattern.block_size
+        blocks = range((context_len - query_len) // size, -(-context_len // size))
+        seen = {visible for block in blocks for visible in pattern.visible_blocks(block)}
+        return sum(min(size, context_len - block * size) for block in seen)
+    return context_len
+
+
+def _router_weights(config: ModelConfig, moe: MoEConfig) -> int:
+    """Number of weights in the router of one layer."""
+    if (size := moe.router_hidden_size) is None:
+        return config.hidden_size * moe.n_routed_experts
+    return size * (config.hidden_size + moe.n_routed_experts)
 
 
 def _attention_weights(config: ModelConfig) -> int:

@@ -7,6 +7,7 @@ Shapes: T tokens of the text, H hidden.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import deque
@@ -23,6 +24,7 @@ from engine.models import registry
 from engine.models.decoder import attention_class, make_rotary_table, plan_attention
 from engine.models.layers import Builder
 from engine.step import BlockTable, ScheduledSequence, StepPlan
+from kernels.attention_pattern import BlockSparseAttention
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.ops import Ops, TorchOps, resolve
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 _MAX_BATCHED_TOKENS = 2048
 _MAX_MEASURED_ROWS = 256  # of one layer's inputs, evenly spaced
-_BLOCK_SIZE = 16
+_MAX_BLOCK_SIZE = 16
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.(.*)")
 
 
@@ -85,12 +87,13 @@ def calibrate(
     planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
-    layout = CacheLayout(attention_class(config).cache_shapes(config), 1, _BLOCK_SIZE, dtype)
+    block_size = _block_size(config)
+    layout = CacheLayout(attention_class(config).cache_shapes(config), 1, block_size, dtype)
     for group in _groups(prompts):
-        plan = _plan(group, len(config.cache_groups.groups))
+        plan = _plan(group, block_size, len(config.cache_groups.groups))
         num_blocks = plan.scheduled[-1].block_tables[0].ids[-1] + 1
         pools.append(KVCachePool(layout, num_blocks, device))
-        batches.append(ModelBatch.build(plan, planner, _BLOCK_SIZE, device))
+        batches.append(ModelBatch.build(plan, planner, block_size, device))
         states.append((None, embedding.forward(batches[-1])))
     measurements = []
     with torch.inference_mode():
@@ -182,12 +185,18 @@ def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def _plan(prompts: list[list[int]], num_groups: int) -> StepPlan:
+def _block_size(config: ModelConfig) -> int:
+    """A size of blocks that sparse blocks are made of."""
+    patterns = config.attention_patterns
+    return math.gcd(_MAX_BLOCK_SIZE, *(item.block_size for item in patterns if isinstance(item, BlockSparseAttention)))
+
+
+def _plan(prompts: list[list[int]], block_size: int, num_groups: int) -> StepPlan:
     """One step of all these prompts, each with its own blocks, the same for all groups of layers."""
     scheduled: list[ScheduledSequence] = []
     first = 0
     for number, prompt in enumerate(prompts):
-        num_blocks = -(-len(prompt) // _BLOCK_SIZE)
+        num_blocks = -(-len(prompt) // block_size)
         table = BlockTable(list(range(first, first + num_blocks)))
         scheduled.append(ScheduledSequence(number, prompt, 0, [table] * num_groups))
         first += num_blocks

@@ -7,7 +7,7 @@ import pytest
 
 from engine.protocol import AbortRequest
 from kernels import native
-from tests.support import tiny_deepseek
+from tests.support import tiny_deepseek, tiny_dynamic_moe
 from tests.support.running import greedy_params, load, make_prompt, request
 
 pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
@@ -19,6 +19,8 @@ CASES = [
     *((model, {"dtype": "bfloat16"}) for model in ("v2-lite", "v2", "v3")),
     ("v2", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
     ("v3", {"dtype": "bfloat16", "num_kv_blocks": 8}),  # sequences are preempted
+    ("dynamic-moe", {"dtype": "bfloat16"}),
+    ("dynamic-moe", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
 ]
 
 
@@ -29,7 +31,11 @@ def folder(tiny_llama, tmp_path_factory):
 
     def find(name):
         if name not in folders:
-            folders[name] = tiny_deepseek.write(tmp_path_factory.mktemp(name), name)
+            path = tmp_path_factory.mktemp(name)
+            if name == "dynamic-moe":
+                folders[name] = tiny_dynamic_moe.write(path, "defaults", sparse_block_size=16)
+            else:
+                folders[name] = tiny_deepseek.write(path, name)
         return folders[name]
 
     return find
@@ -80,7 +86,7 @@ def test_a_model_that_computes_with_torch_is_not_captured(folder, caplog):
     assert runner_of(engine).graph is None
 
 
-@pytest.mark.parametrize("model", ["llama", "v2-lite"])
+@pytest.mark.parametrize("model", ["llama", "v2-lite", "dynamic-moe"])
 def test_steps_of_every_kind_are_replayed(folder, model, monkeypatch):
     """Except for long chunks whose keys and values are expanded (engine.models.mla)."""
     engine = load(folder(model), dtype="bfloat16", max_batch_size=8, max_batched_tokens=40)

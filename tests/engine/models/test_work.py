@@ -1,5 +1,7 @@
 """The work of a step against what others count: a checkpoint its weights, torch the products of transformers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,13 +9,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.models import registry
 from engine.models.work import step_work
-from tests.support import tiny, tiny_deepseek
+from kernels.attention_pattern import FULL
+from tests.support import tiny, tiny_deepseek, tiny_dynamic_moe
+from tests.support.dynamic_moe_reference import DynamicMoEReference
 
 MANY = 100_000  # tokens, of which each expert has some
 
 
-@pytest.fixture(params=["llama", "tied llama", *tiny_deepseek.VARIANTS])
+@pytest.fixture(params=["llama", "tied llama", *tiny_deepseek.VARIANTS, "dynamic-moe"])
 def folder(request, tmp_path):
+    if request.param == "dynamic-moe":
+        return tiny_dynamic_moe.write(tmp_path / "model", "full", task_heads={})
     if request.param.endswith("llama"):
         return tiny.write_llama(tmp_path, tie_word_embeddings=request.param.startswith("tied"))
     return tiny_deepseek.write(tmp_path, request.param)
@@ -22,7 +28,7 @@ def folder(request, tmp_path):
 def test_all_matrices_of_a_checkpoint_are_read_once(folder):
     config = registry.read_folder(folder)
     weights = load_file(folder / "model.safetensors")
-    matrices = {name: w for name, w in weights.items() if w.dim() > 1}
+    matrices = {name: w for name, w in weights.items() if w.dim() > 1 and "modality" not in name}  # which are looked up
     embedding = matrices["model.embed_tokens.weight"].numel()
     num_values = sum(w.numel() for w in matrices.values()) - (0 if config.tie_word_embeddings else embedding)
     assert step_work(config, [MANY], [0], 1, weight_size=2, entry_size=0).bytes == pytest.approx(2 * num_values)
@@ -68,3 +74,27 @@ def test_latent_attention_of_a_decode_is_counted_absorbed(tmp_path):
     config = registry.read_folder(tiny_deepseek.write(tmp_path, "v2-lite"))
     flops = [step_work(config, [1], [n], 1, weight_size=0, entry_size=0).flops for n in (10, 11)]
     assert flops[1] - flops[0] == 3 * 2 * 4 * (2 * 24 + 16)
+
+
+@pytest.mark.parametrize("layer", range(3), ids=["full", "local", "block sparse"])
+@pytest.mark.parametrize(("query_len", "context_len"), [(1, 90), (7, 90), (40, 40), (1, 1)])
+def test_of_a_context_counts_what_queries_see(make_dynamic_moe, layer, query_len, context_len):
+    """Against the definition's rule for each pair."""
+    folder = make_dynamic_moe("mixed", sparse_block_size=8)
+    config, reference = registry.read_folder(folder), DynamicMoEReference(folder)
+    queries = range(context_len - query_len, context_len)
+    sees = [[reference.sees(layer, query, key) for key in range(context_len)] for query in queries]
+    full, own = (
+        step_work(
+            replace(config, num_hidden_layers=1, attention_patterns=(pattern,)),
+            [query_len],
+            [context_len],
+            0,
+            weight_size=0,
+            entry_size=1,
+        )
+        for pattern in (FULL, config.attention_patterns[layer])
+    )
+    assert own.bytes == sum(map(any, zip(*sees, strict=True)))
+    num_unseen = sum(query + 1 for query in queries) - sum(map(sum, sees))
+    assert full.flops - own.flops == 4 * 4 * 16 * num_unseen  # heads, head_dim

@@ -14,7 +14,9 @@ BATCH = [make_prompt(length, length) for length in (3, 17, 40, 64)]
 
 
 @pytest.fixture
-def source(request, tiny_llama, make_deepseek):
+def source(request, tiny_llama, make_deepseek, make_dynamic_moe):
+    if request.param == "dynamic-moe":
+        return make_dynamic_moe("sparse 24", sparse_block_size=16)
     return tiny_llama if request.param == "llama" else make_deepseek(request.param)
 
 
@@ -22,7 +24,7 @@ def logits_of(folder, **options):
     return prompt_logits(load(folder, num_kv_blocks=64, **options), PROMPTS[0])
 
 
-@pytest.mark.parametrize("source", ["llama", "v2-lite", "v3", "v32"], indirect=True)
+@pytest.mark.parametrize("source", ["llama", "v2-lite", "v3", "v32", "dynamic-moe"], indirect=True)
 def test_weights_alone_give_the_logits_of_the_dequantized_checkpoint(tmp_path, source):
     folder = make_int8(source, tmp_path / "int8", "w8")
     logits = logits_of(folder)
@@ -31,7 +33,7 @@ def test_weights_alone_give_the_logits_of_the_dequantized_checkpoint(tmp_path, s
 
 
 @pytest.mark.parametrize("scheme", ["w8a8-dynamic", "w8a8-static"])
-@pytest.mark.parametrize("source", ["llama", "v3"], indirect=True)
+@pytest.mark.parametrize("source", ["llama", "v3", "dynamic-moe"], indirect=True)
 def test_quantised_inputs_stay_near_the_dequantized_checkpoint(tmp_path, source, scheme):
     engine = load(make_int8(source, tmp_path / "int8", scheme), num_kv_blocks=128)
     expected = logits_of(dequantized(tmp_path / "int8", tmp_path / "twin"))
@@ -114,3 +116,16 @@ def test_fp8_weights_are_quantised_to_int8_in_both_ways(tmp_path, make_deepseek)
     expected = logits_of(tmp_path / "twin")
     assert distance(logits_of(make_int8(tmp_path / "fp8", tmp_path / "int8", "w8")), expected) < 0.15
     assert distance(logits_of(tmp_path / "fp8", quantization="int8"), expected) < 0.15
+
+
+def test_of_dynamic_moe_what_decides_or_is_small_stays_in_floats(tmp_path, make_dynamic_moe):
+    folder = make_int8(make_dynamic_moe("full"), tmp_path / "int8", "w8a8-static")
+    stored = checkpoints.read_weights(folder)
+    quantized = {name.removesuffix(".weight") for name, tensor in stored.items() if tensor.dtype is torch.int8}
+    floats = {name.rpartition(".")[0] for name, tensor in stored.items() if tensor.dtype is torch.float32}
+    assert {"model.layers.0.mlp.router.fc1", "heads.reasoning", "model.modality_scale", "lm_head"} <= floats
+    assert {"model.layers.0.mlp.experts.5.up_proj", "model.layers.2.self_attn.q_proj"} <= quantized
+    assert any("compression" in name for name in quantized)
+    assert all(scheme_of(folder).input_kind(layer) is not None for layer in quantized if "zero_point" not in layer)
+    assert scheme_of(folder).input_kind("model.layers.0.mlp.router.fc1") is None
+    load(folder)
