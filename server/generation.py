@@ -5,12 +5,13 @@ Owns the request's counts and its end. Text is `server.text.choice_text`'s; JSON
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from engine.errors import EngineUnavailableError
-from engine.protocol import GenerateRequest, SchedulingParams, SequenceOutput
+from engine.protocol import GenerateRequest, PoolingParams, PoolRequest, SchedulingParams, SequenceOutput
 from server.http.request_record import engine_id
 from server.submission import Submission
 from server.text.choice_text import ChoiceText, Delta
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     from server.state import ServerState
 
 
+_VALUE = PoolingParams(task="value")
+
+
 class Generation(Submission):
     """The prompts of one API request, `num_sequences` choices for each.
 
     A choice's number is prompt number * num_sequences + index.
+
+    Attributes:
+        has_values: whether the model can say how sound a choice is.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Generation(Submission):
         for prompt in prompts:
             info.check(prompt, self._sampling)
         self._n, self._is_enough = body.num_sequences, is_enough
+        self.has_values = "value" in info.tasks
         self.num_output_tokens = 0
         ticket.resize(self.num_prompt_tokens * info.num_computed(self._n))
         detokenizer, skip = server.tokenizer.detokenizer, body.skip_special_tokens
@@ -123,6 +131,28 @@ class Generation(Submission):
             for _ in range(num_running):
                 self._metrics.count_finished(left)
             timer.end()
+
+    async def values(self, choices: list[Delta]) -> list[float]:
+        """Have the model say how sound each choice is, behind its prompt; their tokens are in the prefix cache.
+
+        Raises:
+            GenerationError, EngineUnavailableError, DeadlineError: as `deltas`.
+        """
+        scheduling = replace(self._scheduling, start_deadline=None)  # the request has started
+        requests = [
+            PoolRequest(engine_id(), self.prompts[choice.choice // self._n] + choice.token_ids, _VALUE, scheduling)
+            for choice in choices
+        ]
+        values: dict[str, float] = {}
+        try:
+            with self._client.submit(requests) as stream:
+                async for output in stream:
+                    self._check_end(output)
+                    if output.pooled is not None:
+                        (values[output.request_id],) = array("f", output.pooled)
+        except TimeoutError:  # the engine hangs
+            raise self._too_late(has_started=True) from None
+        return [values[request.request_id] for request in requests]
 
     async def _with_prompt_logprobs(self, stream: OutputStream) -> AsyncIterator[SequenceOutput]:
         """Yield outputs; the engine reports a prompt once, with index 0, and the others wait for it and get it too."""

@@ -40,7 +40,10 @@ class CompletionRequest(GenerationRequest):
     echo: bool = Field(False, description="put the prompt in front of the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="alternatives to report for each token")
     best_of: int | None = Field(
-        None, ge=1, le=128, description="compute so many choices and give the n likeliest, by mean logprob"
+        None,
+        ge=1,
+        le=128,
+        description="compute so many choices and give the n best, by a reasoning head's value or by mean logprob",
     )
     suffix: Annotated[str, Field(max_length=1 << 22)] = Field(
         "", description="text that follows what is to be filled in; for models with fill-in-the-middle tokens"

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from engine.errors import RequestError
 from server.answers import Completion
+from server.best_of import best_of
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
@@ -67,20 +68,9 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
-        written = [self._choice(choice, generation) async for choice in yielding(self._best(choices))]
+        best = await best_of(choices, generation, self.body.n)
+        written = [self._choice(choice, generation) async for choice in yielding(best)]
         return {**self.head(self.kind), "choices": written, "usage": usage(generation)}
-
-    def _best(self, choices: list[Delta]) -> list[Delta]:
-        """Return each prompt's n choices of the highest mean logprob, if best_of made more; they get new numbers."""
-        n, made = self.body.n, self.body.num_sequences
-        if made == n:
-            return choices
-        best: list[Delta] = []
-        for first in range(0, len(choices), made):
-            best += sorted(choices[first : first + made], key=_mean_logprob, reverse=True)[:n]
-        for number, choice in enumerate(best):
-            choice.choice = number
-        return best
 
     def _choice(self, delta: Delta, generation: Generation) -> Json:
         number = delta.choice // self.body.n
@@ -144,7 +134,3 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
             return as_bytes.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in as_bytes)
-
-
-def _mean_logprob(choice: Delta) -> float:
-    return sum(report.logprobs.logprob for report in choice.reports) / max(1, len(choice.reports))
