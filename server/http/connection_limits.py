@@ -47,7 +47,7 @@ class Connections:
         max_client_connections: of one address, or of a network of IPv6; None is no limit.
         proxies: whose connections are not counted as those of a client.
         abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
-        num_of: connections of each client, if they are limited.
+        num_of: connections of each client, if they are limited; `client_of` says whose each is.
     """
 
     max_connections: int
@@ -66,14 +66,17 @@ class Connections:
     bodies_bytes: int = 0
     abortable: dict[HasTransport, None] = field(default_factory=dict)
     num_of: Counter[str] = field(default_factory=Counter)
+    client_of: dict[HasTransport, str] = field(default_factory=dict)
 
     def enter(self, connection: HasTransport, transport: asyncio.BaseTransport) -> tuple[int, str] | None:
         """Count a new connection; returns why it cannot stay, as a status and a message, or None."""
         self.num_open += 1
         self.abortable[connection] = None
-        if (client := self._limited_client(transport)) is not None:
+        peer = transport.get_extra_info("peername")
+        if self.max_client_connections is not None and peer is not None and peer[0] not in self.proxies:
+            client = self.client_of[connection] = client_of(peer[0])
             self.num_of[client] += 1
-            if self.num_of[client] > (most := self.max_client_connections or 0):
+            if self.num_of[client] > (most := self.max_client_connections):
                 return 429, f"This address has {most} connections, the most that one may have; try again."
         if self.num_open > self.max_connections:
             longest = next(iter(self.abortable))
@@ -83,24 +86,19 @@ class Connections:
             longest.transport.abort()
         return None
 
-    def leave(self, connection: HasTransport, transport: asyncio.BaseTransport) -> None:
+    def leave(self, connection: HasTransport) -> None:
         """Count a connection no longer."""
         self.num_open -= 1
         self.abortable.pop(connection, None)
-        if (client := self._limited_client(transport)) is not None:
+        if (client := self.client_of.pop(connection, None)) is not None:
             self.num_of[client] -= 1
             if not self.num_of[client]:
                 del self.num_of[client]
 
-    def is_flooded_by(self, transport: asyncio.BaseTransport) -> bool:
-        """Whether a client has so many connections beyond its limit that no answer is owed to it."""
-        client = self._limited_client(transport)
-        return client is not None and self.num_of[client] > 2 * (self.max_client_connections or 0)
-
-    def _limited_client(self, transport: asyncio.BaseTransport) -> str | None:
-        """Whose limit a connection counts for."""
-        peer = transport.get_extra_info("peername") if self.max_client_connections is not None else None
-        return None if peer is None or peer[0] in self.proxies else client_of(peer[0])
+    def is_owed_an_answer(self, connection: HasTransport) -> bool:
+        """Whether a connection that cannot stay is told so: a client with twice as many as it may have is not."""
+        client = self.client_of.get(connection)
+        return client is None or self.num_of[client] <= 2 * (self.max_client_connections or 0)
 
 
 class HasTransport(Protocol):
@@ -149,6 +147,7 @@ def make_connections(
         max_client_connections=None,
         abortable={},
         num_of=Counter(),
+        client_of={},
     )
     return connections, {config.admin_port: admin}
 

@@ -57,11 +57,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._start_read_timer(shared.header_timeout)
         if (fault := shared.enter(self, transport)) is not None:
             self._refuse(*fault)
-            if shared.is_flooded_by(transport):
+            if not shared.is_owed_an_answer(self):
                 cut(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._shared.leave(self, self.transport)
+        self._shared.leave(self)
         self._release_body()
         for timer in (self._read_timer, self._write_timer):
             if timer is not None:

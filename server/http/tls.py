@@ -48,7 +48,7 @@ class TlsProtocol(asyncio.Protocol):
         if self._shared.enter(self, transport) is None:
             self._task = asyncio.get_running_loop().create_task(self._shake())
         else:  # nothing can be said without the handshake
-            self._shared.leave(self, transport)
+            self._shared.leave(self)
             cut(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +72,7 @@ class TlsProtocol(asyncio.Protocol):
             raw.abort()
             return
         finally:
-            self._shared.leave(self, raw)
+            self._shared.leave(self)
         if transport is not None and not self._is_lost:
             self._hand_over(transport)
 

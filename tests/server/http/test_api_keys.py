@@ -4,6 +4,7 @@ import pytest
 
 from engine.errors import ConfigError
 from server.http.api_keys import ApiKeys, Caller
+from server.rate_limits import RateLimits
 from tests.server.conftest import COMPLETIONS, check_error
 
 KEY = "sk-ünïcode-1"
@@ -33,9 +34,58 @@ def test_keys_come_from_the_flag_and_from_a_file_with_weights_and_names(tmp_path
     assert identify(keys, b"Bearer sk-f") is None
 
 
+def test_a_key_may_have_limits_of_its_own(tmp_path):
+    path, limits = tmp_path / "keys", RateLimits(max_requests=8, tokens_per_minute=1000)
+    path.write_text(
+        "sk-a\nsk-b 2 b requests=3 requests-per-minute=60\nsk-c tokens-per-minute=none requests=none\nsk-d= d\n"
+    )
+    keys = ApiKeys.load("sk-e", str(path), limits)
+    assert [identify(keys, f"Bearer sk-{key}".encode()).limits for key in ("a", "b", "c", "d=", "e")] == [
+        limits,
+        RateLimits(3, 60, 1000),
+        RateLimits(),
+        limits,
+        limits,
+    ]
+
+
+def test_an_error_of_the_file_says_nothing_that_is_in_it(tmp_path):
+    for content in (b"sk-secret 1 2 3", b"sk-secret \xff", b"sk-secret requests=sk-secret", b"sk-ok\nsk-secret a b c"):
+        (tmp_path / "keys").write_bytes(content)
+        with pytest.raises(ConfigError) as info:
+            ApiKeys.load(None, str(tmp_path / "keys"))
+        assert "secret" not in str(info.value)
+
+
+def test_keys_are_taken_over_whole():
+    old = ApiKeys([Caller.of_key("sk-a", 1.0, "a"), Caller.of_key("sk-b", 1.0, "b")])
+    assert old.take_over(ApiKeys([Caller.of_key("sk-b", 2.0, "b"), Caller.of_key("sk-c", 1.0, "c")])) == (1, 1)
+    assert identify(old, b"Bearer sk-a") is None
+    assert identify(old, b"Bearer sk-b").weight == 2.0
+    assert identify(old, b"Bearer sk-c").key_name == "c"
+
+
 @pytest.mark.parametrize(
     "line",
-    ["k 0", "k -1", "k 1 2", "k 1 a 2", "k 1 a b", "k nan", "k inf", "k 1 ä", "k " + "a" * 33, "k a/b", "# only"],
+    [
+        "k requests=0",
+        "k requests=",
+        "k requests=1 requests=2",
+        "k rpm=1",
+        "k requests=1e3",
+        "k requests=1 a",
+        "k 0",
+        "k -1",
+        "k 1 2",
+        "k 1 a 2",
+        "k 1 a b",
+        "k nan",
+        "k inf",
+        "k 1 ä",
+        "k " + "a" * 33,
+        "k a/b",
+        "# only",
+    ],
 )
 def test_a_bad_file_is_refused_by_its_line(tmp_path, line):
     (tmp_path / "keys").write_text(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import uvicorn
 
 from server.http.connection_limits import Connections
 from server.http.connections import MAX_HEAD_BYTES, MAX_HEADERS, LimitedProtocol
+from server.http.proxies import TrustedProxies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -311,6 +313,52 @@ async def test_a_reader_that_stops_is_cut_off():
         await server.connect(GET.replace(b"/x", b"/endless"))
         async with asyncio.timeout(10):
             await server.disconnected.wait()
+
+
+async def test_a_reader_that_was_cut_off_gets_a_reset():
+    """The system would else keep what the client has not read for as long as the client likes."""
+    async with Server(write_timeout=0.05).running() as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(GET.replace(b"/x", b"/endless"))
+            async with asyncio.timeout(10):
+                await server.disconnected.wait()
+            with pytest.raises(ConnectionResetError):
+                while client.recv(1 << 20):
+                    pass
+
+
+async def test_an_address_has_so_many_connections():
+    async with Server(max_client_connections=2).running() as server:
+        kept = [await server.connect() for _ in range(2)]
+        await until(lambda: server.connections.num_open == 2)
+        reader, _ = await server.connect(GET)
+        got = await reader.readuntil(b"\r\n\r\n")
+        assert got.startswith(b"HTTP/1.1 429 ")
+        assert b"retry-after: 1\r\n" in got.lower()
+        assert "This address has 2 connections" in (await reader.read()).decode()
+        assert server.refused == ["rate_limited"]
+        for reader, writer in kept:
+            writer.write(GET)
+            assert await answer(reader) == (200, b"0")
+        kept[0][1].close()
+        await until(lambda: server.connections.num_of["127.0.0.1"] == 1)
+        reader, _ = await server.connect(GET)
+        assert await answer(reader) == (200, b"0")
+
+
+async def test_a_flood_from_one_address_holds_no_more_than_twice_its_connections():
+    async with Server(max_connections=100, max_client_connections=3).running() as server:
+        for _ in range(200):
+            await server.connect()
+        await until(lambda: server.connections.num_open <= 6)
+        assert server.refused == ["rate_limited"] * 197
+
+
+async def test_a_trusted_proxys_connections_are_no_clients():
+    limits = {"max_client_connections": 1, "proxies": TrustedProxies.parse("127.0.0.0/8")}
+    async with Server(**limits).running() as server:
+        for reader, _ in [await server.connect(GET) for _ in range(5)]:
+            assert await answer(reader) == (200, b"0")
 
 
 async def test_a_new_connection_takes_the_place_of_the_one_idle_longest():
