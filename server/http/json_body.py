@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_VALUES = 200_000  # decoded in at most 20 ms
 MAX_KEYS = 50_000
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SHOWN = 64  # characters of a key in an error
 _VALUES_PER_TOKEN = 4  # which a longer context allows
 
 
@@ -61,7 +62,7 @@ class _JsonRequest(Request):
             message = f"The body has more than {self._max_values} values or {self._max_keys} keys: no prompt has."
             raise HTTPException(400, message)
         try:
-            value = json.loads(body)
+            value = json.loads(body, object_pairs_hook=_unique)
             if _SURROGATE.search(body):  # of an emoji, or half of one, which is no text and cannot be written again
                 json.dumps(value, ensure_ascii=False).encode()
             return value
@@ -71,3 +72,17 @@ class _JsonRequest(Request):
             raise json.JSONDecodeError("it has half a surrogate pair", "", 0) from None
         except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
             raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object, whose keys must differ: what stands before this server may read the other value of the two.
+
+    Raises:
+        ValueError: naming a key that comes twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"an object has the key {ascii(twice[:_SHOWN])} twice")
+    return found

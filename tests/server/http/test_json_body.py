@@ -30,6 +30,26 @@ async def test_what_is_not_json_is_a_400(api, body):
 @pytest.mark.parametrize(
     "body",
     [
+        '{"prompt": "a", "model": "tiny", "model": "other"}',
+        '{"prompt": "a", "logit_bias": {"1": 1, "2": 2, "1": 1}}',
+        '{"prompt": "a", "us\\u0065r": "a", "user": "a"}',
+    ],
+)
+async def test_a_key_that_comes_twice_is_refused(api, body):
+    error = check_error(await api.http.post(COMPLETIONS, content=body), 400, type="invalid_request_error")
+    assert "twice" in error["message"]
+
+
+async def test_a_key_that_comes_twice_cannot_forge_the_error(api):
+    key = json.dumps("\n\x1b" + "x" * 1000)
+    error = check_error(await api.http.post(COMPLETIONS, content=f"{{{key}: 1, {key}: 2}}"), 400)
+    assert error["message"].isprintable()
+    assert len(error["message"]) < 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
         {"prompt": "a", **{f"a{i}": 1 for i in range(MAX_KEYS)}},
         {"prompt": [1] * (MAX_VALUES + 1)},
         {"prompt": [[1]] * (MAX_VALUES // 2 + 1)},
