@@ -64,15 +64,15 @@ class Connections:
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
     num_open: int = 0
     bodies_bytes: int = 0
-    abortable: dict[HasTransport, None] = field(default_factory=dict)
+    abortable: dict[Connection, None] = field(default_factory=dict)
     num_of: Counter[str] = field(default_factory=Counter)
-    client_of: dict[HasTransport, str] = field(default_factory=dict)
+    client_of: dict[Connection, str] = field(default_factory=dict)
 
-    def enter(self, connection: HasTransport, transport: asyncio.BaseTransport) -> tuple[int, str] | None:
+    def enter(self, connection: Connection) -> tuple[int, str] | None:
         """Count a new connection; returns why it cannot stay, as a status and a message, or None."""
         self.num_open += 1
         self.abortable[connection] = None
-        peer = transport.get_extra_info("peername")
+        peer = connection.tcp.get_extra_info("peername")
         if self.max_client_connections is not None and peer is not None and peer[0] not in self.proxies:
             client = self.client_of[connection] = client_of(peer[0])
             self.num_of[client] += 1
@@ -83,10 +83,10 @@ class Connections:
             if longest is connection:
                 return 503, f"The server has its {self.max_connections} connections; try again."
             del self.abortable[longest]  # at once: others may be accepted before it is lost
-            longest.transport.abort()
+            longest.tcp.abort()
         return None
 
-    def leave(self, connection: HasTransport) -> None:
+    def leave(self, connection: Connection) -> None:
         """Count a connection no longer."""
         self.num_open -= 1
         self.abortable.pop(connection, None)
@@ -95,17 +95,17 @@ class Connections:
             if not self.num_of[client]:
                 del self.num_of[client]
 
-    def is_owed_an_answer(self, connection: HasTransport) -> bool:
+    def is_owed_an_answer(self, connection: Connection) -> bool:
         """Whether a connection that cannot stay is told so: a client with twice as many as it may have is not."""
         client = self.client_of.get(connection)
         return client is None or self.num_of[client] <= 2 * (self.max_client_connections or 0)
 
 
-class HasTransport(Protocol):
-    """A connection, in whatever state."""
+class Connection(Protocol):
+    """A connection in whatever state, with or without TLS above it."""
 
     @property
-    def transport(self) -> asyncio.Transport: ...
+    def tcp(self) -> asyncio.Transport: ...
 
 
 def cut(transport: asyncio.Transport) -> None:

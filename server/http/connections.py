@@ -40,6 +40,7 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         """Connections to the ports in `by_port` have limits of their own."""
         super().__init__(*args, **kwargs)
+        self.tcp: asyncio.Transport = None  # type: ignore[assignment]  # beneath TLS; until connection_made
         self._shared, self._by_port = connections, by_port
         self._is_refused = False
         self._in_head = self._in_body = self._has_body = False
@@ -53,12 +54,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.tcp = self.tcp or transport
         shared = self._shared = self._by_port.get(transport.get_extra_info("sockname")[1], self._shared)
         self._start_read_timer(shared.header_timeout)
-        if (fault := shared.enter(self, transport)) is not None:
+        if (fault := shared.enter(self)) is not None:
             self._refuse(*fault)
             if not shared.is_owed_an_answer(self):
-                cut(transport)
+                cut(self.tcp)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.leave(self)
@@ -92,9 +94,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _watch_reader(self, num_unread: int) -> None:
         """Cut off a client that has read nothing since this was called last, when it had so many bytes to read."""
-        before, num_unread = num_unread, self.transport.get_write_buffer_size()
+        before, num_unread = num_unread, self.tcp.get_write_buffer_size()
+        if self.tcp is not self.transport and not self.transport.is_closing():
+            num_unread += self.transport.get_write_buffer_size()  # what TLS keeps
         if num_unread == before:
-            cut(self.transport)
+            cut(self.tcp)
         else:
             self._write_timer = self.loop.call_later(self._shared.write_timeout, self._watch_reader, num_unread)
 
@@ -161,6 +165,12 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # The ends of a connection.
 
+    def shutdown(self) -> None:
+        """Called by uvicorn when the server ends."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._end()
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
@@ -197,6 +207,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.write_eof()
         self._start_read_timer(_LINGER)
 
+    def _end(self) -> None:
+        """Close when nothing is left to say, whether or not the client says goodbye as TLS wants it."""
+        if not self.transport.is_closing():  # asyncio's TLS is lost by a second close
+            self.transport.close()
+        if self.tcp is not self.transport:
+            self.tcp.abort()
+
     @property
     def _awaits_answer(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -205,7 +222,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._is_refused and (self._in_head or self._awaits_answer):
             self._refuse(408, "The request did not arrive in time.")
         else:
-            self.transport.close()
+            self._end()
 
     def _release_body(self) -> None:
         if not self._is_upload:

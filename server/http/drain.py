@@ -114,4 +114,4 @@ class Server(uvicorn.Server):
 
     def _cut_connections(self) -> None:
         for connection in list(self.server_state.connections):
-            connection.transport.abort()
+            connection.tcp.abort()  # type: ignore[union-attr]  # it is a LimitedProtocol

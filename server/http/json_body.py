@@ -84,5 +84,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"an object has the key {ascii(twice[:_SHOWN])} twice")
+        raise ValueError(f"an object has the key {twice[:_SHOWN]!a} twice")
     return found

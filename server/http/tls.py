@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from server.http.connection_limits import Connections
     from server.http.connections import LimitedProtocol
 
-_GOODBYE = 2.0  # seconds that a client may take to answer the end of TLS
-
 
 class TlsProtocol(asyncio.Protocol):
     """A connection in its handshake; then its transport is LimitedProtocol's."""
@@ -33,19 +31,19 @@ class TlsProtocol(asyncio.Protocol):
         """On `plain_ports` there is no TLS."""
         self._make, self._shared, self._certificate = make, connections, certificate
         self._plain_ports = plain_ports
-        self.transport: asyncio.Transport
+        self.tcp: asyncio.Transport
         self._received = bytearray()
         self._is_lost = False
 
     # Called by asyncio: connection_made before the handshake, the others in the moment between its end and `_shake`'s.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.transport = transport
+        self.tcp = transport
         if transport.get_extra_info("sockname")[1] in self._plain_ports:
             self._hand_over(transport)
             return
         transport.pause_reading()  # the handshake's bytes are for start_tls
-        if self._shared.enter(self, transport) is None:
+        if self._shared.enter(self) is None:
             self._task = asyncio.get_running_loop().create_task(self._shake())
         else:  # nothing can be said without the handshake
             self._shared.leave(self)
@@ -58,18 +56,17 @@ class TlsProtocol(asyncio.Protocol):
         self._is_lost = True
 
     async def _shake(self) -> None:
-        raw, limit = self.transport, self._shared.header_timeout
         try:
             transport = await asyncio.get_running_loop().start_tls(
-                raw,
+                self.tcp,
                 self,
                 self._certificate.context,
                 server_side=True,
-                ssl_handshake_timeout=limit,
-                ssl_shutdown_timeout=_GOODBYE,
+                ssl_handshake_timeout=self._shared.header_timeout,
+                ssl_shutdown_timeout=self._shared.write_timeout,  # in which the end of an answer is read, too
             )
         except OSError:  # it speaks no TLS, leaves, or is too slow
-            raw.abort()
+            self.tcp.abort()
             return
         finally:
             self._shared.leave(self)
@@ -78,6 +75,7 @@ class TlsProtocol(asyncio.Protocol):
 
     def _hand_over(self, transport: asyncio.Transport) -> None:
         protocol = self._make()
+        protocol.tcp = self.tcp
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if self._received:
