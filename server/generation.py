@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import TokenLogprobs
     from server.admission import Ticket
+    from server.inputs import ModelInput
     from server.output_stream import OutputStream
     from server.protocol import GenerationRequest
     from server.state import ServerState
@@ -42,7 +43,7 @@ class Generation(Submission):
         self,
         server: ServerState,
         body: GenerationRequest,
-        prompts: list[list[int]],
+        prompts: list[ModelInput],
         scheduling: SchedulingParams,
         ticket: Ticket,
         key_name: str,
@@ -63,7 +64,7 @@ class Generation(Submission):
         self._sampling = server.sampling(body, info.max_seq_len - max(map(len, prompts)))
         self._sampling = replace(self._sampling, grammar=grammar)
         for prompt in prompts:
-            info.check(prompt, self._sampling)
+            info.check(prompt.token_ids, self._sampling, prompt.modalities)
         self._n, self._is_enough = body.num_sequences, is_enough
         self.has_values = "value" in info.tasks
         self.num_output_tokens = 0
@@ -72,7 +73,7 @@ class Generation(Submission):
         self._texts = [
             ChoiceText(
                 i,
-                detokenizer(skip_special_tokens=skip, keep=kept_special_tokens, after=prompts[i // self._n]),
+                detokenizer(skip_special_tokens=skip, keep=kept_special_tokens, after=self.prompts[i // self._n]),
                 self._sampling.stop,
             )
             for i in range(self.num_choices)
@@ -97,7 +98,8 @@ class Generation(Submission):
             GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
         requests = [
-            GenerateRequest(engine_id(), prompt, self._sampling, self._n, self._scheduling) for prompt in self.prompts
+            GenerateRequest(engine_id(), prompt.token_ids, self._sampling, self._n, self._scheduling, prompt.modalities)
+            for prompt in self.inputs
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
         timer, num_running, left = self._timer(), self.num_choices, "abort"
@@ -139,10 +141,8 @@ class Generation(Submission):
             GenerationError, EngineUnavailableError, DeadlineError: as `deltas`.
         """
         scheduling = replace(self._scheduling, start_deadline=None)  # the request has started
-        requests = [
-            PoolRequest(engine_id(), self.prompts[choice.choice // self._n] + choice.token_ids, _VALUE, scheduling)
-            for choice in choices
-        ]
+        whole = [self.inputs[choice.choice // self._n].with_output(choice.token_ids) for choice in choices]
+        requests = [PoolRequest(engine_id(), w.token_ids, _VALUE, scheduling, w.modalities) for w in whole]
         values: dict[str, float] = {}
         try:
             with self._client.submit(requests) as stream:

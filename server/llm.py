@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
 from server.chat.chat_template import ChatTemplate, named_template
+from server.inputs import MarkedText, ModelInput, Prompt, preprocess
+from server.inputs.code_parts import CodeParts
 from server.text.choice_text import ChoiceText, Delta
 from server.text.tokenizer import Tokenizer
 
@@ -68,6 +71,7 @@ class LLM:
         prompts: str | Sequence[str | list[int]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        modality: str | None = None,
         use_tqdm: bool = True,
     ) -> list[Completion]:
         """Complete prompts (texts or token ids), batched together.
@@ -75,13 +79,14 @@ class LLM:
         Args:
             prompts: one or several.
             sampling_params: for all, or one for each; default SamplingParams().
+            modality: "text" or "code", for models that tell them apart; None: code is what stands in fences.
             use_tqdm: show progress, if standard error is a terminal.
 
         Raises:
             RequestError: a prompt can never be computed; nothing was started then.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        requests = self._requests(prompts, sampling_params, add_special_tokens=True)
+        requests = self._requests(prompts, sampling_params, modality, add_special_tokens=True)
         return self._complete(requests, use_tqdm=use_tqdm)
 
     def chat(
@@ -89,6 +94,7 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        modality: str | None = None,
         use_tqdm: bool = True,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
@@ -100,6 +106,7 @@ class LLM:
         Args:
             messages: a list of {"role": ..., "content": ...}, or several such lists.
             sampling_params: for all, or one for each; default SamplingParams().
+            modality: as for `generate`; content parts of type code are code in any case.
             use_tqdm: show progress, if standard error is a terminal.
             chat_template: Jinja text, or a name that --chat-template takes, instead of the model's own.
             add_generation_prompt: whether the prompt ends with the beginning of an answer.
@@ -110,33 +117,36 @@ class LLM:
             RequestError: a conversation can never be computed; nothing was started then.
         """
         conversations: Sequence[Any] = [messages] if _is_conversation(messages) else messages
-        template = self.chat_template(chat_template)
-        prompts = [
-            template.render(
-                list(conversation),
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
-            )
-            for conversation in conversations
-        ]
-        requests = self._requests(prompts, sampling_params, add_special_tokens=False)
+        render = functools.partial(
+            self.chat_template(chat_template).render,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(chat_template_kwargs or {}),
+        )
+        prompts = [_prompt_of(conversation, render) for conversation in conversations]
+        requests = self._requests(prompts, sampling_params, modality, add_special_tokens=False)
         return self._complete(requests, use_tqdm=use_tqdm)
 
     def stream(
-        self, prompt: str | list[int], sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+        self,
+        prompt: str | list[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        modality: str | None = None,
+        add_special_tokens: bool = True,
     ) -> Iterator[Delta]:
         """Complete one prompt and yield its text as it grows; closing the iterator ends it.
 
         Args:
             prompt: text or token ids.
             sampling_params: default SamplingParams().
+            modality: as for `generate`.
             add_special_tokens: whether BOS is put in front of a text; a rendered conversation has it.
 
         Raises:
             RequestError: the prompt can never be computed.
         """
-        request = self._request(prompt, sampling_params or SamplingParams(), add_special_tokens=add_special_tokens)
+        (request,) = self._requests([prompt], sampling_params, modality, add_special_tokens=add_special_tokens)
         for _, delta in self._run([request]):
             yield delta
 
@@ -156,26 +166,29 @@ class LLM:
 
     def _requests(
         self,
-        prompts: Sequence[str | list[int]],
+        prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        modality: str | None,
         *,
         add_special_tokens: bool,
     ) -> list[GenerateRequest]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         pairs = zip(prompts, sampling_params, strict=True)
-        return [self._request(prompt, params, add_special_tokens=add_special_tokens) for prompt, params in pairs]
-
-    def _request(self, prompt: str | list[int], params: SamplingParams, *, add_special_tokens: bool) -> GenerateRequest:
-        token_ids = (
-            self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens) if isinstance(prompt, str) else prompt
+        encode = functools.partial(
+            preprocess,
+            self.tokenizer,
+            known=self.engine.info.modalities,
+            modality=modality,
+            add_special_tokens=add_special_tokens,
         )
-        if not isinstance(token_ids, list) or not all(isinstance(token_id, int) for token_id in token_ids):
-            raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
-        self.engine.info.check(token_ids, params)
+        return [self._request(encode(_checked(prompt)), params) for prompt, params in pairs]
+
+    def _request(self, prompt: ModelInput, params: SamplingParams) -> GenerateRequest:
+        self.engine.info.check(prompt.token_ids, params, prompt.modalities)
         self._check_grammar(params)
-        number = f"offline-{next(self._numbers)}"
-        return GenerateRequest(number, token_ids, params, 1, SchedulingParams(time.monotonic()))
+        number, scheduling = f"offline-{next(self._numbers)}", SchedulingParams(time.monotonic())
+        return GenerateRequest(number, prompt.token_ids, params, 1, scheduling, prompt.modalities)
 
     def _check_grammar(self, params: SamplingParams) -> None:
         if params.grammar is None:
@@ -225,6 +238,37 @@ class LLM:
         finally:  # whatever happened, and ctrl-C: the engine is to be idle again
             for request in requests:
                 self.engine.abort(AbortRequest(request.request_id))
+
+
+def _prompt_of(conversation: Messages, render: Callable[[list[dict[str, Any]]], str]) -> Prompt:
+    """Return what a template makes of a conversation, with the places of its parts that are code."""
+    prompt = render([_with_text(message, str) for message in conversation])
+    code = CodeParts()
+    marked = [_with_text(message, code.marked) for message in conversation]
+    return code.find(prompt, render(marked)) if code else prompt
+
+
+def _with_text(message: Mapping[str, Any], code: Callable[[str], str]) -> dict[str, Any]:
+    """Return a message whose content is one string; parts that are not text or code are left to the template."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    is_text = all(isinstance(p, Mapping) and p.get("type") in ("text", "code") and _words(p) is not None for p in parts)
+    if not parts or not is_text:
+        return dict(message)
+    texts = [code(_words(part)) if part["type"] == "code" else _words(part) for part in parts]
+    return {**message, "content": "".join(texts)}
+
+
+def _words(part: Mapping[str, Any]) -> Any:
+    return part.get("code", part.get("text")) if part["type"] == "code" else part.get("text")
+
+
+def _checked(prompt: Any) -> Prompt:
+    if isinstance(prompt, str | MarkedText):
+        return prompt
+    if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
+        raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
+    return prompt
 
 
 def _is_conversation(messages: Any) -> bool:

@@ -21,12 +21,14 @@ from server.generation import Generation
 from server.http.access import LEFT
 from server.http.client_limits import reserve_tokens
 from server.http.streaming import DataFrames, EventStream, Frames, run_until_disconnect
+from server.inputs import check_modality
 from server.protocol import GenerationRequest
 from server.submission import scheduling_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
+    from server.inputs import ModelInput, Prompt
     from server.state import ServerState
     from server.text.choice_text import Delta
 
@@ -60,20 +62,19 @@ class ApiCall(ABC, Generic[Body]):
         """
 
     @abstractmethod
-    async def prompts(self) -> Sequence[str | list[int]]:
+    async def prompts(self) -> Sequence[Prompt]:
         """Return the prompts, as text or token ids; called once the request is admitted."""
 
-    async def encode(self, prompt: str | list[int]) -> list[int]:
-        """Return a prompt's token ids, cut as truncate_prompt_tokens asks.
+    async def encode(self, prompt: Prompt) -> ModelInput:
+        """Return what the model reads of a prompt, cut as truncate_prompt_tokens asks.
 
         Raises:
             RequestError: the text is too long, or not valid Unicode.
         """
-        server, cuts = self.server, self.body.truncate_prompt_tokens is not None
-        ids = await server.encode(prompt, add_special_tokens=self.add_special_tokens, any_length=cuts)
-        added = self.add_special_tokens and isinstance(prompt, str)
-        bos_id = server.tokenizer.bos_id if added else None
-        return self.body.truncate(ids, server.client.require_info().max_seq_len, bos_id)
+        server, special, cuts = self.server, self.add_special_tokens, self.body.truncate_prompt_tokens is not None
+        whole = await server.encode(prompt, add_special_tokens=special, modality=self.body.modality, any_length=cuts)
+        bos_id = server.tokenizer.bos_id if special and isinstance(prompt, str) else None
+        return self.body.truncate(whole, server.client.require_info().max_seq_len, bos_id)
 
     @abstractmethod
     def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
@@ -172,8 +173,10 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     scheduling = scheduling_of(request, server, body)
     try:
         server.check_model(body.model)
-        server.client.require_info().check_task("generate")
-        call.validate(server.sampling(body, server.client.require_info().max_seq_len - 1))
+        info = server.client.require_info()
+        info.check_task("generate")
+        check_modality(body.modality, info.modalities)
+        call.validate(server.sampling(body, info.max_seq_len - 1))
         with contextlib.ExitStack() as stack:
             sizes = body.estimate_tokens()
             admission = server.background if scheduling.background else server.admission

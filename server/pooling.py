@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.protocol import FinishReason, LabelActivation, PoolingParams, SchedulingParams
     from server.admission import Ticket
     from server.heads.texts import Texts
+    from server.inputs import ModelInput
     from server.observe.metrics import RequestTimer
     from server.state import ServerState
 
@@ -95,7 +96,7 @@ class Pooling(Submission):
     def __init__(
         self,
         server: ServerState,
-        prompts: list[list[int]],
+        prompts: list[ModelInput],
         pooling: PoolingParams,
         scheduling: SchedulingParams,
         ticket: Ticket,
@@ -110,7 +111,7 @@ class Pooling(Submission):
         super().__init__(server, prompts, scheduling, ticket, key_name)
         info = server.client.require_info()
         for prompt in prompts:
-            info.check_pooling(prompt, pooling)
+            info.check_pooling(prompt.token_ids, pooling, prompt.modalities)
         self._pooling = pooling
         self._share, self._num_unstarted = _share(server, len(prompts)), len(prompts)
         self._vectors = [array("f") for _ in prompts]
@@ -137,7 +138,9 @@ class Pooling(Submission):
         """Have one prompt after another computed, until none is left."""
         for number in numbers:
             left: FinishReason = "abort"
-            request = PoolRequest(engine_id(), self.prompts[number], self._pooling, self._scheduling_of(number))
+            ids, modalities = self.inputs[number].token_ids, self.inputs[number].modalities
+            scheduling = self._scheduling_of(number)
+            request = PoolRequest(engine_id(), ids, self._pooling, scheduling, modalities)
             try:
                 with self._client.submit([request]) as stream:
                     async for output in stream:

@@ -21,6 +21,7 @@ from server.engine_client import EngineClient
 from server.grammar.checker import GrammarChecker
 from server.heads.pooling import EmbeddingDefaults
 from server.health import Health
+from server.inputs import MarkedText, ModelInput, Prompt, preprocess
 from server.observe.load import Load
 from server.observe.metrics import Metrics
 from server.protocol import GenerationRequest
@@ -104,21 +105,26 @@ class ServerState:
             info.check([0], sampling)  # a text has at least one token
             self.check_length(prompt)
 
-    async def encode(self, prompt: str | list[int], *, add_special_tokens: bool, any_length: bool = False) -> list[int]:
-        """Return a prompt's token ids; the event loop is never blocked for long.
+    async def encode(self, prompt: Prompt, *, any_length: bool = False, **options: Any) -> ModelInput:
+        """Return what the model reads of a prompt; the event loop is never blocked for long.
+
+        Args:
+            prompt: as server.inputs.preprocess takes it.
+            any_length: whether a text may be too long for the context.
+            **options: further arguments of server.inputs.preprocess.
 
         Raises:
             RequestError: the text is too long (unless `any_length`), or not valid Unicode.
         """
-        if isinstance(prompt, list):
-            return prompt
-        if not any_length:
+        if not isinstance(prompt, list) and not any_length:
             self.check_length(prompt)
-        if len(prompt) <= _LONG_TEXT:
-            return self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
+        known = self.client.require_info().modalities
+        arguments = self.tokenizer, prompt, known
+        if isinstance(prompt, list) or len(prompt) <= _LONG_TEXT:
+            return preprocess(*arguments, **options)
+        return await asyncio.to_thread(preprocess, *arguments, **options)
 
-    def check_length(self, text: str) -> None:
+    def check_length(self, text: str | MarkedText) -> None:
         """Refuse a text that is too long however it is tokenised.
 
         Raises:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import SequenceOutput
     from server.admission import Ticket
+    from server.inputs import ModelInput
     from server.protocol.prompts import PromptFields
     from server.state import ServerState
 
@@ -24,12 +25,12 @@ class Submission:
     def __init__(
         self,
         server: ServerState,
-        prompts: list[list[int]],
+        inputs: list[ModelInput],
         scheduling: SchedulingParams,
         ticket: Ticket,
         key_name: str,
     ) -> None:
-        self.prompts = prompts
+        self.inputs, self.prompts = inputs, [prompt.token_ids for prompt in inputs]
         self.num_cached_tokens = 0
         self._client, self._metrics, self._scheduling, self._ticket = server.client, server.metrics, scheduling, ticket
         self._key_name = key_name

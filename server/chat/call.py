@@ -16,6 +16,7 @@ from server.chat.reasoning_tokens import ReasoningTokens
 from server.chat.switches import template_variables
 from server.chat.tools.json_text import is_json_object
 from server.chat.tools.use import ToolUse
+from server.inputs.code_parts import CodeParts
 from server.pipeline import ApiCall, Json, usage
 from server.protocol import ChatCompletionRequest
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from server.chat.chat_template import ChatTemplate
     from server.chat.grammar import Reasons
     from server.generation import Generation
+    from server.inputs import Prompt
     from server.state import ServerState
     from server.text.choice_text import Delta
 
@@ -58,8 +60,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         template_variables(self.body, self._template)
         self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
 
-    async def prompts(self) -> Sequence[str | list[int]]:
-        self._prompt = await prompt.render(self._template, self.body, self._tools)
+    async def prompts(self) -> Sequence[Prompt]:
+        self._prompt = await self.text()
         self._is_inside = starts_inside(self._prompt) or (
             self.body.continue_final_message and stays_inside(self.body.messages[-1].text)
         )
@@ -71,7 +73,24 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             self._reasoning_tokens = [
                 ReasoningTokens(self._splitter(), detokenizer(keep=self.kept_special_tokens)) for _ in self._readers
             ]
-        return [self._prompt]
+        return [await self._with_code()]
+
+    async def text(self) -> str:
+        """Return the conversation as the template renders it.
+
+        Raises:
+            RequestError: the template refuses these messages.
+        """
+        return await prompt.render(self._template, self.body, self._tools)
+
+    async def _with_code(self) -> Prompt:
+        """Return the prompt, with the places of its parts that are code if the model reads code otherwise than text."""
+        knows_code = "code" in self.server.client.require_info().modalities
+        if not knows_code or not any(message.has_code for message in self.body.messages):
+            return self._prompt
+        code = CodeParts()
+        marked = await prompt.render(self._template, self.body, self._tools, code.marked)
+        return code.find(self._prompt, marked)
 
     @property
     def kept_special_tokens(self) -> frozenset[int]:

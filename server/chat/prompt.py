@@ -15,6 +15,8 @@ from server.chat.switches import template_variables
 from server.chat.tools.hermes import call_as_text, result_as_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from server.chat.chat_template import ChatTemplate
     from server.chat.tools.use import ToolUse
     from server.protocol import ChatCompletionRequest
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
 _Message = dict[str, Any]
 
 
-async def render(template: ChatTemplate, body: ChatCompletionRequest, tools: ToolUse) -> str:
-    """Return the prompt's text.
+async def render(
+    template: ChatTemplate, body: ChatCompletionRequest, tools: ToolUse, code: Callable[[str], str] = str
+) -> str:
+    """Return the prompt's text, with what `code` returns in place of parts that are code.
 
     Raises:
         RequestError: the template refuses these messages.
     """
-    messages = [_in_newer_words(message.for_template()) for message in body.messages]
+    messages = [_in_newer_words(message.for_template(code)) for message in body.messages]
     if tools.format.id_length is not None:
         messages = [_with_short_ids(message, tools.format.id_length) for message in messages]
     if "tool_calls" not in template.source:

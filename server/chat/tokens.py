@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from server.chat.call import ChatCall
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from server.generation import Generation
+    from server.inputs import Prompt
     from server.protocol import ChatCompletionRequest
     from server.state import ServerState
 
@@ -25,7 +25,7 @@ class PromptCall(ChatCall):
         raise NotImplementedError
 
 
-async def rendered(server: ServerState, body: ChatCompletionRequest) -> str | list[int]:
+async def rendered(server: ServerState, body: ChatCompletionRequest) -> Prompt:
     """Return a conversation's prompt.
 
     Raises:
@@ -48,6 +48,5 @@ async def prompt_tokens(
     server.check_model(body.model)
     with server.admission.admit(1, sum(body.estimate_tokens()), tenant):
         prompt = await rendered(server, body)
-        if isinstance(prompt, list):
-            return prompt
-        return await asyncio.to_thread(server.tokenizer.encode, prompt, add_special_tokens=add_special_tokens)
+        found = await server.encode(prompt, add_special_tokens=add_special_tokens, any_length=True)
+        return found.token_ids

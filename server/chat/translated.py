@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 EXTENSIONS = (
     *("top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "seed"),
     *("allowed_token_ids", "bad_words", "stop_token_ids", "min_tokens", "ignore_eos", "skip_special_tokens"),
-    *("structured_outputs", "cache_salt", "chat_template_kwargs", "priority", "timeout"),
+    *("structured_outputs", "modality", "cache_salt", "chat_template_kwargs", "priority", "timeout"),
 )
 
 

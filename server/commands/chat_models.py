@@ -43,7 +43,7 @@ class LocalModel:
         room = self._llm.engine.info.max_seq_len - len(token_ids)
         options = {**self._options, "max_tokens": min(self._options["max_tokens"] or room, max(1, room))}
         splitter = ReasoningSplitter(inside=starts_inside(prompt))
-        for delta in self._llm.stream(token_ids, SamplingParams(**options)):
+        for delta in self._llm.stream(prompt, SamplingParams(**options), add_special_tokens=False):
             reasoning, text = splitter.push(delta.text, final=delta.finish_reason is not None)
             if reasoning:
                 yield Piece(reasoning, is_reasoning=True)

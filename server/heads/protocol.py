@@ -17,6 +17,7 @@ from server.protocol.schema import NULL, as_taken, split
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from server.inputs import ModelInput
     from server.protocol import ChatCompletionRequest
 
 _OF_CHATS = ("messages", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
@@ -55,10 +56,10 @@ class PoolingFields(PromptFields):
     )
     truncation_side: Literal["left", "right"] = Field("right", description="the end at which texts are cut")
 
-    def cut(self, token_ids: list[int], num_tokens: int) -> list[int]:
+    def cut(self, text: ModelInput, num_tokens: int) -> ModelInput:
         """Return what is left of a text that is cut to so many tokens."""
-        first = 0 if self.truncation_side == "right" else max(0, len(token_ids) - num_tokens)
-        return token_ids[first : first + num_tokens]
+        first = 0 if self.truncation_side == "right" else max(0, len(text) - num_tokens)
+        return text[first : first + num_tokens]
 
 
 class InputRequest(PoolingFields, TranslatedRequest):

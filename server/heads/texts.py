@@ -14,6 +14,7 @@ from server.admission import estimate_tokens
 from server.chat.tokens import rendered
 from server.heads.protocol import InputRequest, PoolingFields
 from server.heads.scores import ScoringRequest
+from server.inputs import MarkedText, ModelInput, Prompt, check_modality, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,8 +47,8 @@ class Texts(ABC, Generic[Body]):
         """Return the sizes."""
 
     @abstractmethod
-    async def encode(self) -> list[list[int]]:
-        """Return the prompts' token ids; called once the request is admitted.
+    async def encode(self) -> list[ModelInput]:
+        """Return the prompts as the model reads them; called once the request is admitted.
 
         Raises:
             RequestError: a text is too long, or not valid Unicode.
@@ -59,7 +60,9 @@ class Texts(ABC, Generic[Body]):
         Raises:
             RequestError: the model has no such values, or there are too many texts or tokens.
         """
-        self.server.client.require_info().check_pooling([0], pooling)
+        info = self.server.client.require_info()
+        info.check_pooling([0], pooling)
+        check_modality(self.body.modality, info.modalities)
         config, field = self.server.config, self.body.param_names["prompt"]
         if self.num_entries > config.max_inputs:
             message = f"'{field}' has {self.num_entries} entries; at most {config.max_inputs} are taken (--max-inputs)."
@@ -68,15 +71,22 @@ class Texts(ABC, Generic[Body]):
             bound = f"{config.max_queued_tokens} may wait (--max-queued-tokens)"
             raise RequestError(f"'{field}' has about {num_tokens} tokens, and {bound}: send it in parts.", field)
 
-    async def _ids(self, texts: Sequence[str], limit: int = 0) -> list[list[int]]:
-        """Return texts' token ids without special ones, cut to a limit; 0 is none."""
+    async def _encoded(self, texts: Sequence[str | MarkedText], limit: int = 0) -> list[ModelInput]:
+        """Return texts without special tokens, cut to a limit; 0 is none."""
         if not limit and self.body.truncate_prompt_tokens is None:
             for text in texts:
                 self.server.check_length(text)
-        ids: list[list[int]] = []
+        encoded: list[ModelInput] = []
         for some in _parts(texts):
-            ids += await asyncio.to_thread(self.server.tokenizer.encode_plain, some)
-        return [self.body.cut(item, limit) for item in ids] if limit else ids
+            encoded += await asyncio.to_thread(self._all_encoded, some)
+        return [self.body.cut(item, limit) for item in encoded] if limit else encoded
+
+    def _all_encoded(self, prompts: Sequence[Prompt]) -> list[ModelInput]:
+        return list(map(self._preprocess, prompts))
+
+    def _preprocess(self, prompt: Prompt) -> ModelInput:
+        known = self.server.client.require_info().modalities
+        return preprocess(self.server.tokenizer, prompt, known, modality=self.body.modality, add_special_tokens=False)
 
     def _room(self, num_special_tokens: int) -> int | None:
         """Return how many tokens a prompt may have beside the special ones; None if it is not cut."""
@@ -89,10 +99,18 @@ class Texts(ABC, Generic[Body]):
             raise RequestError(f"{message} of a prompt.", "truncate_prompt_tokens")
         return room
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        """Return one text's tokens with the special tokens around them, cut as the request asks."""
+    def _framed(self, text: ModelInput) -> ModelInput:
+        """Return one text with the special tokens around it, cut as the request asks."""
         room = self._room(self.server.tokenizer.num_special_tokens(1))
-        return self.server.tokenizer.join(ids if room is None else self.body.cut(ids, room))
+        return self._joined(text if room is None else self.body.cut(text, room))
+
+    def _joined(self, *texts: ModelInput) -> ModelInput:
+        """Return a text, or a pair, with the special tokens that stand around and between."""
+        frame = map(self._preprocess, self.server.tokenizer.frame(*(text.token_ids for text in texts)))
+        joined = next(frame)
+        for text, special in zip(texts, frame, strict=True):
+            joined = joined + text + special
+        return joined
 
 
 class Inputs(Texts[InputRequest]):
@@ -108,18 +126,18 @@ class Inputs(Texts[InputRequest]):
             if isinstance(prompt, list) and self.body.truncate_prompt_tokens is None:
                 info.check_pooling(prompt, pooling)
 
-    async def encode(self) -> list[list[int]]:
+    async def encode(self) -> list[ModelInput]:
         body, adds = self.body, self.body.add_special_tokens
-        prompts: Sequence[str | list[int]] = body.inputs
+        prompts: Sequence[Prompt] = body.inputs
         if body.messages is not None:
             prompts, adds = [await rendered(self.server, body.to_chat())], bool(adds)
-        ids = [prompt for prompt in prompts if isinstance(prompt, list)]  # all of them or none
-        if not ids:
-            ids = await self._ids([prompt for prompt in prompts if isinstance(prompt, str)])
+        encoded = [self._preprocess(prompt) for prompt in prompts if isinstance(prompt, list)]  # all of them or none
+        if not encoded:
+            encoded = await self._encoded([prompt for prompt in prompts if not isinstance(prompt, list)])
             if adds is not False:
-                return list(map(self._framed, ids))
+                return list(map(self._framed, encoded))
         room = self._room(0)
-        return ids if room is None else [body.cut(item, room) for item in ids]
+        return encoded if room is None else [body.cut(item, room) for item in encoded]
 
 
 class Sides(Texts[ScoringRequest]):
@@ -133,11 +151,11 @@ class Sides(Texts[ScoringRequest]):
         queries, documents = self.body.sides
         return list(map(estimate_tokens, [*queries, *documents]))
 
-    async def encode(self) -> list[list[int]]:
+    async def encode(self) -> list[ModelInput]:
         queries, documents = self.body.sides
-        ids = await self._ids(queries, self.body.max_tokens_per_query)
-        ids += await self._ids(documents, self.body.max_tokens_per_doc)
-        return list(map(self._framed, ids))
+        encoded = await self._encoded(queries, self.body.max_tokens_per_query)
+        encoded += await self._encoded(documents, self.body.max_tokens_per_doc)
+        return list(map(self._framed, encoded))
 
 
 class Pairs(Texts[ScoringRequest]):
@@ -148,18 +166,18 @@ class Pairs(Texts[ScoringRequest]):
         sizes = list(map(estimate_tokens, queries)) * (len(documents) if len(queries) == 1 else 1)
         return [size + estimate_tokens(document) for size, document in zip(sizes, documents, strict=True)]
 
-    async def encode(self) -> list[list[int]]:
+    async def encode(self) -> list[ModelInput]:
         queries, documents = self.body.sides
-        first = await self._ids(queries, self.body.max_tokens_per_query)
-        second = await self._ids(documents, self.body.max_tokens_per_doc)
+        first = await self._encoded(queries, self.body.max_tokens_per_query)
+        second = await self._encoded(documents, self.body.max_tokens_per_doc)
         first = first * len(second) if len(first) == 1 else first
         tokenizer = self.server.tokenizer
         room = self._room(tokenizer.num_special_tokens(2))
         if room is None:
-            return [tokenizer.join(*pair) for pair in zip(first, second, strict=True)]
-        return [tokenizer.join(*self._fitted(*pair, room)) for pair in zip(first, second, strict=True)]
+            return [self._joined(*pair) for pair in zip(first, second, strict=True)]
+        return [self._joined(*self._fitted(*pair, room)) for pair in zip(first, second, strict=True)]
 
-    def _fitted(self, first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    def _fitted(self, first: ModelInput, second: ModelInput, room: int) -> tuple[ModelInput, ModelInput]:
         """Return a pair that is cut to so many tokens together, the longer text first."""
         shorter = min(len(first), len(second), room // 2)
         longer = room - shorter
@@ -167,9 +185,9 @@ class Pairs(Texts[ScoringRequest]):
         return self.body.cut(first, limits[0]), self.body.cut(second, limits[1])
 
 
-def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+def _parts(texts: Sequence[str | MarkedText]) -> Iterator[list[str | MarkedText]]:
     """Yield texts some at a time, by their lengths."""
-    part: list[str] = []
+    part: list[str | MarkedText] = []
     size = 0
     for text in texts:
         part.append(text)

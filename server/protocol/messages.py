@@ -5,12 +5,15 @@ What a template gets of them is `Message.for_template`. What tool calls mean is 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from server.protocol.fields import Strict, fault
 from server.protocol.schema import NULL, split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 _OF_ASSISTANTS: dict[str, Any] = {
@@ -24,38 +27,44 @@ _BY_ROLE: list[dict[str, Any]] = [  # for the schema alone, as the next
     {"role": {"const": "assistant"}},
 ]
 _BY_TYPE: list[dict[str, Any]] = [
-    {"type": {"const": "text"}, "text": None, "refusal": NULL},
-    {"type": {"const": "refusal"}, "refusal": None, "text": NULL},
+    {"type": {"const": "text"}, "text": None, "refusal": NULL, "code": NULL},
+    {"type": {"const": "code"}, "text": None, "refusal": NULL, "code": NULL},
+    {"type": {"const": "code"}, "code": None, "refusal": NULL, "text": NULL},
+    {"type": {"const": "refusal"}, "refusal": None, "text": NULL, "code": NULL},
 ]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class ContentPart(Strict):
-    """A piece of a message's content: text, or an assistant's refusal.
+    """A piece of a message's content: text, code, or an assistant's refusal.
 
     Attributes:
+        code: what a part of type code may have in place of `text`.
         cache_control: Anthropic's mark of a prefix to cache. The prefix cache keeps every prefix, marked or not.
     """
 
     model_config = ConfigDict(json_schema_extra=lambda schema: split(schema, _BY_TYPE))
 
-    type: Literal["text", "refusal"]
+    type: Literal["text", "code", "refusal"]
     text: str | None = None
+    code: str | None = None
     refusal: str | None = None
     cache_control: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _has_what_it_says(self) -> ContentPart:
-        if getattr(self, self.type) is None:
-            raise ValueError(f"'{self.type}' is missing")
-        if self.text is not None and self.refusal is not None:
-            raise ValueError("'text' and 'refusal' do not go together")
+        fields = ("text", "code") if self.type == "code" else (self.type,)
+        said = [name for name in ("text", "code", "refusal") if getattr(self, name) is not None]
+        if not set(fields) & set(said):
+            raise ValueError(f"'{fields[0]}' is missing")
+        if len(said) > 1 or said[0] not in fields:
+            raise ValueError(f"{' and '.join(map(repr, said))} do not go together")
         return self
 
     @property
     def words(self) -> str:
-        """The text, whichever of the two it is."""
-        return self.text or self.refusal or ""
+        """The text, whichever of these it is."""
+        return self.text or self.code or self.refusal or ""
 
 
 class FunctionCall(Strict):
@@ -125,9 +134,20 @@ class Message(Strict):
             return "".join(part.words for part in self.content)
         return self.content or self.refusal or ""
 
-    def for_template(self) -> dict[str, Any]:
-        """Return the message as templates expect it: the content is one string, and what is not there is left out."""
-        message: dict[str, Any] = {"role": self.role, "content": self.text}
+    @property
+    def has_code(self) -> bool:
+        """Whether a part is code."""
+        return isinstance(self.content, list) and any(part.type == "code" for part in self.content)
+
+    def for_template(self, code: Callable[[str], str] = str) -> dict[str, Any]:
+        """Return the message as templates expect it: the content is one string, and what is not there is left out.
+
+        `code` gets the text of each part that is code, and returns what stands in its place.
+        """
+        content = self.text
+        if isinstance(self.content, list):
+            content = "".join(code(part.words) if part.type == "code" else part.words for part in self.content)
+        message: dict[str, Any] = {"role": self.role, "content": content}
         if self.name is not None:
             message["name"] = self.name
         if calls := self.tool_calls or ([ToolCall(function=self.function_call)] if self.function_call else []):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from server.protocol.fields import Strict
 from server.protocol.neutral import asked_for
+
+if TYPE_CHECKING:
+    from server.inputs import ModelInput
 
 MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
 
@@ -26,6 +29,11 @@ class PromptFields(Strict):
     neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="default: the served model")
+    modality: Annotated[str, Field(max_length=64)] | None = Field(
+        None,
+        description="what the prompt is, for models that tell code from text; default: code is what stands in fences",
+        json_schema_extra={"enum": ["text", "code", None]},
+    )
     priority: int = Field(0, ge=-(1 << 31), lt=1 << 31, description="for --policy priority: smaller is sooner")
     timeout: float | None = Field(None, gt=0, le=86400, description="seconds after which the request is ended")
     truncate_prompt_tokens: int | None = Field(
@@ -61,17 +69,17 @@ class PromptFields(Strict):
         """The API's names of fields that have other names in the engine's errors."""
         return {}
 
-    def truncate(self, token_ids: list[int], context: int, bos_id: int | None = None) -> list[int]:
+    def truncate(self, prompt: ModelInput, context: int, bos_id: int | None = None) -> ModelInput:
         """Return the end of a prompt as truncate_prompt_tokens asks; a `bos_id` at its beginning stays."""
         keep = self.truncate_prompt_tokens
         if keep is None:
-            return token_ids
+            return prompt
         if keep == -1:
             keep = max(1, context - self._num_reserved)
-        if len(token_ids) <= keep:
-            return token_ids
-        head = token_ids[:1] if bos_id is not None and token_ids[0] == bos_id else []
-        return (head + token_ids[len(token_ids) - keep + len(head) :])[:keep]
+        if len(prompt) <= keep:
+            return prompt
+        num_first = int(bos_id is not None and prompt.token_ids[0] == bos_id)
+        return (prompt[:num_first] + prompt[len(prompt) - keep + num_first :])[:keep]
 
     @property
     def _num_reserved(self) -> int:

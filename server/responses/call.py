@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import SamplingParams
     from server.generation import Generation
+    from server.inputs import Prompt
     from server.protocol import Message
     from server.responses.protocol import ResponseRequest
     from server.state import ServerState
@@ -54,19 +55,19 @@ class ResponsesCall(TranslatedCall):
         super().validate(sampling)
         self._response |= {"temperature": sampling.temperature, "top_p": sampling.top_p}  # the model's own, if unasked
 
-    async def prompts(self) -> Sequence[str | list[int]]:
+    async def prompts(self) -> Sequence[Prompt]:
         if self.request.truncation == "auto":
             self.body.messages = await newest_turns(self.body.messages, self._fits)
         return await super().prompts()
 
     async def _fits(self, messages: list[Message]) -> bool:
         self.body.messages = messages
-        [prompt] = await super().prompts()
+        text = await self.text()
         try:
-            token_ids = await self.server.encode(prompt, add_special_tokens=False)
+            prompt = await self.server.encode(text, add_special_tokens=False)
         except RequestError:  # too long, however it is tokenised
             return False
-        room = self.server.client.require_info().max_seq_len - len(token_ids)
+        room = self.server.client.require_info().max_seq_len - len(prompt)
         return room >= (self.request.max_output_tokens or 1)
 
     async def answer(self, generation: Generation) -> Json:

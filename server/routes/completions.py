@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from server.answers import Completion
 from server.best_of import best_of
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
+from server.inputs import ModelInput
 from server.pipeline import CompletionsCall, Json, respond, usage, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import SamplingParams, TokenLogprobs
     from server.generation import Generation
+    from server.inputs import Prompt
     from server.text.choice_text import Delta
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Completions"])
@@ -52,17 +55,21 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         for prompt in prompts:
             self.server.check_prompt(prompt, sampling)
 
-    async def prompts(self) -> Sequence[str | list[int]]:
+    async def prompts(self) -> Sequence[Prompt]:
         return self.body.prompts
 
-    async def encode(self, prompt: str | list[int]) -> list[int]:
+    async def encode(self, prompt: Prompt) -> ModelInput:
         tokens = self.server.tokenizer.fill_in_middle
         if not self.body.suffix or tokens is None:
             return await super().encode(prompt)
-        encode = self.server.encode
+        encode = functools.partial(self.server.encode, modality=self.body.modality)
         begin = await encode("", add_special_tokens=True)
-        before, after = [await encode(text, add_special_tokens=False) for text in (prompt, self.body.suffix)]
-        return [*begin, tokens.prefix, *before, tokens.suffix, *after, tokens.middle]
+        before = await encode([tokens.prefix], add_special_tokens=False)
+        before += await encode(prompt, add_special_tokens=False)
+        preceding = prompt if isinstance(prompt, str) else ""
+        after = await encode(self.body.suffix, add_special_tokens=False, preceding=preceding)
+        modality = before.modalities[-1:]  # what is filled in goes on with what stands before it
+        return begin + before + ModelInput([tokens.suffix], modality) + after + ModelInput([tokens.middle], modality)
 
     def chunk(self, delta: Delta, generation: Generation) -> Json:
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}

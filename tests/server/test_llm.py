@@ -13,6 +13,7 @@ from server import LLM, SamplingParams
 from tests.support import tiny
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.server.conftest import Api
@@ -244,3 +245,69 @@ def test_a_grammar_that_cannot_be_used_starts_nothing(llm: LLM) -> None:
         llm.generate(["x", "y"], [GREEDY, SamplingParams(grammar="start: nothing")])
     assert caught.value.param == "grammar"
     assert not llm.engine.has_work
+
+
+FENCED = "Why? ```x = 1``` So."
+
+
+@pytest.fixture(scope="module")
+def moe(make_dynamic_moe: Callable[..., Path]) -> LLM:
+    return LLM(str(make_dynamic_moe("defaults")), dtype="float32", device="cpu", threads=1, num_kv_blocks=128)
+
+
+@pytest.fixture
+def sent(moe: LLM, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the engine was asked to read: of each prompt a character a token, c for code."""
+    drawn: list[str] = []
+    add = moe.engine.add
+
+    def note(request: Any) -> None:
+        drawn.append("".join(".c"[i] for i in request.modalities or bytes(len(request.prompt_token_ids))))
+        add(request)
+
+    monkeypatch.setattr(moe.engine, "add", note)
+    return drawn
+
+
+def test_fences_or_modality_say_what_is_code(moe: LLM, sent: list[str]) -> None:
+    drawn = "........ccccc......."
+    moe.generate([FENCED, [1, 2]], GREEDY)
+    moe.generate([FENCED, [1, 2]], GREEDY, modality="code")
+    list(moe.stream(FENCED, GREEDY))
+    list(moe.stream(FENCED, GREEDY, modality="text"))
+    assert sent == [drawn, "..", "c" * len(drawn), "cc", drawn, "." * len(drawn)]
+
+
+def test_parts_of_a_chat_may_be_code(moe: LLM, sent: list[str]) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "code", "text": "b"}, {"type": "code", "code": "``` c"}]
+    moe.chat([{"role": "user", "content": parts}], GREEDY)
+    moe.chat([{"role": "user", "content": "ab``` c"}], GREEDY, modality="code")
+    assert sent[0] == "." * len("^[user]a") + "c" * len("b``` c") + "." * len("[assistant]")
+    assert set(sent[1]) == {"c"}
+    assert len(sent[0]) == len(sent[1])
+
+
+def test_code_has_other_logprobs_than_text(moe: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=0)
+    text, code = (moe.generate("x = 1", params, modality=modality)[0] for modality in ("text", "code"))
+    assert text.logprobs[0].logprob != pytest.approx(code.logprobs[0].logprob, abs=1e-3)
+
+
+def test_other_modalities_are_refused(moe: LLM, llm: LLM) -> None:
+    for model, modality in ((moe, "image"), (llm, "code")):
+        with pytest.raises(RequestError, match=f"'modality' is '{modality}'"):
+            model.generate("a", GREEDY, modality=modality)
+        model.engine.batcher.check_idle()
+
+
+def test_a_model_of_text_alone_reads_parts_of_code_as_text(llm: LLM) -> None:
+    parts = [{"type": "text", "text": "a "}, {"type": "code", "text": "x"}]
+    of_parts, of_text = (llm.chat([{"role": "user", "content": content}], GREEDY) for content in (parts, "a x"))
+    assert of_parts == of_text
+
+
+def test_parts_of_other_types_are_left_to_the_template(llm: LLM) -> None:
+    source = "{% for m in messages %}{% for p in m.content %}{{ p.type }}{% endfor %}{% endfor %}"
+    parts = [{"type": "text", "text": "a"}, {"type": "picture"}]
+    [answer] = llm.chat([{"role": "user", "content": parts}], GREEDY, chat_template=source)
+    assert llm.tokenizer.decode(answer.prompt_token_ids) == "textpicture"

@@ -8,6 +8,7 @@ import pytest
 
 from server.admission import Admission
 from server.config import ServerConfig
+from server.inputs import preprocess
 from server.observe.metrics import REFUSALS
 from server.pipeline import yielding
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
@@ -203,7 +204,7 @@ async def test_long_texts_are_tokenised_beside_the_event_loop(api, monkeypatch):
     monkeypatch.setattr(asyncio, "to_thread", noted)
     monkeypatch.setattr("server.state._LONG_TEXT", 3)
     short, long = await api.complete("abc", **GREEDY), await api.complete("abcd", return_token_ids=True, **GREEDY)
-    assert threads.count(api.tokenizer.encode) == 1
+    assert threads.count(preprocess) == 1
     assert short["usage"]["prompt_tokens"] == 3
     assert long["choices"][0]["prompt_token_ids"] == api.tokenizer.encode("abcd")
 

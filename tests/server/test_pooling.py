@@ -128,3 +128,19 @@ def test_scores():
     assert scores_of([0.0, 1000.0, -1000.0], "sigmoid") == [0.5, 1.0, 0.0]
     assert sum(scores_of([1.0, 2.0, 3.0], "softmax")) == pytest.approx(1)
     assert scores_of([1.5], "none") == [1.5]
+
+
+async def test_the_modalities_of_texts_reach_an_engine_that_knows_them(serve_heads):
+    api = await serve_heads(values, info={"modalities": ("text", "code")})
+    code = {"messages": [{"role": "user", "content": [{"type": "code", "text": "a"}]}]}
+    for said in (
+        {"input": ["a```b", "c"]},
+        {"input": "ab", "modality": "code"},
+        {"input": [1], "modality": "code"},
+        code,
+    ):
+        await api.ask(EMBED, **said)
+    await api.ask(CLASSIFY, input="``` x")
+    check_error(await api.http.post(EMBED, json={"input": "a", "modality": "image"}), 400, param="modality")
+    sent = [request.modalities for request in api.engine.requests]
+    assert sent == [b"\0\0\0\0\1", b"", b"\1\1", b"\1", bytes(7) + b"\1", b"\0\0\0\1\1"]

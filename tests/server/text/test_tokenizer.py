@@ -356,17 +356,19 @@ def set_post_processor(folder, single, pair):
         (f"$A {EOS}", f"$A {EOS} $B:1 {EOS}:1"),
     ],
 )
-def test_texts_are_joined_as_the_tokenizers_template_says(folder, single, pair, add_bos):
+def test_texts_are_framed_as_the_tokenizers_template_says(folder, single, pair, add_bos):
     set_post_processor(folder, single, pair)
     edit_config(folder, add_bos_token=add_bos)
     tokenizer = load(folder)
     for text in ("a b", "", f"{BOS}a", "hé"):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.join(ids) == tokenizer.encode(text)
-        assert tokenizer.num_special_tokens(1) >= len(tokenizer.join(ids)) - len(ids)
+        head, tail = tokenizer.frame(ids)
+        assert [*head, *ids, *tail] == tokenizer.encode(text)
+        assert tokenizer.num_special_tokens(1) >= len(head) + len(tail)
     first, second = (tokenizer.encode(text, add_special_tokens=False) for text in ("query", "its answer"))
     theirs = HFTokenizer.from_file(str(folder / "tokenizer.json")).encode("query", "its answer").ids
     if add_bos and theirs[:1] != [BOS_ID]:
         theirs = [BOS_ID, *theirs]
-    assert tokenizer.join(first, second) == theirs
+    head, between, tail = tokenizer.frame(first, second)
+    assert [*head, *first, *between, *second, *tail] == theirs
     assert tokenizer.num_special_tokens(2) == len(theirs) - len(first) - len(second)
