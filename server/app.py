@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from server.engine_client import EngineClient
+    from server.observe.tracing import Tracing
     from server.text.tokenizer import Tokenizer
 
 _API = (completions, chat, responses, messages, embeddings, classes, scores, tokens, files, batches, models)
@@ -94,6 +95,7 @@ def create_app(
     config: ServerConfig | None = None,
     keys: ApiKeys | None = None,
     health: Health | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Return an app that serves one model with these settings and keys. The caller runs the client.
 
@@ -137,8 +139,10 @@ def create_app(
         embedding_defaults=read_embedding_defaults(config.pooling, model_root),
     )
     routes = app.state.routes = _include_routes(app)
+    if tracing is not None:
+        tracing.model_name = model_name
     access_log = AccessLog(is_on=config.access_log == "on")
-    access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes))
+    access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes), tracing)
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     _add_middleware(app, config, keys, access)
     errors.install(app, metrics)

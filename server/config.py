@@ -211,6 +211,11 @@ class ServerConfig(Settings):
     stats_interval: float = setting(
         10.0, "seconds between lines about the load, while there is load; 0 is none", metavar="SECONDS", ge=0
     )
+    traces: Literal["off", "otlp"] = setting(
+        "off",
+        "otlp: a trace of each request goes to an OpenTelemetry collector, as the OTEL_* variables say "
+        "(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, ...); never its text",
+    )
     metrics_compat: Literal["none", "vllm"] = setting(
         "none", "vllm: /metrics has vLLM's names too, for dashboards made for it"
     )

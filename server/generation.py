@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from engine.errors import EngineUnavailableError
 from engine.protocol import GenerateRequest, PoolingParams, PoolRequest, SchedulingParams, SequenceOutput
-from server.http.request_record import engine_id
+from server.http.request_record import current, engine_id
 from server.submission import Submission
 from server.text.choice_text import ChoiceText, Delta
 
@@ -103,6 +103,8 @@ class Generation(Submission):
         ]
         first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
         timer, num_running, left = self._timer(), self.num_choices, "abort"
+        if (record := current()) is not None and record.trace is not None:
+            record.trace.describe(self._sampling, self.num_choices)
         try:
             with self._client.submit(requests) as stream:
                 outputs = stream if self._sampling.prompt_logprobs is None else self._with_prompt_logprobs(stream)

@@ -29,6 +29,7 @@ from server.generation_config import describe, read_defaults
 from server.health import Health
 from server.http.drain import BACKLOG, SIGNALS, Server
 from server.http.early import EarlyAnswers
+from server.observe.tracing import start_tracing
 from server.reloading import ReloadedFiles
 from server.startup import Startup
 from server.text.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from server.batches.runner import BatchRunner
     from server.chat.template_process import TemplateProcess
     from server.config import ServerConfig
+    from server.observe.tracing import Tracing
     from server.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     """
     template = named_template(server_config.chat_template) if server_config.chat_template else None
     files, startup = ReloadedFiles(server_config), Startup(_STARTED)
+    tracing = start_tracing() if server_config.traces == "otlp" else None
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(_listen(server_config))]
         if server_config.admin_port is not None:
@@ -67,7 +70,7 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
             settled = describe(defaults)
             logger.info("sampling defaults of the model: %s (--generation-config none leaves them out)", settled)
         try:
-            asyncio.run(_serve(server_config, engine_config, source, startup, template, files, listeners))
+            asyncio.run(_serve(server_config, engine_config, source, startup, template, files, listeners, tracing))
         except asyncio.CancelledError:  # by a signal
             logger.info("stopped before the server was ready")
     return 0
@@ -81,6 +84,7 @@ async def _serve(
     template: str | None,
     files: ReloadedFiles,
     listeners: list[socket.socket],
+    tracing: Tracing | None,
 ) -> None:
     _cancel_on_signal()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "worker", name_thread, ("worker",)))
@@ -106,7 +110,7 @@ async def _serve(
 
         health = Health(client)
         name = (*server_config.model_names, source.name)[0]
-        app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health)
+        app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health, tracing)
         gc.freeze()  # what is loaded stays: the collector would walk through it for a tenth of a second
         gc.enable()
         batches: BatchRunner = app.state.batches
@@ -131,6 +135,8 @@ async def _serve(
                 task.cancel()
         if prompts is not None:
             prompts.stop()
+        if tracing is not None:
+            await tracing.close()
         engine.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await engine

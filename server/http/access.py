@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from server.observe.http_metrics import HttpMetrics
+    from server.observe.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class AccessLog:
             generated = f" prompt={record.prompt_tokens} output={record.output_tokens} ttft={ttft} finish={reasons}"
             fields |= {"prompt_tokens": record.prompt_tokens, "output_tokens": record.output_tokens}
             fields |= {"ttft_seconds": record.ttft, "finish_reasons": sorted(record.finish_reasons)}
+        if record.trace_id:
+            generated += f" trace={record.trace_id}"
         form, extra = '%s %s key=%s "%s" %d total=%.3fs%s', {"names_request": True, "fields": fields}
         logger.log(level, form, record.request_id, client, key_name, what, status, seconds, generated, extra=extra)
 
@@ -70,9 +73,16 @@ class AccessLog:
 class Access:
     """Counts and logs the answers of one app."""
 
-    def __init__(self, metrics: HttpMetrics, log: AccessLog, paths: Iterable[str]) -> None:
+    def __init__(
+        self, metrics: HttpMetrics, log: AccessLog, paths: Iterable[str], tracing: Tracing | None = None
+    ) -> None:
         """`paths` are those of the app's routes."""
-        self.metrics, self._log, self._paths = metrics, log, frozenset(paths)
+        self.metrics, self._log, self._paths, self._tracing = metrics, log, frozenset(paths), tracing
+
+    def begin(self, scope: Scope, record: RequestRecord) -> None:
+        """Begin the span of a request, if there are traces."""
+        if self._tracing is not None and scope["path"] not in QUIET_ROUTES:
+            self._tracing.begin(scope, record)
 
     def end(self, scope: Scope, answer: _Answer) -> None:
         """Count and log an answer that has ended."""
@@ -81,15 +91,11 @@ class Access:
         seconds = time.monotonic() - record.started
         self.metrics.answered(route, method, status, (seconds, answer.bytes_in, answer.bytes_out))
         what = _printable(scope["path"][:_MAX_PATH]) if route == UNKNOWN else route
-        caller = scope.get("caller")
-        self._log.write(
-            record,
-            client[0] if client else "-",
-            caller.key_name if caller is not None else "-",
-            f"{method} {what}",
-            status,
-            quiet=route in QUIET_ROUTES,
-        )
+        caller, is_quiet = scope.get("caller"), route in QUIET_ROUTES
+        address, key_name = client[0] if client else "-", caller.key_name if caller is not None else "-"
+        self._log.write(record, address, key_name, f"{method} {what}", status, quiet=is_quiet)
+        if record.trace is not None and not is_quiet:
+            record.trace.end(f"{method} {route}", route, status, record, address, key_name)
 
     def refused(self, status: int, client: str, num_bytes: int) -> None:
         """Count and log an answer to what never was a whole request: server.http.connections gave it."""
@@ -122,6 +128,7 @@ class AccessMiddleware:
         if scope["path"].endswith("/"):  # /v1/models/ is served as /v1/models, rather than redirected
             scope["path"] = scope["path"].removesuffix("/") or "/"
         answer = _Answer(scope, receive, send)
+        self._access.begin(scope, answer.record)
         self._access.metrics.num_in_flight += 1
         try:
             await self._app(scope, answer.receive if answer.counts_body else receive, answer.send)
@@ -139,13 +146,15 @@ class _Answer:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self.status = self.bytes_in = self.bytes_out = 0
-        self.counts_body, client_id = True, None
+        self.counts_body, client_id, traceparent = True, None, None
         for name, value in scope["headers"]:
             if name == b"x-request-id":
                 client_id = value
+            elif name == b"traceparent":
+                traceparent = value
             elif name == b"content-length" and value.isdigit():
                 self.bytes_in, self.counts_body = int(value), False
-        self.record = begin(client_id)
+        self.record = begin(client_id, traceparent)
         request_id = self.record.request_id.encode()
         self._headers = [(b"x-request-id", request_id), (b"request-id", request_id)]  # OpenAI's and Anthropic's names
 

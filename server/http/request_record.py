@@ -12,6 +12,10 @@ import re
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.observe.tracing import RequestTrace
 
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:+/=-]{1,128}")  # nothing that could forge a line of a log
 
@@ -25,6 +29,7 @@ class RequestRecord:
         ttft: seconds to the first token; None before it.
         finish_reasons: of its choices.
         trace_id: of the trace that it belongs to, in 32 hex digits; empty where it belongs to none.
+        span_id: of its own span, if there is one. trace is what adds to it.
     """
 
     request_id: str
@@ -34,16 +39,21 @@ class RequestRecord:
     ttft: float | None = None
     finish_reasons: set[str] = field(default_factory=set)
     trace_id: str = ""
+    span_id: str = ""
+    trace: RequestTrace | None = None
 
 
+_TRACEPARENT = re.compile(rb"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context
 _MAX_IN_ENGINE = 64  # characters of an id that each token's message carries
 _NUMBERS = itertools.count(1)
 _CURRENT: ContextVar[RequestRecord | None] = ContextVar("request", default=None)
 
 
-def begin(client_id: bytes | None) -> RequestRecord:
-    """Return the record of a request that begins here; `client_id` is what it calls itself."""
+def begin(client_id: bytes | None, traceparent: bytes | None = None) -> RequestRecord:
+    """Return the record of a request that begins here; `client_id` is what it calls itself, `traceparent` its trace."""
     record = RequestRecord(client_id.decode() if client_id and _VALID_ID.fullmatch(client_id) else draw_id())
+    if traceparent and (found := _TRACEPARENT.fullmatch(traceparent)):
+        record.trace_id = found[1].decode()
     _CURRENT.set(record)
     return record
 
@@ -71,4 +81,5 @@ class RequestIdFilter(logging.Filter):
         """Called by logging for each line."""
         if (request := _CURRENT.get()) is not None:
             record.request_id, record.trace_id = request.request_id, request.trace_id
+            record.span_id = request.span_id
         return True

@@ -182,8 +182,9 @@ class RequestTimer:
         is_background: bool = False,
     ) -> None:
         self._metrics, self._arrival_time, self._is_background = metrics, arrival_time, is_background
-        self._choices: dict[int, _ChoiceTimes] = {}
+        self._choices: dict[int, ChoiceTimes] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
+        self._submitted = time.monotonic()
         metrics.prompt_tokens.inc(num_prompt_tokens)
         key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
         key_prompt_tokens.inc(num_prompt_tokens)
@@ -202,7 +203,7 @@ class RequestTimer:
     def _times(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         metrics = self._metrics
         if (times := self._choices.get(choice)) is None:
-            times = self._choices[choice] = _ChoiceTimes()
+            times = self._choices[choice] = ChoiceTimes()
         if queue_time is not None:
             times.started = self._arrival_time + queue_time
             metrics.queue_time.observe(queue_time)
@@ -218,7 +219,7 @@ class RequestTimer:
         times.last = now
         times.num_tokens += num_tokens
 
-    def _first_token(self, times: _ChoiceTimes) -> None:
+    def _first_token(self, times: ChoiceTimes) -> None:
         ttft = times.first - self._arrival_time
         self._metrics.time_to_first_token.observe(ttft)
         if times.started is not None:
@@ -231,7 +232,8 @@ class RequestTimer:
         if self._is_background:
             return
         metrics = self._metrics
-        metrics.e2e_latency.observe(time.monotonic() - self._arrival_time)
+        now = time.monotonic()
+        metrics.e2e_latency.observe(now - self._arrival_time)
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(self._num_tokens)
         for times in self._choices.values():
@@ -240,6 +242,8 @@ class RequestTimer:
                 metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
         if (record := current()) is not None:
             record.output_tokens += self._num_tokens
+            if record.trace is not None:
+                record.trace.add_times(self._arrival_time, self._submitted, now, self._choices.values())
 
 
 class Reloads:
@@ -265,7 +269,7 @@ class Reloads:
 
 
 @dataclass(slots=True)
-class _ChoiceTimes:
+class ChoiceTimes:
     """When one choice's first step began, and when its first token and its latest came."""
 
     started: float | None = None

@@ -25,3 +25,8 @@ def test_the_engine_process_can_be_started_before_the_web_stack_is_imported() ->
 
 def test_the_command_reads_its_settings_before_anything_heavy_is_imported() -> None:
     assert not {"torch", "numpy", "fastapi", "uvicorn", "msgspec", "yaml", "zmq"} & imported("server.command_line")
+
+
+def test_without_traces_their_sdk_is_not_imported() -> None:
+    """FastAPI imports OpenTelemetry's interface itself, where it is installed."""
+    assert not [name for name in imported("server.app, server.serve") if name.startswith("opentelemetry.sdk")]
