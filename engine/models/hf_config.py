@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import LabelActivation
 
+_MAX_LABELS = 1 << 16
 _ACTIVATIONS: dict[str, LabelActivation] = {
     "single_label_classification": "softmax",
     "multi_label_classification": "sigmoid",
@@ -93,7 +94,9 @@ def _task_heads(keys: Keys) -> TaskHeads:
     """A model that generates, or one that classifies; transformers leaves the two labels of its default out."""
     if keys.values["architectures"][0] != "LlamaForSequenceClassification":
         return TaskHeads()
-    names = keys.get("id2label", {str(i): f"LABEL_{i}" for i in range(keys.integer("num_labels", 2))})
+    if (num_labels := keys.integer("num_labels", 2)) > _MAX_LABELS:
+        keys.refuse("num_labels", num_labels, f"{_MAX_LABELS} or fewer")
+    names = keys.get("id2label", {str(i): f"LABEL_{i}" for i in range(num_labels)})
     if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))} or not names:
         keys.refuse("id2label", names, "an object that names the labels '0', '1' and so on")
     labels = tuple(names[str(i)] for i in range(len(names)))
@@ -101,5 +104,4 @@ def _task_heads(keys: Keys) -> TaskHeads:
         keys.refuse("id2label", names, "labels that are strings")
     by_default = "single_label_classification" if len(labels) > 1 else "multi_label_classification"
     problem = keys.choice("problem_type", by_default, tuple(_ACTIVATIONS))
-    activation = _ACTIVATIONS[problem]
-    return TaskHeads(generates=False, labels=labels, label_activation=activation)
+    return TaskHeads(generates=False, labels=labels, label_activation=_ACTIVATIONS[problem])

@@ -4,6 +4,7 @@ import pytest
 
 from engine.errors import ModelError
 from engine.models import registry
+from engine.models.config import TaskHeads
 from tests.support import checkpoints, tiny
 from tests.support.running import assert_parity, generate, greedy_params, load, make_prompt
 
@@ -151,3 +152,41 @@ def test_a_deepseek_config_that_is_not_served_is_refused_by_name(make_deepseek, 
     message = checkpoints.refusal(checkpoints.copy(make_deepseek(variant), tmp_path / "changed", **changes))
     for word in words:
         assert word in message
+
+
+def classifier(**config):
+    return {**RAW, "architectures": ["LlamaForSequenceClassification"], **config}
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "activation"),
+    [
+        ({}, ("LABEL_0", "LABEL_1"), "softmax"),  # transformers leaves its defaults out
+        ({"id2label": {"0": "no", "2": "maybe", "1": "yes"}}, ("no", "yes", "maybe"), "softmax"),
+        ({"id2label": {"0": "relevant"}}, ("relevant",), "sigmoid"),
+        ({"id2label": {"0": "score"}, "problem_type": "regression"}, ("score",), "none"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, ("LABEL_0", "LABEL_1", "LABEL_2"), "sigmoid"),
+    ],
+)
+def test_labels_of_a_classifier(config, labels, activation):
+    heads = registry.parse(classifier(**config), {}).task_heads
+    assert heads == TaskHeads(generates=False, labels=labels, label_activation=activation)
+    assert heads.tasks == ("embed", "classify")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"id2label": {}},
+        {"id2label": ["a"]},
+        {"id2label": {"1": "a"}},
+        {"id2label": {"0": "a", "zero": "b"}},
+        {"id2label": {"0": 1}},
+        {"num_labels": 0},
+        {"num_labels": (1 << 16) + 1},
+        {"problem_type": "guess"},
+    ],
+)
+def test_labels_that_cannot_be(config):
+    with pytest.raises(ModelError, match=next(iter(config))):
+        registry.parse(classifier(**config), {})

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.loading.resolve import resolve_model
 from tests.support.gguf_writer import gguf_name
-from tests.support.running import assert_parity, generate, greedy_params, load
+from tests.support.running import assert_parity, generate, greedy_params, load, pool
 
 pytestmark = pytest.mark.smollm2
 
@@ -19,7 +19,7 @@ FRANCE = [504, 3575, 282, 4649, 314]  # "The capital of France is"
 PARIS = 7042  # " Paris"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reference(smollm2: Path) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=49152,
@@ -68,3 +68,13 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(smollm2, reference):
 def test_the_capital_of_france_is_paris(smollm2, dtype):
     (result,) = generate(load(smollm2, num_kv_blocks=64, dtype=dtype), [FRANCE], greedy_params(1))
     assert result.token_ids == [PARIS]
+
+
+def test_embeddings_are_the_hidden_states_of_transformers(smollm2, reference):
+    engine = load(smollm2, num_kv_blocks=64, max_batched_tokens=64)
+    for prompt in (FRANCE, [7042, *FRANCE] * 25):  # the second in chunks
+        with torch.no_grad():
+            states = reference.model(torch.tensor([prompt])).last_hidden_state[0]
+        for pooling, expected in (("last", states[-1]), ("mean", states.mean(0))):
+            embedding = pool(engine, [prompt], "embed", pooling)[0]
+            torch.testing.assert_close(embedding, expected, atol=1e-4, rtol=1e-4)
