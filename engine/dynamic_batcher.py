@@ -156,10 +156,11 @@ class DynamicBatcher:
         most_tokens = self._chunk_budget.tokens if urgent else self._policy.max_tokens
         step, prompts = self._decode(urgent or list(self._running.values()))
         plan = StepPlan(step, num_decodes=len(step))
-        left = most_tokens(plan.num_decodes, len(prompts)) - plan.num_decodes if prompts else 0
+        num_shares = _num_shares(prompts)
+        left = most_tokens(plan.num_decodes, num_shares) - plan.num_decodes if prompts else 0
         left = self._continue_prompts(plan, prompts, left)
         if self._can_admit and not urgent:
-            left = self._admit(plan, len(prompts), now)
+            left = self._admit(plan, num_shares, now)
         if self._background.can_step:
             live_wait = len(self._waiting) > 0
             plan = self._background.fill(plan, len(self._running), live_wait=live_wait, now=now)
@@ -272,18 +273,18 @@ class DynamicBatcher:
                 left -= self._add_chunk(plan, seq, left)
         return left
 
-    def _admit(self, plan: StepPlan, num_prompts: int, now: float) -> int:
+    def _admit(self, plan: StepPlan, num_shares: int, now: float) -> int:
         """Start waiting sequences while the batch and the step have room; the tokens left for one more."""
         passed: list[Sequence] = []
         num_tokens = plan.num_tokens
-        while (left := self._policy.max_tokens(plan.num_decodes, num_prompts + 1) - num_tokens) > 0:
+        while (left := self._policy.max_tokens(plan.num_decodes, num_shares + 1) - num_tokens) > 0:
             if len(self._running) >= self.max_batch_size or len(passed) > LOOK_AHEAD:
                 break
             if (seq := self._waiting.next(passed)) is None:
                 break
             if self._start(seq, passed, now):
                 num_tokens += self._add_chunk(plan, seq, left)
-                num_prompts += 1
+                num_shares += seq.pooling is None
             else:
                 passed.append(seq)
         self._waiting.push(*passed)
@@ -365,3 +366,11 @@ class DynamicBatcher:
 
     def _scheduled(self, item: ScheduledSequence) -> Sequence:
         return self._running.get(item.sequence_id) or self._background.running[item.sequence_id]
+
+
+def _num_shares(prompts: list[Sequence]) -> int:
+    """How many shares of the streams' time prompts may take; those that end with values bring one together.
+
+    Nobody watches them grow, and they come by the thousand: a share for each would hold up streams for a second.
+    """
+    return sum(seq.pooling is None for seq in prompts) + any(seq.pooling is not None for seq in prompts)

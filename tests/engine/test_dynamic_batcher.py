@@ -5,7 +5,7 @@ import pytest
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import AGING
-from engine.protocol import TokenLogprobs
+from engine.protocol import PoolingParams, TokenLogprobs
 from engine.sequence import SequenceStatus
 from engine.step import StepResult
 from tests.support.sequences import make_sequence, table_of
@@ -298,3 +298,20 @@ def test_while_it_is_compiled_it_can_be_aborted_be_late_and_turn_out_bad():
         assert batcher.ready(seq, Anything()) == [], "it has ended"
     assert not batcher.has_work
     batcher.check_idle()
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [(None, [500, 495]), (PoolingParams(task="embed"), [100, 200])])
+def test_prompts_that_end_with_values_take_a_share_of_the_streams_time_together(pooling, expected):
+    batcher = DynamicBatcher(KVCacheManager(2000, 4, prefix_caching=False), 64, 501, prefill_share=1.0)
+    add(batcher, make_sequence("stream", 2, max_tokens=500))
+    step(batcher)
+    for _ in range(16):  # a decode takes 0.1 s, and so do 100 prompt tokens
+        batcher._chunk_budget.observe(1, 0, 0.1)
+        batcher._chunk_budget.observe(1, 100, 0.2)
+    add(batcher, *(make_sequence(str(i), 90, pooling=pooling) for i in range(20)))
+    for num_tokens in expected:  # then those that run and those that start have a share each
+        plan = batcher.schedule(0)
+        assert plan.num_prompt_tokens == pytest.approx(num_tokens, abs=10)
+        result = result_of(plan)
+        result.pooled.update({item.sequence_id: bytes(8) for item in plan.scheduled if item.pool is not None})
+        batcher.update(plan, result)

@@ -58,6 +58,11 @@ def _report(token: int) -> TokenLogprobs:
     return TokenLogprobs(-float(token), [], [])
 
 
+def _num_shares(begun: list[Record]) -> int:
+    """Shares of the streams' time that prompts which run bring: those that end with values bring one together."""
+    return len([r for r in begun if r.seq.pooling is None]) + bool([r for r in begun if r.seq.pooling is not None])
+
+
 def _sum_of(item: ScheduledSequence, sampled: int | None) -> bytes | None:
     """What a head adds up whose value of a row is the row's token; None if the sampler's token is."""
     assert item.pool is not None
@@ -290,9 +295,11 @@ class WatchedBatcher:
         decodes = [record for record in begun if record.num_left == 1]
         assert records[: plan.num_decodes] == decodes, "a decode stalled, or is not first"
         prompts = sorted((r for r in begun if r.num_left > 1), key=lambda record: record.place)
-        chunks, num_tokens = [], plan.num_decodes
+        chunks, num_tokens, num_shares = [], plan.num_decodes, _num_shares(prompts)
         for number, record in enumerate(prompts + new, 1):
-            left = self._budget.tokens(plan.num_decodes, max(number, len(prompts))) - num_tokens
+            is_new = number > len(prompts)
+            left = self._budget.tokens(plan.num_decodes, num_shares + is_new) - num_tokens
+            num_shares += is_new and record.seq.pooling is None
             assert left > 0 or 1 < number <= len(prompts), "prompts do not advance"
             if left > 0:
                 chunks.append((record, min(record.num_left, left)))
@@ -364,7 +371,8 @@ class WatchedBatcher:
     def _check_nobody_waits_in_vain(self, plan: StepPlan, new: list[Record], passed_before: dict[Record, int]) -> None:
         """With room left, the first LOOK_AHEAD + 1 that wait do not fit, or wait for a prefix in flight."""
         begun = [r for r in self.running if r not in new and r.num_left > 1]
-        most = self._budget.tokens(plan.num_decodes, len(begun) + len(new) + 1)
+        num_shares = _num_shares(begun) + sum(record.seq.pooling is None for record in new)
+        most = self._budget.tokens(plan.num_decodes, num_shares + 1)
         if self.policy == "fair" or len(self.running) == self.max_batch_size or plan.num_tokens >= most:
             return
         waiting = sorted((r for r in self.foreground if r not in self.running), key=lambda record: record.place)
