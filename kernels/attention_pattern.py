@@ -10,6 +10,7 @@ and with it the cost of a query, does not grow with the context.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +22,13 @@ import numpy.typing as npt
 class FullAttention:
     """Every position up to the query's own."""
 
-    def num_visible(self, position: int) -> int:
-        """How many positions the query at a position sees."""
-        return position + 1
+    def num_pairs(self, query_len: int, context_len: int) -> int:
+        """Pairs of a query and a position that it sees, of the last `query_len` queries of a context."""
+        return query_len * context_len - query_len * (query_len - 1) // 2
+
+    def num_read(self, _: int, context_len: int) -> int:
+        """Positions that at least one of these queries sees."""
+        return context_len
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +45,16 @@ class LocalAttention:
         if self.window < 1:
             raise ValueError(f"a window must have at least 1 position, and has {self.window}")
 
-    def num_visible(self, position: int) -> int:
-        """How many positions the query at a position sees."""
-        return min(position + 1, self.window)
+    def num_pairs(self, query_len: int, context_len: int) -> int:
+        """Pairs of a query and a position that it sees, of the last `query_len` queries of a context."""
+        start = context_len - query_len
+        num_early = max(0, min(context_len, self.window) - start)  # queries that see everything before them
+        early = FULL.num_pairs(num_early, start + num_early)
+        return early + (query_len - num_early) * self.window
+
+    def num_read(self, query_len: int, context_len: int) -> int:
+        """Positions that at least one of these queries sees."""
+        return min(context_len, query_len + self.window - 1)
 
 
 @dataclass(frozen=True)
@@ -80,13 +92,28 @@ class BlockSparseAttention:
         """The blocks that the queries of a block see, ascending; the last may be their own, seen up to each query."""
         return tuple(self.table.row(block))
 
-    def num_visible(self, position: int) -> int:
-        """How many positions the query at a position sees."""
-        own = position // self.block_size
-        blocks = self.table.row(own)
-        return len(blocks) * self.block_size - (
-            self.block_size - 1 - position % self.block_size if blocks[-1] == own else 0
-        )
+    def num_pairs(self, query_len: int, context_len: int) -> int:
+        """Pairs of a query and a position that it sees, of the last `query_len` queries of a context."""
+        size, total = self.block_size, 0
+        for own, start, end in self._query_blocks(query_len, context_len):
+            seen = self.table.row(own)
+            total += (end - start) * (len(seen) - (seen[-1] == own)) * size
+            if seen[-1] == own:
+                total += FULL.num_pairs(end - start, end - own * size)
+        return total
+
+    def num_read(self, query_len: int, context_len: int) -> int:
+        """Positions that at least one of these queries sees."""
+        blocks = self._query_blocks(query_len, context_len)
+        seen = {block for own, _, _ in blocks for block in self.table.row(own)}
+        last = (context_len - 1) // self.block_size
+        return len(seen) * self.block_size - (((last + 1) * self.block_size - context_len) if last in seen else 0)
+
+    def _query_blocks(self, query_len: int, context_len: int) -> Iterator[tuple[int, int, int]]:
+        """The sparse blocks of these queries, each with its first query and the one behind its last."""
+        start, size = context_len - query_len, self.block_size
+        for own in range(start // size, -(-context_len // size)):
+            yield own, max(start, own * size), min(context_len, (own + 1) * size)
 
     @cached_property
     def table(self) -> VisibleBlocks:
@@ -99,45 +126,31 @@ FULL = FullAttention()
 
 
 class VisibleBlocks:
-    """The visible blocks of query blocks 0 to `num_rows`, a row each. A row is computed once.
+    """The visible blocks of query blocks, a row each. A row is computed once.
 
-    Cost: O(b) hashes for row b; max_blocks + 1 numbers of memory a row.
-
-    Attributes:
-        blocks: [at least num_rows, max_blocks], int32, ascending; the end of a row is -1 where it sees fewer.
-        counts: [at least num_rows], int32: how many blocks a row sees.
+    Cost: O(b) hashes for row b, then max_blocks numbers of memory.
     """
 
     def __init__(self, pattern: BlockSparseAttention) -> None:
-        self._pattern = pattern
-        self.num_rows = 0
-        self.blocks = np.empty((0, pattern.max_blocks), np.int32)
-        self.counts = np.empty(0, np.int32)
+        self._pattern, self._num_rows = pattern, 0
+        self._blocks = np.empty((0, pattern.max_blocks), np.int32)
 
     def row(self, block: int) -> list[int]:
-        """The visible blocks of one query block."""
-        self.grow(block + 1)
-        row: list[int] = self.blocks[block, : self.counts[block]].tolist()
-        return row
+        """The visible blocks of one query block, ascending."""
+        row: list[int] = self.rows(block + 1)[block].tolist()
+        return row[: row.index(-1)] if row[-1] < 0 else row
 
-    def grow(self, num_rows: int) -> None:
-        """Have at least so many rows."""
-        if num_rows <= self.num_rows:
-            return
-        if num_rows > len(self.counts):
-            self._reserve(max(num_rows, 2 * len(self.counts), 64))
-        for block in range(self.num_rows, num_rows):
-            row = self._visible(block)
-            self.blocks[block, : len(row)] = row
-            self.counts[block] = len(row)
-        self.num_rows = num_rows
-
-    def _reserve(self, num_rows: int) -> None:
-        blocks = np.full((num_rows, self._pattern.max_blocks), -1, np.int32)
-        counts = np.zeros(num_rows, np.int32)
-        blocks[: self.num_rows] = self.blocks[: self.num_rows]
-        counts[: self.num_rows] = self.counts[: self.num_rows]
-        self.blocks, self.counts = blocks, counts
+    def rows(self, count: int) -> npt.NDArray[np.int32]:
+        """At least the first `count` rows, [rows, max_blocks]; the end of a row that sees fewer blocks is -1."""
+        if count > len(self._blocks):
+            more = np.full((max(count, 2 * len(self._blocks), 64), self._pattern.max_blocks), -1, np.int32)
+            more[: self._num_rows] = self._blocks[: self._num_rows]
+            self._blocks = more
+        for block in range(self._num_rows, count):
+            visible = self._visible(block)
+            self._blocks[block, : len(visible)] = visible
+        self._num_rows = max(self._num_rows, count)
+        return self._blocks
 
     def _visible(self, block: int) -> list[int]:
         end = block + 1

@@ -6,16 +6,14 @@ are norms, activations, the sampler, and repeated reads in a kernel.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from kernels.attention_pattern import BlockSparseAttention, FullAttention, LocalAttention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.models.config import ModelConfig, MoEConfig
-    from kernels.attention_pattern import AttentionPattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +57,12 @@ def step_work(
     mlp = 3 * config.hidden_size * config.intermediate_size
     flops_per_token += 2.0 * dense * mlp
     read += dense * mlp
-    pair_flops, num_entries = 0.0, 0
-    for pattern in config.attention_patterns:
-        for query_len, context_len in zip(query_lens, context_lens, strict=True):
-            num_pairs = _num_pairs(pattern, query_len, context_len)
-            pair_flops += _pair_flops(config, is_decode=query_len == 1) * num_pairs
-            num_entries += _num_entries(pattern, query_len, context_len)
-    return Work(
-        flops=flops_per_token * num_tokens + pair_flops + 2.0 * head * num_logits,
-        bytes=(read + (head if num_logits else 0)) * weight_size + num_entries * entry_size,
-    )
-
-
-def _num_pairs(pattern: AttentionPattern, query_len: int, context_len: int) -> float:
-    """Pairs of a query and a position that it sees, of the last queries of a context."""
-    if isinstance(pattern, FullAttention):
-        return query_len * (context_len - (query_len - 1) / 2)
-    return sum(map(pattern.num_visible, range(context_len - query_len, context_len)))
-
-
-def _num_entries(pattern: AttentionPattern, query_len: int, context_len: int) -> int:
-    """Positions that at least one of these queries sees."""
-    if isinstance(pattern, LocalAttention):
-        return min(context_len, pattern.window + query_len - 1)
-    if isinstance(pattern, BlockSparseAttention):
-        size = pattern.block_size
-        blocks = range((context_len - query_len) // size, -(-context_len // size))
-        seen = {visible for block in blocks for visible in pattern.visible_blocks(block)}
-        return sum(min(size, context_len - block * size) for block in seen)
-    return context_len
+    flops, entries = flops_per_token * num_tokens + 2.0 * head * num_logits, 0
+    for pattern, num_layers in Counter(config.attention_patterns).items():
+        for lens in zip(query_lens, context_lens, strict=True):
+            flops += num_layers * _pair_flops(config, is_decode=lens[0] == 1) * pattern.num_pairs(*lens)
+            entries += num_layers * pattern.num_read(*lens)
+    return Work(flops=flops, bytes=(read + (head if num_logits else 0)) * weight_size + entries * entry_size)
 
 
 def _router_weights(config: ModelConfig, moe: MoEConfig) -> int:

@@ -15,7 +15,10 @@ void native::bind_causal_attention(nb::module_& m) {
                 check_value(q.shape[0] <= k.shape[0], "there must be a key for each query");
                 launch_uncaptured("causal_attention", [=, out = out.view] {
                     if (!q.shape[0]) return;
-                    const Plan plan({q.shape[0]}, {k.shape[0]}, {{0}}, k.shape[0], 128, k.shape[0]);
+                    Plan plan(k.shape[0], 128, k.shape[0]);
+                    plan.add_block(0);
+                    plan.add_sequence(q.shape[0], k.shape[0], 0);
+                    plan.sort_tasks();
                     const auto cache = [](const View<const T, 3>& of) {
                         return Cache<T>{of.data, 0, of.stride[1], of.stride[0], of.shape[2]};
                     };

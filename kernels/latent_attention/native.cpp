@@ -11,7 +11,7 @@ static_assert(SPAN % native::TILE == 0);
 }  // namespace
 
 void native::bind_latent_attention(nb::module_& m) {
-    bind_planner(m, "latent_attention_plan", TOKENS, SPAN);
+    bind_planner(m, "latent_attention_plan", nullptr, TOKENS, SPAN);
     m.def(
         "latent_attention",
         [](Tensor q_TNX, KVCache cache, std::shared_ptr<AttentionPlan> plan, float scale, int64_t value_dim) {

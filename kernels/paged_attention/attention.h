@@ -5,8 +5,8 @@
 // rows, a cache that lies in panels is read where it lies.
 //
 // A row's result depends on its sequence alone: tiles begin at multiples of TILE, what a row may not see weighs exactly
-// 0, and results are made for spans of positions, then put together in their order, be it by the task that computed
-// them or from tasks for one span each.
+// 0 (be it computed or left out), and results are made for spans of positions, then put together in their order, be it
+// by the task that computed them or from tasks for one span each.
 #pragma once
 
 #include "chunks.h"
@@ -15,6 +15,7 @@
 namespace native {
 
 constexpr int64_t ROW_BLOCK = 32;  // rows whose scores are held at a time
+constexpr int64_t STEP = 32;       // positions that products begin and end at
 
 // A task for one key head; with a null task, none.
 struct Job {
@@ -22,46 +23,50 @@ struct Job {
     int64_t kv_head;
 };
 
-// A part of a task's positions, and the scales of their int8 keys and values. Where keys have two scales, `factors` are
-// what their second part is multiplied with to share the first one's.
+// The positions `begin` to `count` of those from `start` on that a task attends to, and the scales of their int8 keys
+// and values. Where keys have two scales, `factors` are what their second part is multiplied with to share the first
+// one's.
 struct Tile {
-    int64_t start, count, padded;
+    int64_t start, begin, count, padded;
     alignas(64) float key_scales[TILE], value_scales[TILE], factors[TILE];
 };
 
 template <typename C>
-inline void read_scales(const Cache<C>& cache, const int32_t* table, int64_t block_size, int64_t num_kv_heads,
-                        int64_t kv_head, int64_t start, int64_t count, int64_t end, float* scales, float* factors) {
-    int64_t block = start / block_size, slot = start % block_size;
-    for (int64_t j = 0; j < count;) {
+inline void read_scales(const Cache<C>& cache, BlockTable table, int64_t block_size, int64_t num_kv_heads,
+                        int64_t kv_head, const Tile& tile, int64_t end, float* scales, float* factors) {
+    int64_t block = (tile.start + tile.begin) / block_size, slot = (tile.start + tile.begin) % block_size;
+    for (int64_t j = 0; j < tile.begin; ++j) scales[j] = 0;
+    for (int64_t j = tile.begin; j < tile.count;) {
         const auto of = [&](int64_t b) {
             return cache.scales + (table[b] * num_kv_heads + kv_head) * block_size * cache.num_scales;
         };
         if (const int64_t next = block + std::max<int64_t>(1, TILE / block_size); next * block_size < end)
             __builtin_prefetch(of(next));  // the next tile's
         const float* own = of(block++);
-        for (; slot < block_size && j < count; ++slot, ++j) {
+        for (; slot < block_size && j < tile.count; ++slot, ++j) {
             const float* both = own + slot * cache.num_scales;
             scales[j] = both[0];
             if (factors) factors[j] = both[cache.num_scales - 1] / both[0];
         }
         slot = 0;
     }
-    for (int64_t j = count; j < TILE; ++j) scales[j] = 0;
+    for (int64_t j = tile.count; j < TILE; ++j) scales[j] = 0;
 }
 
-// The blocks, where they are made of whole chunks, of a tile's keys, to be fetched while another tile is computed.
+// The blocks, where they are made of whole chunks, of a tile's keys from a position on, to be fetched while another
+// tile is computed.
 template <typename C>
 struct Blocks {
     const char* at[TILE / CHUNK];
     Ahead ahead{at, 0, 0};
 
     template <typename T>
-    Blocks(const Attention<T, C>& attention, const Job& job, int64_t start) {
+    Blocks(const Attention<T, C>& attention, const Job& job, int64_t from) {
         const Cache<C>& keys = attention.keys;
         if (!job.task || attention.block_size % CHUNK || keys.slot_stride != keys.dim) return;
-        const int32_t* table = attention.plan.table(*job.task);
-        for (int64_t position = start; position < std::min<int64_t>(start + TILE, job.task->end); position += CHUNK) {
+        const BlockTable table = attention.plan.table(*job.task);
+        const int64_t end = std::min<int64_t>(from / TILE * TILE + TILE, job.task->end);
+        for (int64_t position = from / CHUNK * CHUNK; position < end; position += CHUNK) {
             const int64_t block = table[position / attention.block_size];
             at[ahead.num_pieces++] =
                 (const char*)(keys.data + block * keys.block_stride + job.kv_head * keys.head_stride +
@@ -98,7 +103,7 @@ class Attend {
     // `next` is what this thread is likely to compute then.
     void run(const Job& next, float* partials) {
         begin();
-        for (int64_t start = task.begin; start < task.end; start += TILE) {
+        for (int64_t start = task.begin / TILE * TILE; start < task.end; start += TILE) {
             if (start > task.begin && start % attention.plan.span == 0) end_span();
             attend_tile(start, next);
         }
@@ -114,7 +119,7 @@ class Attend {
     const Attention<T, C>& attention;
     const Task& task;
     const int64_t kv_head;
-    const int32_t* const table = attention.plan.table(task);
+    const BlockTable table = attention.plan.table(task);
     const int64_t group = attention.num_heads / attention.num_kv_heads, num_rows = task.num_tokens * group;
     const int64_t held = round_up(num_rows, ROWS);
     const int64_t first_dim = attention.keys.first,  // of the keys' two parts
@@ -158,45 +163,58 @@ class Attend {
     }
 
     void attend_tile(int64_t start, const Job& next) {
-        const int64_t count = std::min<int64_t>(TILE, task.end - start);
         Tile tile;
-        tile.start = start, tile.count = count, tile.padded = round_up(count, 32);
+        tile.start = start, tile.begin = std::max<int64_t>(0, task.begin - start);
+        tile.count = std::min<int64_t>(TILE, task.end - start), tile.padded = round_up(tile.count, STEP);
         if constexpr (SCALED) {
             const auto read = [&](const Cache<C>& cache, float* scales, float* factors) {
-                read_scales(cache, table, attention.block_size, attention.num_kv_heads, kv_head, start, count, task.end,
-                            scales, factors);
+                read_scales(cache, table, attention.block_size, attention.num_kv_heads, kv_head, tile, task.end, scales,
+                            factors);
             };
             read(attention.keys, tile.key_scales, first_dim < attention.keys.dim ? tile.factors : nullptr);
             read(attention.values, tile.value_scales, nullptr);
         }
         if (attention.in_panels) {
-            const Chunks<C> chunks(attention, task, kv_head, next.task == &task, start, count);
-            if (few) return attend_few(tile, chunks);
-            copy_keys(chunks, attention.keys.dim, key_dim, key_panels.data);
-            copy_values(chunks, count, tile.padded, attention.values.dim, value_panels.data);
+            const int64_t skipped = tile.begin / CHUNK * CHUNK, count = tile.count - skipped;
+            const Chunks<C> chunks(attention, task, kv_head, next.task == &task, start + skipped, count);
+            if (few) return attend_few(tile, chunks, skipped);
+            copy_keys(chunks, attention.keys.dim, key_dim, key_panels.data + skipped * key_dim);
+            copy_values(chunks, count, tile.padded - skipped, attention.values.dim,
+                        value_panels.data + skipped * PANEL);
+            clear_values(tile.begin / STEP * STEP, skipped);
         } else {
             pack(tile);
         }
         attend_rows(tile, next);
     }
 
-    void attend_few(const Tile& tile, const Chunks<C>& chunks) {
+    // The chunks are those of the tile but for `skipped` positions at its beginning.
+    void attend_few(const Tile& tile, const Chunks<C>& chunks, int64_t skipped) {
         with_rows(num_rows, [&](auto rows) {
-            score<rows, O>({q.data, key_dim}, chunks, attention.keys.dim, scores);
-            for (int64_t r = 0; r < rows; ++r) weigh_row(tile, r, r, tile.padded);
-            mix<rows, O>({weights.data, row}, chunks, tile.count, value_dim, out);
+            score<rows, O>({q.data, key_dim}, chunks, attention.keys.dim, {scores.data + skipped, scores.stride});
+            for (int64_t r = 0; r < rows; ++r) weigh_row(tile, r, r, skipped, tile.padded);
+            mix<rows, O>({weights.data + skipped, row}, chunks, tile.count - skipped, value_dim, out);
         });
+    }
+
+    // Values of positions that nobody reads, and that weigh 0: memory may hold NaN.
+    void clear_values(int64_t begin, int64_t end) {
+        if (begin == end) return;
+        for (int64_t d = 0; d < value_dim; d += PANEL)
+            std::memset(value_panels.row(d / PANEL) + begin * PANEL, 0, (end - begin) * PANEL * sizeof(O));
     }
 
     void pack(const Tile& tile) {
         const int64_t located = std::min<int64_t>(TILE + AHEAD, task.end - tile.start);
+        const int64_t skipped = tile.begin / STEP * STEP, padded = tile.padded - skipped;
+        O* const keys = key_panels.data + skipped * key_dim;
         const C* rows[TILE + AHEAD];
-        locate(attention.keys, table, attention.block_size, kv_head, tile.start, located, rows);
-        pack_keys(rows, tile.padded, 0, first_dim, nullptr, key_panels.data, 0, key_dim);
-        pack_keys(rows, tile.padded, first_dim, attention.keys.dim, SCALED ? tile.factors : nullptr, key_panels.data,
-                  second_at, key_dim);
-        locate(attention.values, table, attention.block_size, kv_head, tile.start, located, rows);
-        pack_values(rows, tile.padded, attention.values.dim, value_panels.data);
+        locate(attention.keys, table, attention.block_size, kv_head, tile.start, tile.begin, located, rows);
+        pack_keys(rows + skipped, padded, 0, first_dim, nullptr, keys, 0, key_dim);
+        pack_keys(rows + skipped, padded, first_dim, attention.keys.dim, SCALED ? tile.factors + skipped : nullptr,
+                  keys, second_at, key_dim);
+        locate(attention.values, table, attention.block_size, kv_head, tile.start, tile.begin, located, rows);
+        pack_values(rows + skipped, padded, attention.values.dim, value_panels.data + skipped * PANEL);
     }
 
     void attend_rows(const Tile& tile, const Job& next) {
@@ -205,29 +223,36 @@ class Attend {
                                   is_last && next.task ? next.task->begin : tile.start + TILE);
         for (int64_t first = 0; first < num_rows; first += ROW_BLOCK) {
             const int64_t M = std::min(ROW_BLOCK, num_rows - first);
-            const int64_t most = std::min(tile.count, seen(tile, first + M - 1));
-            if (most <= 0) continue;
-            const int64_t N = round_up(most, 32);
-            product<false, O>({q.row(first), key_dim}, M, {key_panels.data, key_panels.stride}, N, scores, key_dim,
-                              first == 0 ? following.ahead : Ahead{});
-            for (int64_t m = 0; m < M; ++m) weigh_row(tile, first + m, m, N);
-            product<true, O>({weights.data, row}, M, {value_panels.data, VALUE_PANEL}, value_dim, out.from(first), N);
+            const int64_t least = first_seen(tile, first), most = seen(tile, first + M - 1);
+            if (most <= least) continue;
+            const int64_t begin = least / STEP * STEP, N = round_up(most, STEP) - begin;
+            product<false, O>({q.row(first), key_dim}, M, {key_panels.row(begin / PANEL), key_panels.stride}, N,
+                              {scores.data + begin, scores.stride}, key_dim, first == 0 ? following.ahead : Ahead{});
+            for (int64_t m = 0; m < M; ++m) weigh_row(tile, first + m, m, begin, begin + N);
+            product<true, O>({weights.data + begin, row}, M, {value_panels.data + begin * PANEL, VALUE_PANEL},
+                             value_dim, out.from(first), N);
         }
     }
 
-    // Positions of a tile up to a row's own.
-    int64_t seen(const Tile& tile, int64_t r) const { return task.position + r / group + 1 - tile.start; }
+    // The positions of a tile that a row sees: from its window's first to its own.
+    int64_t first_seen(const Tile& tile, int64_t r) const {
+        return std::max(tile.begin, attention.plan.first_seen(task.position + r / group) - tile.start);
+    }
+    int64_t seen(const Tile& tile, int64_t r) const {
+        return std::min<int64_t>(tile.count, task.position + r / group + 1 - tile.start);
+    }
 
-    // Row r's scores, which are those of row m of a block, to weights; its values so far on the new scale.
-    void weigh_row(const Tile& tile, int64_t r, int64_t m, int64_t padded) {
-        const int64_t visible = std::clamp<int64_t>(seen(tile, r), 0, tile.count);
-        if (!visible) {
-            std::memset(weights.row(m), 0, padded * sizeof(O));
+    // Row r's scores, which are those of row m of a block, to weights; its values so far on the new scale. What it does
+    // not see from `begin` to `end` weighs 0.
+    void weigh_row(const Tile& tile, int64_t r, int64_t m, int64_t begin, int64_t end) {
+        const int64_t first = first_seen(tile, r), last = seen(tile, r);
+        if (last <= first) {
+            std::memset(weights.row(m) + begin, 0, (end - begin) * sizeof(O));
             return;
         }
         const float scale = attention.scale * 1.44269504089f;  // exponents are of 2
         const float shrink =
-            weigh(scores.row(m), weights.row(m), visible, padded, scale, SCALED ? tile.key_scales : nullptr,
+            weigh(scores.row(m), weights.row(m), begin, first, last, end, scale, SCALED ? tile.key_scales : nullptr,
                   SCALED ? tile.value_scales : nullptr, of_span[r]);
         if (shrink == 1) return;
         for (int64_t d = 0; d < value_dim; d += LANES) store(out.row(r) + d, load(out.row(r) + d) * shrink);

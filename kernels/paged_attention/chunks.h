@@ -26,7 +26,8 @@ inline u16x last_operands(const C* line, int64_t count) {
     return count % GROUP<O> ? x & 0xffffu : x;
 }
 
-// The chunks of a tile in the order in which they are read: keys, values, and what comes next, null where nothing does.
+// The chunks of `count` positions from the start of one on, in the order in which they are read: keys, values, and what
+// comes next, null where nothing does.
 template <typename C>
 struct Chunks {
     const C* at[2 * TILE / CHUNK + CHUNKS_AHEAD];
@@ -36,7 +37,7 @@ struct Chunks {
     Chunks(const Attention<T, C>& attention, const Task& task, int64_t kv_head, bool another_head, int64_t start,
            int64_t count)
         : num((count + CHUNK - 1) / CHUNK) {
-        const int32_t* table = attention.plan.table(task);
+        const BlockTable table = attention.plan.table(task);
         const auto of = [&](const Cache<C>& cache, int64_t head, int64_t position) {
             const int64_t block = table[position / attention.block_size];
             return cache.data + block * cache.block_stride + head * cache.head_stride +
@@ -46,8 +47,8 @@ struct Chunks {
             at[i] = of(attention.keys, kv_head, start + i * CHUNK);
             at[num + i] = of(attention.values, kv_head, start + i * CHUNK);
         }
-        const int64_t next = start + TILE < task.end ? start + TILE : task.begin,
-                      head = start + TILE < task.end ? kv_head : kv_head + 1;
+        const bool is_last = start + count == task.end;
+        const int64_t next = is_last ? task.begin / CHUNK * CHUNK : start + count, head = kv_head + is_last;
         for (int64_t i = 0; i < CHUNKS_AHEAD; ++i)
             at[2 * num + i] = (head == kv_head || another_head) && next + i * CHUNK < task.end
                                   ? of(attention.keys, head, next + i * CHUNK)

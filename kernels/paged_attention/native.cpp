@@ -10,7 +10,7 @@ static_assert(SPAN % native::TILE == 0);
 }  // namespace
 
 void native::bind_paged_attention(nb::module_& m) {
-    bind_planner(m, "paged_attention_plan", TOKENS, SPAN);
+    bind_planner(m, "paged_attention_plan", "block_sparse_attention_plan", TOKENS, SPAN);
     m.def(
         "paged_attention",
         [](Tensor q_TND, KVCache k_cache, KVCache v_cache, std::shared_ptr<AttentionPlan> plan, float scale) {

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import native
-from kernels.attention_pattern import FULL, AttentionPattern
+from kernels.attention_pattern import FULL, AttentionPattern, BlockSparseAttention, LocalAttention
 from kernels.kv_cache import Cache
 from kernels.paged_attention.batch import AttentionBatch
-from kernels.paged_attention.virtual_sequences import under_pattern
 
 if TYPE_CHECKING:
     from kernels.native._kernels import AttentionPlan
@@ -22,12 +21,12 @@ class NativeAttention:
     reads_unwritten_slots = False
 
     def plan(self, batch: AttentionBatch, pattern: AttentionPattern = FULL) -> AttentionPlan:
-        batch = under_pattern(batch, pattern)
-        if batch.window is not None or any(batch.first_blocks):
-            raise NotImplementedError("windows in native code")
-        return native.library.paged_attention_plan(
-            batch.query_lens, batch.context_lens, batch.block_tables, batch.block_size
-        )
+        sequences = batch.query_lens, batch.context_lens, batch.block_tables, batch.block_size, batch.first_blocks
+        if isinstance(pattern, BlockSparseAttention):
+            visible_blocks = pattern.table.rows(-(-max(batch.context_lens) // pattern.block_size))
+            return native.library.block_sparse_attention_plan(*sequences, pattern.block_size, visible_blocks)
+        window = pattern.window if isinstance(pattern, LocalAttention) else batch.window
+        return native.library.paged_attention_plan(*sequences, window)
 
     def forward(
         self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: AttentionPlan, scale: float

@@ -84,13 +84,14 @@ inline u16x operands(const C* row, int64_t at, int64_t dim, float factor = 1) {
     return x;
 }
 
-// Where the rows of positions lie; behind `count`, nullptr.
+// Where the rows of positions `begin` to `count` of those from `start` on lie; nullptr before and behind.
 template <typename C>
-inline void locate(const Cache<C>& cache, const int32_t* table, int64_t block_size, int64_t kv_head, int64_t start,
-                   int64_t count, const C** rows) {
+inline void locate(const Cache<C>& cache, BlockTable table, int64_t block_size, int64_t kv_head, int64_t start,
+                   int64_t begin, int64_t count, const C** rows) {
     const C* base = cache.data + kv_head * cache.head_stride;
-    int64_t block = start / block_size, slot = start % block_size;
-    for (int64_t j = 0; j < count;) {
+    int64_t block = (start + begin) / block_size, slot = (start + begin) % block_size;
+    for (int64_t j = 0; j < begin; ++j) rows[j] = nullptr;
+    for (int64_t j = begin; j < count;) {
         const C* row = base + table[block++] * cache.block_stride;
         for (; slot < block_size && j < count; ++slot) rows[j++] = row + slot * cache.slot_stride;
         slot = 0;
@@ -111,7 +112,7 @@ inline void pack_keys(const C* const* rows, int64_t padded, int64_t from, int64_
                       int64_t at, int64_t size) {
     constexpr int64_t step = 16 * GROUP<O>;
     for (int64_t j = 0; j < padded; j += 16) {
-        const bool whole = std::is_same_v<C, O> && rows[j + 15] && (to - from) % step == 0,
+        const bool whole = std::is_same_v<C, O> && rows[j] && rows[j + 15] && (to - from) % step == 0,
                    ahead = rows[j + AHEAD + 15];
         for (int64_t d = from; d < to; d += step) {
             u16x x[16];
@@ -165,7 +166,7 @@ inline void interleave(h32 even, h32 odd, bf16* low, bf16* high) {
 }
 inline void pack_values(const bf16* const* rows, int64_t padded, int64_t dim, bf16* panels) {
     for (int64_t j = 0; j < padded; j += 2) {
-        const bool both = rows[j + 1], ahead = rows[j + AHEAD + 1];
+        const bool one = rows[j], other = rows[j + 1], ahead = rows[j + AHEAD + 1];
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
             if (ahead) {
@@ -173,14 +174,14 @@ inline void pack_values(const bf16* const* rows, int64_t padded, int64_t dim, bf
                 __builtin_prefetch(rows[j + AHEAD + 1] + d);
             }
             h32 even{}, odd{};
-            if (both || rows[j]) std::memcpy(&even, rows[j] + d, 64);
-            if (both) std::memcpy(&odd, rows[j + 1] + d, 64);
+            if (one) std::memcpy(&even, rows[j] + d, 64);
+            if (other) std::memcpy(&odd, rows[j + 1] + d, 64);
             interleave(even, odd, panels + d / 16 * VALUE_PANEL + j * 16, panels + (d / 16 + 1) * VALUE_PANEL + j * 16);
         }
         if (d < dim) {
             h32 even{}, odd{};
-            if (rows[j]) std::memcpy(&even, rows[j] + d, (dim - d) * sizeof(bf16));
-            if (both) std::memcpy(&odd, rows[j + 1] + d, (dim - d) * sizeof(bf16));
+            if (one) std::memcpy(&even, rows[j] + d, (dim - d) * sizeof(bf16));
+            if (other) std::memcpy(&odd, rows[j + 1] + d, (dim - d) * sizeof(bf16));
             interleave(even, odd, panels + d / 16 * VALUE_PANEL + j * 16,
                        dim - d > 16 ? panels + (d / 16 + 1) * VALUE_PANEL + j * 16 : nullptr);
         }

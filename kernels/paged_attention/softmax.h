@@ -34,40 +34,49 @@ struct Result {
     }
 };
 
-// A row's scores of a tile, of which it sees the first `visible`, to weights 2^(score - peak), 0 from there to
-// `padded`. With scales of the positions' keys and values, scores are multiplied with the ones before, weights with the
-// others after. Returns what the values so far are to be multiplied with.
+// A row's scores of a tile, of which it sees those from `first` to `last`, to weights 2^(score - peak); those from
+// `begin` to `end` that it does not see weigh 0. With scales of the positions' keys and values, scores are multiplied
+// with the ones before, weights with the others after. Returns what the values so far are to be multiplied with.
 template <typename O>
-inline float weigh(float* scores, O* weights, int64_t visible, int64_t padded, float scale, const float* key_scales,
-                   const float* value_scales, Result& result) {
+inline float weigh(float* scores, O* weights, int64_t begin, int64_t first, int64_t last, int64_t end, float scale,
+                   const float* key_scales, const float* value_scales, Result& result) {
+    const int64_t head = first / LANES * LANES, inner = round_up(first, LANES),
+                  whole = std::max(inner, last / LANES * LANES);
     if (key_scales)
-        for (int64_t j = 0; j < visible; j += LANES) store(scores + j, load(scores + j) * load(key_scales + j));
-    const int64_t whole = visible / LANES * LANES;
+        for (int64_t j = head; j < last; j += LANES) store(scores + j, load(scores + j) * load(key_scales + j));
     const i16x lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const i16x seen = lane < int32_t(visible - whole);
+    // What the row sees of the scores at the two ends, which may be the same.
+    const i16x seen_first = (lane >= int32_t(first - head)) & (lane < int32_t(last - head)),
+               seen_last = lane < int32_t(last - whole);
     v16 top = splat(NOTHING);
-    for (int64_t j = 0; j < whole; j += LANES) top = max(top, load(scores + j));
-    if (whole < visible) {
+    if (head < inner) {
+        const v16 some = load(scores + head);
+        top = max(top, seen_first ? some : splat(NOTHING));
+    }
+    for (int64_t j = inner; j < whole; j += LANES) top = max(top, load(scores + j));
+    if (whole < last) {
         const v16 rest = load(scores + whole);
-        top = max(top, seen ? rest : splat(NOTHING));
+        top = max(top, seen_last ? rest : splat(NOTHING));
     }
     const float before = result.peak, peak = std::max(before, max(top) * scale);
     const float shrink = before == peak ? 1.0f : std::exp2(before - peak);
     v16 added{};
     constexpr bool precise = std::is_same_v<O, float>;
-    int64_t j = 0;
+    const auto weigh_some = [&](int64_t j, i16x seen) {
+        const v16 all = exp2<precise>(load(scores + j) * scale - peak), weight = seen ? all : v16{};
+        added += weight;
+        store(weights + j, value_scales ? (seen ? weight * load(value_scales + j) : v16{}) : weight);
+    };
+    int64_t j = begin;
+    for (; j < head; j += LANES) store(weights + j, v16{});
+    if (j < inner) weigh_some(j, seen_first), j += LANES;
     for (; j < whole; j += LANES) {
         const v16 weight = exp2<precise>(load(scores + j) * scale - peak);
         added += weight;
         store(weights + j, value_scales ? weight * load(value_scales + j) : weight);
     }
-    if (j < visible) {
-        const v16 rest = exp2<precise>(load(scores + j) * scale - peak), weight = seen ? rest : v16{};
-        added += weight;
-        store(weights + j, value_scales ? (seen ? weight * load(value_scales + j) : v16{}) : weight);
-        j += LANES;
-    }
-    for (; j < padded; j += LANES) store(weights + j, v16{});
+    if (j < last) weigh_some(j, seen_last), j += LANES;
+    for (; j < end; j += LANES) store(weights + j, v16{});
     result.peak = peak;
     result.total = result.total * shrink + sum(added);
     return shrink;

@@ -70,17 +70,21 @@ def test_layers_and_seeds_choose_otherwise():
     ],
     ids=str,
 )
-def test_num_visible_counts_positions(pattern):
-    for position in range(90):
+def test_pairs_and_positions_are_counted(pattern):
+    def visible(query: int) -> set[int]:
         match pattern:
             case LocalAttention(window):
-                visible = [s for s in range(position + 1) if s > position - window]
+                return {s for s in range(query + 1) if s > query - window}
             case BlockSparseAttention(block_size):
-                blocks = expected_blocks(pattern, position // block_size)
-                visible = [s for s in range(position + 1) if s // block_size in blocks]
+                blocks = expected_blocks(pattern, query // block_size)
+                return {s for s in range(query + 1) if s // block_size in blocks}
             case _:
-                visible = list(range(position + 1))
-        assert pattern.num_visible(position) == len(visible)
+                return set(range(query + 1))
+
+    for query_len, context_len in ((1, 1), (1, 90), (1, 61), (7, 7), (90, 90), (31, 90), (5, 12), (3, 64)):
+        seen = [visible(query) for query in range(context_len - query_len, context_len)]
+        assert pattern.num_pairs(query_len, context_len) == sum(map(len, seen))
+        assert pattern.num_read(query_len, context_len) == len(set.union(*seen))
 
 
 def test_equal_patterns_are_one_key():
