@@ -84,6 +84,12 @@ class Metrics:
             "request_prefill_time_seconds", "A sequence's first step to its first token.", _SLOW
         )
         self.decode_time = histogram("request_decode_time_seconds", "A sequence's first token to its last.", _SLOW)
+        self.inference_time = histogram(
+            "request_inference_time_seconds", "A sequence's first step to its last token.", _SLOW
+        )
+        self._step_seconds = histogram("step_seconds", "How long the engine's steps take.", _FAST)
+        self._step_tokens = histogram("step_tokens", "Tokens that a step computes, of prompts and outputs.", _TOKENS)
+        client.on_step = self._observe_step
         self.time_per_output_token = histogram(
             "request_time_per_output_token_seconds", "The same, for each token after the first.", _FAST
         )
@@ -115,6 +121,12 @@ class Metrics:
     def exposed(self) -> Collector:
         """What /metrics shows: all of these, and vLLM's names for them where they are wanted."""
         return self._exposed
+
+    def _observe_step(self, before: EngineStats, now: EngineStats) -> None:
+        """Take in a step of the engine's, if there was one; one that was started again counts from 0."""
+        if (num_tokens := now.step_tokens - before.step_tokens) > 0:
+            self._step_seconds.observe(now.step_seconds - before.step_seconds)
+            self._step_tokens.observe(num_tokens)
 
     def count_finished(self, reason: str) -> None:
         """Count the end of a sequence."""
@@ -161,6 +173,9 @@ class Metrics:
         yield counter("preemptions", "Sequences sent back to wait because blocks ran out.", stats.num_preemptions)
         yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prompt_tokens)
         yield counter("prefix_cache_hits", "Prompt tokens that it had.", stats.num_cached_tokens)
+        yield gauge(
+            "engine_start_seconds", "How long the latest start took, or has taken.", self._client.startup.seconds
+        )
         yield counter("steps", "Steps that the engine has computed.", stats.num_steps)
         yield counter(
             "packed_steps",
@@ -237,6 +252,8 @@ class RequestTimer:
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
         metrics.request_generation_tokens.observe(self._num_tokens)
         for times in self._choices.values():
+            if times.num_tokens and times.started is not None:
+                metrics.inference_time.observe(times.last - times.started)
             if times.num_tokens > 1:
                 metrics.decode_time.observe(times.last - times.first)
                 metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))

@@ -35,6 +35,8 @@ NAMES = {  # counters without _total
     "request_queue_time_seconds": ("request_queue_time_seconds",),
     "request_prefill_time_seconds": ("request_prefill_time_seconds",),
     "request_decode_time_seconds": ("request_decode_time_seconds",),
+    "request_inference_time_seconds": ("request_inference_time_seconds",),
+    "step_tokens": ("iteration_tokens_total",),
     "request_prompt_tokens": ("request_prompt_tokens",),
     "request_generation_tokens": ("request_generation_tokens",),
 }

@@ -17,6 +17,8 @@ HISTOGRAMS = [
     "request_queue_time_seconds",
     "request_prefill_time_seconds",
     "request_decode_time_seconds",
+    "request_inference_time_seconds",
+    "step_seconds",
     "request_time_per_output_token_seconds",
     "request_prompt_tokens",
     "request_generation_tokens",
@@ -109,3 +111,19 @@ def test_a_requests_times_and_tokens_are_counted(monkeypatch, metrics):
     assert found["e2e_request_latency_seconds_sum"] == 1.25
     assert found["request_prompt_tokens_sum"] == 5
     assert found["request_generation_tokens_sum"] == 6
+
+
+async def test_steps_are_timed_and_measured(api):
+    await api.complete("hello", max_tokens=4, ignore_eos=True)
+    assert await api.metric("step_tokens_sum") == 5 + 3  # the last token is not computed with
+    assert await api.metric("step_seconds_count") == await api.metric("step_tokens_count") == 4
+    assert 0 < await api.metric("step_seconds_sum") < 60
+    assert await api.metric("request_inference_time_seconds_count") == 1
+    assert await api.metric("engine_start_seconds") >= 0
+
+
+def test_a_restarted_engine_counts_its_steps_from_zero(metrics):
+    metrics._client.on_step(EngineStats(0, 0, 0, 1, step_seconds=9.0, step_tokens=50), EngineStats(0, 0, 0, 1))
+    metrics._client.on_step(EngineStats(0, 0, 0, 1), EngineStats(0, 0, 0, 1, step_seconds=0.25, step_tokens=3))
+    found = samples(metrics)
+    assert (found["deepseek_serve_step_seconds_sum"], found["deepseek_serve_step_tokens_sum"]) == (0.25, 3)
