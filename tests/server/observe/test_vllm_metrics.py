@@ -17,6 +17,7 @@ ASKED_FOR = [  # by vLLM's own Grafana dashboard, and by the Gateway API Inferen
     *("vllm:e2e_request_latency_seconds_sum", "vllm:request_queue_time_seconds_sum"),
     *("vllm:request_prefill_time_seconds_sum", "vllm:request_decode_time_seconds_sum"),
     *("vllm:request_prompt_tokens_bucket", "vllm:request_generation_tokens_bucket", "vllm:num_preemptions_total"),
+    *("vllm:request_inference_time_seconds_bucket", "vllm:iteration_tokens_total_bucket"),
     *("vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total", "vllm:cache_config_info"),
 ]
 
