@@ -18,8 +18,10 @@ from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
 from server.chat.chat_template import ChatTemplate, named_template
-from server.inputs import MarkedText, ModelInput, Prompt, preprocess
+from server.heads.pooling import read_embedding_defaults
+from server.inputs import ModelInput, Prompt
 from server.inputs.code_parts import CodeParts
+from server.llm_heads import HeadMethods, checked_prompt
 from server.text.choice_text import ChoiceText, Delta
 from server.text.tokenizer import Tokenizer
 
@@ -44,12 +46,13 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs] | None = None
 
 
-class LLM:
+class LLM(HeadMethods):
     """A model loaded into this process.
 
     Example:
         llm = LLM()
         llm.generate(["The capital of France is"], SamplingParams(temperature=0.0))[0].text
+        llm.embed(["three rivers", "a bicycle"])
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
@@ -63,6 +66,7 @@ class LLM:
         source = resolve_model(model)
         self.tokenizer = Tokenizer.load(source)
         self.engine = build(resolve(config, source))
+        self._embedding_defaults = read_embedding_defaults("auto", source.path)
         self._numbers = itertools.count()
         self._knows_vocabulary = False  # the engine, of the tokenizer's
 
@@ -175,14 +179,8 @@ class LLM:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         pairs = zip(prompts, sampling_params, strict=True)
-        encode = functools.partial(
-            preprocess,
-            self.tokenizer,
-            known=self.engine.info.modalities,
-            modality=modality,
-            add_special_tokens=add_special_tokens,
-        )
-        return [self._request(encode(_checked(prompt)), params) for prompt, params in pairs]
+        read = self._reader(modality, add_special_tokens=add_special_tokens)
+        return [self._request(read(checked_prompt(prompt)), params) for prompt, params in pairs]
 
     def _request(self, prompt: ModelInput, params: SamplingParams) -> GenerateRequest:
         self.engine.info.check(prompt.token_ids, params, prompt.modalities)
@@ -261,14 +259,6 @@ def _with_text(message: Mapping[str, Any], code: Callable[[str], str]) -> dict[s
 
 def _words(part: Mapping[str, Any]) -> Any:
     return part.get("code", part.get("text")) if part["type"] == "code" else part.get("text")
-
-
-def _checked(prompt: Any) -> Prompt:
-    if isinstance(prompt, str | MarkedText):
-        return prompt
-    if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
-        raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
-    return prompt
 
 
 def _is_conversation(messages: Any) -> bool:

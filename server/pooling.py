@@ -6,7 +6,6 @@ Embeddings, classes and scores are made of these values by the routes, which als
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from array import array
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ from server.http.streaming import run_until_disconnect
 from server.submission import Submission, scheduling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from fastapi import Request
 
-    from engine.protocol import FinishReason, LabelActivation, PoolingParams, SchedulingParams
+    from engine.protocol import FinishReason, PoolingParams, SchedulingParams
     from server.admission import Ticket
     from server.heads.texts import Texts
     from server.inputs import ModelInput
@@ -172,15 +171,3 @@ class Pooling(Submission):
             self._ticket.start()
         else:
             self._ticket.pass_on()
-
-
-def scores_of(logits: Sequence[float], activation: LabelActivation) -> list[float]:
-    """Return what a model says of its labels: probabilities that sum to 1, one for each label, or the logits."""
-    if activation == "none":
-        return list(logits)
-    if activation == "sigmoid":
-        return [math.exp(min(0.0, x)) / (1 + math.exp(-abs(x))) for x in logits]
-    largest = max(logits)
-    powers = [math.exp(x - largest) for x in logits]
-    total = sum(powers)
-    return [power / total for power in powers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import sys
 from array import array
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,13 +102,6 @@ class Ranks(BaseModel):
     model: str
     results: list[Rank]
     usage: PoolingUsage
-
-
-def shortened(vector: Sequence[float], dimensions: int | None, *, normalize: bool) -> array[float]:
-    """Return the first `dimensions` numbers of an embedding, scaled to length 1 if wanted, as fp32."""
-    kept = vector[:dimensions]
-    length = math.hypot(*kept) if normalize else 1.0
-    return array("f", kept) if length in (0.0, 1.0) else array("f", [value / length for value in kept])
 
 
 def embedding_pieces(vectors: Sequence[array[float]], *, as_base64: bool, rest: dict[str, Any]) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from server.admission import estimate_tokens
 from server.chat.tokens import rendered
 from server.heads.protocol import InputRequest, PoolingFields
 from server.heads.scores import ScoringRequest
+from server.heads.values import joined
 from server.inputs import MarkedText, ModelInput, Prompt, check_modality, preprocess
 
 if TYPE_CHECKING:
@@ -106,11 +107,7 @@ class Texts(ABC, Generic[Body]):
 
     def _joined(self, *texts: ModelInput) -> ModelInput:
         """Return a text, or a pair, with the special tokens that stand around and between."""
-        frame = map(self._preprocess, self.server.tokenizer.frame(*(text.token_ids for text in texts)))
-        joined = next(frame)
-        for text, special in zip(texts, frame, strict=True):
-            joined = joined + text + special
-        return joined
+        return joined(self.server.tokenizer, self._preprocess, *texts)
 
 
 class Inputs(Texts[InputRequest]):

@@ -9,10 +9,11 @@ from server.heads.answers import TextClasses
 from server.heads.call import as_json, checked_info, opening
 from server.heads.protocol import ClassificationRequest
 from server.heads.texts import Inputs
+from server.heads.values import scores_of
 from server.http.access import LEFT
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
-from server.pooling import pool, scores_of
+from server.pooling import pool
 from server.state import State
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Embeddings and scores"])

@@ -7,10 +7,11 @@ from fastapi.responses import StreamingResponse
 
 from engine.errors import RequestError
 from engine.protocol import PoolingParams
-from server.heads.answers import EmbeddingList, embedding_pieces, shortened
+from server.heads.answers import EmbeddingList, embedding_pieces
 from server.heads.call import checked_info
 from server.heads.protocol import EmbeddingRequest
 from server.heads.texts import Inputs
+from server.heads.values import shortened
 from server.http.access import LEFT
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example

@@ -5,27 +5,24 @@ A model whose head has one label says so of a pair; of any other model, it is th
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
 from engine.protocol import PoolingParams
-from server.heads.answers import Ranks, ScoreList, shortened
+from server.heads.answers import Ranks, ScoreList
 from server.heads.call import as_json, checked_info, opening
 from server.heads.scores import RerankRequest, ScoreRequest, ScoringRequest
 from server.heads.texts import Pairs, Sides
+from server.heads.values import cosine, is_cross_encoder, pair_score, shortened
 from server.http.access import LEFT
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
 from server.pipeline import yielding
-from server.pooling import pool, scores_of
+from server.pooling import pool
 from server.state import ServerState, State
 
 if TYPE_CHECKING:
-    from array import array
-
-    from engine.protocol import EngineInfo
     from server.pooling import Pooled
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Embeddings and scores"])
@@ -76,19 +73,16 @@ async def _scored(
     """Return a score for each pair, and the usage; None if the client has left."""
     server.check_model(body.model)
     info = server.client.require_info()
-    if "classify" in info.tasks and len(info.labels) == 1:
+    if is_cross_encoder(info):
         pooled = await pool(request, Pairs(server, body), PoolingParams(task="classify"))
-        return None if pooled is None else (_of_logits(pooled, body, info), pooled.usage)
+        if pooled is None:
+            return None
+        raw = not body.use_activation
+        return [pair_score(logits, info, raw=raw) for logits in pooled.vectors], pooled.usage
     checked_info(server, body, "embed", api)
     pooling = PoolingParams(task="embed", pooling=server.embedding_defaults.pooling_for(None))
     pooled = await pool(request, Sides(server, body), pooling)
     return None if pooled is None else (await _cosines(pooled, len(body.sides[0])), pooled.usage)
-
-
-def _of_logits(pooled: Pooled, body: ScoringRequest, info: EngineInfo) -> list[float]:
-    """Return the one label's scores; softmax of it alone would be 1 for each pair."""
-    raw = not body.use_activation or info.label_activation == "none"
-    return [scores_of(logits, "none" if raw else "sigmoid")[0] for logits in pooled.vectors]
 
 
 async def _cosines(pooled: Pooled, num_queries: int) -> list[float]:
@@ -96,10 +90,4 @@ async def _cosines(pooled: Pooled, num_queries: int) -> list[float]:
     queries, documents = vectors[:num_queries], vectors[num_queries:]
     if num_queries == 1:
         queries = queries * len(documents)
-    return [_cosine(*pair) async for pair in yielding(zip(queries, documents, strict=True))]
-
-
-def _cosine(first: array[float], second: array[float]) -> float:
-    """Return the cosine of vectors of length 1; what rounding adds beyond 1 is cut off."""
-    product: float = sum(map(operator.mul, first, second))
-    return max(-1.0, min(1.0, product))
+    return [cosine(*pair) async for pair in yielding(zip(queries, documents, strict=True))]

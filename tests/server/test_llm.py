@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from transformers import LlamaForSequenceClassification
 
 from engine.errors import ConfigError, ModelError, RequestError
 from server import LLM, SamplingParams
@@ -311,3 +312,45 @@ def test_parts_of_other_types_are_left_to_the_template(llm: LLM) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "picture"}]
     [answer] = llm.chat([{"role": "user", "content": parts}], GREEDY, chat_template=source)
     assert llm.tokenizer.decode(answer.prompt_token_ids) == "textpicture"
+
+
+async def test_embeddings_are_those_of_the_api(llm: LLM, api: Api) -> None:
+    texts = ["three rivers", "a", "the Nile, the Amazon and the Yangtze " * 6]
+    said: list[dict[str, Any]] = [{}, {"pooling": "mean"}, {"dimensions": 9, "normalize": False}]
+    for options in said:
+        answer = (await api.http.post("/v1/embeddings", json={"input": texts, **options})).json()
+        for vector, data in zip(llm.embed(texts, **options), answer["data"], strict=True):
+            assert vector == pytest.approx(data["embedding"], rel=1e-4, abs=1e-6)
+    scores = (await api.http.post("/v1/score", json={"text_1": texts[0], "text_2": texts[1:]})).json()["data"]
+    assert llm.score(texts[0], texts[1:]) == pytest.approx([score["score"] for score in scores], abs=1e-5)
+    assert llm.score(texts[1:], texts[1:]) == pytest.approx([1.0, 1.0])
+    llm.engine.batcher.check_idle()
+
+
+def test_classes_and_scores_of_a_head(make_llama: Callable[..., Path]) -> None:
+    labels = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 1}
+    llm = LLM(str(make_llama(kind=LlamaForSequenceClassification, pad_token_id=0, **labels)), **options)
+    first, second = llm.classify(["rain", [1, 2, 3]])
+    assert {first.label, second.label} <= {"no", "yes"}
+    assert sum(first.probs) == pytest.approx(1)
+    assert first.label == ["no", "yes"][first.probs[1] > first.probs[0]]
+    with pytest.raises(RequestError, match="cannot generate text; it can embed text and classify text"):
+        llm.generate("a")
+    one = {"id2label": {0: "fits"}, "label2id": {"fits": 0}}
+    ranker = LLM(str(make_llama(kind=LlamaForSequenceClassification, pad_token_id=0, **one)), **options)
+    scores = ranker.score("query", ["one", "two"])
+    assert scores == pytest.approx([ranker.classify("query" + text)[0].probs[0] for text in ("one", "two")], abs=1e-6)
+
+
+def test_what_has_no_values_is_refused_before_anything_starts(llm: LLM) -> None:
+    for ask in (
+        lambda: llm.classify("a"),
+        lambda: llm.embed(["a", ""]),
+        lambda: llm.embed("a", dimensions=65),
+        lambda: llm.embed([3]),  # type: ignore[list-item]
+        lambda: llm.score(["a", "b"], ["c", "d", "e"]),
+    ):
+        with pytest.raises(RequestError):
+            ask()
+    llm.engine.batcher.check_idle()

@@ -8,7 +8,6 @@ import pytest
 
 from engine.protocol import PoolingParams, SequenceOutput
 from server.admission import Admission
-from server.pooling import scores_of
 from tests.server.conftest import COMPLETIONS, check_error
 
 EMBED, CLASSIFY = "/v1/embeddings", "/v1/classify"
@@ -121,13 +120,6 @@ async def test_requests_are_counted(serve_heads):
     counted |= {'sequences_finished_total{finished_reason="stop",model_name="tiny"} 2.0'}
     counted |= {'request_queue_time_seconds_count{model_name="tiny"} 2.0'}
     assert counted <= {line.removeprefix("deepseek_serve_") for line in lines}
-
-
-def test_scores():
-    assert scores_of([1000.0, 1000.0], "softmax") == [0.5, 0.5]
-    assert scores_of([0.0, 1000.0, -1000.0], "sigmoid") == [0.5, 1.0, 0.0]
-    assert sum(scores_of([1.0, 2.0, 3.0], "softmax")) == pytest.approx(1)
-    assert scores_of([1.5], "none") == [1.5]
 
 
 async def test_the_modalities_of_texts_reach_an_engine_that_knows_them(serve_heads):
