@@ -105,9 +105,9 @@ class Background:
 
     def _add_chunk(self, plan: StepPlan, seq: Sequence, most: int) -> int:
         """Let a step compute the next tokens of a sequence, at most so many; how many they are."""
-        num_tokens = min(seq.num_uncomputed_tokens, most)
+        num_tokens = min(seq.num_uncomputed_tokens, most, self._kv_cache.most_tokens(seq))
         if num_tokens > 0:
-            block_tables = self._kv_cache.block_tables(seq, seq.num_computed_tokens + num_tokens)
+            block_tables = self._kv_cache.extend(seq, seq.num_computed_tokens + num_tokens)
             plan.scheduled.append(seq.next_chunk(num_tokens, block_tables))
         return max(0, num_tokens)
 
@@ -117,9 +117,9 @@ class Background:
         It waits, too, while another computes its next block, which it will find in the cache.
         """
         cache, prefix = self._kv_cache, self._kv_cache.find_prefix(seq)
-        if cache.is_in_flight(seq, len(prefix)) or not cache.start(seq, prefix, num_live + len(self.running)):
+        if cache.is_in_flight(seq, prefix.num_blocks) or not cache.start(seq, prefix, num_live + len(self.running)):
             return False
-        if seq.start(len(prefix) * cache.block_size, now):
+        if seq.start(prefix.num_blocks * cache.block_size, now):
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
         self.running[seq.sequence_id] = seq

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from kernels.attention_pattern import AttentionPattern, BlockSparseAttention
+from engine.retention import Readers, Window, Windows
+from kernels.attention_pattern import AttentionPattern, BlockSparseAttention, LocalAttention
 
 _MOST_GROUPS = 8  # each costs a block table and a slot mapping in every step
 
@@ -41,6 +42,23 @@ class CacheGroups:
     views: tuple[View, ...]
     view_of: tuple[int, ...]
 
+    def windows(self, block_size: int) -> Windows:
+        """What each group keeps of a sequence, in blocks of this size; None is all.
+
+        Raises:
+            ValueError: a block is larger than a sparse block, or no part of one.
+        """
+        return tuple(
+            _window([view.pattern for view in self.views if view.group == group], block_size)
+            for group in range(len(self.groups))
+        )
+
+    @property
+    def sparse_block_sizes(self) -> set[int]:
+        """The sizes of which a block of the pool must be a divisor."""
+        patterns = [view.pattern for view in self.views]
+        return {pattern.block_size for pattern in patterns if isinstance(pattern, BlockSparseAttention)}
+
 
 @cache
 def group_layers(patterns: tuple[AttentionPattern, ...]) -> CacheGroups:
@@ -70,3 +88,23 @@ def _kind(pattern: AttentionPattern) -> object:
     if isinstance(pattern, BlockSparseAttention):  # whichever blocks the random ones are, some query may see them
         return pattern.block_size, pattern.num_global, pattern.num_local, pattern.num_random
     return pattern
+
+
+def _window(patterns: list[AttentionPattern], block_size: int) -> Window | None:
+    """What layers of one kind, with these patterns, keep together."""
+    match patterns[0]:
+        case LocalAttention(window):
+            return Window(block_size, window)
+        case BlockSparseAttention() as first:
+            if first.block_size % block_size:
+                raise ValueError(f"blocks of {block_size} are no part of sparse blocks of {first.block_size}")
+            sparse = [pattern for pattern in patterns if isinstance(pattern, BlockSparseAttention)]
+            return Window(
+                block_size,
+                max(1, first.num_local),  # a block is kept while it is written, whoever sees it
+                unit=first.block_size,
+                num_first=first.num_global * first.block_size // block_size,
+                readers=Readers(sparse, first.num_global) if first.num_random else None,
+            )
+        case _:
+            return None

@@ -111,11 +111,11 @@ class DynamicBatcher:
         Its prompt and max_tokens must fit the pool; the caller refuses those that don't.
         """
         num_tokens = seq.num_prompt_tokens + seq.sampling.max_tokens
-        assert self.kv_cache.num_blocks_for(num_tokens) <= self.kv_cache.num_blocks, "can never fit"
+        assert self.kv_cache.can_ever_hold(num_tokens), "can never fit"
         seq.sequence_id = self.num_arrivals
         self.num_arrivals += 1
         if not seq.scheduling.background:
-            seq.num_charged = seq.num_tokens - len(self.kv_cache.find_prefix(seq)) * self.kv_cache.block_size
+            seq.num_charged = seq.num_tokens - self.kv_cache.find_prefix(seq).num_blocks * self.kv_cache.block_size
             seq.place = self._policy.place(seq, seq.num_charged, seq.sequence_id), seq.sequence_id
         else:
             seq.place = 0.0, seq.sequence_id
@@ -187,7 +187,7 @@ class DynamicBatcher:
             elif item.pool is not None:
                 output = seq.pool(result.pooled[item.sequence_id])
             if output is None or output.finish_reason != "error":  # a broken sequence's blocks must not be found again
-                self.kv_cache.cache_full_blocks(seq, item.start)
+                self.kv_cache.computed(seq, item.start)
             if output is not None:
                 outputs.append(output)
                 if output.finish_reason is not None:
@@ -310,8 +310,8 @@ class DynamicBatcher:
 
     def _add_chunk(self, plan: StepPlan, seq: Sequence, most: int) -> int:
         """Let a step compute the next tokens of a sequence, at most so many; how many they are."""
-        num_tokens = min(seq.num_uncomputed_tokens, most)
-        block_tables = self.kv_cache.block_tables(seq, seq.num_computed_tokens + num_tokens)
+        num_tokens = min(seq.num_uncomputed_tokens, most, self.kv_cache.most_tokens(seq))
+        block_tables = self.kv_cache.extend(seq, seq.num_computed_tokens + num_tokens)
         plan.scheduled.append(seq.next_chunk(num_tokens, block_tables))
         return num_tokens
 
@@ -322,12 +322,12 @@ class DynamicBatcher:
         more than MAX_PASSED others start before it.
         """
         prefix = self.kv_cache.find_prefix(seq)
-        if seq.num_passed < MAX_PASSED and self.kv_cache.is_in_flight(seq, len(prefix)):
+        if seq.num_passed < MAX_PASSED and self.kv_cache.is_in_flight(seq, prefix.num_blocks):
             return False
-        while not self.kv_cache.start(seq, prefix, num_spare=len(self._running)):
+        while not self.kv_cache.start(seq, prefix, num_growing=len(self._running)):
             if not self._background.give_way():
                 return False
-        if seq.start(len(prefix) * self.kv_cache.block_size, now):
+        if seq.start(prefix.num_blocks * self.kv_cache.block_size, now):
             self.num_prompt_tokens += seq.num_prompt_tokens
             self.num_cached_tokens += seq.num_cached_tokens
         self._running[seq.sequence_id] = seq

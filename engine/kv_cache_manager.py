@@ -1,25 +1,33 @@
-"""Which KV block belongs to which sequence: block tables, reference counts and the free list.
+"""Which KV block belongs to which sequence: block tables, and what a sequence finds in the prefix cache.
 
-Owns all of these; reads Sequences and writes none. A block that is full and computed is cached under a hash of its
-tokens, of all before it and of the tenant and its salt (engine.prefix_cache): a later sequence of these that begins the
-same way takes the block as it is. Nobody writes into a full block, so sharing needs no copies. A cached block that no
-sequence holds counts as free.
+Owns these and the BlockPool; reads Sequences and writes none. A block that is full and computed is cached under its
+hash (engine.block_hashes): a later sequence that begins the same way takes the block as it is. Nobody writes into a
+full block, so sharing needs no copies. A cached block that no sequence holds counts as free. Groups of layers
+(engine.cache_groups) have block tables of their own; those with a Window (engine.retention) take blocks as a prompt is
+computed, and release what no later query sees.
 
 Costs: O(blocks moved, looked up or copied into a plan); nothing here grows with the pool or with idle sequences.
 """
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.prefix_cache import Block, InFlightPrefixes, PrefixCache
-from engine.step import BlockTable
+from engine.block_hashes import BlockHashes
+from engine.block_pool import BlockPool
+from engine.group_blocks import GroupBlocks
+from engine.prefix_cache import Block, CachedPrefix, InFlightPrefixes
+from engine.retention import most_held
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from engine.retention import Windows
     from engine.sequence import Sequence
+    from engine.step import BlockTable
+
+CLAIMED_CHUNK = 512  # tokens of its prompt that a running sequence can always compute in a step, by its claim
 
 
 @dataclass(slots=True)
@@ -27,44 +35,62 @@ class _SequenceBlocks:
     """What the manager keeps of one sequence.
 
     Attributes:
-        table: ids of its blocks, in order of position.
-        copies: of the table, by group, as plans of decodes have it; None where it has changed since.
+        groups: its blocks, by group.
+        num_slots: tokens for which it has blocks in all groups.
+        tables: block tables, by group, as plans of decodes have them; None where they have changed since.
         hashes: of its full blocks, as far as they were asked for.
         in_flight: numbers of its blocks that it has yet to fill from tokens it had when it started.
     """
 
-    table: list[int] = field(default_factory=list)
-    copies: list[BlockTable] | None = None
-    hashes: list[bytes] = field(default_factory=list)
+    groups: list[GroupBlocks] = field(default_factory=list)
+    num_slots: int = 0
+    tables: list[BlockTable] | None = None
+    hashes: BlockHashes = field(default_factory=BlockHashes)
     in_flight: range = range(0)
 
 
 class KVCacheManager:
     """Hands out the blocks of a fixed pool.
 
-    Every block is in one of three states: on the free list, in the prefix cache as evictable, or in the block tables of
-    as many sequences as its ref_count says.
+    A sequence gets the blocks of its whole prompt when it starts, so that no step of it ever lacks one. A group with a
+    window holds them by and by, and never all at once: there it gets a claim, and free blocks are promised to it.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        windows: Windows = (None,),
+        max_batched_tokens: int = CLAIMED_CHUNK,
+        prefix_caching: bool = True,
+    ) -> None:
+        """Start with all blocks free; `windows` is what each group of layers keeps."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._prefix_caching = prefix_caching
-        self._blocks: list[Block] = []  # those that were ever taken; the rest of the pool is free
-        self._free: list[Block] = []  # a stack: the block released last is still in the CPU's caches
-        self._prefix_cache = PrefixCache()
+        self._windows = windows
+        self._with_window = [(g, window) for g, window in enumerate(windows) if window is not None]
+        self._suffixes = [g.to_bytes(1) if g else b"" for g in range(len(windows))]  # of keys in the prefix cache
+        self._chunk = min(max_batched_tokens, CLAIMED_CHUNK)
+        self._pool = BlockPool(num_blocks)
         self._in_flight = {is_background: InFlightPrefixes() for is_background in (False, True)}  # by whom
         self._sequences: dict[int, _SequenceBlocks] = {}
 
     @property
     def num_ever_taken(self) -> int:
         """The first so many blocks have been taken; the others never."""
-        return len(self._blocks)
+        return self._pool.num_ever_taken
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
-        return self.num_blocks - len(self._blocks) + len(self._free) + self._prefix_cache.num_evictable
+        return self._pool.num_free
+
+    @property
+    def num_available_blocks(self) -> int:
+        """Free blocks that are promised to nobody."""
+        return self._pool.num_available
 
     @property
     def num_used_blocks(self) -> int:
@@ -72,22 +98,37 @@ class KVCacheManager:
         return self.num_blocks - self.num_free_blocks
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold this many tokens."""
+        """Blocks that hold this many tokens, in a group that keeps all."""
         return -(-num_tokens // self.block_size)
 
-    def block_tables(self, seq: Sequence, num_tokens: int) -> list[BlockTable]:
-        """The blocks that hold a running sequence's first num_tokens, by group; copies."""
-        return [BlockTable(self._sequences[seq.sequence_id].table[: -(-num_tokens // self.block_size)])]
+    def num_held(self, seq: Sequence) -> int:
+        """Blocks that a sequence holds, shared ones included."""
+        return sum(group.num_held for group in self._held_by(seq).groups)
 
-    def find_prefix(self, seq: Sequence) -> list[Block]:
-        """Cached blocks that hold the beginning of `seq`; never its last token, which must be computed."""
-        blocks: list[Block] = []
-        for number in range(self._num_reusable(seq)):
-            block = self._prefix_cache.find(self._hash(seq, number))
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+    def can_ever_hold(self, num_tokens: int) -> bool:
+        """Whether a sequence of this length fits the pool when it has it alone."""
+        return most_held(self._windows, self.num_blocks_for(num_tokens), self._chunk) <= self.num_blocks
+
+    def find_prefix(self, seq: Sequence) -> CachedPrefix:
+        """The longest beginning of `seq` behind which it can start; never its last token, which must be computed.
+
+        What queries behind some prefix see, those behind a shorter one see as well, as far as it reaches. So no prefix
+        that reaches beyond a missing block will do.
+        """
+        length, before, last = self._num_reusable(seq), -1, _last_position(seq)
+        found: list[dict[int, Block]] = [{} for _ in self._windows]
+        for group, window in enumerate(self._windows):
+            if window is None:
+                length = self._look_up(seq, group, range(length), found[group], length)
+        while length != before:
+            before = length
+            for group, window in self._with_window:
+                length = self._look_up(seq, group, window.needed(length, last), found[group], length)
+        for group, window in enumerate(self._windows):
+            if window is not None or len(found[group]) > length:
+                needed = range(length) if window is None else window.needed(length, last)
+                found[group] = {number: found[group][number] for number in needed}
+        return CachedPrefix(length, found)
 
     def is_in_flight(self, seq: Sequence, number: int) -> bool:
         """Whether a running sequence is computing what could be the block of `seq` with this number.
@@ -97,89 +138,137 @@ class KVCacheManager:
         asked = self._in_flight.values() if seq.scheduling.background else [self._in_flight[False]]
         return number < self._num_reusable(seq) and any(self._hash(seq, number) in prefixes for prefixes in asked)
 
-    def start(self, seq: Sequence, prefix: list[Block], num_spare: int) -> bool:
-        """Give `seq`, which holds nothing, the blocks for all its tokens, beginning with what `find_prefix` found.
+    def num_needed(self, seq: Sequence, prefix: CachedPrefix, num_growing: int) -> int:
+        """Available blocks that it takes to start `seq` behind a prefix while others may grow by a block a group."""
+        num_blocks, num_needed = self.num_blocks_for(seq.num_tokens), num_growing * len(self._windows)
+        for window, blocks in zip(self._windows, prefix.blocks, strict=True):
+            if window is None:
+                num_needed += num_blocks - len(blocks) + sum(block.ref_count == 0 for block in blocks.values())
+            else:  # what others hold as well they may release before, so it has to be paid
+                claim = window.most_held(num_blocks, self._chunk)
+                num_needed += min(claim, len(blocks) + num_blocks - prefix.num_blocks)
+        return num_needed
 
-        False, with nothing changed, if that would leave fewer than num_spare blocks free.
+    def start(self, seq: Sequence, prefix: CachedPrefix, num_growing: int) -> bool:
+        """Give `seq`, which holds nothing, what `find_prefix` found, and the blocks of all its tokens behind that.
+
+        Groups with a window only get a claim to these (`extend`). False, with nothing changed, if too few blocks are
+        available.
         """
-        num_new = self.num_blocks_for(seq.num_tokens) - len(prefix)
-        num_revived = sum(block.ref_count == 0 for block in prefix)
-        if num_new + num_revived + num_spare > self.num_free_blocks:
+        if self.num_needed(seq, prefix, num_growing) > self._pool.num_available:
             return False
-        for block in prefix:
-            self._prefix_cache.hold(block)
-            block.ref_count += 1
+        num_blocks = self.num_blocks_for(seq.num_tokens)
         held = self._held_by(seq)
-        held.table = [block.block_id for block in prefix] + [self._take() for _ in range(num_new)]
+        ids = [
+            {number: self._pool.hold(block, in_window=window is not None) for number, block in blocks.items()}
+            for window, blocks in zip(self._windows, prefix.blocks, strict=True)
+        ]  # all of them before any block is taken, which may evict one
+        for window, found in zip(self._windows, ids, strict=True):
+            group = GroupBlocks(target=num_blocks)
+            if window is None:
+                group.ids, group.num_held = list(found.values()), len(found)
+                self._take_up_to(group, num_blocks)
+            else:
+                group.claim = window.most_held(num_blocks, self._chunk)
+                group.begin(window, prefix.num_blocks, found, _last_position(seq))
+                self._promise(group)
+            held.groups.append(group)
+        held.num_slots = min(group.end for group in held.groups) * self.block_size
         if self._prefix_caching:
-            held.in_flight = range(len(prefix), seq.num_tokens // self.block_size)
+            held.in_flight = range(prefix.num_blocks, seq.num_tokens // self.block_size)
             announced = self._in_flight[seq.scheduling.background]
             announced.add(self._hash(seq, number) for number in held.in_flight)
         return True
 
-    def grow(self, seq: Sequence) -> list[BlockTable] | None:
-        """Give `seq` the block that its last token needs, if it lacks one.
+    def most_tokens(self, seq: Sequence) -> int:
+        """Tokens that a step can compute of a running sequence's prompt, at least 1."""
+        if not self._with_window:
+            return seq.num_uncomputed_tokens
+        groups = [self._sequences[seq.sequence_id].groups[g] for g, _ in self._with_window]
+        num_new = min(group.promised for group in groups) + self._pool.num_available // len(groups)
+        return (groups[0].end + num_new) * self.block_size - seq.num_computed_tokens
+
+    def extend(self, seq: Sequence, num_tokens: int) -> list[BlockTable]:
+        """Give a running sequence the blocks that its first num_tokens lack, `most_tokens` beyond the computed at most.
 
         Returns:
-            copies of its block tables, by group; None if no block is free.
+            the blocks that hold them, by group; copies.
+        """
+        held, num_blocks = self._sequences[seq.sequence_id], self.num_blocks_for(num_tokens)
+        if held.num_slots < num_tokens:
+            for group in held.groups:
+                self._take_up_to(group, num_blocks)
+            held.num_slots, held.tables = num_blocks * self.block_size, None
+        return [group.table(num_blocks) for group in held.groups]
+
+    def grow(self, seq: Sequence) -> list[BlockTable] | None:
+        """Give `seq` the blocks that its last token needs, if it lacks some.
+
+        Returns:
+            copies of its block tables, by group; None if too few blocks are free.
         """
         held = self._sequences[seq.sequence_id]
-        if len(held.table) * self.block_size < len(seq.token_ids):
-            if self.num_free_blocks == 0:
+        if held.num_slots < len(seq.token_ids):
+            num_blocks, num_missing = self.num_blocks_for(len(seq.token_ids)), 0
+            for group in held.groups:
+                num_missing += max(0, num_blocks - group.end - group.promised)
+            if num_missing > self._pool.num_available:
                 return None
-            held.table.append(self._take())
-            held.copies = None
-        if held.copies is None:
-            held.copies = [BlockTable(held.table.copy())]
-        return held.copies
+            for group in held.groups:
+                self._take_up_to(group, num_blocks)
+            held.num_slots, held.tables = num_blocks * self.block_size, None
+        if held.tables is None:
+            held.tables = [group.table(group.end) for group in held.groups]
+        return held.tables
 
-    def cache_full_blocks(self, seq: Sequence, num_before: int) -> None:
-        """Cache the blocks that a step filled; `num_before` tokens were computed before it."""
-        computed, before = seq.num_computed_tokens // self.block_size, num_before // self.block_size
-        if computed == before or not self._prefix_caching:
-            return
-        self._withdraw(seq, computed)
-        table = self._held_by(seq).table
-        for number in range(before, computed):
-            self._prefix_cache.insert(self._blocks[table[number]], self._hash(seq, number))
+    def computed(self, seq: Sequence, num_before: int) -> None:
+        """Take in that a step has computed tokens of `seq`; num_before were computed before.
+
+        The blocks that it filled are cached, and those that no later query sees are released.
+        """
+        filled, before = seq.num_computed_tokens // self.block_size, num_before // self.block_size
+        if filled > before and self._prefix_caching:
+            self._withdraw(seq, filled)
+            for suffix, group in zip(self._suffixes, self._held_by(seq).groups, strict=True):
+                for number in range(before, filled):
+                    block = self._pool[group.ids[number - group.first]]
+                    self._pool.prefix_cache.insert(block, self._hash(seq, number) + suffix)
+        if self._with_window:
+            self._release_unseen(seq)
 
     def release(self, seq: Sequence, *, forget: bool = False) -> None:
-        """Take back every block of `seq`; the one way in which blocks become free.
+        """Take back every block of `seq`.
 
         With `forget`, what the sequence computed is not to be trusted, and nobody finds its blocks any more.
         """
         self._withdraw(seq, seq.num_tokens)
-        for block_id in reversed(
-            self._held_by(seq).table
-        ):  # so that the end of a prefix is evicted before its beginning
-            block = self._blocks[block_id]
+        held = self._held_by(seq)
+        if forget and self._with_window:
+            self._forget_released(seq)
+        blocks = [(number, g, block_id) for g, group in enumerate(held.groups) for number, block_id in group.held()]
+        if len(held.groups) > 1:
+            blocks.sort(reverse=True)
+        for _, g, block_id in blocks:  # the last first, so that the end of a prefix is evicted before its beginning
             if forget:
-                self._prefix_cache.remove(block)
-            block.ref_count -= 1
-            assert block.ref_count >= 0, "a block was released twice"
-            if block.ref_count > 0:
-                continue
-            if block.hash is None:
-                self._free.append(block)
-            else:
-                self._prefix_cache.let_go(block)
+                self._pool.forget(self._pool[block_id])
+            self._pool.let_go(block_id, in_window=self._windows[g] is not None)
+        self._pool.num_promised -= sum(group.promised for group in held.groups)
         del self._sequences[seq.sequence_id]
 
     def check(self, live: list[Sequence]) -> None:
         """Assert that every block is in one state, held by exactly the sequences that have it in their tables."""
         assert self._sequences.keys() <= {seq.sequence_id for seq in live}, "a block table outlived its sequence"
-        ref_counts = [0] * len(self._blocks)
+        ref_counts, num_promised = [0] * self.num_ever_taken, 0
         for held in self._sequences.values():
-            for block_id in held.table:
-                ref_counts[block_id] += 1
-        assert ref_counts == [block.ref_count for block in self._blocks], "reference counts are off"
-        cache, in_tables = self._prefix_cache, [i for i, count in enumerate(ref_counts) if count]
-        free = [block.block_id for block in self._free]
-        assert sorted([*free, *cache.evictable, *in_tables]) == list(range(len(self._blocks))), (
-            "blocks leaked or doubled"
-        )
-        assert all(block.hash is None for block in self._free)
-        assert {block.hash: block for block in self._blocks if block.hash is not None} == cache.blocks
+            for window, group in zip(self._windows, held.groups, strict=bool(held.groups)):
+                ids = [block_id for _, block_id in group.held()]
+                assert len(ids) == group.num_held, "held blocks are miscounted"
+                for block_id in ids:
+                    num_promised += window is not None and ref_counts[block_id] > 0
+                    ref_counts[block_id] += 1
+                num_promised += group.promised
+        self._pool.check(ref_counts)
+        assert self._pool.num_promised == num_promised, "promises are miscounted"
         of_id = {seq.sequence_id: seq for seq in live}
         for is_background, prefixes in self._in_flight.items():
             theirs = [(of_id[i], held) for i, held in self._sequences.items()]
@@ -195,6 +284,51 @@ class KVCacheManager:
             return 0
         return (seq.num_tokens - 1) // self.block_size
 
+    def _look_up(self, seq: Sequence, group: int, numbers: Iterable[int], found: dict[int, Block], length: int) -> int:
+        """Find cached blocks of `seq` by their numbers; the first number that is missing, `length` if none is."""
+        suffix = self._suffixes[group]
+        for number in numbers:
+            if number not in found:
+                block = self._pool.prefix_cache.find(self._hash(seq, number) + suffix)
+                if block is None:
+                    return number
+                found[number] = block
+        return length
+
+    def _take_up_to(self, group: GroupBlocks, num_blocks: int) -> None:
+        """Have a group hold all blocks up to this number of them."""
+        num_new = num_blocks - group.end
+        if num_new > 0:
+            for _ in range(num_new):
+                group.ids.append(self._pool.take())
+            group.num_held += num_new
+            self._promise(group)
+
+    def _promise(self, group: GroupBlocks) -> None:
+        """Keep as many free blocks for a group as it may still take at once while its prompt is computed."""
+        promised = max(0, min(group.claim - group.num_held, group.target - group.end))
+        self._pool.num_promised += promised - group.promised
+        group.promised = promised
+
+    def _release_unseen(self, seq: Sequence) -> None:
+        """Let go of the blocks that no later query of `seq` sees."""
+        held = self._sequences[seq.sequence_id]
+        for g, window in self._with_window:
+            group = held.groups[g]
+            if ids := group.pass_by(window, seq.num_computed_tokens, _last_position(seq)):
+                for block_id in ids:
+                    self._pool.let_go(block_id, in_window=True)
+                self._promise(group)
+                held.tables = None
+
+    def _forget_released(self, seq: Sequence) -> None:
+        """Let nobody find what a running sequence has computed and released already."""
+        for number in range(seq.num_computed_tokens // self.block_size):
+            for g, _ in self._with_window:
+                block = self._pool.prefix_cache.find(self._hash(seq, number) + self._suffixes[g])
+                if block is not None:
+                    self._pool.forget(block)
+
     def _withdraw(self, seq: Sequence, stop: int) -> None:
         """A sequence's blocks below `stop` are in flight no more: they are computed, or will not be."""
         held = self._held_by(seq)
@@ -202,27 +336,10 @@ class KVCacheManager:
         done, held.in_flight = held.in_flight[:num_done], held.in_flight[num_done:]
         self._in_flight[seq.scheduling.background].remove(self._hash(seq, number) for number in done)
 
-    def _take(self) -> int:
-        """A free block's id; only where none is left, a cached one is evicted."""
-        if self._free:
-            block = self._free.pop()
-        elif len(self._blocks) < self.num_blocks:
-            block = Block(len(self._blocks))
-            self._blocks.append(block)
-        else:
-            block = self._prefix_cache.evict()
-        block.ref_count = 1
-        return block.block_id
-
     def _hash(self, seq: Sequence, number: int) -> bytes:
-        """The hash of a sequence's block by its number; each depends on the one before, and is kept until `release`."""
-        hashes = self._held_by(seq).hashes
-        while len(hashes) <= number:
-            first, stop = len(hashes) * self.block_size, (len(hashes) + 1) * self.block_size
-            tokens = array("q", seq.token_ids[first:stop])
-            if modalities := seq.modalities_of(first, stop):  # equal tokens of others have other keys and values
-                tokens = array("q", (token | kind << 32 for token, kind in zip(tokens, modalities, strict=True)))
-            hashes.append(
-                hashlib.sha256((hashes[-1] if hashes else seq.scheduling.prefix_salt) + tokens.tobytes()).digest()
-            )
-        return hashes[number]
+        return self._held_by(seq).hashes.of(seq, number, self.block_size)
+
+
+def _last_position(seq: Sequence) -> int:
+    """The position of the last query that a sequence can have; the last token that it samples is not computed."""
+    return seq.num_prompt_tokens + max(1, seq.sampling.max_tokens) - 2

@@ -22,6 +22,18 @@ class Block:
     hash: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CachedPrefix:
+    """The first num_blocks blocks of a sequence, of which the cache has all that later queries see.
+
+    Attributes:
+        blocks: these, by group and number.
+    """
+
+    num_blocks: int
+    blocks: list[dict[int, Block]]
+
+
 class PrefixCache:
     """Full blocks by the hash of their tokens.
 

@@ -97,7 +97,7 @@ class EngineSnapshot(msgspec.Struct, frozen=True, tag="snapshot"):
 
 def describe_running(seqs: Iterable[Sequence], kv_cache: KVCacheManager, now: float) -> list[SequenceState]:
     """Describe sequences that hold blocks."""
-    return [_describe(seq, now, sum(len(t.ids) for t in kv_cache.block_tables(seq, seq.num_tokens))) for seq in seqs]
+    return [_describe(seq, now, kv_cache.num_held(seq)) for seq in seqs]
 
 
 def describe_waiting(
@@ -142,9 +142,9 @@ def _describe(seq: Sequence, now: float, num_blocks: int, why: str = "") -> Sequ
 
 def _why(seq: Sequence, kv_cache: KVCacheManager, num_spare: int) -> str:
     prefix = kv_cache.find_prefix(seq)
-    if kv_cache.is_in_flight(seq, len(prefix)):
+    if kv_cache.is_in_flight(seq, prefix.num_blocks):
         return "another computes the prefix that it shares"
-    num_needed = kv_cache.num_blocks_for(seq.num_tokens) - len(prefix) + num_spare
-    if num_needed > kv_cache.num_free_blocks:
-        return f"blocks: {num_needed} are needed (with {num_spare} spare), {kv_cache.num_free_blocks} are free"
+    num_needed, num_free = kv_cache.num_needed(seq, prefix, num_spare), kv_cache.num_available_blocks
+    if num_needed > num_free:
+        return f"blocks: {num_needed} are needed (with {num_spare} spare), {num_free} are free"
     return "its turn: steps have no room for more prompt tokens yet"

@@ -79,13 +79,13 @@ class Life:
         first, second = self.request(20, n=2)
         self.steps(1)
         assert (first.status, second.status) == (RUNNING, WAITING)
-        assert self.batcher.kv_cache.is_in_flight(second, len(self.batcher.kv_cache.find_prefix(second)))
+        assert self.batcher.kv_cache.is_in_flight(second, self.batcher.kv_cache.find_prefix(second).num_blocks)
         return [second, first]
 
     def awaited_by_another(self) -> list[Sequence]:
         second, first = self.awaiting_a_prefix()
         self.batcher.abort(first.request_id, first.index)
-        assert not self.batcher.kv_cache.is_in_flight(second, len(self.batcher.kv_cache.find_prefix(second)))
+        assert not self.batcher.kv_cache.is_in_flight(second, self.batcher.kv_cache.find_prefix(second).num_blocks)
         self.steps(1)
         assert (second.status, second.num_cached_tokens) == (RUNNING, 8)
         return [second]

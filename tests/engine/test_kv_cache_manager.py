@@ -58,13 +58,13 @@ def one_in_use_and_one_evictable():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda manager: setattr(manager._blocks[0], "ref_count", 2), "reference counts are off"),
-        (lambda manager: manager._free.clear(), "blocks leaked or doubled"),
-        (lambda manager: manager._free.append(manager._free[0]), "blocks leaked or doubled"),
-        (lambda manager: manager._free.append(manager._blocks[0]), "blocks leaked or doubled"),
-        (lambda manager: manager._prefix_cache.evictable.clear(), "blocks leaked or doubled"),
-        (lambda manager: setattr(manager._blocks[2], "hash", b"some"), ""),
-        (lambda manager: manager._prefix_cache.blocks.clear(), ""),
+        (lambda manager: setattr(manager._pool._blocks[0], "ref_count", 2), "reference counts are off"),
+        (lambda manager: manager._pool._free.clear(), "blocks leaked or doubled"),
+        (lambda manager: manager._pool._free.append(manager._pool._free[0]), "blocks leaked or doubled"),
+        (lambda manager: manager._pool._free.append(manager._pool._blocks[0]), "blocks leaked or doubled"),
+        (lambda manager: manager._pool.prefix_cache.evictable.clear(), "blocks leaked or doubled"),
+        (lambda manager: setattr(manager._pool._blocks[2], "hash", b"some"), ""),
+        (lambda manager: manager._pool.prefix_cache.blocks.clear(), ""),
         (lambda manager: manager._in_flight[False].add([b"some"]), "announced blocks are off"),
         (lambda manager: manager._in_flight[False]._counts.clear(), "announced blocks are off"),
     ],
@@ -80,7 +80,7 @@ def test_check_notices_a_block_that_is_held_and_one_released_twice():
     manager, seq = one_in_use_and_one_evictable()
     with pytest.raises(AssertionError, match=r"^a block table outlived its sequence$"):
         manager.check([])
-    manager._sequences[seq.sequence_id].table *= 2
+    manager._sequences[seq.sequence_id].groups[0].ids *= 2
     with pytest.raises(AssertionError, match=r"^a block was released twice$"):
         manager.release(seq)
 
@@ -109,7 +109,7 @@ def test_random_use_never_loses_or_doubles_a_block():
                 seq.token_ids.pop()
         elif live:
             manager.release(live.pop(rng.randrange(len(live))), forget=rng.random() < 0.1)
-        evictions += manager.num_free_blocks == len(manager._prefix_cache.evictable) > 0
+        evictions += manager.num_free_blocks == len(manager._pool.prefix_cache.evictable) > 0
         manager.check(live)
     assert hits > 500
     assert evictions > 100

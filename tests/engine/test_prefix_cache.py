@@ -94,8 +94,8 @@ def test_the_block_evictable_the_longest_goes_first_and_the_end_of_a_prefix_befo
     manager.release(old)
     manager.release(new)
     start(manager, [9])
-    assert len(manager.find_prefix(make_sequence(prompt=[1, 2, 3, 4, 0]))) == 1
-    assert len(manager.find_prefix(make_sequence(prompt=[5, 6, 7, 8, 0]))) == 2
+    assert manager.find_prefix(make_sequence(prompt=[1, 2, 3, 4, 0])).num_blocks == 1
+    assert manager.find_prefix(make_sequence(prompt=[5, 6, 7, 8, 0])).num_blocks == 2
 
 
 def test_reviving_cached_blocks_uses_free_ones_up():
@@ -128,26 +128,26 @@ def test_without_prefix_caching_nothing_is_found():
     compute(manager, seq := start(manager, range(9)))
     assert start(manager, range(9)).num_computed_tokens == 0
     manager.release(seq)
-    assert not manager._prefix_cache.evictable
+    assert not manager._pool.prefix_cache.evictable
 
 
 def test_a_block_that_a_running_sequence_is_about_to_fill_is_awaited():
     manager = KVCacheManager(20, 4)
     first = start(manager, range(12))
     first.num_computed_tokens = 4  # as after a first chunk
-    manager.cache_full_blocks(first, 0)
+    manager.computed(first, 0)
     second = make_sequence(prompt=[*range(8), 99])
-    assert len(manager.find_prefix(second)) == 1
-    assert manager.is_in_flight(second, len(manager.find_prefix(second)))
+    assert manager.find_prefix(second).num_blocks == 1
+    assert manager.is_in_flight(second, manager.find_prefix(second).num_blocks)
     other = make_sequence(prompt=[*range(4), 99, 99, 99, 99, 99])
     assert not manager.is_in_flight(other, 1)
     before, first.num_computed_tokens = 4, 8
-    manager.cache_full_blocks(first, before)
-    assert not manager.is_in_flight(second, len(manager.find_prefix(second)))
+    manager.computed(first, before)
+    assert not manager.is_in_flight(second, manager.find_prefix(second).num_blocks)
     third = make_sequence(prompt=[*range(12), 99])
-    assert manager.is_in_flight(third, len(manager.find_prefix(third)))
+    assert manager.is_in_flight(third, manager.find_prefix(third).num_blocks)
     manager.release(first)  # aborted: nobody is computing it any more
-    assert not manager.is_in_flight(third, len(manager.find_prefix(third)))
+    assert not manager.is_in_flight(third, manager.find_prefix(third).num_blocks)
     manager.check([second, third, other])
 
 
@@ -168,12 +168,14 @@ def test_tenants_do_not_find_each_other_s_blocks():
         for tenant in tenants
     }
     for seq in seqs.values():
-        assert manager.find_prefix(seq) == []
+        assert manager.find_prefix(seq).num_blocks == 0
         assert not manager.is_in_flight(seq, 0)
         assert try_start(manager, seq, 0) == 0
         compute(manager, seq)
     again = make_sequence(prompt=list(range(9)), scheduling=SchedulingParams(0.0, tenant=b"a"))
-    assert [block.block_id for block in manager.find_prefix(again)] == table_of(manager, seqs[b"a"])[:2]
+    assert [block.block_id for block in manager.find_prefix(again).blocks[0].values()] == table_of(manager, seqs[b"a"])[
+        :2
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 5])

@@ -59,25 +59,25 @@ def make_sample(name: str = "s", num_prompt_tokens: int = 1, **options: Any) -> 
 
 
 def table_of(manager: KVCacheManager, seq: Sequence) -> list[int]:
-    """A sequence's whole block table; empty if it holds nothing."""
+    """A sequence's whole block table in the first group of layers; empty if it holds nothing."""
     own = manager._sequences.get(seq.sequence_id)
-    return [] if own is None else list(own.table)
+    return [] if own is None or not own.groups else list(own.groups[0].ids)
 
 
-def try_start(manager: KVCacheManager, seq: Sequence, num_spare: int) -> int | None:
+def try_start(manager: KVCacheManager, seq: Sequence, num_growing: int) -> int | None:
     """Tokens that the cache had; None if `seq` did not start."""
     prefix = manager.find_prefix(seq)
-    return len(prefix) * manager.block_size if manager.start(seq, prefix, num_spare) else None
+    return prefix.num_blocks * manager.block_size if manager.start(seq, prefix, num_growing) else None
 
 
-def start(manager: KVCacheManager, prompt: Iterable[int], *, num_spare: int = 0, **sampling: Any) -> Sequence:
+def start(manager: KVCacheManager, prompt: Iterable[int], *, num_growing: int = 0, **sampling: Any) -> Sequence:
     """A sequence that tried to; its num_computed_tokens are what the cache had."""
     seq = make_sequence(prompt=list(prompt), **sampling)
-    seq.num_computed_tokens = try_start(manager, seq, num_spare)
+    seq.num_computed_tokens = try_start(manager, seq, num_growing)
     return seq
 
 
 def compute(manager: KVCacheManager, seq: Sequence) -> None:
     """As the batcher does after a step that computed all of a sequence."""
     before, seq.num_computed_tokens = seq.num_computed_tokens, seq.num_tokens
-    manager.cache_full_blocks(seq, before)
+    manager.computed(seq, before)

@@ -378,8 +378,12 @@ class WatchedBatcher:
         waiting = sorted((r for r in self.foreground if r not in self.running), key=lambda record: record.place)
         for record in waiting[: self.look_ahead + 1]:
             prefix = self.cache.find_prefix(record.seq)
-            if passed_before.get(record, 0) >= self.max_passed or not self.cache.is_in_flight(record.seq, len(prefix)):
-                num_new = self.cache.num_blocks_for(len(record.tokens)) - sum(b.ref_count > 0 for b in prefix)
+            if passed_before.get(record, 0) >= self.max_passed or not self.cache.is_in_flight(
+                record.seq, prefix.num_blocks
+            ):
+                num_new = self.cache.num_blocks_for(len(record.tokens)) - sum(
+                    b.ref_count > 0 for b in prefix.blocks[0].values()
+                )
                 assert num_new + len(self.running) > self.cache.num_free_blocks, "it fits and waits"
             if record.num_passed >= self.max_passed:
                 break

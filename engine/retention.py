@@ -1,0 +1,112 @@
+"""Which blocks of a sequence a group of layers must keep: rules in numbers of blocks, without sequences or a pool.
+
+A group whose layers see everything keeps all blocks, and has no Window. Any other keeps what a query from some position
+on may see: the blocks at the beginning, the recent ones, and of those between the ones that a later query has among its
+random blocks. A sequence's last query is known, so the last reader of each block is, too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+Windows = tuple["Window | None", ...]  # by group; None keeps all
+
+
+class SparsePattern(Protocol):
+    """A pattern of layers that see some blocks only, here called units."""
+
+    def visible_blocks(self, block: int) -> Iterable[int]:
+        """The units that the queries of a unit see."""
+
+
+class Readers:
+    """Which queries see a unit, over all layers of a group.
+
+    Computed once, as far as it was asked for: all sequences share it.
+    """
+
+    def __init__(self, patterns: Sequence[SparsePattern], num_first: int) -> None:
+        """Of layers with these patterns; nobody asks about the first units."""
+        self._patterns, self._num_first = patterns, num_first
+        self._readers: list[list[int]] = []  # of each unit, ascending
+
+    def last(self, unit: int, last: int) -> int:
+        """The last query unit up to `last` that sees a unit; -1 if there is none."""
+        for query in range(len(self._readers), last + 1):
+            self._readers.append([])
+            for seen in {seen for pattern in self._patterns for seen in pattern.visible_blocks(query)}:
+                if seen >= self._num_first:
+                    self._readers[seen].append(query)
+        readers = self._readers[unit] if unit <= last else []
+        number = bisect_right(readers, last)
+        return readers[number - 1] if number else -1
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a group keeps of a sequence whose queries before some position are computed.
+
+    Positions are told in units: one position for a local window, a sparse block for block-sparse attention.
+
+    Attributes:
+        block_size: slots in a block of the pool.
+        num_recent: units that are recent for a query, its own included.
+        unit: positions of one; where it is not 1, a multiple of block_size.
+        num_first: blocks at the beginning that are kept for good.
+        readers: who sees units that are not recent; None: nobody.
+    """
+
+    block_size: int
+    num_recent: int
+    unit: int = 1
+    num_first: int = 0
+    readers: Readers | None = None
+
+    def first_recent(self, position: int) -> int:
+        """The first block that is recent for queries from `position` on."""
+        return max(0, position // self.unit - self.num_recent + 1) * self.unit // self.block_size
+
+    def last_reader(self, number: int, last_position: int) -> int:
+        """The last unit, up to that of `last_position`, whose queries see a block without its being recent; or -1."""
+        if self.readers is None:
+            return -1
+        return self.readers.last(number * self.block_size // self.unit, last_position // self.unit)
+
+    def needed(self, num_blocks: int, last_position: int) -> Iterator[int]:
+        """Numbers of the blocks, of the first num_blocks, that queries after these may see, ascending."""
+        first, position = min(self.num_first, num_blocks), num_blocks * self.block_size
+        recent = max(first, self.first_recent(position))
+        yield from range(first)
+        if self.readers is not None:
+            own = position // self.unit
+            yield from (i for i in range(first, recent) if self.last_reader(i, last_position) >= own)
+        yield from range(recent, num_blocks)
+
+    def most_held(self, num_blocks: int, chunk: int) -> int:
+        """Blocks that a sequence of num_blocks holds at once at most, if a step computes at most `chunk` tokens of it.
+
+        Where blocks have readers, almost all of them may be held.
+        """
+        if self.readers is not None:
+            return num_blocks
+        num_positions = self.num_recent * self.unit + chunk - 1  # from the first one of the window to the chunk's end
+        return min(num_blocks, self.num_first + (num_positions + self.block_size - 2) // self.block_size + 1)
+
+
+def most_held(windows: Windows, num_blocks: int, chunk: int) -> int:
+    """Blocks of all groups that a sequence of so many blocks' length holds at once at most."""
+    return sum(num_blocks if window is None else window.most_held(num_blocks, chunk) for window in windows)
+
+
+def longest(windows: Windows, block_size: int, pool_size: int, chunk: int, limit: int) -> int:
+    """Tokens, `limit` at most, of the longest sequence that a pool of so many blocks can hold alone."""
+    num_blocks = -(-limit // block_size)
+    if most_held(windows, num_blocks, chunk) <= pool_size:
+        return limit
+    fitting = bisect_right(range(num_blocks), pool_size, key=lambda n: most_held(windows, n, chunk)) - 1
+    return fitting * block_size
