@@ -58,9 +58,11 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
     phases.begin(ALLOCATING)
     num_blocks = _size_kv_cache(config)
     executor = LocalExecutor(ModelRunner(model, config.kv_cache, num_blocks, config.device))
-    info, eos_token_ids, seed = _info(config, num_blocks), frozenset(config.model.eos_token_ids), config.settings.seed
+    batcher = _make_batcher(config, num_blocks)
+    info, eos_token_ids = _info(config, batcher.kv_cache), frozenset(config.model.eos_token_ids)
+    seed = config.settings.seed
     phases.begin(WARMING_UP)
-    Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed).warm_up()
+    Engine(info, batcher, executor, eos_token_ids, seed).warm_up()
     engine = Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed)  # with nothing counted yet
     logger.info(
         "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
@@ -99,9 +101,15 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
 
 def _size_kv_cache(config: ResolvedConfig) -> int:
     """The number of KV blocks, once the weights are loaded: as set, if they fit; else as many as fit."""
+    least = len(config.model.cache_groups.groups)  # the first token has a block in each
     if config.num_kv_blocks is None:
         num_fitting = devices.default_kv_cache_bytes(config.device) // config.kv_cache.bytes_per_block
-        return max(1, min(num_fitting, config.max_kv_blocks))
+        return max(least, min(num_fitting, config.max_kv_blocks))
+    if config.num_kv_blocks < least:
+        raise ConfigError(
+            f"a KV cache of {config.num_kv_blocks} blocks (--num-kv-blocks or --kv-cache-memory) holds no token; this "
+            f"model's layers are of {least} kinds, which need a block each: at least {least}"
+        )
     num_bytes, free = config.num_kv_blocks * config.kv_cache.bytes_per_block, devices.available_bytes(config.device)
     if num_bytes > free:
         raise ConfigError(
@@ -111,8 +119,8 @@ def _size_kv_cache(config: ResolvedConfig) -> int:
     return config.num_kv_blocks
 
 
-def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
-    max_seq_len = min(config.max_seq_len, num_blocks * config.kv_cache.block_size)
+def _info(config: ResolvedConfig, kv_cache: KVCacheManager) -> EngineInfo:
+    max_seq_len = kv_cache.longest(config.max_seq_len)
     if max_seq_len < config.max_seq_len:
         logger.warning(
             "the KV cache holds fewer tokens than max_seq_len %d: it is now %d", config.max_seq_len, max_seq_len
@@ -120,7 +128,7 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
     return EngineInfo(
         max_seq_len=max_seq_len,
         vocab_size=config.model.vocab_size,
-        num_blocks=num_blocks,
+        num_blocks=kv_cache.num_blocks,
         block_size=config.kv_cache.block_size,
         device=str(config.device),
         dtype=str(config.dtype).removeprefix("torch."),
@@ -135,9 +143,16 @@ def _info(config: ResolvedConfig, num_blocks: int) -> EngineInfo:
 
 
 def _make_batcher(config: ResolvedConfig, num_blocks: int) -> DynamicBatcher:
-    settings = config.settings
+    settings, block_size = config.settings, config.kv_cache.block_size
+    kv_cache = KVCacheManager(
+        num_blocks,
+        block_size,
+        windows=config.model.cache_groups.windows(block_size),
+        max_batched_tokens=config.max_batched_tokens,
+        prefix_caching=settings.prefix_caching == "on",
+    )
     return DynamicBatcher(
-        KVCacheManager(num_blocks, settings.block_size, prefix_caching=settings.prefix_caching == "on"),
+        kv_cache,
         settings.max_batch_size,
         config.max_batched_tokens,
         policy=settings.policy,

@@ -141,7 +141,12 @@ class BatchingSettings(Settings):
         metavar="X",
         ge=0,
     )
-    block_size: int = setting(16, "tokens in one block of the KV cache", ge=1, le=65536)
+    block_size: int | None = setting(
+        None,
+        "tokens in one block of the KV cache; default: 16, or with block-sparse attention what divides a sparse block",
+        ge=1,
+        le=65536,
+    )
     kv_cache_memory: float | None = setting(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85% on a GPU", metavar="GiB", gt=0
     )

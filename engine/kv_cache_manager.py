@@ -18,7 +18,7 @@ from engine.block_hashes import BlockHashes
 from engine.block_pool import BlockPool
 from engine.group_blocks import GroupBlocks
 from engine.prefix_cache import Block, CachedPrefix, InFlightPrefixes
-from engine.retention import most_held
+from engine.retention import CLAIMED_CHUNK, longest, most_held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from engine.retention import Windows
     from engine.sequence import Sequence
     from engine.step import BlockTable
-
-CLAIMED_CHUNK = 512  # tokens of its prompt that a running sequence can always compute in a step, by its claim
 
 
 @dataclass(slots=True)
@@ -72,7 +70,7 @@ class KVCacheManager:
         self._windows = windows
         self._with_window = [(g, window) for g, window in enumerate(windows) if window is not None]
         self._suffixes = [g.to_bytes(1) if g else b"" for g in range(len(windows))]  # of keys in the prefix cache
-        self._chunk = min(max_batched_tokens, CLAIMED_CHUNK)
+        self._max_batched_tokens = max_batched_tokens
         self._pool = BlockPool(num_blocks)
         self._in_flight = {is_background: InFlightPrefixes() for is_background in (False, True)}  # by whom
         self._sequences: dict[int, _SequenceBlocks] = {}
@@ -107,7 +105,11 @@ class KVCacheManager:
 
     def can_ever_hold(self, num_tokens: int) -> bool:
         """Whether a sequence of this length fits the pool when it has it alone."""
-        return most_held(self._windows, self.num_blocks_for(num_tokens), self._chunk) <= self.num_blocks
+        return most_held(self._windows, self.num_blocks_for(num_tokens), self._max_batched_tokens) <= self.num_blocks
+
+    def longest(self, limit: int) -> int:
+        """Tokens of the longest sequence that fits, `limit` at most."""
+        return longest(self._windows, self.block_size, self.num_blocks, self._max_batched_tokens, limit)
 
     def find_prefix(self, seq: Sequence) -> CachedPrefix:
         """The longest beginning of `seq` behind which it can start; never its last token, which must be computed.
@@ -145,7 +147,7 @@ class KVCacheManager:
             if window is None:
                 num_needed += num_blocks - len(blocks) + sum(block.ref_count == 0 for block in blocks.values())
             else:  # what others hold as well they may release before, so it has to be paid
-                claim = window.most_held(num_blocks, self._chunk)
+                claim = window.most_held(num_blocks, self._max_batched_tokens)
                 num_needed += min(claim, len(blocks) + num_blocks - prefix.num_blocks)
         return num_needed
 
@@ -169,7 +171,7 @@ class KVCacheManager:
                 group.ids, group.num_held = list(found.values()), len(found)
                 self._take_up_to(group, num_blocks)
             else:
-                group.claim = window.most_held(num_blocks, self._chunk)
+                group.claim = window.most_held(num_blocks, self._max_batched_tokens)
                 group.begin(window, prefix.num_blocks, found, _last_position(seq))
                 self._promise(group)
             held.groups.append(group)

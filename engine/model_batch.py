@@ -130,6 +130,7 @@ def _views(plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.d
                 block_tables=[table.ids for table in tables],
                 block_size=block_size,
                 device=device,
+                first_blocks=[table.first for table in tables],
             )
         )
     groups = [view.group for view in model.config.cache_groups.views]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from engine import device as devices
 from engine.errors import ConfigError
 from engine.kv_cache_pool import CacheLayout
 from engine.models.decoder import attention_class
+from engine.retention import most_held
 from kernels.ops import KernelUnavailableError
 from kernels.ops import resolve as resolve_ops
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_BLOCK_SIZE = 16
 _DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 
 
@@ -75,9 +78,11 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
     max_seq_len = model.resolve_max_seq_len(config.max_seq_len)
-    shapes, scales = attention_class(model).cache_shapes(model), _cache_scales(config, model, ops)
-    kv_cache = CacheLayout(shapes, model.cache_groups.num_pool_layers, config.block_size, dtype, scales)
-    default_batched_tokens = max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
+    block_size, shapes = _block_size(config, model), attention_class(model).cache_shapes(model)
+    scales = _cache_scales(config, model, ops)
+    kv_cache = CacheLayout(shapes, model.cache_groups.num_pool_layers, block_size, dtype, scales)
+    max_batched_tokens = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
+    windows, num_blocks = model.cache_groups.windows(block_size), -(-max_seq_len // block_size)
     resolved = ResolvedConfig(
         source=source,
         model=model,
@@ -86,14 +91,30 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         ops=ops,
         threads=config.threads or devices.num_cores(),
         max_seq_len=max_seq_len,
-        max_batched_tokens=config.max_batched_tokens or default_batched_tokens,
+        max_batched_tokens=max_batched_tokens,
         kv_cache=kv_cache,
         num_kv_blocks=_num_kv_blocks(config, kv_cache.bytes_per_block),
-        max_kv_blocks=config.max_batch_size * -(-max_seq_len // config.block_size),
+        max_kv_blocks=config.max_batch_size * most_held(windows, num_blocks, max_batched_tokens),
         settings=config,
     )
     logger.info("resolved: %s", resolved)
     return resolved
+
+
+def _block_size(config: EngineConfig, model: ModelConfig) -> int:
+    sparse = math.gcd(*model.cache_groups.sparse_block_sizes)
+    if not sparse:
+        return config.block_size or _DEFAULT_BLOCK_SIZE
+    valid = [size for size in range(1, sparse + 1) if sparse % size == 0]
+    if config.block_size is None:
+        usual = [size for size in valid if size <= 2 * _DEFAULT_BLOCK_SIZE]
+        return _DEFAULT_BLOCK_SIZE if _DEFAULT_BLOCK_SIZE in usual else usual[-1]
+    if config.block_size not in valid:
+        raise ConfigError(
+            f"--block-size is {config.block_size}; it must divide the model's sparse blocks of {sparse} tokens: valid "
+            f"are {', '.join(map(str, valid))}"
+        )
+    return config.block_size
 
 
 def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:

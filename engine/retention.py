@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+CLAIMED_CHUNK = 512  # tokens of its prompt that a running sequence can always compute in a step, by its claim
 Windows = tuple["Window | None", ...]  # by group; None keeps all
 
 
@@ -87,26 +88,31 @@ class Window:
             yield from (i for i in range(first, recent) if self.last_reader(i, last_position) >= own)
         yield from range(recent, num_blocks)
 
-    def most_held(self, num_blocks: int, chunk: int) -> int:
-        """Blocks that a sequence of num_blocks holds at once at most, if a step computes at most `chunk` tokens of it.
+    def most_held(self, num_blocks: int, max_batched_tokens: int) -> int:
+        """Blocks that a sequence of num_blocks holds at once at most, while a step computes a claimed chunk of it.
 
         Where blocks have readers, almost all of them may be held.
         """
         if self.readers is not None:
             return num_blocks
+        chunk = min(max_batched_tokens, CLAIMED_CHUNK)
         num_positions = self.num_recent * self.unit + chunk - 1  # from the first one of the window to the chunk's end
         return min(num_blocks, self.num_first + (num_positions + self.block_size - 2) // self.block_size + 1)
 
 
-def most_held(windows: Windows, num_blocks: int, chunk: int) -> int:
+def most_held(windows: Windows, num_blocks: int, max_batched_tokens: int) -> int:
     """Blocks of all groups that a sequence of so many blocks' length holds at once at most."""
-    return sum(num_blocks if window is None else window.most_held(num_blocks, chunk) for window in windows)
+    return sum(num_blocks if window is None else window.most_held(num_blocks, max_batched_tokens) for window in windows)
 
 
-def longest(windows: Windows, block_size: int, pool_size: int, chunk: int, limit: int) -> int:
+def longest(windows: Windows, block_size: int, pool_size: int, max_batched_tokens: int, limit: int) -> int:
     """Tokens, `limit` at most, of the longest sequence that a pool of so many blocks can hold alone."""
+
+    def held(num_blocks: int) -> int:
+        return most_held(windows, num_blocks, max_batched_tokens)
+
     num_blocks = -(-limit // block_size)
-    if most_held(windows, num_blocks, chunk) <= pool_size:
+    if held(num_blocks) <= pool_size:
         return limit
-    fitting = bisect_right(range(num_blocks), pool_size, key=lambda n: most_held(windows, n, chunk)) - 1
+    fitting = bisect_right(range(num_blocks), pool_size, key=held) - 1
     return fitting * block_size
