@@ -100,6 +100,9 @@ class Texts(ABC, Generic[Body]):
             raise RequestError(f"{message} of a prompt.", "truncate_prompt_tokens")
         return room
 
+    def _all_framed(self, texts: Sequence[ModelInput]) -> list[ModelInput]:
+        return list(map(self._framed, texts))
+
     def _framed(self, text: ModelInput) -> ModelInput:
         """Return one text with the special tokens around it, cut as the request asks."""
         room = self._room(self.server.tokenizer.num_special_tokens(1))
@@ -120,7 +123,13 @@ class Inputs(Texts[InputRequest]):
         super().check(pooling)
         info = self.server.client.require_info()
         for prompt in self.body.inputs:
-            if isinstance(prompt, list) and self.body.truncate_prompt_tokens is None:
+            if not isinstance(prompt, list):
+                break  # no other is a list either
+            if max(prompt, default=0) >= info.vocab_size:
+                message = f"Token ids must lie from 0 to {info.vocab_size - 1}. Those of another model's tokenizer are"
+                hint = "another text here: have the client send texts (LangChain: check_embedding_ctx_length=False)."
+                raise RequestError(f"{message} {hint}", "prompt")
+            if self.body.truncate_prompt_tokens is None:
                 info.check_pooling(prompt, pooling)
 
     async def encode(self) -> list[ModelInput]:
@@ -132,7 +141,7 @@ class Inputs(Texts[InputRequest]):
         if not encoded:
             encoded = await self._encoded([prompt for prompt in prompts if not isinstance(prompt, list)])
             if adds is not False:
-                return list(map(self._framed, encoded))
+                return await asyncio.to_thread(self._all_framed, encoded)
         room = self._room(0)
         return encoded if room is None else [body.cut(item, room) for item in encoded]
 
@@ -152,7 +161,7 @@ class Sides(Texts[ScoringRequest]):
         queries, documents = self.body.sides
         encoded = await self._encoded(queries, self.body.max_tokens_per_query)
         encoded += await self._encoded(documents, self.body.max_tokens_per_doc)
-        return list(map(self._framed, encoded))
+        return await asyncio.to_thread(self._all_framed, encoded)
 
 
 class Pairs(Texts[ScoringRequest]):
@@ -168,8 +177,10 @@ class Pairs(Texts[ScoringRequest]):
         first = await self._encoded(queries, self.body.max_tokens_per_query)
         second = await self._encoded(documents, self.body.max_tokens_per_doc)
         first = first * len(second) if len(first) == 1 else first
-        tokenizer = self.server.tokenizer
-        room = self._room(tokenizer.num_special_tokens(2))
+        return await asyncio.to_thread(self._all_joined, first, second)
+
+    def _all_joined(self, first: list[ModelInput], second: list[ModelInput]) -> list[ModelInput]:
+        room = self._room(self.server.tokenizer.num_special_tokens(2))
         if room is None:
             return [self._joined(*pair) for pair in zip(first, second, strict=True)]
         return [self._joined(*self._fitted(*pair, room)) for pair in zip(first, second, strict=True)]
