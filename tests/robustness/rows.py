@@ -191,4 +191,13 @@ ROWS: dict[int, Row] = {
             "e2e/test_drain.py::test_a_drained_server_loses_no_request",
         ),
     ),
+    41: Row(
+        "thousands of texts for embeddings, or of pairs of long ones",
+        "streams and probes go on; 400 beyond a bound",
+        (
+            f"{_REQUESTS}::test_many_texts",
+            "engine/test_dynamic_batcher.py::"
+            "test_prompts_that_end_with_values_take_a_share_of_the_streams_time_together",
+        ),
+    ),
 }

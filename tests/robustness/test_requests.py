@@ -18,6 +18,7 @@ from tests.server.conftest import CHAT, COMPLETIONS, check_error
 if TYPE_CHECKING:
     from tests.e2e.server_process import ServerProcess
 
+EMBEDDINGS, SCORE, RERANK = "/v1/embeddings", "/v1/score", "/v1/rerank"
 _MEMORY = 100 << 20  # bytes by which one request may let a process grow
 _STALL = 0.5  # seconds that a probe may take beside a bad request
 _PROBLEM = 1 << 19  # bytes of an answer that refuses
@@ -37,6 +38,10 @@ def chat(number: int, what: str, content: Any, **fields: Any) -> Any:
     return row(number, what, CHAT, json.dumps({"messages": [{"role": "user", "content": content}], **fields}))
 
 
+def heads(number: int, what: str, path: str, **fields: Any) -> Any:
+    return row(number, f"{path} {what}", path, json.dumps(fields))
+
+
 def raw(number: int, what: str, field: str, value: str) -> Any:
     """A completion with a value that Python's JSON does not write."""
     return row(number, what, COMPLETIONS, f'{{"prompt": "a", "{field}": {value}}}')
@@ -50,11 +55,15 @@ REFUSED = [
     completion(1, n=1_000_000),
     completion(1, best_of=1_000_000),
     completion(1, "n of many prompts", prompt=["a"] * 2000, n=128),
+    heads(1, "texts", EMBEDDINGS, input=["a"] * 2049),
+    heads(1, "documents", RERANK, query="a", documents=["a"] * 2049),
     completion(1, stop=[str(i) for i in range(100_000)]),
     completion(1, stop_token_ids=[1] * 100_000),
     *(raw(2, f"{field} {value}", field, value)
       for field in ("temperature", "top_p", "min_p", "repetition_penalty", "timeout")
       for value in ("NaN", "Infinity", "-Infinity", "1e999")),
+    *(row(2, f"dimensions {value}", EMBEDDINGS, f'{{"input": "a", "dimensions": {value}}}')
+      for value in ("NaN", "Infinity", "-1", "1e999", "1.5")),
     raw(2, "logit_bias NaN", "logit_bias", '{"1": NaN}'),
     completion(3, min_tokens=1_000_000),
     completion(3, "min_tokens beyond max_tokens", min_tokens=9, max_tokens=8),
@@ -64,18 +73,26 @@ REFUSED = [
                            ("priority", 1 << 63), ("max_tokens", 10**400))),
     *(completion(5, f"prompt {prompt}", prompt=prompt)
       for prompt in ([258], [-1], [65, 1 << 31], [1 << 63], [[65], [258]])),
+    *(heads(5, f"{ids}", EMBEDDINGS, input=ids) for ids in ([258], [-1], [65, 1 << 31], [1 << 63], [[65], [258]])),
     completion(5, logit_bias={"258": 1}),
     completion(5, stop_token_ids=[258]),
     completion(6, logprobs=1_000_000),
     chat(6, "top_logprobs", "a", logprobs=True, top_logprobs=1000),
     *(completion(8, f"prompt {prompt!r}", prompt=prompt) for prompt in ("", [], [""], [[]], ["a", ""], None)),
+    *(heads(8, f"input {given!r}", EMBEDDINGS, input=given) for given in ("", [], [""], [[]], ["a", ""], None)),
+    heads(8, "no documents", RERANK, query="a", documents=[]),
+    heads(8, "an empty document", RERANK, query="a", documents=["a", ""]),
     row(8, "no messages", CHAT, '{"messages": []}'),
     row(8, "no body", COMPLETIONS, ""),
     row(9, "a body", COMPLETIONS, NEST),
     row(9, "a prompt", COMPLETIONS, f'{{"prompt": {NEST}}}'),
+    row(9, "an input", EMBEDDINGS, f'{{"input": {NEST}}}'),
+    row(9, "documents", RERANK, f'{{"query": "a", "documents": {NEST}}}'),
     row(9, "messages", CHAT, f'{{"messages": {NEST}}}'),
     row(9, "objects", CHAT, '{"messages": ' + '{"a":' * 20_000 + "1" + "}" * 20_001),
     completion(11, "as text", prompt="a" * (MAX_SEQ_LEN + 100)),
+    heads(11, "as text", EMBEDDINGS, input=["a", "a" * (MAX_SEQ_LEN + 100)]),
+    heads(11, "as ids", EMBEDDINGS, input=[[65] * (MAX_SEQ_LEN + 100)]),
     completion(11, "as ids", prompt=[65] * (MAX_SEQ_LEN + 100)),
     completion(11, "with its output", prompt=[65] * 4000, max_tokens=4000),
     chat(15, "chat_template", "a", chat_template="{% for i in range(10**9) %}x{% endfor %}"),
@@ -105,6 +122,27 @@ def test_it_is_refused(server: ServerProcess, path: str, body: str) -> None:
 def test_a_field_is_named(server: ServerProcess, field: str) -> None:
     response = server.http.post(COMPLETIONS, json={"prompt": "a", field: 1})
     assert f"'{field}'" in check_error(response, 400, param=field)["message"]
+
+
+LONG = "a" * 3000
+
+
+@pytest.mark.parametrize(("path", "body", "status"), [
+    row(41, "two thousand texts", EMBEDDINGS, {"input": [f"text {i}" for i in range(2048)]}, 200),
+    row(41, "two thousand texts as numbers", EMBEDDINGS, {"input": ["a"] * 2048, "encoding_format": "base64"}, 200),
+    row(41, "a long query beside each document", RERANK, {"query": LONG, "documents": ["a"] * 2048}, 200),
+    row(41, "a long query with each document", SCORE, {"queries": [LONG] * 650, "documents": [LONG] * 650}, 400),
+])  # fmt: skip
+def test_many_texts(server: ServerProcess, path: str, body: dict[str, Any], status: int) -> None:
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=server.url, trust_env=False) as probe:
+        asking = pool.submit(server.http.post, path, json=body)
+        longest = 0.0
+        while not asking.done():
+            started = time.monotonic()
+            assert probe.get("/livez").status_code == 200
+            longest = max(longest, time.monotonic() - started)
+    assert asking.result().status_code == status, asking.result().text[:1000]
+    assert longest < _STALL
 
 
 SERVED = [
