@@ -64,12 +64,14 @@ class Ops(Protocol):
         can_capture: calls can be captured and replayed (kernels.native.capture).
         has_own_threads: operations compute on threads that are not torch's.
         reads_int8_cache: attention takes an Int8Cache.
+        sums_in_fp32: a `linear` with bf16 operands and fp32 results rounds neither its products nor its sums to bf16.
     """
 
     name: str
     can_capture: bool = False
     has_own_threads: bool = False
     reads_int8_cache: bool = True
+    sums_in_fp32: bool = False
     paged_attention: PagedAttention
     latent_attention: LatentAttention
     sparse_latent_attention: LatentAttention
@@ -168,6 +170,7 @@ class ReferenceOps(Ops):
     """The obvious versions, which all others are tested against."""
 
     name = "reference"
+    sums_in_fp32 = True
 
     def __init__(self, _: torch.dtype) -> None:
         self.paged_attention = ReferenceAttention()
@@ -236,6 +239,7 @@ class NativeOps(TorchOps):
     name = "native"
     can_capture = True
     has_own_threads = True
+    sums_in_fp32 = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)

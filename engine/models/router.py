@@ -34,7 +34,7 @@ class Router:
         self._rule, self._ops = routing_rule(config), build.ops
         shape = (config.n_routed_experts, build.config.hidden_size)
         weight_EH = build.weights.take(f"{prefix}.weight", shape, torch.float32)
-        self._linear = build.ops.linear(weight_EH, None, torch.float32)
+        self._linear = build.fp32_linear(weight_EH)
         self._bias_E: torch.Tensor | None = None
         if config.topk_method == "noaux_tc":
             name = f"{prefix}.e_score_correction_bias"
@@ -62,9 +62,8 @@ class DynamicRouter:
             return build.weights.take(f"{prefix}.{name}", shape, torch.float32)
 
         bias_E = take("fc2.bias", num_experts) + take("noise", num_experts)
-        linear = build.ops.linear
-        self._fc1 = linear(take("fc1.weight", size, hidden), take("fc1.bias", size), torch.float32)
-        self._fc2 = linear(take("fc2.weight", num_experts, size), bias_E, torch.float32)
+        self._fc1 = build.fp32_linear(take("fc1.weight", size, hidden), take("fc1.bias", size))
+        self._fc2 = build.ops.linear(take("fc2.weight", num_experts, size), bias_E, torch.float32)
 
     def forward(self, x_TH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[T, H] -> expert ids [T, K] int64, weights [T, K] fp32."""

@@ -37,11 +37,21 @@ V3_CONFIG: dict[str, Any] = {
                      "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }  # fmt: skip
+DYNAMIC_MOE_CONFIG: dict[str, Any] = {
+    "architectures": ["DynamicMoEForCausalLM"], "vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512,
+    "attention_types": ["full", "local", "block_sparse"], "local_window": 20, "sparse_block_size": 16,
+    "sparse_num_global_blocks": 1, "sparse_num_local_blocks": 2, "sparse_num_random_blocks": 3, "sparse_seed": 7,
+    "moe_num_experts": 8, "moe_top_k": 2, "moe_intermediate_size": 32, "router_hidden_size": 40,
+    "norm_topk_prob": True, "expert_capacity": 1.25, "hidden_dropout": 0.1, "attention_dropout": 0,
+    "memory_compression_ratio": 0.4, "memory_compression_layers": [0, 2], "num_modalities": 3,
+    "task_heads": {"classification": {"labels": ["a", "b"]}, "reasoning": {}},
+}  # fmt: skip
 REFUSED = (ModelError, ConfigError)
 
 
 @FUZZ
-@given(damaged(V3_CONFIG), damaged({"eos_token_id": [1], "temperature": 0.5}))
+@given(damaged(V3_CONFIG) | damaged(DYNAMIC_MOE_CONFIG), damaged({"eos_token_id": [1], "temperature": 0.5}))
 def test_a_config_is_read_or_refused(config: Any, generation: Any) -> None:
     with contextlib.suppress(ModelError):
         registry.parse(config, generation)
