@@ -34,7 +34,7 @@ class Variant:
         return self._logits[key]
 
 
-@pytest.fixture(scope="module", params=["defaults", "sparse 8", "sparse 24", "full"])
+@pytest.fixture(scope="module", params=["defaults", "sparse 8", "sparse 24", "local", "full"])
 def variant(request: pytest.FixtureRequest, make_dynamic_moe: Callable[..., Path]) -> Variant:
     return Variant(make_dynamic_moe(request.param))
 
