@@ -10,14 +10,14 @@ import contextlib
 import logging
 import time
 from contextvars import Context
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from engine.errors import BrokenOffError
-from engine.protocol import AbortRequest, EngineInfo, EngineStats, GenerateRequest, SequenceOutput
+from engine.protocol import AbortRequest, EngineInfo, EngineStats, GenerateRequest, PoolRequest, SequenceOutput
 from server.engine_client import EngineClient, EngineState
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from server.output_stream import OutputStream
 
 logger = logging.getLogger(__name__)
+Request = TypeVar("Request", bound=GenerateRequest | PoolRequest)
 
 _PERIOD = 0.5  # seconds between two questions; a replica that dies with a request is noticed at once
 _TIMEOUT = 5.0  # seconds for an answer; then what was known stays
@@ -57,7 +58,7 @@ class RayEngineClient(EngineClient):
         super().__init__()
         self._replicas = replicas
         # By gRPC, which costs half of what Ray's object store does for each message.
-        self._generating = replicas.options(method_name="generate", stream=True, _by_reference=False)
+        self._computing = replicas.options(method_name="compute", stream=True, _by_reference=False)
         self._calls: dict[str, _Call] = {}
         self._last: dict[str, EngineStats] = {}  # of each replica that is there
         self._past = EngineStats(0, 0, 0, 0)  # counters of those that are gone, so that no counter ever falls
@@ -107,9 +108,9 @@ class RayEngineClient(EngineClient):
 
     def _send(self, message: ToEngine) -> None:
         match message:
-            case GenerateRequest():
+            case GenerateRequest() | PoolRequest():
                 # A context of its own: in that of the HTTP request, Ray would take its prompts for one and the same.
-                task = asyncio.get_running_loop().create_task(self._generate(message), context=Context())
+                task = asyncio.get_running_loop().create_task(self._compute(message), context=Context())
                 self._calls[message.request_id] = _Call(task, message.n)
             case AbortRequest(request_id, int(index)) if self._calls[request_id].num_choices > 1:
                 # Only the replica that has the request acts on it; `_forget` ends whole calls.
@@ -120,9 +121,9 @@ class RayEngineClient(EngineClient):
         for request_id in stream.request_ids:
             self._calls.pop(request_id).task.cancel()
 
-    async def _generate(self, request: GenerateRequest) -> None:
+    async def _compute(self, request: GenerateRequest | PoolRequest) -> None:
         """Carry one request's outputs to its stream; a cancelled call reaches the replica, which ends its sequences."""
-        response = self._generating.remote(shift_times(request, -time.monotonic()))
+        response = self._computing.remote(shift_times(request, -time.monotonic()))
         num_live = request.n
         try:
             async for message in response:
@@ -152,7 +153,7 @@ def _total(*stats: EngineStats) -> EngineStats:
     return EngineStats(*map(sum, zip(*map(msgspec.structs.astuple, stats), strict=True)))
 
 
-def shift_times(request: GenerateRequest, seconds: float) -> GenerateRequest:
+def shift_times(request: Request, seconds: float) -> Request:
     """Move a request's times. On the way they count from the moment of sending: two machines share no clock."""
     scheduling = request.scheduling
     times = {name: getattr(scheduling, name) for name in ("arrival_time", "deadline", "start_deadline")}

@@ -16,7 +16,7 @@ from ray import serve
 from deploy.ray.client import Report, shift_times
 from engine.errors import EngineUnavailableError
 from engine.loading.resolve import resolve_model
-from engine.protocol import encode
+from engine.protocol import GenerateRequest, encode
 from server.engine_client import EngineProcess
 from server.text.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engine.config import EngineConfig
-    from engine.protocol import EngineInfo, GenerateRequest, Vocabulary
+    from engine.protocol import EngineInfo, PoolRequest, Vocabulary
     from server.output_stream import OutputStream
 
 
@@ -63,9 +63,10 @@ class EngineReplica:
             await running  # raises what is wrong with the settings or the model
         running.add_done_callback(lambda _: os._exit(1))  # at once: no request may be sent here any more
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[bytes]:
+    async def compute(self, request: GenerateRequest | PoolRequest) -> AsyncIterator[bytes]:
         """Yield a request's outputs; when Ray cancels the call, its sequences are aborted."""
-        if request.sampling.grammar is not None and self._engine.vocabulary is None:
+        grammar = request.sampling.grammar if isinstance(request, GenerateRequest) else None
+        if grammar is not None and self._engine.vocabulary is None:
             self._engine.vocabulary = await asyncio.to_thread(self._read_vocabulary)
         with self._engine.submit([shift_times(request, time.monotonic())]) as stream:
             self._streams[request.request_id] = stream

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ray.serve.request_router import RequestRouter
 
 from deploy.ray.prefixes import SentPrefixes, hash_blocks
-from engine.protocol import GenerateRequest
+from engine.protocol import GenerateRequest, PoolRequest
 
 if TYPE_CHECKING:
     from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RunningReplica
@@ -53,6 +53,6 @@ class PrefixRouter(RequestRouter):
 
 def _hashes(pending_request: PendingRequest | None) -> list[bytes]:
     match pending_request.args if pending_request is not None else ():
-        case [GenerateRequest() as request]:
+        case [(GenerateRequest() | PoolRequest()) as request]:
             return hash_blocks(request.prompt_token_ids, request.scheduling.prefix_salt)
     return []

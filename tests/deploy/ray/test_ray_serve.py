@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+import torch
 
-from tests.support.running import generate, greedy_params, load, make_prompt
+from tests.support.running import generate, greedy_params, load, make_prompt, pool
 
 pytest.importorskip("ray", reason="make ray-test installs Ray in an environment of its own")
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray raises some
@@ -90,6 +91,14 @@ async def test_greedy_tokens_are_those_of_one_process(cluster: Cluster) -> None:
     assert [answer.token_ids for answer in answers] == expected(cluster, prompts)
     assert all(answer.done and answer.reason == "length" for answer in answers)
     assert all(report.stats.num_prompt_tokens > before[name] for name, report in cluster.replicas().items())
+
+
+async def test_embeddings_are_those_of_one_process(cluster: Cluster) -> None:
+    prompts = [make_prompt(length, seed=length) for length in (1, 15, 33, 300)]
+    async with cluster.client() as http:
+        answer = await http.post("/v1/embeddings", json={"input": prompts, "normalize": False})
+    vectors = torch.tensor([data["embedding"] for data in answer.json()["data"]])
+    torch.testing.assert_close(vectors, pool(load(cluster.model), prompts), atol=1e-4, rtol=1e-4)
 
 
 async def test_keys_and_errors_are_as_on_one_machine(cluster: Cluster) -> None:
