@@ -112,6 +112,7 @@ class Pooling(Submission):
         for prompt in prompts:
             info.check_pooling(prompt.token_ids, pooling, prompt.modalities)
         self._pooling = pooling
+        self._task = "classify" if pooling.task == "classify" else "embed"
         self._share, self._num_unstarted = _share(server, len(prompts)), len(prompts)
         self._vectors = [array("f") for _ in prompts]
         ticket.resize(self.num_prompt_tokens * self._share // len(prompts))

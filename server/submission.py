@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, QueueTimeoutError
 from engine.protocol import SchedulingParams
-from server.observe.metrics import RequestTimer
+from server.observe.metrics import ApiTask, RequestTimer
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class Submission:
     """The engine's part of one API request: what it computes is its subclasses' concern."""
+
+    _task: ApiTask = "generate"
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Submission:
             self.num_prompt_tokens,
             self._key_name,
             is_background=self._scheduling.background,
+            task=self._task,
         )
 
     def _count(self, output: SequenceOutput) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,6 +37,7 @@ _FAST = (
     1, 2.5, 5, 10,
 )  # fmt: skip
 _SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
+ApiTask = Literal["generate", "embed", "classify"]  # what an API request can ask the engine for
 REFUSALS = (
     *("queue_full", "queue_timeout", "rate_limited", "draining", "unavailable", "unauthorized", "untrusted_host"),
     *("invalid", "too_large"),
@@ -109,6 +110,9 @@ class Metrics:
         self._refused = labelled("requests_refused", text, "reason")
         for reason in REFUSALS:
             self._refused.labels(model_name, reason)
+        self._tasks = labelled("task_requests", "Requests that were given to the engine, by task.", "task")
+        for task in get_args(ApiTask):
+            self._tasks.labels(model_name, task)
         by_key = "by the name of the API key; none without keys."
         self._key_prompt_tokens = labelled("key_prompt_tokens", f"Prompt tokens {by_key}", "key")
         self._key_generation_tokens = labelled("key_generation_tokens", f"Tokens generated, {by_key}", "key")
@@ -133,6 +137,10 @@ class Metrics:
         if (record := current()) is not None:
             record.finish_reasons.add(reason)
         self._finished.labels(self._model_name, reason).inc()
+
+    def count_task(self, task: ApiTask) -> None:
+        """Count a request that is given to the engine."""
+        self._tasks.labels(self._model_name, task).inc()
 
     def count_refused(self, reason: str) -> None:
         """Count a request that is refused, for one of `REFUSALS`."""
@@ -195,11 +203,14 @@ class RequestTimer:
         key_name: str = "none",
         *,
         is_background: bool = False,
+        task: ApiTask = "generate",
     ) -> None:
+        self._task = task
         self._metrics, self._arrival_time, self._is_background = metrics, arrival_time, is_background
         self._choices: dict[int, ChoiceTimes] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
         self._submitted = time.monotonic()
+        metrics.count_task(task)
         metrics.prompt_tokens.inc(num_prompt_tokens)
         key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
         key_prompt_tokens.inc(num_prompt_tokens)
@@ -250,7 +261,8 @@ class RequestTimer:
         now = time.monotonic()
         metrics.e2e_latency.observe(now - self._arrival_time)
         metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
-        metrics.request_generation_tokens.observe(self._num_tokens)
+        if self._task == "generate":
+            metrics.request_generation_tokens.observe(self._num_tokens)
         for times in self._choices.values():
             if times.num_tokens and times.started is not None:
                 metrics.inference_time.observe(times.last - times.started)

@@ -119,6 +119,8 @@ async def test_requests_are_counted(serve_heads):
     counted = {'prompt_tokens_total{model_name="tiny"} 4.0', 'e2e_request_latency_seconds_count{model_name="tiny"} 1.0'}
     counted |= {'sequences_finished_total{finished_reason="stop",model_name="tiny"} 2.0'}
     counted |= {'request_queue_time_seconds_count{model_name="tiny"} 2.0'}
+    counted |= {'task_requests_total{model_name="tiny",task="classify"} 1.0'}
+    counted |= {'request_generation_tokens_count{model_name="tiny"} 0.0'}
     assert counted <= {line.removeprefix("deepseek_serve_") for line in lines}
 
 
