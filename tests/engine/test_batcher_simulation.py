@@ -68,6 +68,7 @@ class Simulation:
             pooling = rng.choice([*[None] * 8, *KINDS])
             max_tokens = rng.randint(0, self.capacity - length) if pooling is None else 0
             prompt = [0] * (cut := rng.randint(0, length)) + [rng.randrange(2) for _ in range(length - cut)]
+            num_text = rng.choice([length, length, 0, rng.randint(0, length)])
             seq = make_sequence(
                 name,
                 prompt=prompt,
@@ -77,6 +78,7 @@ class Simulation:
                 min_tokens=rng.choice([0, 0, max_tokens // 2]),
                 prompt_logprobs=rng.choice([None] * 9 + [0]) if pooling is None else None,
                 pooling=pooling,
+                modalities=rng.choice([b"", bytes(num_text) + b"\1" * (length - num_text)]),
                 scheduling=self.scheduling(tenants),
             )
             self.watched.add(seq)

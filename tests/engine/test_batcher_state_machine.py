@@ -76,11 +76,24 @@ class BatcherMachine(RuleBasedStateMachine):
         deadline=st.none() | seconds,
         start_deadline=st.none() | seconds,
         background=st.booleans(),
+        num_text=st.sampled_from([40, 40, 8, 0]),  # tokens of the prompt's beginning; the rest is code
     )
     def add(
-        self, prompt, n, max_tokens, min_tokens, prompt_logprobs, priority, tenant, deadline, start_deadline, background
+        self,
+        prompt,
+        n,
+        max_tokens,
+        min_tokens,
+        prompt_logprobs,
+        priority,
+        tenant,
+        deadline,
+        start_deadline,
+        background,
+        num_text,
     ):
         prompt = prompt[: self.capacity]
+        modalities = (bytes(num_text) + b"\1" * MAX_LEN)[: len(prompt)]
         max_tokens = min(max_tokens, self.capacity - len(prompt))
         now = self.watched.now
         ends, start_ends = (None if limit is None else now + limit for limit in (deadline, start_deadline))
@@ -93,6 +106,7 @@ class BatcherMachine(RuleBasedStateMachine):
                 max_tokens=max_tokens,
                 min_tokens=min(min_tokens, max_tokens),
                 prompt_logprobs=prompt_logprobs,
+                modalities=modalities,
                 scheduling=SchedulingParams(now, priority, *tenant, ends, start_ends, background),
             )
             self.watched.add(seq)
