@@ -9,6 +9,6 @@ reads beside token ids (an image's patches) is one more field of ModelInput and 
 """
 
 from server.inputs.model_input import ModelInput
-from server.inputs.preprocess import MarkedText, Prompt, check_modality, preprocess
+from server.inputs.preprocess import MarkedText, Prompt, check_modality, modalities_of_texts, preprocess
 
-__all__ = ["MarkedText", "ModelInput", "Prompt", "check_modality", "preprocess"]
+__all__ = ["MarkedText", "ModelInput", "Prompt", "check_modality", "modalities_of_texts", "preprocess"]

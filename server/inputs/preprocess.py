@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
 
 _CODE = MODALITIES.index("code")
-_OF_TEXTS = ("text", "code")  # what a prompt of characters can be
+_OF_TEXTS = ("text", "code")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,18 @@ class MarkedText:
 Prompt = str | MarkedText | list[int]
 
 
+def modalities_of_texts(known: Sequence[str]) -> list[str]:
+    """Return what a prompt of characters can be, of the modalities that a model knows."""
+    return [modality for modality in _OF_TEXTS if modality in known]
+
+
 def check_modality(name: str | None, known: Sequence[str]) -> None:
     """Refuse a request's `modality` unless the model, which knows these, can read text as that.
 
     Raises:
         RequestError: naming the valid ones.
     """
-    valid = [modality for modality in _OF_TEXTS if modality in known]
+    valid = modalities_of_texts(known)
     if name is not None and name not in valid:
         reason = "a prompt of text is no image" if name == "image" else f"this model takes {' and '.join(valid)}"
         listed = ", ".join(f"'{modality}'" for modality in valid)

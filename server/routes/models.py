@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from engine.protocol import Task
 from server.http.openapi import READ_ERRORS, answer
+from server.inputs import modalities_of_texts
 from server.state import ServerState, State
 
 router = APIRouter(responses=READ_ERRORS, tags=["Models"])
@@ -17,12 +18,13 @@ _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 class Model(BaseModel):
-    """OpenAI's description of a model, two fields of vLLM's, and one of ours.
+    """OpenAI's description of a model, two fields of vLLM's, and two of ours.
 
     Attributes:
         root: where the model comes from.
         max_model_len: tokens of a prompt and its output at most; null until the model is loaded.
         tasks: what the model can do (docs/task-heads.md); null until it is loaded.
+        modalities: what a request's `modality` can be (docs/inputs.md); null until it is loaded.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Model(BaseModel):
     root: str
     max_model_len: int | None
     tasks: list[Task] | None
+    modalities: list[str] | None
 
 
 class ModelList(BaseModel):
@@ -76,4 +79,5 @@ def _describe(server: ServerState, name: str) -> dict[str, Any]:
         "root": _root(server),
         "max_model_len": info.max_seq_len if info is not None else None,
         "tasks": info.tasks if info is not None else None,
+        "modalities": modalities_of_texts(info.modalities) if info is not None else None,
     }

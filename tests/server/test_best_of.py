@@ -86,3 +86,14 @@ async def test_a_value_that_is_no_number_is_an_error(serve, engine, monkeypatch)
     monkeypatch.setitem(engine.executor.runner.model.heads, "reasoning", lambda x: x[:, :1] * float("nan"))
     check_error(await api.post(COMPLETIONS, best_of=2, max_tokens=2), 500, type="server_error")
     await api.until_idle()
+
+
+async def test_what_is_valued_has_the_modalities_of_its_prompt(serve, engine, reasoner):
+    api, reference = await serve(engine=engine), DynamicMoEReference(reasoner)
+    every = (await api.complete("x = 1", modality="code", n=4, **PARAMS))["choices"]
+    best = (await api.complete("x = 1", modality="code", best_of=4, **PARAMS))["choices"]
+    ids = [choice["prompt_token_ids"] + choice["token_ids"] for choice in every]
+    values = [float(reference.head("reasoning", prompt, [1] * len(prompt))) for prompt in ids]
+    assert [choice["token_ids"] for choice in best] == ranked(every, values)[:1]
+    assert ranked(every, values) != ranked(every, values_of(reference, every)), "as text, others would be the best"
+    await api.until_idle()

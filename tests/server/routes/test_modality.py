@@ -31,7 +31,7 @@ HEAD, TAIL = "." * len("^[user]"), "." * len("[assistant]")  # BOS is one token
 
 @pytest.fixture(scope="module")
 def moe_folder(make_dynamic_moe: Callable[..., Path]) -> Path:
-    return make_dynamic_moe("defaults")
+    return make_dynamic_moe("mixed")
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +185,10 @@ async def test_what_is_filled_in_goes_on_with_what_stands_before_it(serve, moe_e
     await api.complete("", suffix="b", modality="code", max_tokens=1)
     await api.complete("a", suffix="b```c", modality="text", max_tokens=1)
     assert sent == ["." + ".....c" + "c" + "c....." + "c", "......cc.", "c" * 5, "c" * 4, "." * 9]
+
+
+async def test_the_model_says_what_modality_can_be(moe):
+    assert (await moe.http.get("/v1/models/tiny")).json()["modalities"] == ["text", "code"]
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])

@@ -16,6 +16,7 @@ async def test_models_lists_the_one_model_with_id_and_root(api, tiny_llama):
     assert (model["id"], model["object"], model["root"]) == ("tiny", "model", str(tiny_llama))
     assert model["max_model_len"] == 512
     assert model["tasks"] == ["generate", "embed"]
+    assert model["modalities"] == ["text"]
     assert isinstance(model["created"], int)
     assert (await api.http.get("/v1/models/tiny")).json() == model
 
