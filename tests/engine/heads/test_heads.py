@@ -58,7 +58,7 @@ def test_logits_of_labels_are_those_of_transformers(classifier):
         assert relative_error(pool(engine, [prompt])[0], states_of(reference.model, prompt)[-1]) < 1e-4
 
 
-@pytest.mark.parametrize("variant", ["full"])
+@pytest.mark.parametrize("variant", ["full", "mixed"])
 def test_values_of_dynamic_moe_are_those_of_the_definition(make_dynamic_moe, variant):
     folder = make_dynamic_moe(variant)
     engine = load(folder, max_batched_tokens=16, max_batch_size=8)
@@ -81,6 +81,16 @@ def test_values_of_dynamic_moe_are_those_of_the_definition(make_dynamic_moe, var
 @pytest.mark.parametrize("num_kv_blocks", [21, 420], ids=["least pool", "ample pool"])
 @pytest.mark.parametrize(("prefix_caching", "chunk"), [("on", 7), ("off", 7), ("on", 512)])
 def test_the_same_values_and_tokens_whatever_runs_beside(model, num_kv_blocks, prefix_caching, chunk):
+    check_beside_streams(model, num_kv_blocks, prefix_caching, chunk)
+
+
+@pytest.mark.parametrize("variant", ["mixed", "local"])
+@pytest.mark.parametrize(("prefix_caching", "chunk"), [("on", 7), ("off", 512)])
+def test_the_same_where_layers_release_blocks(make_dynamic_moe, variant, prefix_caching, chunk):
+    check_beside_streams(make_dynamic_moe(variant), 70, prefix_caching, chunk)
+
+
+def check_beside_streams(model, num_kv_blocks, prefix_caching, chunk):
     """Prompts are cut, wait, and are found in the cache; streams run beside them, whose tokens do not change."""
     sizes = {"num_kv_blocks": num_kv_blocks, "block_size": 4, "max_batch_size": min(chunk, 8)}
     engine = load(model, prefix_caching=prefix_caching, max_batched_tokens=chunk, max_seq_len=84, **sizes)
