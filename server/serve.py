@@ -35,8 +35,11 @@ from server.startup import Startup
 from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
+    from engine.protocol import Task
     from server.batches.runner import BatchRunner
     from server.chat.template_process import TemplateProcess
     from server.config import ServerConfig
@@ -142,6 +145,15 @@ async def _serve(
             await engine
 
 
+def _first_request(tasks: Sequence[Task], *, chats: bool) -> tuple[str, str]:
+    """Return path and body of a request that a model answers which can do these tasks."""
+    if "classify" in tasks and "generate" not in tasks:
+        return "/v1/classify", '{"input": "Three rivers meet here."}'
+    if chats:
+        return "/v1/chat/completions", '{"messages": [{"role": "user", "content": "Name three rivers."}]}'
+    return "/v1/completions", '{"prompt": "The longest river is", "max_tokens": 16}'
+
+
 async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_keys: bool) -> None:
     """Say where to ask while the model is loading, how to ask once it is ready, and then how busy it is."""
     logger.info("starting; %s/health says when it is ready", url)
@@ -150,10 +162,8 @@ async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_
     if state.health.is_draining:
         return
     key = " -H 'Authorization: Bearer YOUR_KEY'" if has_keys else ""
-    body = '{"messages": [{"role": "user", "content": "Name three rivers."}]}'
-    path = "/v1/chat/completions"
-    if not state.tokenizer.chat_template:
-        path, body = "/v1/completions", '{"prompt": "The longest river is", "max_tokens": 16}'
+    tasks = state.client.info.tasks if state.client.info is not None else ()
+    path, body = _first_request(tasks, chats=state.tokenizer.chat_template is not None)
     logger.info(
         "ready in %.1f s: %s\n  API   %s/v1\n  page  %s/\n"
         "  try   curl %s%s -H 'Content-Type: application/json'%s -d '%s'",

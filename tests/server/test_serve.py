@@ -1,10 +1,12 @@
-"""The port that is served."""
+"""The port that is served, and what is said once it is."""
 
 import asyncio
 import socket
 
+import pytest
+
 from server.config import ServerConfig
-from server.serve import _listen
+from server.serve import _first_request, _listen
 
 
 async def test_small_writes_are_not_held_back() -> None:
@@ -22,3 +24,15 @@ async def test_small_writes_are_not_held_back() -> None:
         assert await asyncio.wait_for(accepted, 10)
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "chats", "path"),
+    [
+        (("generate", "embed"), True, "/v1/chat/completions"),
+        (("generate", "embed", "classify", "value"), False, "/v1/completions"),
+        (("embed", "classify"), True, "/v1/classify"),
+    ],
+)
+def test_the_request_to_begin_with_is_one_that_the_model_answers(tasks, chats, path) -> None:
+    assert _first_request(tasks, chats=chats)[0] == path
