@@ -10,6 +10,7 @@ blocks are scattered, as in a server. Each time is the fastest of several calls.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -21,6 +22,7 @@ import torch
 from engine import device as devices
 from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels import native
+from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
 from kernels.kv_cache import Int8Cache
 from kernels.ops import Ops, resolve
 from kernels.paged_attention import AttentionBatch
@@ -29,6 +31,7 @@ from kernels.routing import RoutingRule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kernels.attention_pattern import AttentionPattern
     from kernels.kv_cache import Cache
 
 _CPU = torch.device("cpu")
@@ -53,24 +56,26 @@ class Case:
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """Number of queries and of positions (queries included) of each sequence in a step."""
 
     query_lens: list[int]
     context_lens: list[int]
 
-    def batch(self) -> tuple[AttentionBatch, int]:
+    def batch(self, seed: int = 0) -> tuple[AttentionBatch, int]:
         """A batch with scattered blocks, and the number of blocks."""
         used = [-(-context_len // _BLOCK) for context_len in self.context_lens]
-        ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(0)).tolist()
+        ids = torch.randperm(sum(used), generator=torch.Generator().manual_seed(seed)).tolist()
         tables = [[ids.pop() for _ in range(count)] for count in used]
         return AttentionBatch(self.query_lens, self.context_lens, tables, _BLOCK, _CPU), sum(used)
 
-    @property
-    def num_pairs(self) -> int:
+    def num_pairs(self, pattern: AttentionPattern = FULL) -> int:
         """Number of pairs of a query and a visible position."""
-        pairs = zip(self.query_lens, self.context_lens, strict=True)
-        return sum(query_len * context_len - query_len * (query_len - 1) // 2 for query_len, context_len in pairs)
+        return sum(itertools.starmap(pattern.num_pairs, zip(self.query_lens, self.context_lens, strict=True)))
+
+    def num_read(self, pattern: AttentionPattern = FULL) -> int:
+        """Number of visible positions."""
+        return sum(itertools.starmap(pattern.num_read, zip(self.query_lens, self.context_lens, strict=True)))
 
 
 def main() -> None:
@@ -94,7 +99,7 @@ def main() -> None:
             if args.only not in case.name:
                 continue
             best = 1e3 * max(case.num_bytes / bandwidth, case.flops / peak)
-            ms = {name: 1e3 * _fastest(case.make(ops)) for name, ops in backends.items()}
+            ms = {name: 1e3 * fastest(case.make(ops)) for name, ops in backends.items()}
             sys.stderr.write(f"{case.name:52}{ms['native']:10.3f}{ms['torch']:10.3f}{best:10.3f}\n")
             results.append({"name": case.name, "best_ms": best, **{f"{name}_ms": value for name, value in ms.items()}})
     machine = {"isa": native.ISA, "threads": threads, "read_bytes_per_second": bandwidth, "flops_per_second": peak}
@@ -103,24 +108,34 @@ def main() -> None:
 
 def _cases(dtype: torch.dtype) -> list[Case]:
     smol, llama, mla = (9, 3, 64), (32, 8, 128), (16, 512, 64)
+    local, sparse = LocalAttention(256), BlockSparseAttention(64, 1, 2, 3)  # DynamicMoE's, by default
     return [
-        _paged("paged_attention prefill 512, SmolLM2", _Step([512], [512]), *smol, dtype),
-        _paged("paged_attention prefill 4096, SmolLM2", _Step([4096], [4096]), *smol, dtype),
-        _paged("paged_attention chunk 512 of 4096, SmolLM2", _Step([512], [4096]), *smol, dtype),
-        _paged("paged_attention chunk 512 of 2048, 32/8/128", _Step([512], [2048]), *llama, dtype),
-        _paged("paged_attention decode 1 x 160, SmolLM2", _Step([1], [160]), *smol, dtype),
-        _paged("paged_attention decode 32 x 192, SmolLM2", _Step([1] * 32, [192] * 32), *smol, dtype),
-        _paged("paged_attention decode 32 x 4096, SmolLM2", _Step([1] * 32, [4096] * 32), *smol, dtype),
-        _paged("paged_attention decode 8 x 2048, 32/8/128", _Step([1] * 8, [2048] * 8), *llama, dtype),
-        _paged("paged_attention decode 32 x 4096, int8", _Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
-        _paged("paged_attention decode 8 x 2048, int8", _Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
-        _latent("latent_attention decode 1 x 160, V2-Lite", _Step([1], [160]), *mla, dtype),
-        _latent("latent_attention decode 32 x 192, V2-Lite", _Step([1] * 32, [192] * 32), *mla, dtype),
-        _latent("latent_attention decode 32 x 2048, V2-Lite", _Step([1] * 32, [2048] * 32), *mla, dtype),
-        _latent(
-            "latent_attention decode 32 x 2048, V2-Lite, int8", _Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
+        paged("paged_attention prefill 512, SmolLM2", Step([512], [512]), *smol, dtype),
+        paged("paged_attention prefill 4096, SmolLM2", Step([4096], [4096]), *smol, dtype),
+        paged("paged_attention chunk 512 of 4096, SmolLM2", Step([512], [4096]), *smol, dtype),
+        paged("paged_attention chunk 512 of 2048, 32/8/128", Step([512], [2048]), *llama, dtype),
+        paged("paged_attention decode 1 x 160, SmolLM2", Step([1], [160]), *smol, dtype),
+        paged("paged_attention decode 32 x 192, SmolLM2", Step([1] * 32, [192] * 32), *smol, dtype),
+        paged("paged_attention decode 32 x 4096, SmolLM2", Step([1] * 32, [4096] * 32), *smol, dtype),
+        paged("paged_attention decode 8 x 2048, 32/8/128", Step([1] * 8, [2048] * 8), *llama, dtype),
+        paged("paged_attention decode 32 x 4096, int8", Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
+        paged("paged_attention decode 8 x 2048, int8", Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
+        *(
+            paged(f"paged_attention {kind} {length}, 16/4/64, {name}", step, 16, 4, 64, dtype, pattern=pattern)
+            for name, pattern in (("full", FULL), ("local", local), ("block_sparse", sparse))
+            for kind, length, step in (
+                ("decode 4 x", 2048, Step([1] * 4, [2048] * 4)),
+                ("decode 4 x", 32768, Step([1] * 4, [32768] * 4)),
+                ("prefill", 8192, Step([8192], [8192])),
+            )
         ),
-        _latent("latent_attention chunk 128 of 1024, V2-Lite", _Step([128], [1024]), *mla, dtype),
+        _latent("latent_attention decode 1 x 160, V2-Lite", Step([1], [160]), *mla, dtype),
+        _latent("latent_attention decode 32 x 192, V2-Lite", Step([1] * 32, [192] * 32), *mla, dtype),
+        _latent("latent_attention decode 32 x 2048, V2-Lite", Step([1] * 32, [2048] * 32), *mla, dtype),
+        _latent(
+            "latent_attention decode 32 x 2048, V2-Lite, int8", Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
+        ),
+        _latent("latent_attention chunk 128 of 1024, V2-Lite", Step([128], [1024]), *mla, dtype),
         _causal("causal_attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
         _head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
         _head_linear("head_linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
@@ -168,25 +183,36 @@ def _round_robin(layers: list[Any], call: Callable[..., object]) -> Callable[[],
     return next_layer
 
 
-def _paged(
-    name: str, step: _Step, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype, *, int8: bool = False
+def paged(
+    name: str,
+    step: Step,
+    num_heads: int,
+    num_kv_heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    *,
+    int8: bool = False,
+    pattern: AttentionPattern = FULL,
 ) -> Case:
-    batch, num_blocks = step.batch()
+    """Attention over keys and values. Calls take blocks from different places in turn, so as to read from memory."""
+    row_bytes = dim + 4 if int8 else dim * dtype.itemsize
+    num_bytes = step.num_read(pattern) * 2 * num_kv_heads * row_bytes
 
     def make(ops: Ops) -> Callable[[], object]:
+        num_blocks = step.batch()[1]
         scales = (1, 1) if int8 else None
         layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
         q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
-        plan = ops.paged_attention.plan(batch)
-        return _round_robin(layers, lambda k, v: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
+        num_plans = 1 if pattern == FULL else min(64, -(-(256 << 20) // num_bytes))
+        plans = [ops.paged_attention.plan(step.batch(seed)[0], pattern) for seed in range(num_plans)]
+        calls = [(*layers[i % len(layers)], plans[i % num_plans]) for i in range(max(len(layers), num_plans))]
+        return _round_robin(calls, lambda k, v, plan: ops.paged_attention.forward(q_TND, k, v, plan, dim**-0.5))
 
-    row_bytes = dim + 4 if int8 else dim * dtype.itemsize
-    num_bytes = sum(step.context_lens) * 2 * num_kv_heads * row_bytes
-    return Case(name, make, num_bytes, 4.0 * step.num_pairs * num_heads * dim)
+    return Case(name, make, num_bytes, 4.0 * step.num_pairs(pattern) * num_heads * dim)
 
 
 def _latent(
-    name: str, step: _Step, num_heads: int, latent_dim: int, rotary_dim: int, dtype: torch.dtype, *, int8: bool = False
+    name: str, step: Step, num_heads: int, latent_dim: int, rotary_dim: int, dtype: torch.dtype, *, int8: bool = False
 ) -> Case:
     batch, num_blocks = step.batch()
     width = latent_dim + rotary_dim
@@ -199,7 +225,7 @@ def _latent(
             layers, lambda cache: ops.latent_attention.forward(q_TNX, cache, plan, scale, latent_dim, None)
         )
 
-    flops = 2.0 * step.num_pairs * num_heads * (width + latent_dim)
+    flops = 2.0 * step.num_pairs() * num_heads * (width + latent_dim)
     row_bytes = width + 8 if int8 else width * dtype.itemsize
     return Case(name, make, sum(step.context_lens) * row_bytes, flops)
 
@@ -214,7 +240,7 @@ def _causal(
         )
         return lambda: ops.causal_attention(q_QNX, k_LNX, v_LNV, dim**-0.5)
 
-    flops = 2.0 * _Step([num_queries], [context_len]).num_pairs * num_heads * (dim + value_dim)
+    flops = 2.0 * Step([num_queries], [context_len]).num_pairs() * num_heads * (dim + value_dim)
     return Case(name, make, context_len * num_heads * (dim + value_dim) * dtype.itemsize, flops)
 
 
@@ -282,20 +308,20 @@ def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: i
 def read_bandwidth() -> float:
     """Bytes per second of a sum over 512 MB."""
     values = torch.ones(64 << 20, dtype=torch.int64)
-    return values.nbytes / _fastest(values.sum)
+    return values.nbytes / fastest(values.sum)
 
 
 def peak_flops(dtype: torch.dtype) -> float:
     """Flops per second of a product of large matrices."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    return 2.0 * 2048**3 / _fastest(lambda: a @ b)
+    return 2.0 * 2048**3 / fastest(lambda: a @ b)
 
 
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest call; calls are repeated for 0.3 s, and at least five times."""
+def fastest(call: Callable[[], object], least: int = 5) -> float:
+    """Seconds of the fastest call, but for the first; calls are repeated for 0.3 s, and `least` times or more."""
     call()
     best, num_calls, end = float("inf"), 0, time.perf_counter() + 0.3
-    while num_calls < 5 or time.perf_counter() < end:
+    while num_calls < least or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         best = min(best, time.perf_counter() - start)

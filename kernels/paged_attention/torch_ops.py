@@ -9,7 +9,7 @@ Shapes: G sequences of a group, K key heads, R query heads for each key head, L 
 queries of a chunk.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from kernels.attention_pattern import FULL, AttentionPattern
 from kernels.kv_cache import Cache, Int8Cache, take, values_of
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.virtual_sequences import under_pattern
+
+_MIN_CUT = 128  # queries
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class TorchAttention:
         self._dtype, self._masks_prefills = dtype, masks_prefills
 
     def plan(self, batch: AttentionBatch, pattern: AttentionPattern = FULL) -> Plan:
-        batch = under_pattern(batch, pattern)
+        batch = _cut_by_window(under_pattern(batch, pattern))
         num_read = [batch.num_read(i) for i in range(batch.num_decodes)]
         order = sorted(range(batch.num_decodes), key=lambda i: num_read[i])
         groups = []
@@ -149,6 +151,21 @@ def _attend_prefill(
         enable_gqa=keys_KLD.shape[0] != q_QND.shape[1],
     )
     return o_1NQD[0].transpose(0, 1)
+
+
+def _cut_by_window(batch: AttentionBatch) -> AttentionBatch:
+    """Long chunks as several shorter ones, each of which reads its own windows and not all that the chunk reads."""
+    if batch.window is None:
+        return batch
+    size = max(batch.window, _MIN_CUT)
+    cuts = [
+        (i, end - start, end)
+        for i, (query_len, context_len) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True))
+        for start in range(context_len - query_len, context_len, size)
+        for end in (min(start + size, context_len),)
+    ]
+    members = batch.only([i for i, _, _ in cuts])
+    return replace(members, query_lens=[n for _, n, _ in cuts], context_lens=[end for _, _, end in cuts])
 
 
 def _prefill(batch: AttentionBatch, i: int, first: int, *, masked: bool) -> Prefill:

@@ -26,7 +26,7 @@ PATTERNS = [
     BlockSparseAttention(128, 1, 9, 1),  # more than a span
 ]
 WINDOW, SPARSE = PATTERNS[2], PATTERNS[6]
-BATCH_NAMES = ("short chunks of long contexts", "everything")
+LENS = {"long": ((1, 1, 64, 20, 300), (1500, 1025, 2100, 1025, 700)), "short": BATCHES["everything"]}
 
 
 def sees(pattern: AttentionPattern, query: int, position: int) -> bool:
@@ -62,7 +62,7 @@ def hide(case: Case, pattern: AttentionPattern) -> Case:
 
 @functools.cache
 def make_hidden(name: str, pattern: AttentionPattern, dtype: torch.dtype, head_dim: int = 16) -> Case:
-    return hide(make_case(*BATCHES[name], group=3, dtype=dtype, head_dim=head_dim), pattern)
+    return hide(make_case(*LENS[name], group=3, dtype=dtype, head_dim=head_dim), pattern)
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def expected(case: Case, pattern: AttentionPattern) -> torch.Tensor:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_reference_matches_torch_with_a_mask_of_the_rule(pattern):
     whole = make_case(*BATCHES["everything"], group=3)
-    out, first = expected(make_hidden("everything", pattern, torch.float32), pattern), 0
+    out, first = expected(make_hidden("short", pattern, torch.float32), pattern), 0
     for query_len, keys, values in zip(whole.batch.query_lens, whole.keys, whole.values, strict=True):
         q = whole.q[first : first + query_len].transpose(0, 1)
         k, v = (x.transpose(0, 1).repeat_interleave(3, 0) for x in (keys, values))
@@ -84,7 +84,7 @@ def test_reference_matches_torch_with_a_mask_of_the_rule(pattern):
         first += query_len
 
 
-@pytest.mark.parametrize("name", BATCH_NAMES)
+@pytest.mark.parametrize("name", LENS)
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -100,7 +100,7 @@ def test_every_pattern_matches_reference(backend, dtype, pattern, name):
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flash"])
 def test_a_cache_of_int8_matches_reference(backend, dtype, head_dim, pattern):
-    case = make_hidden("short chunks of long contexts", pattern, dtype, head_dim)
+    case = make_hidden("long", pattern, dtype, head_dim)
     caches = [int8_cache(cache, [head_dim]) for cache in (case.k_cache, case.v_cache)]
     reference, kernel = ReferenceAttention(), BACKENDS[backend](dtype)
     expected = reference.forward(case.q, *caches, reference.plan(case.batch, pattern), head_dim**-0.5)
