@@ -58,7 +58,8 @@ class ResolvedConfig:
     def __str__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values |= {"source": self.source.path, "model": self.model.architecture, "ops": self.ops.name}
-        values |= self.settings.model_dump(exclude={*values, "kernels", "kv_cache_dtype", "kv_cache_memory"})
+        settled = {"kernels", "kv_cache_dtype", "kv_cache_memory", "block_size"}  # the others say what came of them
+        values |= self.settings.model_dump(exclude={*values, *settled})
         del values["settings"]
         return ", ".join(f"{name} {value}" for name, value in values.items())
 

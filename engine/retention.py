@@ -97,7 +97,9 @@ class Window:
             return num_blocks
         chunk = min(max_batched_tokens, CLAIMED_CHUNK)
         num_positions = self.num_recent * self.unit + chunk - 1  # from the first one of the window to the chunk's end
-        return min(num_blocks, self.num_first + (num_positions + self.block_size - 2) // self.block_size + 1)
+        if self.unit % self.block_size:
+            num_positions += self.block_size - 1  # the window may begin at the end of a block
+        return min(num_blocks, self.num_first - (-num_positions // self.block_size))
 
 
 def most_held(windows: Windows, num_blocks: int, max_batched_tokens: int) -> int:

@@ -42,3 +42,14 @@ def test_the_shortest_contexts_load_and_compute(tiny_llama, max_seq_len):
 def test_a_cache_beyond_the_memory_is_refused_with_what_is_free(tiny_llama, options):
     with pytest.raises(ConfigError, match=r"needs .* GiB; .* are free"):
         load(tiny_llama, **options)
+
+
+def test_a_pool_without_a_block_for_each_kind_of_layer_is_refused(make_dynamic_moe):
+    with pytest.raises(ConfigError, match="layers are of 3 kinds, which need a block each: at least 3"):
+        load(make_dynamic_moe("mixed"), num_kv_blocks=2)
+    assert load(make_dynamic_moe("mixed"), num_kv_blocks=3).info.max_seq_len == 16
+
+
+def test_a_pool_smaller_than_what_full_attention_would_need_is_enough_for_a_window(make_dynamic_moe):
+    info = load(make_dynamic_moe("local"), num_kv_blocks=8, max_batched_tokens=32).info
+    assert (info.max_seq_len, info.num_blocks) == (512, 8)

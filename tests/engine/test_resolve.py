@@ -17,6 +17,7 @@ from engine.loading.resolve import ModelSource
 from engine.resolve import ResolvedConfig, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -65,7 +66,13 @@ def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureF
     assert line.startswith(f"resolved: source {folder}, model LlamaForCausalLM, device cpu, dtype torch.")
     assert "\n" not in line
     words = {field.name for field in dataclasses.fields(ResolvedConfig)} | EngineConfig.model_fields.keys()
-    settled = {"settings", "kernels", "kv_cache_dtype", "kv_cache_memory"}  # the others say what came of them
+    settled = {
+        "settings",
+        "kernels",
+        "kv_cache_dtype",
+        "kv_cache_memory",
+        "block_size",
+    }  # the others say what came of them
     assert all(f"{word} " in line for word in words - settled)
     assert "auto" not in line
     assert "ops torch, " in line
@@ -90,3 +97,27 @@ def test_settings_that_do_not_fit_the_model_or_the_machine_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         resolved(folder, **options)
+
+
+@pytest.mark.parametrize(("sparse", "expected"), [(64, 16), (16, 16), (48, 16), (8, 8), (24, 24), (20, 20), (37, 1)])
+def test_blocks_are_parts_of_sparse_blocks(make_dynamic_moe: Callable[..., Path], sparse: int, expected: int) -> None:
+    folder = make_dynamic_moe("defaults", sparse_block_size=sparse)
+    assert resolved(folder).kv_cache.block_size == expected
+    assert resolved(folder, block_size=1).kv_cache.block_size == 1
+
+
+def test_a_block_size_that_divides_no_sparse_block_is_refused(make_dynamic_moe: Callable[..., Path]) -> None:
+    message = (
+        "--block-size is 16; it must divide the model's sparse blocks of 24 tokens: valid are 1, 2, 3, 4, 6, 8, 12, 24"
+    )
+    with pytest.raises(ConfigError, match=message):
+        resolved(make_dynamic_moe("defaults", sparse_block_size=24), block_size=16)
+
+
+def test_the_default_pool_is_what_a_full_batch_holds_at_once(make_dynamic_moe: Callable[..., Path]) -> None:
+    local = make_dynamic_moe("local", max_position_embeddings=1 << 15)
+    config = resolved(local, max_batch_size=4)
+    assert config.max_kv_blocks == 4 * ((33 + 512 - 1 + 14) // 16 + 1)
+    mixed = make_dynamic_moe("mixed")
+    assert resolved(mixed, max_batch_size=4).max_kv_blocks == 4 * 3 * 32  # full, a window and a chunk, random blocks
+    assert resolved(mixed).kv_cache.num_layers == 1
