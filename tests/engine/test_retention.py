@@ -30,7 +30,7 @@ def batcher_of(*patterns, num_blocks, tokens=512, batch=32):
     ("patterns", "in_decode", "in_prompt"),
     [
         ([LOCAL] * 3, {16, 17}, (256 + 512) // 16 + 1),
-        (SPARSE, {9, 10, 11, 12}, 4 + (2 * 64 + 512) // 16),
+        (SPARSE, {8, 9, 10, 11, 12}, 4 + (2 * 64 + 512) // 16),
     ],
 )
 def test_32k_tokens_hold_a_window_s_blocks_and_a_chunk_while_the_prompt_is_computed(patterns, in_decode, in_prompt):
