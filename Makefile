@@ -11,7 +11,7 @@ MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
-.PHONY: help install serve test check format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
+.PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
         batch-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean
 .DEFAULT_GOAL := help
 
@@ -39,6 +39,10 @@ check: $(STAMP) ## lint, types, import direction
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(STAMP) ## bandit on the code; and what is known against the packages that are installed (asks pypi.org)
+	$(BIN)/bandit -q -r server engine kernels -c pyproject.toml
+	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
 format: $(STAMP) ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .

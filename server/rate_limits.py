@@ -139,10 +139,16 @@ class Allowance:
             RateLimitError: the client has not so many left. A client that has used none may exceed its rate by one
                 request, and then waits the longer.
         """
-        if (per_minute := self._limits.tokens_per_minute) is not None:
+        if (per_minute := self._limits.tokens_per_minute) is None:
+            return
+        try:
             self._check("tokens", num_tokens, per_minute)
-            self._bucket("tokens", per_minute).take(num_tokens)
-            self._num_reserved += num_tokens
+        except RateLimitError:
+            if (requests := self._limits.requests_per_minute) is not None:  # what is refused takes nothing
+                self._bucket("requests", requests).take(-1)
+            raise
+        self._bucket("tokens", per_minute).take(num_tokens)
+        self._num_reserved += num_tokens
 
     def end(self, num_tokens: int) -> None:
         """Settle with the tokens that the request really took."""

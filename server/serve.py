@@ -178,7 +178,7 @@ def _url(listener: socket.socket, *, is_https: bool = False) -> str:
     """Where a client on this machine finds the listener."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if is_https else "http"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # it is not bound here
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # nosec B104  # not bound here
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
 
 _TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
+    "token_embd.weight": "model.embed_tokens.weight",  # nosec B105  # no secret
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
     "rope_freqs.weight": "rope_freqs.weight",

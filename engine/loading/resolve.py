@@ -104,11 +104,11 @@ def _from_hub(repo_id: str, tell: Callable[[str], None]) -> Path:
 
     tell(DOWNLOADING)
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES))  # nosec B615  # no code in it is run
     except hub_errors() as error:
         reason = str(error).split("\n", 1)[0]
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES, local_files_only=True))
+        return Path(snapshot_download(repo_id, allow_patterns=HUB_FILES, local_files_only=True))  # nosec B615
     except (OSError, ValueError):
         raise ModelError(
             f"--model {repo_id}: no such folder here, not in the local hub cache, and the hub did not give it: {reason}"

@@ -47,7 +47,7 @@ STATUSES = {
     404: "There is no such model or object",
     408: "The request's time was over, or it arrived too slowly",
     413: "The body is too large",
-    429: "Too much waits already; Retry-After says when to come back",
+    429: "Too much waits already, or the client is at its limit; Retry-After says when to come back",
     431: "The headers are too large",
     500: "The server failed",
     503: "The model is loading, the server is about to end, or its storage fails",
@@ -71,7 +71,6 @@ def errors(model: type[BaseModel], statuses: Iterable[int] = STATUSES) -> Respon
 
 
 ERRORS = errors(Error)
-READ_ERRORS = errors(Error, set(STATUSES) - {429})  # of what waits for nothing
 ANY_ERRORS = errors(Error, (400, 403, 408, 413, 431, 500, 503))  # of any request, whatever it asks
 
 

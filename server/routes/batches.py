@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import RequestError
 from server.http.json_body import JsonRoute
-from server.http.openapi import ERRORS, READ_ERRORS, links
+from server.http.openapi import ERRORS, links
 from server.http.query import QueryModel
 from server.protocol.fields import Whole
 from server.routes.files import LONGEST_EXPIRY, SHORTEST_EXPIRY, page_of
@@ -19,7 +19,7 @@ from server.state import State
 if TYPE_CHECKING:
     from sqlalchemy import Row
 
-router = APIRouter(route_class=JsonRoute, responses=READ_ERRORS, tags=["Batches"])
+router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Batches"])
 
 _NEXT = links("batch_id", "retrieve_batch", "cancel_batch")
 
@@ -150,7 +150,7 @@ class BatchPage(BaseModel):
     has_more: bool
 
 
-@router.post("/v1/batches", responses={**ERRORS, 200: {"links": _NEXT}})
+@router.post("/v1/batches", responses={200: {"links": _NEXT}})
 async def create_batch(request: Request, body: BatchRequest, server: State) -> Batch:
     """Have the requests of a file answered, beneath live traffic."""
     caller = request.scope["caller"]

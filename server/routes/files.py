@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from engine.errors import RequestError
 from server.http.access import LEFT
 from server.http.multipart import FormReader
-from server.http.openapi import ERRORS, READ_ERRORS, links, media
+from server.http.openapi import ERRORS, links, media
 from server.http.query import QueryModel
 from server.state import State
 from server.storage import BATCH_FILES_LAST
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from server.storage.files import StoredFile
 
-router = APIRouter(responses=READ_ERRORS, tags=["Files"])
+router = APIRouter(responses=ERRORS, tags=["Files"])
 
 SHORTEST_EXPIRY, LONGEST_EXPIRY = 3600, 30 * 86400
 _PURPOSES = ("batch", "user_data")
@@ -98,7 +98,7 @@ class FileList(QueryModel):
     purpose: str | None = Field(None, max_length=32)
 
 
-@router.post("/v1/files", openapi_extra=_BODY, responses={**ERRORS, 200: {"links": _NEXT}})
+@router.post("/v1/files", openapi_extra=_BODY, responses={200: {"links": _NEXT}})
 async def create_file(request: Request, server: State) -> FileObject:
     """Upload a file: multipart/form-data with `file`, `purpose`, and `expires_after` if wanted."""
     form = FormReader(request.headers.get("content-type", ""), "file")

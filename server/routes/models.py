@@ -8,11 +8,11 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from engine.protocol import Task
-from server.http.openapi import READ_ERRORS, answer
+from server.http.openapi import ERRORS, answer
 from server.inputs import modalities_of_texts
 from server.state import ServerState, State
 
-router = APIRouter(responses=READ_ERRORS, tags=["Models"])
+router = APIRouter(responses=ERRORS, tags=["Models"])
 
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 

@@ -102,6 +102,12 @@ def test_what_is_refused_takes_nothing(clients: Clients, clock: Clock) -> None:
     for _ in range(50):
         with pytest.raises(RateLimitError):
             begin(clients, limits)
+    allowance = begin(clients, limits, "another")
+    allowance.reserve(60)
+    allowance.end(60)
+    with pytest.raises(RateLimitError):
+        begin(clients, limits, "another").reserve(60)
+    assert named(clients.allowance("another", "none", limits))["remaining-requests"] == "9"
     assert named(clients.allowance("a", "none", limits)) == {
         "limit-requests": "10",
         "remaining-requests": "9",

@@ -36,3 +36,8 @@ async def test_small_writes_are_not_held_back() -> None:
 )
 def test_the_request_to_begin_with_is_one_that_the_model_answers(tasks, chats, path) -> None:
     assert _first_request(tasks, chats=chats)[0] == path
+
+
+def test_by_default_only_this_machine_can_connect() -> None:
+    with _listen(ServerConfig(port=0)) as main, _listen(ServerConfig(admin_port=0), is_admin=True) as admin:
+        assert [listener.getsockname()[0] for listener in (main, admin)] == ["127.0.0.1", "127.0.0.1"]

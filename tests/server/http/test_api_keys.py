@@ -1,5 +1,7 @@
 """API keys: which requests are let in, and which tenant a request counts for."""
 
+import hashlib
+
 import pytest
 
 from engine.errors import ConfigError
@@ -55,6 +57,15 @@ def test_an_error_of_the_file_says_nothing_that_is_in_it(tmp_path):
         with pytest.raises(ConfigError) as info:
             ApiKeys.load(None, str(tmp_path / "keys"))
         assert "secret" not in str(info.value)
+
+
+def test_keys_are_looked_up_by_their_hashes_alone():
+    """What a guess has in common with a key is nothing that a look-up could meet: neither is compared, or even kept."""
+    keys = ApiKeys([Caller.of_key("sk-secret", 1.0, "k")])
+    assert "sk-secret" not in repr(vars(keys))
+    [(tenant, caller)] = keys._callers.items()
+    assert tenant == caller.tenant == hashlib.sha256(b"sk-secret").digest()
+    assert identify(keys, b"Bearer " + tenant) is None
 
 
 def test_keys_are_taken_over_whole():
