@@ -1,21 +1,18 @@
-"""What answers of embeddings, classes, scores and ranks look like; only embeddings are written here, piece by piece."""
+"""What answers of embeddings, classes, scores and ranks look like, and the numbers of embeddings in them."""
 
 from __future__ import annotations
 
 import base64
 import sys
 from array import array
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import msgspec
 from pydantic import BaseModel
 
 from server.answers import AT_TIMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-_encode = msgspec.json.Encoder().encode
+    pass
 
 
 class PoolingUsage(BaseModel):
@@ -104,14 +101,9 @@ class Ranks(BaseModel):
     usage: PoolingUsage
 
 
-def embedding_pieces(vectors: Sequence[array[float]], *, as_base64: bool, rest: dict[str, Any]) -> Iterator[bytes]:
-    """Yield an EmbeddingList as JSON, one embedding a piece: thousands at once would hold up the event loop."""
-    separator = b'{"object":"list","data":['
-    for index, vector in enumerate(vectors):
-        value = _as_base64(vector) if as_base64 else vector.tolist()
-        yield separator + _encode({"object": "embedding", "index": index, "embedding": value})
-        separator = b","
-    yield b"]," + _encode(rest).removeprefix(b"{")
+def embedding_of(vector: array[float], *, as_base64: bool) -> list[float] | str:
+    """Return an embedding as the answer has it: numbers, or the base64 of their bytes."""
+    return _as_base64(vector) if as_base64 else vector.tolist()
 
 
 def _as_base64(vector: array[float]) -> str:

@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fastapi import Response
+from fastapi.responses import StreamingResponse
 
 from engine.errors import RequestError
+from server.pipeline import yielding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from engine.protocol import EngineInfo, PoolingTask
     from server.heads.protocol import PoolingFields
     from server.state import ServerState
@@ -42,6 +46,19 @@ def opening(server: ServerState, body: PoolingFields, kind: str) -> dict[str, An
         "created": int(time.time()),
         "model": body.model or server.model_name,
     }
+
+
+def as_list(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Response:
+    """Return an answer whose `data` are these; they are made and written one by one, lest thousands stall streams."""
+    return StreamingResponse(yielding(_list_pieces(items, rest)), media_type="application/json")
+
+
+def _list_pieces(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Iterator[bytes]:
+    begin = msgspec.json.encode(rest).removesuffix(b"}") + b',"data":['
+    for item in items:
+        yield begin + msgspec.json.encode(item)
+        begin = b","
+    yield b"]}"
 
 
 def as_json(answer: dict[str, Any]) -> Response:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING, Any
+
 from fastapi import APIRouter, Request, Response
 
 from engine.protocol import PoolingParams
 from server.heads.answers import TextClasses
-from server.heads.call import as_json, checked_info, opening
+from server.heads.call import as_list, checked_info, opening
 from server.heads.protocol import ClassificationRequest
 from server.heads.texts import Inputs
 from server.heads.values import scores_of
@@ -15,6 +18,9 @@ from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
 from server.pooling import pool
 from server.state import State
+
+if TYPE_CHECKING:
+    from array import array
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Embeddings and scores"])
 
@@ -30,9 +36,11 @@ async def create_classification(request: Request, body: ClassificationRequest, s
     if pooled is None:
         return Response(status_code=LEFT)
     activation = info.label_activation if body.use_activation else "none"
-    data = []
-    for index, logits in enumerate(pooled.vectors):
+
+    def item(index: int, logits: array[float]) -> dict[str, Any]:
         probs = scores_of(logits, activation)
         label = info.labels[max(range(len(probs)), key=probs.__getitem__)]
-        data.append({"index": index, "label": label, "probs": probs, "num_classes": len(probs)})
-    return as_json({**opening(server, body, "classify"), "data": data, "usage": pooled.usage})
+        return {"index": index, "label": label, "probs": probs, "num_classes": len(probs)}
+
+    rest = {**opening(server, body, "classify"), "usage": pooled.usage}
+    return as_list(itertools.starmap(item, enumerate(pooled.vectors)), rest)

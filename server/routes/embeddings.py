@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import TYPE_CHECKING, Any
+
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
 
 from engine.errors import RequestError
 from engine.protocol import PoolingParams
-from server.heads.answers import EmbeddingList, embedding_pieces
-from server.heads.call import checked_info
+from server.heads.answers import EmbeddingList, embedding_of
+from server.heads.call import as_list, checked_info
 from server.heads.protocol import EmbeddingRequest
 from server.heads.texts import Inputs
 from server.heads.values import shortened
 from server.http.access import LEFT
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
-from server.pipeline import yielding
 from server.pooling import pool
 from server.state import State
+
+if TYPE_CHECKING:
+    from array import array
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Embeddings and scores"])
 
@@ -34,7 +38,11 @@ async def create_embeddings(request: Request, body: EmbeddingRequest, server: St
     if pooled is None:
         return Response(status_code=LEFT)
     normalize = defaults.normalize if body.normalizes is None else body.normalizes
-    vectors = [shortened(v, body.dimensions, normalize=normalize) async for v in yielding(pooled.vectors)]
-    rest = {"model": body.model or server.model_name, "usage": pooled.usage}
-    pieces = embedding_pieces(vectors, as_base64=body.encoding_format == "base64", rest=rest)
-    return StreamingResponse(yielding(pieces), media_type="application/json")
+    as_base64 = body.encoding_format == "base64"
+
+    def item(index: int, vector: array[float]) -> dict[str, Any]:
+        kept = shortened(vector, body.dimensions, normalize=normalize)
+        return {"object": "embedding", "index": index, "embedding": embedding_of(kept, as_base64=as_base64)}
+
+    rest = {"object": "list", "model": body.model or server.model_name, "usage": pooled.usage}
+    return as_list(itertools.starmap(item, enumerate(pooled.vectors)), rest)
