@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from engine.config import BatchingSettings, EngineConfig, ModelSettings, Settings, flag, setting
 from engine.errors import ConfigError
+from engine.logs import printable
 from server.arguments import Parser
 from server.config import ServerConfig
 
@@ -96,7 +97,7 @@ def unknown_variables(environment: Iterable[str]) -> Iterator[str]:
 
 def complain(error: Exception) -> int:
     """Say what is wrong on standard error; the exit status."""
-    sys.stderr.write(f"deepseek-serve: error: {error}\n")
+    sys.stderr.write(f"deepseek-serve: error: {printable(str(error))}\n")
     return 2
 
 
