@@ -23,6 +23,7 @@ import zmq
 import zmq.asyncio
 
 from engine.errors import BrokenOffError, DrainingError, EngineUnavailableError, ModelError
+from engine.loading.phases import PAUSING
 from engine.protocol import (
     EngineFailed,
     EngineInfo,
@@ -92,6 +93,12 @@ class EngineClient(ABC):
         self.heard_at: float | None = None  # when the engine's last message came
         self._inspections: dict[int, asyncio.Future[EngineSnapshot]] = {}
         self._inspection_numbers = itertools.count()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the engine is being started again, where it is."""
+        is_gone = self.state is EngineState.RESTARTING and self.last_end is not None
+        return f"the engine ended {self.last_end}" if is_gone else None
 
     @property
     def num_requests(self) -> int:
@@ -223,12 +230,14 @@ class EngineProcess(EngineClient):
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
-                self.last_end = self._why_killed or f"status {status}"
+                self.last_end = self._why_killed or f"with status {status}"
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
+                self.startup.restart()
+                if delay:
+                    self.startup.tell(PAUSING)
                 await asyncio.sleep(delay)
                 started = time.monotonic()
                 self.num_restarts += 1
-                self.startup.restart()
                 try:
                     status = await self._run_once()
                 except ModelError as error:  # it may pass: a folder being replaced, memory that others hold

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 FINDING = "finding the model"
 DOWNLOADING = "downloading the model"
+PAUSING = "pausing before the engine is started again"
 STARTING = "starting the engine"
 WEIGHTS = "reading and packing weights"
 ALLOCATING = "allocating the KV cache"

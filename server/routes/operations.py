@@ -18,9 +18,14 @@ router = APIRouter(responses=ANY_ERRORS, tags=["Operations"])
 
 
 class Status(BaseModel):
-    """What the server is doing: starting, ready, restarting, stopped or draining; and what is at fault beside that."""
+    """What the server is doing: starting, ready, restarting, stopped or draining."""
 
     status: str
+
+
+class ProbeReport(Status):
+    """The same, and what is at fault, if anything is."""
+
     problem: str | None = None
 
 
@@ -54,8 +59,8 @@ class Version(BaseModel):
 
 
 _PROBE: Responses = {
-    200: {"model": Status, "description": "Yes"},
-    503: {"model": Status | Error, "description": "Not now", "headers": RETRY_AFTER},
+    200: {"model": ProbeReport, "description": "Yes"},
+    503: {"model": ProbeReport | Error, "description": "Not now", "headers": RETRY_AFTER},
 }
 _STARTUP_PROBE: Responses = {
     200: {"model": StartupReport, "description": "Yes"},
@@ -73,7 +78,7 @@ _VERSION = version("deepseek-serve")
 @router.get("/readyz", responses=_PROBE)
 async def readyz(request: Request, server: State) -> Response:
     """200 when requests are taken, else 503; the body says what the server is doing, and what else is at fault."""
-    problem = request.app.state.batches.problem
+    problem = server.client.problem or request.app.state.batches.problem
     return _answer(server.health, server.health.is_ready, **({"problem": problem} if problem else {}))
 
 

@@ -91,6 +91,9 @@ async def test_a_hang_while_the_engine_is_started_again_is_tried_again(
         while client.num_restarts < 2:
             await asyncio.sleep(0.01)
     assert client.state is EngineState.RESTARTING
+    assert client.problem is not None
+    assert "(--startup-timeout) while " in client.problem
+    assert client.startup.phase != "ready"
     assert "(--startup-timeout) while " in caplog.text
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
