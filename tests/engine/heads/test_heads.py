@@ -5,6 +5,7 @@ import torch
 from transformers import LlamaForSequenceClassification
 
 from engine.protocol import PoolingParams, PoolRequest, SchedulingParams
+from kernels import native
 from tests.support import tiny
 from tests.support.dynamic_moe_reference import DynamicMoEReference
 from tests.support.running import (
@@ -153,6 +154,19 @@ def test_values_that_are_no_numbers_end_the_sequence_with_an_error(tiny_llama, k
     engine.add(item)
     (result,) = finish(engine, [item])
     assert (result.finish_reason, result.pooled) == ("error", None)
+
+
+@pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
+def test_small_steps_are_replayed(classifier, monkeypatch):
+    engine = load(classifier, prefix_caching="off")
+    graph, replayed = engine.executor.runner.graph, []
+    replay = graph.replay
+    monkeypatch.setattr(graph, "replay", lambda batch: replayed.append(len(batch.rows_R)) or replay(batch))
+    requests = [pool_request(PROMPTS[3], *kind) for kind in (*KINDS, ("classify", "last"))]
+    for item in requests:
+        engine.add(item)
+    finish(engine, requests)
+    assert replayed == [1 + 49 + 1]
 
 
 def test_a_step_takes_many_short_prompts(tiny_llama):
