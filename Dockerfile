@@ -86,7 +86,7 @@ LABEL org.opencontainers.image.title="deepseek-serve" \
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ.get('DEEPSEEK_SERVE_PORT', '8000') + '/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request; s = 's' if 'DEEPSEEK_SERVE_TLS_CERT' in os.environ else ''; urllib.request.urlopen('http' + s + '://127.0.0.1:' + os.environ.get('DEEPSEEK_SERVE_PORT', '8000') + '/readyz', timeout=2, context=ssl._create_unverified_context() if s else None)"]
 ENTRYPOINT ["tini", "--", "deepseek-serve"]
 
 FROM runtime AS gpu

@@ -51,7 +51,7 @@ def test_the_health_check_asks_a_route_that_needs_no_key() -> None:
 
 def test_every_variable_is_a_flags() -> None:
     names = set(re.findall(r"DEEPSEEK_SERVE_(\w+)", DOCKERFILE))
-    assert {"HOST", "PORT", "DRAIN_TIMEOUT"} == names
+    assert {"HOST", "PORT", "DRAIN_TIMEOUT", "TLS_CERT"} == names
     assert {name.lower() for name in names} <= CommandLine.model_fields.keys()
 
 

@@ -30,7 +30,8 @@ def series() -> dict[str, dict[str, set[str]]]:
     """Sample name -> label -> its values, of a server whose first request has just come."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     metrics = Metrics("m", NoEngine())
-    metrics.tokens_of_key("none")
+    metrics.add_key("none")
+    metrics.reloads.add("tls")
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
         for sample in family.samples:
             for label, value in sample.labels.items():
