@@ -5,6 +5,7 @@ A chat completion's request is the form that all chat APIs translate theirs to.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from engine.errors import RequestError
@@ -86,11 +87,11 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
     async def _with_code(self) -> Prompt:
         """Return the prompt, with the places of its parts that are code if the model reads code otherwise than text."""
         knows_code = "code" in self.server.client.require_info().modalities
-        if not knows_code or not any(message.has_code for message in self.body.messages):
+        if not knows_code or not any(message.num_code_parts for message in self.body.messages):
             return self._prompt
         code = CodeParts()
         marked = await prompt.render(self._template, self.body, self._tools, code.marked)
-        return code.find(self._prompt, marked)
+        return await asyncio.to_thread(code.find, self._prompt, marked)
 
     @property
     def kept_special_tokens(self) -> frozenset[int]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.inputs.preprocess import MarkedText
 
@@ -23,8 +22,7 @@ _BEGINS, _ENDS = "1", "2"
 _DIGITS = 7  # of a part's number
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A part's code, and the spaces around it: templates may trim them, so that marks stand within."""
 
     before: str

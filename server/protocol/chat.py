@@ -14,6 +14,7 @@ from server.protocol.reasoning import ReasoningFields
 from server.protocol.sampling import MAX_LOGPROBS, Limits
 from server.protocol.tools import ToolFields
 
+_MAX_CODE_PARTS = 4096  # in all; each is looked for in the prompt
 _RESERVED_VARIABLES = {  # of chat templates
     *("messages", "tools", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token"),
 }
@@ -46,6 +47,8 @@ class ChatCompletionRequest(ToolFields, ReasoningFields, GenerationRequest):
             raise fault("continue_final_message", message)
         if self.continue_final_message and not self.messages[-1].text:
             raise fault("continue_final_message", "the last message has no text to continue")
+        if (count := sum(message.num_code_parts for message in self.messages)) > _MAX_CODE_PARTS:
+            raise fault("messages", f"'messages' have {count} parts of type code; at most {_MAX_CODE_PARTS} are taken")
         if reserved := _RESERVED_VARIABLES & self.chat_template_kwargs.keys():
             raise fault("chat_template_kwargs", f"'chat_template_kwargs' must not set {sorted(reserved)}")
         return self

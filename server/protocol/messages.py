@@ -135,9 +135,9 @@ class Message(Strict):
         return self.content or self.refusal or ""
 
     @property
-    def has_code(self) -> bool:
-        """Whether a part is code."""
-        return isinstance(self.content, list) and any(part.type == "code" for part in self.content)
+    def num_code_parts(self) -> int:
+        """Parts of the content that are code."""
+        return sum(part.type == "code" for part in self.content) if isinstance(self.content, list) else 0
 
     def for_template(self, code: Callable[[str], str] = str) -> dict[str, Any]:
         """Return the message as templates expect it: the content is one string, and what is not there is left out.

@@ -214,6 +214,15 @@ async def test_for_a_model_of_text_alone_code_is_joined_as_text(api, prompts):
     assert "a x = 1 y" in prompts[0]
 
 
+async def test_parts_of_code_are_bounded(moe, sent):
+    content = [part("code", "x")] * 4097
+    error = check_error(await moe.post(CHAT, messages=[{"role": "user", "content": content}]), 400, param="messages")
+    assert error["message"].endswith("'messages' have 4097 parts of type code; at most 4096 are taken")
+    messages = [{"role": "user", "content": content[:200]}, {"role": "user", "content": content[:30]}]
+    assert (await moe.post(CHAT, messages=messages, max_tokens=1)).status_code == 200
+    assert sent[0].count("c") == 230
+
+
 async def test_parts_of_code_need_their_text(api):
     for bad in (
         {"type": "code"},
