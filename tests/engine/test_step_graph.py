@@ -33,7 +33,7 @@ def folder(tiny_llama, tmp_path_factory):
         if name not in folders:
             path = tmp_path_factory.mktemp(name)
             if name == "dynamic-moe":
-                folders[name] = tiny_dynamic_moe.write(path, "defaults", sparse_block_size=16)
+                folders[name] = tiny_dynamic_moe.write(path, "mixed")
             else:
                 folders[name] = tiny_deepseek.write(path, name)
         return folders[name]

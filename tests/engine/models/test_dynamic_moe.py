@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import native
-from tests.support import checkpoints
+from tests.support import checkpoints, tiny_dynamic_moe
 from tests.support.dynamic_moe_reference import DynamicMoEReference
 from tests.support.running import finish, greedy_params, load, make_prompt, record_logits, request
 
@@ -34,14 +34,14 @@ class Variant:
         return self._logits[key]
 
 
-@pytest.fixture(scope="module", params=["defaults", "sparse 8", "sparse 24", "local", "full"])
+@pytest.fixture(scope="module", params=tiny_dynamic_moe.VARIANTS)
 def variant(request: pytest.FixtureRequest, make_dynamic_moe: Callable[..., Path]) -> Variant:
     return Variant(make_dynamic_moe(request.param))
 
 
 def check(variant: Variant, modality: int = 0, limit: float = 1e-4, **options) -> int:
     """Logprobs of every position, prefilled and decoded, and greedy tokens; how many tokens were cached."""
-    engine = load(variant.folder, **{"block_size": 8, **options})
+    engine = load(variant.folder, **options)
     recorded = record_logits(engine)
     prompt = make_prompt(LENGTH)
     modalities = bytes([modality]) * LENGTH
@@ -64,16 +64,36 @@ def test_a_prompt_in_chunks(variant):
     check(variant, max_batched_tokens=16, max_batch_size=8)
 
 
+def test_in_a_crowd_after_a_cached_prefix_and_preempted(make_dynamic_moe):
+    """Greedy tokens of each prompt, one after another and all together, in a pool that cannot hold them all."""
+    variant = Variant(make_dynamic_moe("mixed"))
+    engine = load(variant.folder, num_kv_blocks=30, max_batched_tokens=48, max_batch_size=8)
+    beginning = make_prompt(50)
+    prompts = [beginning + make_prompt(9, seed=1), beginning + make_prompt(30, seed=2), make_prompt(20, seed=3)]
+    requests = [request(prompt, greedy_params(3 * NUM_TOKENS)) for prompt in prompts * 3]
+    results = []
+    for batch in (requests[:1], requests[1:]):
+        for item in batch:
+            engine.add(item)
+        results += finish(engine, batch)
+    for prompt, result in zip(prompts * 3, results, strict=True):
+        ids = prompt + result.token_ids
+        expected = variant.logits(ids[:-1], [0] * (len(ids) - 1))
+        assert result.token_ids == expected[len(prompt) - 1 :].argmax(-1).tolist()
+    assert any(result.num_cached_tokens for result in results)
+    assert engine.batcher.num_preemptions > 0
+
+
 @pytest.mark.parametrize("modality", [1, 2])
 def test_other_modalities_are_embedded_in_their_own_way(make_dynamic_moe, modality):
-    variant = Variant(make_dynamic_moe("full"))
+    variant = Variant(make_dynamic_moe("mixed"))
     check(variant, modality)
     text, code = (variant.logits(make_prompt(9), [i] * 9) for i in (0, modality))
     assert (text - code).abs().max() > 0.1
 
 
 def test_task_heads_read_the_last_hidden_state(make_dynamic_moe):
-    folder = make_dynamic_moe("full")
+    folder = make_dynamic_moe("mixed")
     model, reference = load(folder).executor.runner.model, DynamicMoEReference(folder)
     prompt = make_prompt(20)
     hidden = reference.hidden(prompt)
@@ -84,7 +104,7 @@ def test_task_heads_read_the_last_hidden_state(make_dynamic_moe):
 
 def test_bf16_is_near(make_dynamic_moe):
     """Means, as a token near the border between two experts may go to the other one."""
-    variant = Variant(make_dynamic_moe("full"))
+    variant = Variant(make_dynamic_moe("mixed"))
     engine = load(variant.folder, dtype="bfloat16")
     recorded = record_logits(engine)
     prompt = make_prompt(LENGTH)
@@ -106,6 +126,6 @@ def test_bf16_is_near(make_dynamic_moe):
     ],
 )
 def test_every_tensor_is_accounted_for(make_dynamic_moe, tmp_path, name):
-    folder = checkpoints.copy(make_dynamic_moe("full"), tmp_path / "copy")
+    folder = checkpoints.copy(make_dynamic_moe("mixed"), tmp_path / "copy")
     checkpoints.edit_weights(folder, lambda tensors: tensors.update({f"{name}s": tensors.pop(name)}))
     assert checkpoints.refusal(folder).endswith(f"missing: {name}; unexpected: {name}s")

@@ -16,7 +16,7 @@ BATCH = [make_prompt(length, length) for length in (3, 17, 40, 64)]
 @pytest.fixture
 def source(request, tiny_llama, make_deepseek, make_dynamic_moe):
     if request.param == "dynamic-moe":
-        return make_dynamic_moe("sparse 24", sparse_block_size=16)
+        return make_dynamic_moe("mixed")
     return tiny_llama if request.param == "llama" else make_deepseek(request.param)
 
 
@@ -119,7 +119,7 @@ def test_fp8_weights_are_quantised_to_int8_in_both_ways(tmp_path, make_deepseek)
 
 
 def test_of_dynamic_moe_what_decides_or_is_small_stays_in_floats(tmp_path, make_dynamic_moe):
-    folder = make_int8(make_dynamic_moe("full"), tmp_path / "int8", "w8a8-static")
+    folder = make_int8(make_dynamic_moe("mixed"), tmp_path / "int8", "w8a8-static")
     stored = checkpoints.read_weights(folder)
     quantized = {name.removesuffix(".weight") for name, tensor in stored.items() if tensor.dtype is torch.int8}
     floats = {name.rpartition(".")[0] for name, tensor in stored.items() if tensor.dtype is torch.float32}
