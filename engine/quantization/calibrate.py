@@ -24,7 +24,6 @@ from engine.models import registry
 from engine.models.decoder import attention_class, make_rotary_table, plan_attention
 from engine.models.layers import Builder
 from engine.step import BlockTable, ScheduledSequence, StepPlan
-from kernels.attention_pattern import BlockSparseAttention
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 from kernels.ops import Ops, TorchOps, resolve
@@ -87,7 +86,7 @@ def calibrate(
     planner = _Planner(config, ops, make_rotary_table(config, weights, max(map(len, prompts))))
     pools, batches = [], []
     states: list[tuple[torch.Tensor | None, torch.Tensor]] = []
-    block_size = _block_size(config)
+    block_size = math.gcd(_MAX_BLOCK_SIZE, *config.cache_groups.sparse_block_sizes)
     layout = CacheLayout(attention_class(config).cache_shapes(config), 1, block_size, dtype)
     for group in _groups(prompts):
         plan = _plan(group, block_size, len(config.cache_groups.groups))
@@ -183,12 +182,6 @@ def _groups(prompts: list[list[int]]) -> list[list[list[int]]]:
             groups.append([])
         groups[-1].append(prompt)
     return groups
-
-
-def _block_size(config: ModelConfig) -> int:
-    """A size of blocks that sparse blocks are made of."""
-    patterns = config.attention_patterns
-    return math.gcd(_MAX_BLOCK_SIZE, *(item.block_size for item in patterns if isinstance(item, BlockSparseAttention)))
 
 
 def _plan(prompts: list[list[int]], block_size: int, num_groups: int) -> StepPlan:
