@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from engine.resolve import resolve
 from server.chat.chat_template import ChatTemplate, named_template
 from server.heads.pooling import read_embedding_defaults
 from server.inputs import ModelInput, Prompt
-from server.inputs.code_parts import CodeParts
+from server.inputs.conversation import conversation_prompt
 from server.llm_heads import HeadMethods, checked_prompt
 from server.text.choice_text import ChoiceText, Delta
 from server.text.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ class LLM(HeadMethods):
             continue_final_message=continue_final_message,
             **(chat_template_kwargs or {}),
         )
-        prompts = [_prompt_of(conversation, render) for conversation in conversations]
+        prompts = [conversation_prompt(conversation, render) for conversation in conversations]
         requests = self._requests(prompts, sampling_params, modality, add_special_tokens=False)
         return self._complete(requests, use_tqdm=use_tqdm)
 
@@ -236,29 +236,6 @@ class LLM(HeadMethods):
         finally:  # whatever happened, and ctrl-C: the engine is to be idle again
             for request in requests:
                 self.engine.abort(AbortRequest(request.request_id))
-
-
-def _prompt_of(conversation: Messages, render: Callable[[list[dict[str, Any]]], str]) -> Prompt:
-    """Return what a template makes of a conversation, with the places of its parts that are code."""
-    prompt = render([_with_text(message, str) for message in conversation])
-    code = CodeParts()
-    marked = [_with_text(message, code.marked) for message in conversation]
-    return code.find(prompt, render(marked)) if code else prompt
-
-
-def _with_text(message: Mapping[str, Any], code: Callable[[str], str]) -> dict[str, Any]:
-    """Return a message whose content is one string; parts that are not text or code are left to the template."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    is_text = all(isinstance(p, Mapping) and p.get("type") in ("text", "code") and _words(p) is not None for p in parts)
-    if not parts or not is_text:
-        return dict(message)
-    texts = [code(_words(part)) if part["type"] == "code" else _words(part) for part in parts]
-    return {**message, "content": "".join(texts)}
-
-
-def _words(part: Mapping[str, Any]) -> Any:
-    return part.get("code", part.get("text")) if part["type"] == "code" else part.get("text")
 
 
 def _is_conversation(messages: Any) -> bool:

@@ -1,7 +1,7 @@
 """What a model reads: every API's prompts become one `ModelInput` here, token ids and the modality of each.
 
 `preprocess` is the way in: from a text, a `MarkedText` or token ids to a ModelInput. `fences` finds code in text,
-`code_parts` finds a chat's parts of type code in the rendered prompt.
+`code_parts` finds a chat's parts of type code in the rendered prompt; `conversation` has it do so for server.LLM.
 
 Another modality, such as images, joins as one more file. Its part of a message is a span of the rendered prompt, which
 `code_parts`' marks find; `preprocess` puts its tokens in place of the span, with the modality's id; what the model
