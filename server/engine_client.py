@@ -98,7 +98,7 @@ class EngineClient(ABC):
     def problem(self) -> str | None:
         """Why the engine is being started again, where it is."""
         is_gone = self.state is EngineState.RESTARTING and self.last_end is not None
-        return f"the engine ended {self.last_end}" if is_gone else None
+        return f"the engine ended: {self.last_end}" if is_gone else None
 
     @property
     def num_requests(self) -> int:
@@ -225,12 +225,12 @@ class EngineProcess(EngineClient):
         try:
             status = await self._run_once()
             if self.state is EngineState.STARTING:
-                how = self._why_killed or f"with status {status}"
-                raise EngineUnavailableError(f"the engine ended {how} before it was ready")
+                how = self._why_killed or f"status {status}"
+                raise EngineUnavailableError(f"the engine ended before it was ready: {how}")
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
-                self.last_end = self._why_killed or f"with status {status}"
+                self.last_end = self._why_killed or f"status {status}"
                 logger.error("the engine died with status %s; starting it again in %g s", status, delay)
                 self.startup.restart()
                 if delay:
@@ -300,8 +300,8 @@ class EngineProcess(EngineClient):
                     await self._heard.wait()
             except TimeoutError:
                 where = f" while {self.startup.phase}" if self.info is None else ""
-                self._why_killed = f"without a sign of life for {limit:g} s ({flag}){where}"
-                logger.error("killing the engine: it is %s", self._why_killed)
+                self._why_killed = f"no sign of life for {limit:g} s ({flag}){where}"
+                logger.error("killing the engine: %s", self._why_killed)
                 process.kill()
                 return
             await asyncio.sleep(self._timeout / 8)

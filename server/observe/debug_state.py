@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from engine.logs import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -61,7 +63,11 @@ async def debug_state(server: ServerState, batches: BatchRunner, limit: int) -> 
 
 
 def as_text(state: dict[str, Any]) -> str:
-    """Return the same for reading."""
+    """Return the same for reading, without control characters, which a model's name may have."""
+    return "".join(f"{printable(line)}\n" for line in _lines(state))
+
+
+def _lines(state: dict[str, Any]) -> list[str]:
     server, engine, queue = state["server"], state["engine"], state["queue"]
     lines = [
         f"{state['time']}  {server['model']}: {server['status']}",
@@ -73,7 +79,7 @@ def as_text(state: dict[str, Any]) -> str:
     ]
     batcher = engine["batcher"]
     if batcher is None:
-        return "\n".join([*lines, f"         {engine['reason']}", ""])
+        return [*lines, f"         {engine['reason']}"]
     used, size = batcher["num_blocks"] - batcher["num_free_blocks"], batcher["block_size"]
     base, per_decode, per_token = (1000 * cost for cost in batcher["costs"] or (0.0, 0.0, 0.0))
     learnt = f"{base:.3g} ms + {per_decode:.3g} a decode + {per_token:.3g} a prompt token" if batcher["costs"] else "-"
@@ -88,7 +94,7 @@ def as_text(state: dict[str, Any]) -> str:
         "",
     ]
     sequences = [*batcher["running"], *batcher["waiting"], *batcher["background"]]
-    return "\n".join([*lines, *(_table([_COLUMNS, *map(_row, sequences)]) if sequences else []), ""])
+    return [*lines, *(_table([_COLUMNS, *map(_row, sequences)]) if sequences else [])]
 
 
 def _row(seq: dict[str, Any]) -> tuple[str, ...]:

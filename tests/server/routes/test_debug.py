@@ -75,6 +75,15 @@ async def test_it_says_who_runs_and_who_waits(api: Api, admin: httpx.AsyncClient
     assert TEXT not in text + response.text
 
 
+async def test_a_name_cannot_steer_the_terminal_that_shows_it(
+    api: Api, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api.client, "last_end", "\x1b[31m\nevil")
+    text = (await admin.get("/debug/state")).text
+    assert r"\x1b[31m\nevil" in text
+    assert text.replace("\n", "").isprintable()
+
+
 async def test_it_is_for_administrators(api: Api, serve: Any, admin: httpx.AsyncClient) -> None:
     check_error(await api.http.get("/debug/state"), 404)
     assert (await admin.get("/debug/state")).status_code == 200
