@@ -14,7 +14,7 @@ from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
-from server.heads.pooling import read_embedding_defaults
+from server.heads.defaults import read_embedding_defaults
 from server.health import Health
 from server.http import errors
 from server.http.access import Access, AccessLog, AccessMiddleware

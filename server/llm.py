@@ -18,7 +18,7 @@ from engine.loading.resolve import resolve_model
 from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
 from server.chat.chat_template import ChatTemplate, named_template
-from server.heads.pooling import read_embedding_defaults
+from server.heads.defaults import read_embedding_defaults
 from server.inputs import ModelInput, Prompt
 from server.inputs.conversation import conversation_prompt
 from server.llm_heads import HeadMethods, checked_prompt

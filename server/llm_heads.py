@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from engine.engine import Engine
-    from server.heads.pooling import EmbeddingDefaults, Pooling
+    from server.heads.defaults import EmbeddingDefaults, Pooling
     from server.text.tokenizer import Tokenizer
 
 T = TypeVar("T")

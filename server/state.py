@@ -19,7 +19,7 @@ from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.grammar.checker import GrammarChecker
-from server.heads.pooling import EmbeddingDefaults
+from server.heads.defaults import EmbeddingDefaults
 from server.health import Health
 from server.inputs import MarkedText, ModelInput, Prompt, preprocess
 from server.observe.load import Load

@@ -2,8 +2,9 @@
 
 protocol.py     requests for embeddings and classes
 scores.py       requests for scores and ranks
-pooling.py      how a checkpoint says that its embeddings are pooled
+defaults.py     how a checkpoint says that its embeddings are pooled
 texts.py        from texts to token ids, in threads
+values.py       from a model's values to embeddings, probabilities and cosines
 call.py         what their routes share
 answers.py      what the answers look like
 """

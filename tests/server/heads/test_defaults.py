@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.errors import ModelError, RequestError
-from server.heads.pooling import EmbeddingDefaults, read_embedding_defaults
+from server.heads.defaults import EmbeddingDefaults, read_embedding_defaults
 
 TYPES = "sentence_transformers.models."
 
