@@ -2,7 +2,7 @@
 
 python -m benchmarks.pooling --texts 1000 --input-len 10 --pooling mean
 
-Also prints the use of the machine, as benchmarks.offline does, and which part of the time passed outside of the executor.
+Also prints the use of the machine, as benchmarks.offline does, and the share of the time outside of the executor.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
     result = {**vars(args), "model": args.model or "default", "dtype": engine.info.dtype, **best}
     text = (
         f"{best['texts_per_second']:.0f} texts/s, {best['tokens_per_second']:.0f} tokens/s in {best['steps']} steps; "
-        f"{best['mfu']:.0%} of {peak / 1e9:.0f} GFLOP/s; {best['share_outside']:.1%} of the time outside of the executor\n"
+        f"{best['mfu']:.0%} of {peak / 1e9:.0f} GFLOP/s; {best['share_outside']:.1%} outside of the executor\n"
     )
     report(text, result, as_json=as_json)
 
