@@ -21,7 +21,7 @@ RUN apt-get update \
 WORKDIR /src
 
 FROM build AS model
-COPY engine/__init__.py engine/errors.py engine/
+COPY engine/__init__.py engine/errors.py engine/logs.py engine/
 COPY engine/loading/__init__.py engine/loading/default_model.py engine/loading/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     XDG_CACHE_HOME=/cache python -c 'from engine.loading.default_model import fetch; fetch()'
@@ -44,7 +44,7 @@ FROM build AS dependencies
 COPY pyproject.toml deploy/image/sbom.py deploy/image/prune.py ./
 COPY --from=system /var/lib/dpkg /system/dpkg
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+    python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['otel'], sep='\n')" \
         > requirements.txt \
     && grep ^torch requirements.txt > torch.txt \
     && python3 -m venv /tools && /tools/bin/pip install 'cyclonedx-bom>=7,<8'

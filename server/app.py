@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 _API = (completions, chat, responses, messages, embeddings, classes, scores, tokens, files, batches, models)
 _OTHERS = (operations, debug, page)  # probes and browsers may add to a query what is not meant for us
 
+# FastAPI's own, of late, which has bodies in it, and so prompts; ours is server.observe.tracing.
+_NO_TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+
 
 class _App(FastAPI):
     """FastAPI with what is added around it: answers to other origins, also after a fault, and keys in the document."""
@@ -115,6 +118,7 @@ def create_app(
         redoc_url=None,
         generate_unique_id_function=operation_id,
         redirect_slashes=False,  # a redirect would go to where the header Host says
+        telemetry=_NO_TELEMETRY,
     )
     if tokenizer.chat_template is not None:
         tokenizer.chat_template.timeout = config.chat_template_timeout
@@ -180,7 +184,7 @@ def _include_routes(app: FastAPI) -> list[Route]:
 
 def _for_lines(app: FastAPI, metrics: Metrics) -> FastAPI:
     """The same app for the lines of batches, which bring no key and leave no line in the access log."""
-    inner = FastAPI(openapi_url=None, redirect_slashes=False)
+    inner = FastAPI(openapi_url=None, redirect_slashes=False, telemetry=_NO_TELEMETRY)
     inner.router, inner.state = app.router, app.state
     errors.install(inner, metrics)
     return inner

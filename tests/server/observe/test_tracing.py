@@ -261,6 +261,14 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
         start_tracing()
 
 
+async def test_fastapi_tells_nobody_of_bodies(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own telemetry, which has prompts in it, cannot be switched on from outside."""
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    app = (await serve()).app
+    settings = getattr(app, "_telemetry", None)  # older versions have none
+    assert settings is None or not any(settings[name] for name in ("tracing", "metrics", "logs", "auto_configure"))
+
+
 def test_the_service_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def name() -> Any:
         tracing = start_tracing(InMemorySpanExporter())
