@@ -29,7 +29,8 @@ class GroupBlocks:
         claim: blocks that it may hold at once while its prompt is computed.
         promised: free blocks that are kept for it, so that it can take as many at any time.
         recent: blocks from this number on are recent (engine.retention.Window).
-        due: blocks that are not recent, by the last query unit that sees them.
+        passed: blocks that are recent no more, and of which it is not known yet who sees them.
+        due: the other blocks that are not recent, by the last query unit that sees them.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -39,6 +40,7 @@ class GroupBlocks:
     claim: int = 0
     promised: int = 0
     recent: int = 0
+    passed: list[int] = field(default_factory=list)
     due: dict[int, list[int]] = field(default_factory=dict)
 
     @property
@@ -54,16 +56,13 @@ class GroupBlocks:
         """Numbers and ids of the blocks that it holds, the last first."""
         return ((self.first + i, self.ids[i]) for i in reversed(range(len(self.ids))) if self.ids[i] != RELEASED)
 
-    def begin(self, window: Window, num_blocks: int, found: dict[int, int], last_position: int) -> None:
+    def begin(self, window: Window, num_blocks: int, found: dict[int, int]) -> None:
         """Begin behind a prefix of num_blocks, of which `found` has the ids of those that are needed."""
         self.first = min(found, default=num_blocks)
         self.ids = [found.get(number, RELEASED) for number in range(self.first, num_blocks)]
         self.num_held = len(found)
         self.recent = window.first_recent(num_blocks * window.block_size)
-        if window.readers is not None:
-            for number in range(window.num_first, self.recent):
-                if number in found:
-                    self.due.setdefault(window.last_reader(number, last_position), []).append(number)
+        self.passed = [number for number in found if window.num_first <= number < self.recent]
 
     def pass_by(self, window: Window, position: int, last_position: int) -> list[int]:
         """Release the blocks that no query from `position` to `last_position` sees; their ids.
@@ -74,13 +73,16 @@ class GroupBlocks:
         if recent == self.recent:
             return []
         own, gone = position // window.unit, list[int]()
-        for number in range(max(self.recent, window.num_first), recent):
-            last = window.last_reader(number, last_position)
-            (gone if last < own else self.due.setdefault(last, [])).append(number)
         if self.due:
             own_before = self.recent * window.block_size // window.unit + window.num_recent - 1
             for unit in range(own_before, own):
                 gone += self.due.pop(unit, ())
+        self.passed += range(max(self.recent, window.num_first), recent)
+        if window.learn(last_position):
+            for number in self.passed:
+                last = window.last_reader(number, last_position)
+                (gone if last < own else self.due.setdefault(last, [])).append(number)
+            self.passed = []
         self.recent = recent
         ids = [self.ids[number - self.first] for number in gone]
         for number in gone:

@@ -172,7 +172,7 @@ class KVCacheManager:
                 self._take_up_to(group, num_blocks)
             else:
                 group.claim = window.most_held(num_blocks, self._max_batched_tokens)
-                group.begin(window, prefix.num_blocks, found, _last_position(seq))
+                group.begin(window, prefix.num_blocks, found)
                 self._promise(group)
             held.groups.append(group)
         held.num_slots = min(group.end for group in held.groups) * self.block_size

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 CLAIMED_CHUNK = 512  # tokens of its prompt that a running sequence can always compute in a step, by its claim
+_ROWS_AT_ONCE = 256  # of all layers; a row is tens of microseconds
 Windows = tuple["Window | None", ...]  # by group; None keeps all
 
 
@@ -28,7 +29,8 @@ class SparsePattern(Protocol):
 class Readers:
     """Which queries see a unit, over all layers of a group.
 
-    Computed once, as far as it was asked for: all sequences share it.
+    A row for each query unit, computed once: all sequences share them. As the rows of a long sequence together take
+    longer than a step may, some are computed at a time.
     """
 
     def __init__(self, patterns: Sequence[SparsePattern], num_first: int) -> None:
@@ -36,14 +38,19 @@ class Readers:
         self._patterns, self._num_first = patterns, num_first
         self._readers: list[list[int]] = []  # of each unit, ascending
 
-    def last(self, unit: int, last: int) -> int:
-        """The last query unit up to `last` that sees a unit; -1 if there is none."""
-        for query in range(len(self._readers), last + 1):
+    def learn(self, last: int) -> bool:
+        """Compute some rows (a few milliseconds), up to this one at most; whether it is known then."""
+        known = len(self._readers)
+        for query in range(known, min(last + 1, known + max(1, _ROWS_AT_ONCE // len(self._patterns)))):
             self._readers.append([])
             for seen in {seen for pattern in self._patterns for seen in pattern.visible_blocks(query)}:
                 if seen >= self._num_first:
                     self._readers[seen].append(query)
-        readers = self._readers[unit] if unit <= last else []
+        return last < len(self._readers)
+
+    def last(self, unit: int, last: int) -> int:
+        """The last query unit up to `last`, which is known, that sees a unit; -1 if there is none."""
+        readers = self._readers[unit]
         number = bisect_right(readers, last)
         return readers[number - 1] if number else -1
 
@@ -72,20 +79,30 @@ class Window:
         """The first block that is recent for queries from `position` on."""
         return max(0, position // self.unit - self.num_recent + 1) * self.unit // self.block_size
 
+    def learn(self, last_position: int) -> bool:
+        """Get on with finding out who reads what, up to a position; whether all is known."""
+        return self.readers is None or self.readers.learn(last_position // self.unit)
+
     def last_reader(self, number: int, last_position: int) -> int:
-        """The last unit, up to that of `last_position`, whose queries see a block without its being recent; or -1."""
+        """The last unit, up to that of `last_position`, which is known, whose queries see a block; or -1.
+
+        Those for which the block is recent may not be counted.
+        """
         if self.readers is None:
             return -1
         return self.readers.last(number * self.block_size // self.unit, last_position // self.unit)
 
     def needed(self, num_blocks: int, last_position: int) -> Iterator[int]:
-        """Numbers of the blocks, of the first num_blocks, that queries after these may see, ascending."""
+        """Numbers of the blocks, of the first num_blocks, that queries after these may see, ascending.
+
+        These are all of them until it is known who reads what.
+        """
         first, position = min(self.num_first, num_blocks), num_blocks * self.block_size
         recent = max(first, self.first_recent(position))
         yield from range(first)
         if self.readers is not None:
-            own = position // self.unit
-            yield from (i for i in range(first, recent) if self.last_reader(i, last_position) >= own)
+            own, knows = position // self.unit, recent == first or self.learn(last_position)
+            yield from (i for i in range(first, recent) if not knows or self.last_reader(i, last_position) >= own)
         yield from range(recent, num_blocks)
 
     def most_held(self, num_blocks: int, max_batched_tokens: int) -> int:

@@ -107,6 +107,8 @@ def test_the_last_reader_of_a_block_is_the_last_query_that_sees_it_in_any_layer(
     patterns = [BlockSparseAttention(8, 1, 2, 2, seed=5, layer=layer) for layer in range(num_layers)]
     (window,) = windows(*patterns, block_size=4)
     for last_unit in (3, 40, 17):
+        while not window.learn(8 * last_unit + 5):
+            assert list(window.needed(6, 8 * last_unit + 5)) == list(range(6)), "not known yet"
         for unit in range(1, last_unit):
             readers = [q for q in range(last_unit + 1) if any(unit in p.visible_blocks(q) for p in patterns)]
             assert window.last_reader(2 * unit, 8 * last_unit + 5) == max(readers, default=-1)
