@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from engine import retention
 from engine.cache_groups import group_layers
 from engine.dynamic_batcher import DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
@@ -67,7 +68,7 @@ class Simulation:
         )
         self.capacity = longest(windows, self.block_size, num_blocks, budget, rng.choice([20, 60]))
         self.oracle, self.windows = GroupOracle(patterns, groups, self.block_size), windows
-        self.live, self.now, self.num_requests, self.events = {}, 0.0, 0, Counter()
+        self.live, self.started, self.now, self.num_requests, self.events = {}, set(), 0.0, 0, Counter()
 
     def run(self):
         rate = self.rng.choice([0.2, 0.6])
@@ -123,7 +124,11 @@ class Simulation:
             assert item.token_ids == seq.token_ids[item.start : item.context_len]
             self.events["prefix found"] += item.start > 0 and seq in waiting
             self.events["chunked"] += item.num_tokens > 1 and item.context_len < seq.num_tokens
-            written = self.oracle.compute(seq, item)
+            tables = {block for table in item.block_tables for block in table.ids if block >= 0}
+            assert tables <= self.held(seq), "a plan has blocks that are released"
+            is_first = seq.sequence_id not in self.started or seq in waiting
+            self.started.add(seq.sequence_id)
+            written = self.oracle.compute(seq, item, is_first=is_first)
             for other in of_id.values():
                 assert other is seq or not written & self.held(other), "wrote into another's block"
         sampled = [SampledToken(self.rng.choices([None, STOP, 7], [1, 3, 96])[0])
@@ -131,6 +136,8 @@ class Simulation:
         logprobs = [[None] * len(item.prompt_logprobs.token_ids) for item in plan.scheduled if item.prompt_logprobs]
         for output in self.batcher.update(plan, StepResult(sampled, logprobs)):
             self.events[str(output.finish_reason)] += 1
+            if output.finish_reason == "error":
+                self.oracle.broke(self.live[output.request_id, output.index])
         self.check()
         seconds = 0.002 + 0.0005 * plan.num_tokens
         self.now += seconds
@@ -179,8 +186,9 @@ NUM_SEEDS = int(os.environ.get("SIMULATION_SEEDS", "45")) // len(MIXES)
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_what_queries_see_is_there_and_nothing_else_is_kept(mix):
+def test_what_queries_see_is_there_and_nothing_else_is_kept(mix, monkeypatch):
     for seed in range(NUM_SEEDS):
+        monkeypatch.setattr(retention, "CLAIMED_CHUNK", 2 if seed % 2 else 512)
         Simulation(mix, seed).run()
 
 

@@ -39,6 +39,8 @@ class GroupOracle:
         self.block_size = block_size
         self.patterns = [[patterns[layer] for layer in layers] for layers in groups.groups]
         self._slots: dict[tuple[int, int], Context] = {}  # (block, offset) -> context
+        self._written: dict[int, set[int]] = {}  # blocks that a sequence has written since it started
+        self._broken: set[int] = set()  # blocks of sequences that ended with an error
         self._needed: dict[tuple[int, int, int], frozenset[int]] = {}
 
     def needed(self, group: int, start: int, last: int) -> frozenset[int]:
@@ -63,25 +65,39 @@ class GroupOracle:
                 kept |= {s // self.block_size for s in range(first, start)}
         return kept
 
-    def compute(self, seq: Sequence, item: ScheduledSequence) -> set[int]:
+    def compute(self, seq: Sequence, item: ScheduledSequence, *, is_first: bool) -> set[int]:
         """Do what the model does: write the chunk's positions, then read all that its queries see; the blocks written.
 
-        Every read must find the contents of the sequence's own position.
+        Every read must find the contents of the sequence's own position, which nobody broken wrote.
         """
-        written = set()
+        if is_first:
+            self._written[seq.sequence_id] = set()
+            for table in item.block_tables:
+                found = set(table.ids[: item.start // self.block_size - table.first])
+                assert not found & self._broken, "what is broken was found"
+        written = set[int]()
         for group, table in enumerate(item.block_tables):
             assert all(block >= -1 for block in table.ids)
             for position in range(item.start, item.context_len):
                 block = table.ids[position // self.block_size - table.first]
                 self._slots[block, position % self.block_size] = self._context(seq, group, position)
                 written.add(block)
+                if position % self.block_size == 0:
+                    self._broken.discard(block)
+                    for blocks in self._written.values():
+                        blocks.discard(block)
             for pattern in self.patterns[group]:
                 for position in {s for query in range(item.start, item.context_len) for s in visible(pattern, query)}:
                     number = position // self.block_size - table.first
                     assert number >= 0, "a block that a query sees is released"
                     found = self._slots.get((table.ids[number], position % self.block_size))
                     assert found == self._context(seq, group, position), "a block that a query sees was used again"
+        self._written[seq.sequence_id] |= written
         return written
+
+    def broke(self, seq: Sequence) -> None:
+        """What a sequence wrote must not be found any more."""
+        self._broken |= self._written[seq.sequence_id]
 
     def longest_prefix(self, seq: Sequence, manager: KVCacheManager, last: int) -> int:
         """Blocks of the longest prefix behind which all is cached that later queries see."""
