@@ -3,6 +3,7 @@
     python -m benchmarks.simulate --requests 2000 --rate 4                     # every policy on a heavy-tailed trace
     python -m benchmarks.simulate --fit smollm2 --rate 4                       # with measured step times
     python -m benchmarks.simulate --trace requests.jsonl --policy length fair  # a recorded trace
+    python -m benchmarks.simulate --attention full local:256 --num-kv-blocks 1024  # layers of two kinds
 
 A trace has one JSON object a line: {"time": seconds, "prompt": tokens, "output": tokens}. Optional keys are "key",
 "weight", "priority" and "prefix"; requests with the same prefix share their first tokens: {"prefix": ["system", 1024]}.
@@ -26,17 +27,22 @@ from tqdm import tqdm
 
 from benchmarks.load.report import plot_shares
 from benchmarks.load.workload import parse_rate, positive
+from engine.cache_groups import group_layers
 from engine.chunk_budget import fit_costs
 from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
 from engine.protocol import SamplingParams, SchedulingParams
+from engine.retention import longest
 from engine.sequence import Sequence
 from engine.step import SampledToken, StepPlan, StepResult
+from kernels.attention_pattern import FULL, BlockSparseAttention, FullAttention, LocalAttention
 from server.commands.output import report, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kernels.attention_pattern import AttentionPattern
 
 TIMES = ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
@@ -123,11 +129,13 @@ def simulate(
     block_size: int = 16,
     target_itl: float | None = None,
     prefill_share: float = PREFILL_SHARE,
+    attention: tuple[AttentionPattern, ...] = (FULL,),
     on_end: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Run a trace to its end. No model runs; each step costs one scheduling decision. `on_end` hears of each end."""
     cost = cost or StepCost()
-    cache = KVCacheManager(num_blocks, block_size)
+    windows = group_layers(attention).windows(block_size)
+    cache = KVCacheManager(num_blocks, block_size, windows=windows, max_batched_tokens=max_batched_tokens)
     batcher = DynamicBatcher(
         cache, max_batch_size, max_batched_tokens, policy=policy, target_itl=target_itl, prefill_share=prefill_share
     )
@@ -188,6 +196,19 @@ def read_trace(path: Path) -> list[Arrival]:
     return sorted((Arrival(**entry) for entry in entries), key=lambda arrival: arrival.time)
 
 
+def parse_attention(text: str) -> AttentionPattern:
+    """The attention of a layer: full, local:WINDOW or sparse:BLOCK:GLOBAL:LOCAL:RANDOM."""
+    kind, *numbers = text.split(":")
+    patterns = {"full": FullAttention, "local": LocalAttention, "sparse": BlockSparseAttention}
+    try:
+        pattern: AttentionPattern = patterns[kind](*map(int, numbers))
+    except (KeyError, TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not full, local:WINDOW or sparse:BLOCK:GLOBAL:LOCAL:RANDOM"
+        ) from error
+    return pattern
+
+
 def sequence(number: int, arrival: Arrival) -> Sequence:
     """The sequence of an arrival; its tokens are its own, but for those of its prefix."""
     shared, length = arrival.prefix or ("", 0)
@@ -211,6 +232,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-batch-size", type=positive, default=32)
     add("--max-batched-tokens", type=positive, default=512)
     add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=positive, default=8192)
+    add("--attention", nargs="+", default=[FULL], type=parse_attention, metavar="LAYER", help=parse_attention.__doc__)
     add("--target-itl", type=lambda text: float(text) / 1000, metavar="MS", help="milliseconds")
     add("--prefill-share", type=float, default=PREFILL_SHARE)
     add("--json", action="store_true", help="print JSON on a terminal too")
@@ -224,8 +246,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--trace: {error}")
     if not args.arrivals:
         parser.error("the trace is empty")
-    if too_long := [a for a in args.arrivals if a.prompt + a.output > args.num_blocks * 16]:
-        parser.error(f"a request of {too_long[0]} can never fit {args.num_blocks * 16} tokens")
+    args.attention = tuple(args.attention)
+    try:
+        windows = group_layers(args.attention).windows(16)
+    except ValueError as error:
+        parser.error(f"--attention: {error}")
+    longest_fitting = longest(windows, 16, args.num_blocks, args.max_batched_tokens, 1 << 30)
+    if too_long := [a for a in args.arrivals if a.prompt + a.output > longest_fitting]:
+        parser.error(f"a request of {too_long[0]} can never fit {longest_fitting} tokens")
     return args
 
 
@@ -253,7 +281,7 @@ def main() -> None:
     args = parse()
     cost = StepCost() if args.fit is None else fit(args.fit or None)
     lines = []
-    limits = ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share", "target_itl")
+    limits = ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share", "target_itl", "attention")
     outcomes = {}
     for policy in args.policy:
         chosen = {name: getattr(args, name) for name in limits}

@@ -107,3 +107,28 @@ def test_costs_are_fitted_to_measured_steps(tiny_llama):
     assert isinstance(cost, StepCost)
     assert min(cost.base, cost.decode, cost.prefill, cost.context) >= 0
     assert cost.base + cost.prefill > 0
+
+
+def test_a_window_lets_more_run_at_once_than_all_positions_would():
+    arrivals = [simulate.Arrival(0.0, 4000, 300) for _ in range(8)]
+    full, local = (
+        simulate.simulate(
+            arrivals, "fcfs", num_blocks=600, attention=(simulate.parse_attention(text),), prefill_share=4
+        )
+        for text in ("full", "local:256")
+    )
+    assert full.tokens == local.tokens == 8 * 300
+    assert local.seconds < 0.8 * full.seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["local"], "'local' is not full, local:WINDOW or sparse:BLOCK:GLOBAL:LOCAL:RANDOM"),
+        (["sparse:24:1:2:0"], "blocks of 16 are no part of sparse blocks of 24"),
+    ],
+)
+def test_attention_that_cannot_be_is_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        simulate.parse(["--attention", *arguments])
+    assert message in capsys.readouterr().err
