@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -48,7 +50,14 @@ class TlsServer(Server):
         state = uvicorn.server.ServerState()
         make = partial(LimitedProtocol, config, state, {}, connections=self.connections)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: TlsProtocol(make, self.connections, certificate), "127.0.0.1", 0)
+        self.protocols: weakref.WeakSet[TlsProtocol] = weakref.WeakSet()
+
+        def accept() -> TlsProtocol:
+            protocol = TlsProtocol(make, self.connections, certificate)
+            self.protocols.add(protocol)
+            return protocol
+
+        server = await loop.create_server(accept, "127.0.0.1", 0)
         self.port, self.clients = server.sockets[0].getsockname()[1], []
         try:
             yield self
@@ -138,6 +147,30 @@ async def test_silent_connections_make_room_and_count_before_their_handshake(cer
         reader, writer = await server.secure()
         writer.write(GET)
         assert await answer(reader) == (200, b"0")
+
+
+async def test_a_connection_holds_a_small_buffer(certificate: Certificate) -> None:
+    async with TlsServer().serving(certificate) as server:
+        await server.secure()
+        await until(lambda: isinstance(next(iter(server.connections.abortable), None), LimitedProtocol))
+        [connection] = server.connections.abortable
+        assert len(connection.transport._ssl_protocol._ssl_buffer) <= 8 << 10
+
+
+@pytest.mark.parametrize("said", [b"", b"garbage", b"\x16\x03\x01"])
+async def test_a_failed_handshake_leaves_nothing_to_the_garbage_collector(
+    certificate: Certificate, said: bytes
+) -> None:
+    async with TlsServer(header_timeout=0.02).serving(certificate) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await server.connect(said)
+            await until(lambda: server.connections.num_open == 0)
+            await until(lambda: not server.protocols)
+        finally:
+            gc.enable()
 
 
 async def test_an_address_has_so_many_connections(certificate: Certificate) -> None:
