@@ -114,11 +114,13 @@ def test_a_requests_times_and_tokens_are_counted(monkeypatch, metrics):
 
 
 async def test_steps_are_timed_and_measured(api):
+    names = ("step_tokens_sum", "step_tokens_count", "step_seconds_count", "request_inference_time_seconds_count")
+    await api.complete("hello", max_tokens=1)  # the engine has served other tests, whose steps come with its first word
+    before = [await api.metric(name) for name in names]
     await api.complete("hello", max_tokens=4, ignore_eos=True)
-    assert await api.metric("step_tokens_sum") == 5 + 3  # the last token is not computed with
-    assert await api.metric("step_seconds_count") == await api.metric("step_tokens_count") == 4
-    assert 0 < await api.metric("step_seconds_sum") < 60
-    assert await api.metric("request_inference_time_seconds_count") == 1
+    after = [await api.metric(name) for name in names]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [5 + 3, 4, 4, 1]  # of the last token, none
+    assert await api.metric("step_seconds_sum") > 0
     assert await api.metric("engine_start_seconds") >= 0
 
 
