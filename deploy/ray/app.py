@@ -20,7 +20,7 @@ from server.app import create_app
 from server.chat.chat_template import named_template
 from server.command_line import CommandLine
 from server.config import ServerConfig
-from server.http.api_keys import ApiKeys
+from server.reloading import ReloadedFiles
 from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _UNBOUNDED = 1_000_000  # requests that Ray lets through: how many may wait is s
 _RAYS = {  # settings of what is Ray's here: sockets, the end of processes, and lines about the load
     *("host", "port", "max_connections", "max_body_size", "max_bodies_size", "header_timeout", "body_timeout"),
     *("write_timeout", "shutdown_timeout", "drain_timeout", "drain_delay", "config", "stats_interval"),
+    *("tls_cert", "tls_key", "admin_port", "admin_host", "max_client_connections"),
 }
 
 
@@ -44,13 +45,14 @@ class Api:
         self, server: ServerConfig, model: str | Path | None, engines: DeploymentHandle
     ) -> None:
         template = named_template(server.chat_template) if server.chat_template else None
-        keys = ApiKeys.load(server.api_key, server.api_keys)
+        files = ReloadedFiles(server)
         source = await asyncio.to_thread(resolve_model, model)
         tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
         client = RayEngineClient(engines)
         name = (*server.model_names, source.name)[0]
-        self._app = create_app(client, tokenizer, name, source.path, server, keys)
+        self._app = create_app(client, tokenizer, name, source.path, server, files.keys)
         self._running = asyncio.create_task(client.run())
+        self._reloading = asyncio.create_task(files.watch(self._app.state.server.metrics))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray once this is made."""
@@ -85,6 +87,7 @@ def build_with(router: str, args: dict[str, Any]) -> Application:
     if foreign := sorted(_RAYS & settings.keys()):
         raise ConfigError(f"{', '.join(foreign)}: on Ray these are not ours to set; docs/ray.md says what is")
     values = CommandLine(**settings).model_dump()
+    values["trusted_hosts"] = values["trusted_hosts"] or "*"  # Ray listens, on whatever address
     server = ServerConfig(**{name: values[name] for name in ServerConfig.model_fields})
     engine = EngineConfig(**{name: values[name] for name in EngineConfig.model_fields})
     logging = {"log_level": server.log_level.upper(), "enable_access_log": server.log_level == "debug"}
