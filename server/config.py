@@ -101,7 +101,7 @@ class ServerConfig(Settings):
     )
     admin_port: int | None = setting(
         None,
-        "serve /metrics and /load on this port and not on --port, over HTTP and without a key, and the probes on both",
+        "serve /metrics, /load and /debug/state on this port alone, over HTTP and without a key, and the probes on both",
         ge=0,
         le=65535,
     )
