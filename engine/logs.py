@@ -46,9 +46,7 @@ def configure(process: str, level: str, form: LogFormat, *filters: logging.Filte
     handler.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter())
     for one in (RepeatFilter(), *filters):
         handler.addFilter(one)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    logging.basicConfig(level=level.upper(), handlers=[handler])  # nothing, where whoever imports us has done so
     logging.captureWarnings(capture=True)
     if form == "json":  # what nobody caught is a line too
         sys.excepthook = _uncaught

@@ -98,6 +98,7 @@ class RayEngineClient(EngineClient):
         if reports:
             if self.info is None:
                 logger.info("%d engine replicas take requests", len(reports))
+                self.startup.finish()
             self.info, self.state = min((r.info for r in reports), key=lambda info: info.max_seq_len), EngineState.READY
             self.stats = _total(self._past, *stats.values())
         elif self.info is not None:

@@ -128,7 +128,8 @@ class Metrics:
 
     def _observe_step(self, before: EngineStats, now: EngineStats) -> None:
         """Take in a step of the engine's, if there was one; one that was started again counts from 0."""
-        if (num_tokens := now.step_tokens - before.step_tokens) > 0:
+        num_tokens = now.step_tokens - before.step_tokens
+        if num_tokens > 0 and now.num_steps - before.num_steps == 1:  # an engine in this process may be an old one
             self._step_seconds.observe(now.step_seconds - before.step_seconds)
             self._step_tokens.observe(num_tokens)
 

@@ -121,6 +121,7 @@ def test_repeated_lines_are_counted_instead_of_written(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("configured")
 def test_in_json_every_line_is_an_object_also_what_nobody_caught(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().handlers[:] = []  # pytest's, of this phase
     configure("engine", "info", "json")
     logging.getLogger("uvicorn.error").warning("shutting down")
     logging.getLogger("quiet").debug("not this")

@@ -125,7 +125,11 @@ async def test_steps_are_timed_and_measured(api):
 
 
 def test_a_restarted_engine_counts_its_steps_from_zero(metrics):
-    metrics._client.on_step(EngineStats(0, 0, 0, 1, step_seconds=9.0, step_tokens=50), EngineStats(0, 0, 0, 1))
-    metrics._client.on_step(EngineStats(0, 0, 0, 1), EngineStats(0, 0, 0, 1, step_seconds=0.25, step_tokens=3))
+    def stats(num_steps, seconds, num_tokens):
+        return EngineStats(0, 0, 0, 1, num_steps=num_steps, step_seconds=seconds, step_tokens=num_tokens)
+
+    metrics._client.on_step(stats(7, 9.0, 50), stats(0, 0.0, 0))
+    metrics._client.on_step(stats(0, 0.0, 0), stats(1, 0.25, 3))
+    metrics._client.on_step(stats(1, 0.25, 3), stats(1, 0.25, 3))
     found = samples(metrics)
     assert (found["deepseek_serve_step_seconds_sum"], found["deepseek_serve_step_tokens_sum"]) == (0.25, 3)
