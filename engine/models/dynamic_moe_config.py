@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ATTENTION_TYPES = ("full", "local", "block_sparse")
 _MOST_LAYERS = 4096  # each has an object of its own
+_MOST_BLOCKS = 4096  # of a kind that a query sees: a row of that many numbers for each sparse block of a context
 
 
 def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
@@ -64,9 +65,10 @@ def _attention_patterns(keys: Keys, num_layers: int) -> tuple[AttentionPattern, 
     local = LocalAttention(keys.integer("local_window", 256))
     sparse = {
         "block_size": keys.integer("sparse_block_size", 64),
-        "num_global": keys.integer("sparse_num_global_blocks", 1, at_least=0),
-        "num_local": keys.integer("sparse_num_local_blocks", 2, at_least=0),
-        "num_random": keys.integer("sparse_num_random_blocks", 3, at_least=0),
+        **{
+            f"num_{kind}": keys.integer(f"sparse_num_{kind}_blocks", default, at_least=0, at_most=_MOST_BLOCKS)
+            for kind, default in (("global", 1), ("local", 2), ("random", 3))
+        },
         "seed": keys.integer("sparse_seed", 0, at_least=0, at_most=(1 << 64) - 1),
     }
     if "block_sparse" in types and not sparse["num_global"] + sparse["num_local"] + sparse["num_random"]:

@@ -67,6 +67,8 @@ def test_heads_are_named():
         ({"local_window": 0}, r"^local_window .* is 0; expected a whole number from 1"),
         ({"sparse_block_size": 0}, r"^sparse_block_size "),
         ({"sparse_num_random_blocks": -1}, r"^sparse_num_random_blocks .* from 0"),
+        ({"sparse_num_local_blocks": 4097}, r"^sparse_num_local_blocks .* to 4096$"),
+        ({"num_hidden_layers": 5000}, r"^num_hidden_layers .* to 4096$"),
         ({"sparse_seed": -1}, r"^sparse_seed "),
         (
             {f"sparse_num_{kind}_blocks": 0 for kind in ("global", "local", "random")},
