@@ -71,6 +71,7 @@ rollout-test: $(STAMP) ## rehearse a rollout behind HAProxy: drain and replace o
 soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \
 	  tests/engine/test_batcher_state_machine.py
+	SIMULATION_SEEDS=1000 $(BIN)/python -m pytest -q tests/engine/test_group_simulation.py
 
 chaos: $(STAMP) ## mixed traffic while the engine is killed, stopped and starved, and a verdict (ARGS="--minutes 10 --plant leak ...")
 	@$(BIN)/python -m tests.chaos.run $(ARGS)

@@ -245,7 +245,7 @@ class KVCacheManager:
         """
         self._withdraw(seq, seq.num_tokens)
         held = self._held_by(seq)
-        if forget and self._with_window:
+        if forget and self._with_window and self._prefix_caching:
             self._forget_released(seq)
         blocks = [(number, g, block_id) for g, group in enumerate(held.groups) for number, block_id in group.held()]
         if len(held.groups) > 1:
