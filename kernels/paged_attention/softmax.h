@@ -45,37 +45,33 @@ inline float weigh(float* scores, O* weights, int64_t begin, int64_t first, int6
     if (key_scales)
         for (int64_t j = head; j < last; j += LANES) store(scores + j, load(scores + j) * load(key_scales + j));
     const i16x lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    // What the row sees of the scores at the two ends, which may be the same.
-    const i16x seen_first = (lane >= int32_t(first - head)) & (lane < int32_t(last - head)),
-               seen_last = lane < int32_t(last - whole);
+    const auto seen = [&](int64_t j) { return (lane >= int32_t(first - j)) & (lane < int32_t(last - j)); };
     v16 top = splat(NOTHING);
-    if (head < inner) {
-        const v16 some = load(scores + head);
-        top = max(top, seen_first ? some : splat(NOTHING));
-    }
     for (int64_t j = inner; j < whole; j += LANES) top = max(top, load(scores + j));
-    if (whole < last) {
-        const v16 rest = load(scores + whole);
-        top = max(top, seen_last ? rest : splat(NOTHING));
-    }
+    const auto top_at = [&](int64_t j) __attribute__((always_inline)) {  // at an end; both may be in one place
+        const v16 some = load(scores + j);
+        top = max(top, seen(j) ? some : splat(NOTHING));
+    };
+    if (whole < last) top_at(whole);
+    if (head < inner) top_at(head);
     const float before = result.peak, peak = std::max(before, max(top) * scale);
     const float shrink = before == peak ? 1.0f : std::exp2(before - peak);
     v16 added{};
     constexpr bool precise = std::is_same_v<O, float>;
-    const auto weigh_some = [&](int64_t j, i16x seen) {
-        const v16 all = exp2<precise>(load(scores + j) * scale - peak), weight = seen ? all : v16{};
+    const auto weigh_at = [&](int64_t j) __attribute__((always_inline)) {
+        const v16 all = exp2<precise>(load(scores + j) * scale - peak), weight = seen(j) ? all : v16{};
         added += weight;
-        store(weights + j, value_scales ? (seen ? weight * load(value_scales + j) : v16{}) : weight);
+        store(weights + j, value_scales ? (seen(j) ? weight * load(value_scales + j) : v16{}) : weight);
     };
     int64_t j = begin;
     for (; j < head; j += LANES) store(weights + j, v16{});
-    if (j < inner) weigh_some(j, seen_first), j += LANES;
+    if (j < inner) weigh_at(j), j += LANES;
     for (; j < whole; j += LANES) {
         const v16 weight = exp2<precise>(load(scores + j) * scale - peak);
         added += weight;
         store(weights + j, value_scales ? weight * load(value_scales + j) : weight);
     }
-    if (j < last) weigh_some(j, seen_last), j += LANES;
+    if (j < last) weigh_at(j), j += LANES;
     for (; j < end; j += LANES) store(weights + j, v16{});
     result.peak = peak;
     result.total = result.total * shrink + sum(added);
