@@ -23,7 +23,7 @@ from engine import device as devices
 from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels import native
 from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
-from kernels.kv_cache import Int8Cache
+from kernels.kv_cache import Int8Cache, values_of
 from kernels.ops import Ops, resolve
 from kernels.paged_attention import AttentionBatch
 from kernels.routing import RoutingRule
@@ -135,6 +135,8 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _latent(
             "latent_attention decode 32 x 2048, V2-Lite, int8", Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
         ),
+        _selected("lightning_indexer decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
+        _selected("sparse_latent_attention decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
         _latent("latent_attention chunk 128 of 1024, V2-Lite", Step([128], [1024]), *mla, dtype),
         _causal("causal_attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
         _head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
@@ -228,6 +230,37 @@ def _latent(
     flops = 2.0 * step.num_pairs() * num_heads * (width + latent_dim)
     row_bytes = width + 8 if int8 else width * dtype.itemsize
     return Case(name, make, sum(step.context_lens) * row_bytes, flops)
+
+
+def _selected(name: str, step: Step, dtype: torch.dtype, topk: int = 2048) -> Case:
+    """The indexer, or the attention over what it selects, with V3.2's sizes."""
+    num_heads, width, latent_dim, num_index_heads, index_dim = 128, 576, 512, 64, 128
+    batch, num_blocks = step.batch()
+    num_tokens = sum(step.query_lens)
+
+    def make(ops: Ops) -> Callable[[], object]:
+        layers = _caches(((1, width), (1, index_dim)), num_blocks, dtype)
+        q_TNX = torch.randn(num_tokens, num_heads, width).to(dtype)
+        weights_TH = torch.randn(num_tokens, num_index_heads)
+        q_THI = torch.randn(num_tokens, num_index_heads, index_dim).to(dtype)
+        attention = ops.sparse_latent_attention
+        plan = attention.plan(batch)
+        if name.startswith("lightning_indexer"):
+            return _round_robin(layers, lambda _, keys: ops.lightning_indexer(q_THI, weights_TH, keys, plan, topk))
+        selection = ops.lightning_indexer(q_THI, weights_TH, values_of(layers[0][1]), plan, topk)
+        return _round_robin(
+            layers, lambda cache, _: attention.forward(q_TNX, cache, plan, width**-0.5, latent_dim, selection)
+        )
+
+    if name.startswith("lightning_indexer"):
+        return Case(
+            name,
+            make,
+            float(step.num_read() * index_dim * dtype.itemsize),
+            2.0 * step.num_pairs() * num_index_heads * index_dim,
+        )
+    flops = 2.0 * num_tokens * topk * num_heads * (width + latent_dim)
+    return Case(name, make, float(num_tokens * topk * width * dtype.itemsize), flops)
 
 
 def _causal(

@@ -37,7 +37,7 @@ from kernels import (
     take_rows,
 )
 from kernels.kv_cache import Cache
-from kernels.latent_attention.native import NativeLatentAttention
+from kernels.latent_attention.native import NativeLatentAttention, NativeSparseLatentAttention
 from kernels.linear_int8 import QuantizedWeight
 from kernels.paged_attention import LatentAttention, PagedAttention
 from kernels.paged_attention.flash import FlashAttention
@@ -208,7 +208,7 @@ class TorchOps(Ops):
     def __init__(self, dtype: torch.dtype) -> None:
         self.paged_attention: PagedAttention = TorchAttention(dtype)
         self.latent_attention: LatentAttention = latent_attention.torch_ops.TorchLatentAttention(dtype)
-        self.sparse_latent_attention = latent_attention.torch_ops.TorchLatentAttention(dtype)
+        self.sparse_latent_attention: LatentAttention = latent_attention.torch_ops.TorchLatentAttention(dtype)
 
     linear = staticmethod(linear.torch_ops.linear)
     linear_int8 = staticmethod(linear_int8.torch_ops.linear_int8)
@@ -234,7 +234,7 @@ class TorchOps(Ops):
 
 
 class NativeOps(TorchOps):
-    """This project's C++ on a CPU; torch's operators for what it lacks (the indexer and attention over its choice)."""
+    """This project's C++ on a CPU; torch's operators for what it lacks (the indexer in prefill chunks)."""
 
     name = "native"
     can_capture = True
@@ -246,6 +246,7 @@ class NativeOps(TorchOps):
         self._dtype = dtype
         self.paged_attention = NativeAttention()
         self.latent_attention = NativeLatentAttention()
+        self.sparse_latent_attention = NativeSparseLatentAttention()
 
     @override
     def linear(self, weight_OI: Tensor, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
@@ -272,6 +273,10 @@ class NativeOps(TorchOps):
     @override
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.native.grouped_mlp(self.projection, self.silu_mul, experts, self._dtype)
+
+    @override
+    def lightning_indexer(self, q_THI: Tensor, weights_TH: Tensor, cache: Tensor, plan: Any, topk: int) -> Any:
+        return lightning_indexer.native.lightning_indexer(q_THI, weights_TH, cache, plan, topk)
 
     @override
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float, residual_TH: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@
 
 All N query heads share one key and one value for each position: the key is the cached vector of X = C + R values
 (latent, then rotary key), the value is its first C = value_dim values. Each query sees the positions up to its own; a
-`selection` (kernels.lightning_indexer) reduces them. The native version supports only selection = None. Cost: O(sum of
+`selection` (kernels.lightning_indexer) reduces them. Of the native versions, one takes selections. Cost: O(sum of
 query_len * context_len * N * X); with a selection, O(N * X * topk) for a decoding sequence.
 
 Shapes: T tokens, N heads, B blocks of S slots.

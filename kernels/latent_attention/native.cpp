@@ -8,6 +8,30 @@ constexpr int64_t TOKENS = 8;  // of a chunk, in a task: each brings as many row
 constexpr int64_t SPAN = 512;  // positions in a task, where there are few tokens; there is one key head only
 static_assert(SPAN % native::TILE == 0);
 
+using namespace native;
+
+// The plan of attention over some positions of each decoding sequence of another plan: a selected position is a block
+// of one slot, and the selected ones are a sequence's whole context. Those behind a sequence's end are none.
+Plan select(const Plan& whole, const View<const int64_t, 2>& positions) {
+    check_value(whole.num_sequences() == whole.num_tokens, "positions are selected for decoding sequences only");
+    Plan plan(1, TOKENS, SPAN);
+    for (int64_t sequence = 0; sequence < positions.shape[0]; ++sequence) {
+        const BlockTable table = whole.table(sequence);
+        int64_t count = 0;
+        for (int64_t i = 0; i < positions.shape[1]; ++i) {
+            const int64_t position = positions.row(sequence)[i];
+            if (position >= whole.context(sequence)) continue;
+            check_value(position >= 0, "a selected position is negative");
+            plan.add_block(table[position / whole.block_size] * whole.block_size + position % whole.block_size);
+            ++count;
+        }
+        check_value(count > 0, "a query must select a position");
+        plan.add_sequence(1, count, 0);
+    }
+    plan.sort_tasks();
+    return plan;
+}
+
 }  // namespace
 
 void native::bind_latent_attention(nb::module_& m) {
@@ -36,4 +60,29 @@ void native::bind_latent_attention(nb::module_& m) {
             });
         },
         "q_TNX"_a, "cache"_a, "plan"_a, "scale"_a, "value_dim"_a);
+    m.def(
+        "sparse_latent_attention",
+        [](Tensor q_TNX, Tensor cache, std::shared_ptr<AttentionPlan> plan, Tensor positions_TP, float scale,
+           int64_t value_dim) {
+            return with_dtype(q_TNX, "q_TNX", [&](auto number) {
+                using T = decltype(number);
+                const auto q = q_TNX.view<const T>("q_TNX", {ANY, ANY, ANY});
+                const auto latents = cache.packed<const T>("cache", {ANY, 1, ANY, q.shape[2]});
+                const auto positions = positions_TP.packed<const int64_t>("positions_TP", {q.shape[0], ANY});
+                check_value(value_dim <= q.shape[2], "values must be a part of the keys");
+                const auto out = q_TNX.make<T>({q.shape[0], q.shape[1], value_dim});
+                launch_uncaptured("sparse_latent_attention", [=, out = out.view] {
+                    const auto whole = plan->plan;
+                    whole->check(q.shape[0], latents.shape[0], latents.shape[2]);
+                    const Plan selected = select(*whole, positions);
+                    const int64_t size = latents.shape[3];
+                    const Cache<T> keys{latents.data, size, 0, size, size};
+                    Cache<T> values = keys;
+                    values.dim = values.first = value_dim;
+                    run(Attention<T>{q, keys, values, out.data, 1, scale, selected});
+                });
+                return out.tensor;
+            });
+        },
+        "q_TNX"_a, "cache"_a, "plan"_a, "positions_TP"_a, "scale"_a, "value_dim"_a);
 }

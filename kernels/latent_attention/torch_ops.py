@@ -46,7 +46,7 @@ class TorchLatentAttention:
         for i, prefill in enumerate(plan.prefills):
             visible = selection.visible[i] if selection is not None else None
             q_QNX = q_TNX[prefill.first : prefill.last]
-            out[prefill.first : prefill.last] = _attend_prefill(q_QNX, cache, prefill, visible, scale, value_dim)
+            out[prefill.first : prefill.last] = attend_prefill(q_QNX, cache, prefill, visible, scale, value_dim)
         return out
 
 
@@ -75,7 +75,7 @@ def _attend_decodes(
     return torch.bmm(scores_GNL.softmax(-1), latents_GLX[..., :value_dim])
 
 
-def _attend_prefill(
+def attend_prefill(
     q_QNX: torch.Tensor,
     cache: Cache,
     prefill: Prefill,
@@ -83,6 +83,7 @@ def _attend_prefill(
     scale: float,
     value_dim: int,
 ) -> torch.Tensor:
+    """[Q, N, value_dim]: a chunk over its context, or what its queries see of it."""
     context_len = prefill.context_len
     latents_LX = take(cache, prefill.block_ids, q_QNX.dtype, first=value_dim).view(-1, q_QNX.shape[2])[:context_len]
     num_queries, num_heads = q_QNX.shape[:2]

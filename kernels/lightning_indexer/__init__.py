@@ -11,6 +11,6 @@ query_len * context_len * H * I).
 Shapes: T tokens, H index heads, I index_head_dim, B blocks of S slots.
 """
 
-from kernels.lightning_indexer import reference, torch_ops
+from kernels.lightning_indexer import native, reference, torch_ops
 
-__all__ = ["reference", "torch_ops"]
+__all__ = ["native", "reference", "torch_ops"]

@@ -34,12 +34,17 @@ def lightning_indexer(
         )
         for group in plan.groups
     ]
-    visible = [
-        _select_prefill(q_THI[p.first : p.last], weights_TH[p.first : p.last], cache, p, topk) for p in plan.prefills
-    ]
+    visible = select_prefills(q_THI, weights_TH, cache, plan.prefills, topk)
     if all(kept is None for kept in (*positions, *visible)):
         return None
     return Selection(positions, visible)
+
+
+def select_prefills(
+    q_THI: torch.Tensor, weights_TH: torch.Tensor, cache: torch.Tensor, prefills: list[Prefill], topk: int
+) -> list[torch.Tensor | None]:
+    """What the queries of each chunk see, [Q, L]; None where a context does not exceed topk."""
+    return [_select_prefill(q_THI[p.first : p.last], weights_TH[p.first : p.last], cache, p, topk) for p in prefills]
 
 
 def _select_decodes(

@@ -56,6 +56,7 @@ NB_MODULE(JOIN(_kernels_, ISA), m) {
                       bind_grouped_mlp,
                       bind_head_linear,
                       bind_latent_attention,
+                      bind_lightning_indexer,
                       bind_modality_embedding,
                       bind_paged_attention,
                       bind_rms_norm,

@@ -111,7 +111,7 @@ void Plan::add_sequence(int64_t queries, int64_t context, int64_t first_block, b
                       : add(num_tokens + i, count, 0, context, -1);
         }
     }
-    sequences.push_back({int64_t(num_added), first_block});
+    sequences.push_back({int64_t(num_added), first_block, context});
     num_added = block_ids.size();
     num_tokens += queries;
 }

@@ -64,14 +64,16 @@ class Plan {
     // ValueError, unless it is one for so many tokens and such a cache.
     void check(int64_t tokens, int64_t cache_blocks, int64_t cache_block_size) const;
 
-    BlockTable table(const Task& task) const {
-        const Sequence& sequence = sequences[task.sequence];
-        return {block_ids.data() + sequence.table, sequence.first_block};
+    BlockTable table(int64_t sequence) const {
+        return {block_ids.data() + sequences[sequence].table, sequences[sequence].first_block};
     }
+    BlockTable table(const Task& task) const { return table(task.sequence); }
+    int64_t num_sequences() const { return sequences.size(); }
+    int64_t context(int64_t sequence) const { return sequences[sequence].context; }
 
  private:
     struct Sequence {
-        int64_t table, first_block;  // where the table begins in block_ids
+        int64_t table, first_block, context;  // where the table begins in block_ids
     };
 
     const int64_t group;

@@ -79,11 +79,7 @@ class TorchAttention:
             members = [i for i in order if num_read[i] <= longest]
             order = order[len(members) :]
             groups.append(self._decode_group(batch, members))
-        prefills, first = [], batch.num_decodes
-        for i in range(batch.num_decodes, len(batch.query_lens)):
-            prefills.append(_prefill(batch, i, first, masked=self._masks_prefills))
-            first += batch.query_lens[i]
-        return Plan(groups, prefills)
+        return Plan(groups, plan_prefills(batch, masked=self._masks_prefills))
 
     def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: Plan, scale: float) -> torch.Tensor:
         out_TND = torch.empty_like(q_TND)
@@ -151,6 +147,15 @@ def _attend_prefill(
         enable_gqa=keys_KLD.shape[0] != q_QND.shape[1],
     )
     return o_1NQD[0].transpose(0, 1)
+
+
+def plan_prefills(batch: AttentionBatch, *, masked: bool) -> list[Prefill]:
+    """The chunks behind the decoding sequences."""
+    prefills, first = [], batch.num_decodes
+    for i in range(batch.num_decodes, len(batch.query_lens)):
+        prefills.append(_prefill(batch, i, first, masked=masked))
+        first += batch.query_lens[i]
+    return prefills
 
 
 def _cut_by_window(batch: AttentionBatch) -> AttentionBatch:

@@ -38,6 +38,8 @@ def int8(*shape: int) -> torch.Tensor:
 
 
 def plan(kind: str) -> Any:
+    if kind in ("lightning_indexer", "sparse_latent_attention"):
+        return native.library.latent_attention_plan([1, 1, 1], [4, 3, 6], [[0], [1], [2]], 16)
     return getattr(native.library, f"{kind}_plan")([1, 2], [4, 3], [[0], [1]], 16)
 
 
@@ -117,6 +119,11 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "scale": 0.1, "value_dim": 6},
         {("cache", 0), ("q_TNX", 1)},
     ),
+    "lightning_indexer": (
+        lambda: native.library.lightning_indexer,
+        {"q_THI": x(3, 2, 8), "weights_TH": x(3, 2, dtype=F32), "cache": x(4, 1, 16, 8), "plan": plan, "topk": 2},
+        {("cache", 0)},
+    ),
     "Linear": (
         lambda: native.library.Linear,
         {"weight": lambda: packed(6, 8), "bias_O": x(6, dtype=F32), "out_dtype": BF16},
@@ -148,6 +155,12 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         {("logits_TE", 0)},
     ),
     "silu_mul": (lambda: native.library.silu_mul, {"gate_up_TF2": x(3, 12)}, {("gate_up_TF2", 0)}),
+    "sparse_latent_attention": (
+        lambda: native.library.sparse_latent_attention,
+        {"q_TNX": x(3, 2, 8), "cache": x(4, 1, 16, 8), "plan": plan, "positions_TP": ids(3, 2)}
+        | {"scale": 0.1, "value_dim": 6},
+        {("cache", 0), ("q_TNX", 1), ("positions_TP", 1)},
+    ),
     "store_latents": (
         lambda: native.library.store_latents,
         {**LATENTS, "cache": x(4, 1, 16, 24), "slot_mapping_T": ids(3)},
@@ -324,6 +337,18 @@ def test_a_plan_for_another_batch_or_cache_raises_value_error(kind, query_lens, 
     other = getattr(native.library, f"{kind}_plan")(query_lens, query_lens, tables, block_size)
     with pytest.raises(ValueError, match="the plan is for"):
         call(kind, plan=other)
+
+
+@pytest.mark.parametrize("name", ["lightning_indexer", "sparse_latent_attention"])
+def test_positions_are_selected_for_decoding_sequences_only(name):
+    with pytest.raises(ValueError, match="decoding sequences only"):
+        call(name, plan=plan("latent_attention"))
+
+
+@pytest.mark.parametrize(("positions", "message"), [([0, -1], "negative"), ([9, 4], "must select")], ids=str)
+def test_a_query_selects_positions_of_its_own(positions, message):
+    with pytest.raises(ValueError, match=message):
+        call("sparse_latent_attention", positions_TP=torch.tensor([positions] * 3))
 
 
 def test_a_weight_for_one_dtype_refuses_another():

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from kernels import native, ops
-from kernels.latent_attention.native import NativeLatentAttention
-from kernels.latent_attention.torch_ops import TorchLatentAttention
+from kernels.latent_attention.native import NativeLatentAttention, NativeSparseLatentAttention
 from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
@@ -51,7 +50,7 @@ def test_a_cpu_with_the_library_takes_native_kernels(choice):
     assert kernels.name == "native"
     assert isinstance(kernels.paged_attention, NativeAttention)
     assert isinstance(kernels.latent_attention, NativeLatentAttention)
-    assert isinstance(kernels.sparse_latent_attention, TorchLatentAttention), "only that one computes selections"
+    assert isinstance(kernels.sparse_latent_attention, NativeSparseLatentAttention)
     assert all(name in vars(ops.NativeOps) for name in NATIVE)
 
 
