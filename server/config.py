@@ -101,7 +101,7 @@ class ServerConfig(Settings):
     )
     admin_port: int | None = setting(
         None,
-        "serve /metrics, /load and /debug/state on this port alone, over HTTP and without a key, and the probes on both",
+        "serve /metrics, /load and /debug/state on this port alone, over HTTP and without a key, and the probes too",
         ge=0,
         le=65535,
     )
