@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from engine.errors import ConfigError
 
+MAX_BLOCK_SIZE = 65536
 _WORDS = (
     ("Input should", "it must"),
     ("greater than or equal to", "at least"),
@@ -145,7 +146,7 @@ class BatchingSettings(Settings):
         None,
         "tokens in one block of the KV cache; default: 16, or with block-sparse attention what divides a sparse block",
         ge=1,
-        le=65536,
+        le=MAX_BLOCK_SIZE,
     )
     kv_cache_memory: float | None = setting(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85% on a GPU", metavar="GiB", gt=0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine import device as devices
+from engine.config import MAX_BLOCK_SIZE
 from engine.errors import ConfigError
 from engine.kv_cache_pool import CacheLayout
 from engine.models.decoder import attention_class
@@ -106,7 +107,7 @@ def _block_size(config: EngineConfig, model: ModelConfig) -> int:
     sparse = math.gcd(*model.cache_groups.sparse_block_sizes)
     if not sparse:
         return config.block_size or _DEFAULT_BLOCK_SIZE
-    valid = [size for size in range(1, sparse + 1) if sparse % size == 0]
+    valid = [size for size in range(1, min(sparse, MAX_BLOCK_SIZE) + 1) if sparse % size == 0]
     if config.block_size is None:
         usual = [size for size in valid if size <= 2 * _DEFAULT_BLOCK_SIZE]
         return _DEFAULT_BLOCK_SIZE if _DEFAULT_BLOCK_SIZE in usual else usual[-1]
