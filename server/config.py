@@ -29,8 +29,8 @@ class ServerConfig(Settings):
     )
     model_root: str | None = setting(
         None,
-        "what /v1/models says as `root`, which clients may read as the tokenizer's name; default: the hub id, or the "
-        "path if --host is this machine alone, else the model's name",
+        "what /v1/models says as `root`, which clients may read as the tokenizer's name; default: the hub id, or "
+        "the model's name",
         metavar="TEXT",
     )
     chat_template: str | None = setting(

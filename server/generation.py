@@ -112,6 +112,7 @@ class Generation(Submission):
                     choice = first_choices[output.request_id] + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
                     self._count(output)
+                    self.num_output_tokens += len(output.token_ids)
                     delta = self._texts[choice].push(output)
                     reason = output.finish_reason
                     if reason is None and delta is not None and self._is_enough(delta):
@@ -173,10 +174,6 @@ class Generation(Submission):
                 for other in ready:
                     is_first = other.queue_time is not None
                     yield replace(other, prompt_logprobs=reports[request_id]) if is_first else other
-
-    def _count(self, output: SequenceOutput) -> None:
-        super()._count(output)
-        self.num_output_tokens += len(output.token_ids)
 
     def _possible_faults(self) -> str:
         faults = super()._possible_faults()

@@ -7,13 +7,13 @@ import itertools
 import time
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from engine.errors import GenerationError, RequestError
 from engine.protocol import AbortRequest, PoolingParams, PoolRequest, SchedulingParams
-from server.heads.values import cosine, is_cross_encoder, joined, pair_score, scores_of, shortened
+from server.heads.values import cosine, is_cross_encoder, joined, pair_score, paired, scores_of, shortened
 from server.inputs import MarkedText, ModelInput, Prompt, preprocess
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from engine.engine import Engine
     from server.heads.defaults import EmbeddingDefaults, Pooling
     from server.text.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -116,14 +114,13 @@ class HeadMethods:
         texts = [list(map(read, side)) for side in (queries, documents)]
         join = functools.partial(joined, self.tokenizer, read)
         if is_cross_encoder(info):
-            pairs = [join(*pair) for pair in zip(_repeated(texts[0], len(documents)), texts[1], strict=True)]
+            pairs = [join(*pair) for pair in paired(*texts)]
             logits = self._pool(pairs, PoolingParams(task="classify"), use_tqdm=use_tqdm)
             return [pair_score(row, info) for row in logits]
         params = PoolingParams(task="embed", pooling=self._embedding_defaults.pooling_for(None))
         vectors = self._pool([join(text) for side in texts for text in side], params, use_tqdm=use_tqdm)
         unit = [shortened(vector, None, normalize=True) for vector in vectors]
-        first, second = unit[: len(queries)], unit[len(queries) :]
-        return [cosine(*pair) for pair in zip(_repeated(first, len(second)), second, strict=True)]
+        return [cosine(*pair) for pair in paired(unit[: len(queries)], unit[len(queries) :])]
 
     def _reader(self, modality: str | None, *, add_special_tokens: bool) -> Callable[[Prompt], ModelInput]:
         """Return what makes the model's input of a prompt."""
@@ -174,7 +171,3 @@ def checked_prompt(prompt: Any) -> Prompt:
     if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
         raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
     return prompt
-
-
-def _repeated(items: list[T], count: int) -> list[T]:
-    return items * count if len(items) == 1 else items

@@ -181,7 +181,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             sizes = body.estimate_tokens()
             admission = server.background if scheduling.background else server.admission
             num_sequences = len(sizes) * body.num_sequences
-            num_tokens = sum(sizes) * server.client.require_info().num_computed(body.num_sequences)
+            num_tokens = sum(sizes) * info.num_computed(body.num_sequences)
             reserve_tokens(request.scope, sum(sizes) + num_sequences * body.num_asked)
             ticket = stack.enter_context(admission.admit(num_sequences, num_tokens, scheduling.tenant))
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]

@@ -38,13 +38,12 @@ class Pooled:
     """The values of several prompts.
 
     Attributes:
-        vectors: of each prompt, in the prompts' order: an embedding, the logits of labels, or one value, as fp32.
-        num_prompt_tokens: of all prompts, special tokens included; num_cached_tokens those from the prefix cache.
+        vectors: of each prompt, in the prompts' order: an embedding, or the logits of labels, as fp32.
+        num_prompt_tokens: of all prompts, special tokens included.
     """
 
     vectors: list[array[float]]
     num_prompt_tokens: int
-    num_cached_tokens: int
 
     @property
     def usage(self) -> dict[str, int]:
@@ -53,7 +52,7 @@ class Pooled:
 
 
 async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> Pooled | None:
-    """Compute values of texts; None if the client has left before.
+    """Compute values of texts, of a model that has them (`checked_info`); None if the client has left before.
 
     Raises:
         DeepseekServeError: the request is refused, or ends early. A RequestError has the API's name of the field.
@@ -61,8 +60,7 @@ async def pool(request: Request, texts: Texts[Any], pooling: PoolingParams) -> P
     server, body = texts.server, texts.body
     scheduling = scheduling_of(request, server, body)
     try:
-        server.check_model(body.model)
-        texts.check(pooling)
+        texts.check()
         admission = server.background if scheduling.background else server.admission
         reserve_tokens(request.scope, sum(texts.sizes))
         share = _share(server, len(texts.sizes))
@@ -132,7 +130,7 @@ class Pooling(Submission):
                 worker.cancel()
             await asyncio.wait(workers)
             timer.end()
-        return Pooled(self._vectors, self.num_prompt_tokens, self.num_cached_tokens)
+        return Pooled(self._vectors, self.num_prompt_tokens)
 
     async def _work(self, numbers: Iterator[int], timer: RequestTimer) -> None:
         """Have one prompt after another computed, until none is left."""

@@ -9,14 +9,13 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ConfigDict, ValidationError, create_model, model_validator
+from pydantic import ValidationError, create_model
 
 from engine.errors import RequestError
 from server.chat.call import ChatCall
 from server.http.errors import first_problem
 from server.protocol import ChatCompletionRequest, Strict
-from server.protocol.neutral import asked_for
-from server.protocol.schema import as_taken
+from server.protocol.neutral import AskedFields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,25 +29,16 @@ EXTENSIONS = (
 )
 
 
-class TranslatedRequest(Strict):
+class TranslatedRequest(AskedFields):
     """A request in one API's words.
 
     Attributes:
         names: a chat completion's field, as a pattern -> this API's name of it, where they differ.
         chat_type: the kind of chat completion request that it becomes.
-        neutral: values of fields that are not implemented, with which the fields ask for nothing.
     """
 
     names: ClassVar[Mapping[str, str]] = {}
-    model_config = ConfigDict(json_schema_extra=lambda schema, cls: as_taken(schema, cls.neutral))
-
     chat_type: ClassVar[type[ChatCompletionRequest]] = ChatCompletionRequest
-    neutral: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        return asked_for(data, cls.model_fields, cls.neutral)
 
     def passed_on(self, names: Iterable[str]) -> dict[str, Any]:
         """Return those of these fields that the request sets."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 import base64
 import sys
 from array import array
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 
 from server.answers import AT_TIMES
-
-if TYPE_CHECKING:
-    pass
 
 
 class PoolingUsage(BaseModel):

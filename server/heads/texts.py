@@ -14,13 +14,12 @@ from server.admission import estimate_tokens
 from server.chat.tokens import rendered
 from server.heads.protocol import InputRequest, PoolingFields
 from server.heads.scores import ScoringRequest
-from server.heads.values import joined
+from server.heads.values import joined, paired
 from server.inputs import MarkedText, ModelInput, Prompt, check_modality, preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from engine.protocol import PoolingParams
     from server.state import ServerState
 
 _AT_A_TIME = 1 << 15  # characters that one turn of a thread tokenises
@@ -55,15 +54,13 @@ class Texts(ABC, Generic[Body]):
             RequestError: a text is too long, or not valid Unicode.
         """
 
-    def check(self, pooling: PoolingParams) -> None:
+    def check(self) -> None:
         """Refuse what shows before any work is done.
 
         Raises:
-            RequestError: the model has no such values, or there are too many texts or tokens.
+            RequestError: there are too many texts or tokens, or the model does not know their modality.
         """
-        info = self.server.client.require_info()
-        info.check_pooling([0], pooling)
-        check_modality(self.body.modality, info.modalities)
+        check_modality(self.body.modality, self.server.client.require_info().modalities)
         config, field = self.server.config, self.body.param_names["prompt"]
         if self.num_entries > config.max_inputs:
             message = f"'{field}' has {self.num_entries} entries; at most {config.max_inputs} are taken (--max-inputs)."
@@ -119,22 +116,20 @@ class Inputs(Texts[InputRequest]):
     def _estimated(self) -> list[int]:
         return self.body.estimate_tokens()
 
-    def check(self, pooling: PoolingParams) -> None:
-        super().check(pooling)
-        info = self.server.client.require_info()
-        for prompt in self.body.inputs:
+    def check(self) -> None:
+        super().check()
+        vocab_size = self.server.client.require_info().vocab_size
+        for prompt in self.body.input or ():
             if not isinstance(prompt, list):
                 break  # no other is a list either
-            if max(prompt, default=0) >= info.vocab_size:
-                message = f"Token ids must lie from 0 to {info.vocab_size - 1}. Those of another model's tokenizer are"
+            if max(prompt, default=0) >= vocab_size:
+                message = f"Token ids must lie from 0 to {vocab_size - 1}. Those of another model's tokenizer are"
                 hint = "another text here: have the client send texts (LangChain: check_embedding_ctx_length=False)."
                 raise RequestError(f"{message} {hint}", "prompt")
-            if self.body.truncate_prompt_tokens is None:
-                info.check_pooling(prompt, pooling)
 
     async def encode(self) -> list[ModelInput]:
         body, adds = self.body, self.body.add_special_tokens
-        prompts: Sequence[Prompt] = body.inputs
+        prompts: Sequence[Prompt] = body.input or ()
         if body.messages is not None:
             prompts, adds = [await rendered(self.server, body.to_chat())], bool(adds)
         encoded = [self._preprocess(prompt) for prompt in prompts if isinstance(prompt, list)]  # all of them or none
@@ -168,22 +163,18 @@ class Pairs(Texts[ScoringRequest]):
     """A query and a document in each prompt, as the tokenizer's template for pairs joins them."""
 
     def _estimated(self) -> list[int]:
-        queries, documents = self.body.sides
-        sizes = list(map(estimate_tokens, queries)) * (len(documents) if len(queries) == 1 else 1)
-        return [size + estimate_tokens(document) for size, document in zip(sizes, documents, strict=True)]
+        sizes = [list(map(estimate_tokens, side)) for side in self.body.sides]
+        return [query + document for query, document in paired(*sizes)]
 
     async def encode(self) -> list[ModelInput]:
         queries, documents = self.body.sides
         first = await self._encoded(queries, self.body.max_tokens_per_query)
         second = await self._encoded(documents, self.body.max_tokens_per_doc)
-        first = first * len(second) if len(first) == 1 else first
-        return await asyncio.to_thread(self._all_joined, first, second)
+        return await asyncio.to_thread(self._all_joined, paired(first, second))
 
-    def _all_joined(self, first: list[ModelInput], second: list[ModelInput]) -> list[ModelInput]:
+    def _all_joined(self, pairs: list[tuple[ModelInput, ModelInput]]) -> list[ModelInput]:
         room = self._room(self.server.tokenizer.num_special_tokens(2))
-        if room is None:
-            return [self._joined(*pair) for pair in zip(first, second, strict=True)]
-        return [self._joined(*self._fitted(*pair, room)) for pair in zip(first, second, strict=True)]
+        return [self._joined(*(pair if room is None else self._fitted(*pair, room))) for pair in pairs]
 
     def _fitted(self, first: ModelInput, second: ModelInput, room: int) -> tuple[ModelInput, ModelInput]:
         """Return a pair that is cut to so many tokens together, the longer text first."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from engine.protocol import EngineInfo, LabelActivation
     from server.inputs import ModelInput, Prompt
     from server.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def scores_of(logits: Sequence[float], activation: LabelActivation) -> list[float]:
@@ -51,6 +53,11 @@ def cosine(first: array[float], second: array[float]) -> float:
     """Return the cosine of vectors of length 1; what rounding adds beyond 1 is cut off."""
     product: float = sum(map(operator.mul, first, second))
     return max(-1.0, min(1.0, product))
+
+
+def paired(first: list[T], second: list[T]) -> list[tuple[T, T]]:
+    """Return pairs: the first side's only item with each of the second side's, or items at the same place."""
+    return list(zip(first * len(second) if len(first) == 1 else first, second, strict=True))
 
 
 def joined(tokenizer: Tokenizer, read: Callable[[Prompt], ModelInput], *texts: ModelInput) -> ModelInput:

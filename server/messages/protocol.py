@@ -134,7 +134,7 @@ class CountRequest(TranslatedRequest):
         "continue_final_message": "messages",
         "user": "metadata",
     }
-    neutral = {"service_tier": ("auto", "standard_only"), "speed": ("standard",)}  # noqa: RUF012
+    neutral_values = {"service_tier": ("auto", "standard_only"), "speed": ("standard",)}  # noqa: RUF012
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     messages: list[InputMessage] = Field(min_length=1, max_length=4096, fail_fast=True)

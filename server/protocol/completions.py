@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, PlainValidator, model_validator
 
 from server.admission import estimate_tokens
-from server.protocol.fields import TokenId, are_token_ids, fault
+from server.protocol.fields import TokenId, as_prompts, fault
 from server.protocol.generation import GenerationRequest
 from server.protocol.prompts import MAX_SEQUENCES
 from server.protocol.sampling import MAX_LOGPROBS, Limits
@@ -17,22 +17,18 @@ _TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 _Prompt = str | Annotated[list[str], _Many] | _TokenIds | Annotated[list[_TokenIds], _Many]  # for the schema alone
 
 
-def _prompt(value: Any) -> Any:
-    """Check a prompt by hand: for a union of lists, pydantic would report every fault once for each kind of list."""
-    prompts = value if isinstance(value, list) and not are_token_ids(value) else [value]
+def _prompts(value: Any) -> list[str] | list[list[int]]:
+    prompts = as_prompts(value)
     if len(prompts) > MAX_SEQUENCES:
         raise ValueError(f"it must not have more than {MAX_SEQUENCES} prompts")
-    if all(isinstance(prompt, str) for prompt in prompts) or all(map(are_token_ids, prompts)):
-        return value
-    raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+    return prompts
 
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[
-        str | list[str] | list[int] | list[list[int]], PlainValidator(_prompt, json_schema_input_type=_Prompt)
-    ]
+    # One entry for each prompt, as in all that `as_prompts` reads.
+    prompt: Annotated[list[str] | list[list[int]], PlainValidator(_prompts, json_schema_input_type=_Prompt)]
     max_tokens: int = Field(16, ge=0, lt=1 << 31, description="0 goes with echo")
     max_completion_tokens: int | None = Field(
         None, ge=1, lt=1 << 31, description="chats' name of max_tokens, which wins: some clients send both"
@@ -51,8 +47,6 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _checks(self) -> CompletionRequest:
-        if not self.prompts:
-            raise fault("prompt", "'prompt' must not be empty")
         if self.num_output_tokens == 0 and not self.echo:
             raise fault("max_tokens", "'max_tokens' must be at least 1, unless 'echo' is true")
         if self.min_tokens > self.num_output_tokens:
@@ -63,7 +57,7 @@ class CompletionRequest(GenerationRequest):
             raise fault("best_of", "'best_of' does not go with 'stream': true, unless it equals 'n'")
         if self.suffix and (self.echo or self.truncate_prompt_tokens):
             raise fault("suffix", "'suffix' does not go with 'echo' and 'truncate_prompt_tokens'")
-        if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
+        if len(self.prompt) * self.num_sequences > MAX_SEQUENCES:
             raise ValueError(f"prompts times 'n' or 'best_of' must not exceed {MAX_SEQUENCES}")
         return self
 
@@ -80,18 +74,9 @@ class CompletionRequest(GenerationRequest):
     def num_sequences(self) -> int:
         return self.best_of or self.n
 
-    @property
-    def prompts(self) -> list[str] | list[list[int]]:
-        """One entry for each prompt."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if self.prompt and isinstance(self.prompt[0], int):
-            return [self.prompt]
-        return self.prompt  # type: ignore[return-value]
-
     def estimate_tokens(self) -> list[int]:
         beside = estimate_tokens(self.suffix) if self.suffix else 0
-        return [estimate_tokens(prompt) + beside for prompt in self.prompts]
+        return [estimate_tokens(prompt) + beside for prompt in self.prompt]
 
     def _limits(self) -> Limits:
         logprobs = self.logprobs if self.num_sequences == self.n else self.logprobs or 0  # which the best are told by

@@ -26,7 +26,25 @@ class Strict(BaseModel):
 
 def are_token_ids(value: Any) -> bool:
     """Whether a value is a list of whole numbers that a token id may be."""
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
+    if not isinstance(value, list) or not {*map(type, value)} <= {int}:
+        return False
+    return not value or 0 <= min(value) <= max(value) < 1 << 31
+
+
+def as_prompts(value: Any) -> list[str] | list[list[int]]:
+    """Return one entry for each prompt: a request may have a text, token ids, or several of either.
+
+    It is checked by hand: for a union of lists, pydantic would report every fault once for each kind of list.
+
+    Raises:
+        ValueError: it is none of these, or empty.
+    """
+    if value == []:
+        raise ValueError("it must not be empty")
+    prompts = value if isinstance(value, list) and not are_token_ids(value) else [value]
+    if all(isinstance(prompt, str) for prompt in prompts) or all(map(are_token_ids, prompts)):
+        return prompts
+    raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
 
 def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -> Any:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from server.protocol.fields import Strict, fault
 from server.protocol.neutral import NEUTRAL_VALUES, NeutralFields
 from server.protocol.prompts import PromptFields
 from server.protocol.sampling import SamplingFields
-from server.protocol.schema import as_taken
 from server.protocol.structured_outputs import StructuredOutputFields
 
 
@@ -39,7 +38,6 @@ class StreamOptions(Strict):
 class GenerationRequest(PromptFields, SamplingFields, StructuredOutputFields, NeutralFields):
     """What both completion routes take."""
 
-    model_config = ConfigDict(json_schema_extra=lambda schema: as_taken(schema, NEUTRAL_VALUES))
     neutral_values = NEUTRAL_VALUES
 
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")

@@ -6,15 +6,17 @@ asks for something which this server cannot do is refused: nothing is accepted a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from server.protocol.fields import Strict, whole
 from server.protocol.messages import Content
+from server.protocol.schema import as_taken
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container
 
 Identifier = Annotated[str, Field(max_length=1024)]
 MetadataKey = Annotated[str, Field(max_length=64)]
@@ -56,6 +58,22 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "no_stop_trim": (False,),
     "return_hidden_states": (False,),
 }
+
+
+class AskedFields(Strict):
+    """A request, without what asks for nothing.
+
+    Attributes:
+        neutral_values: values of fields that the model does not list, which ask for nothing.
+    """
+
+    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    model_config = ConfigDict(json_schema_extra=lambda schema, cls: as_taken(schema, cls.neutral_values))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, data: Any) -> Any:
+        return _asked_for(data, cls.model_fields, cls.neutral_values)
 
 
 class Prediction(Strict):
@@ -109,7 +127,7 @@ class NeutralFields(Strict):
         return value
 
 
-def asked_for(data: Any, known: Container[str], neutral: Mapping[str, tuple[Any, ...]]) -> Any:
+def _asked_for(data: Any, known: Container[str], neutral: Mapping[str, tuple[Any, ...]]) -> Any:
     """Return a request's fields, whole numbers as such, without those that ask for nothing and unknown ones but one.
 
     Args:

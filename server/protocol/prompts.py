@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from server.protocol.fields import Strict
-from server.protocol.neutral import asked_for
+from server.protocol.neutral import AskedFields
 
 if TYPE_CHECKING:
     from server.inputs import ModelInput
@@ -19,14 +17,8 @@ MAX_SEQUENCES = 2048  # of one request, over all its prompts and n
 CacheKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-class PromptFields(Strict):
-    """Which model, how prompts are scheduled and cached, and how they are cut.
-
-    Attributes:
-        neutral_values: values of fields that the model does not list, which ask for nothing.
-    """
-
-    neutral_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+class PromptFields(AskedFields):
+    """Which model, how prompts are scheduled and cached, and how they are cut."""
 
     model: Annotated[str, Field(max_length=1024)] | None = Field(None, description="default: the served model")
     modality: Annotated[str, Field(max_length=64)] | None = Field(
@@ -45,11 +37,6 @@ class PromptFields(Strict):
     )
     cache_salt: CacheKey | None = Field(None, description="only requests with the same one share cached prefixes")
     prompt_cache_key: CacheKey | None = Field(None, description="the same, by OpenAI's name")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, data: Any) -> Any:
-        return asked_for(data, cls.model_fields, cls.neutral_values)
 
     @field_validator("truncate_prompt_tokens")
     @classmethod

@@ -193,7 +193,7 @@ class InputTokensRequest(TranslatedRequest):
 class ResponseRequest(InputTokensRequest, _ChatFields):
     """POST /v1/responses."""
 
-    neutral = {  # noqa: RUF012
+    neutral_values = {  # noqa: RUF012
         "background": (False,),
         "context_management": ([],),
         "prompt_cache_options": ({}, {"mode": "implicit"}),

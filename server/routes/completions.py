@@ -51,12 +51,12 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         if self.body.suffix and self.server.tokenizer.fill_in_middle is None:
             message = "This model has no fill-in-the-middle tokens, so that it cannot write in front of a 'suffix'."
             raise RequestError(message, "suffix")
-        prompts = self.body.prompts if self.body.truncate_prompt_tokens is None else [""]  # of any length, then
+        prompts = self.body.prompt if self.body.truncate_prompt_tokens is None else [""]  # of any length, then
         for prompt in prompts:
             self.server.check_prompt(prompt, sampling)
 
     async def prompts(self) -> Sequence[Prompt]:
-        return self.body.prompts
+        return self.body.prompt
 
     async def encode(self, prompt: Prompt) -> ModelInput:
         tokens = self.server.tokenizer.fill_in_middle
@@ -107,7 +107,7 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         decode, skip = self.server.tokenizer.decode, self.body.skip_special_tokens
         return [
             prompt if isinstance(prompt, str) else decode(prompt, skip_special_tokens=skip)
-            for prompt in self.body.prompts
+            for prompt in self.body.prompt
         ]
 
     def _prompt_tokens(self, token_ids: list[int], delta: Delta) -> list[tuple[int, int, TokenLogprobs | None]]:

@@ -14,14 +14,12 @@ from server.state import ServerState, State
 
 router = APIRouter(responses=ERRORS, tags=["Models"])
 
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
-
 
 class Model(BaseModel):
     """OpenAI's description of a model, two fields of vLLM's, and two of ours.
 
     Attributes:
-        root: where the model comes from.
+        root: what clients may read as the name of the tokenizer.
         max_model_len: tokens of a prompt and its output at most; null until the model is loaded.
         tasks: what the model can do (docs/task-heads.md); null until it is loaded.
         modalities: what a request's `modality` can be (docs/inputs.md); null until it is loaded.
@@ -60,13 +58,13 @@ async def retrieve_model(name: str, server: State) -> dict[str, Any]:
 
 
 def _root(server: ServerState) -> str:
-    """Return what clients may read as the name of the tokenizer: a path tells strangers of this machine's folders."""
+    """Return `root`, which never is a path: that would tell strangers of this machine's folders."""
     if server.config.model_root is not None:
         return server.config.model_root
     hub_folder = next((part for part in server.model_root.parts if part.startswith("models--")), None)
     if hub_folder is not None:  # in the hub's cache: models--org--name/snapshots/revision
         return hub_folder.removeprefix("models--").replace("--", "/")
-    return str(server.model_root) if server.config.host in _THIS_MACHINE else server.model_name
+    return server.model_name
 
 
 def _describe(server: ServerState, name: str) -> dict[str, Any]:

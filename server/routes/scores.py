@@ -14,7 +14,7 @@ from server.heads.answers import Ranks, ScoreList
 from server.heads.call import as_json, checked_info, opening
 from server.heads.scores import RerankRequest, ScoreRequest, ScoringRequest
 from server.heads.texts import Pairs, Sides
-from server.heads.values import cosine, is_cross_encoder, pair_score, shortened
+from server.heads.values import cosine, is_cross_encoder, pair_score, paired, shortened
 from server.http.access import LEFT
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
@@ -71,15 +71,14 @@ async def _scored(
     request: Request, body: ScoringRequest, server: ServerState, api: str
 ) -> tuple[list[float], dict[str, int]] | None:
     """Return a score for each pair, and the usage; None if the client has left."""
-    server.check_model(body.model)
-    info = server.client.require_info()
-    if is_cross_encoder(info):
+    reads_pairs = is_cross_encoder(server.client.require_info())
+    info = checked_info(server, body, "classify" if reads_pairs else "embed", api)
+    if reads_pairs:
         pooled = await pool(request, Pairs(server, body), PoolingParams(task="classify"))
         if pooled is None:
             return None
         raw = not body.use_activation
         return [pair_score(logits, info, raw=raw) for logits in pooled.vectors], pooled.usage
-    checked_info(server, body, "embed", api)
     pooling = PoolingParams(task="embed", pooling=server.embedding_defaults.pooling_for(None))
     pooled = await pool(request, Sides(server, body), pooling)
     return None if pooled is None else (await _cosines(pooled, len(body.sides[0])), pooled.usage)
@@ -87,7 +86,5 @@ async def _scored(
 
 async def _cosines(pooled: Pooled, num_queries: int) -> list[float]:
     vectors = [shortened(vector, None, normalize=True) async for vector in yielding(pooled.vectors)]
-    queries, documents = vectors[:num_queries], vectors[num_queries:]
-    if num_queries == 1:
-        queries = queries * len(documents)
-    return [cosine(*pair) async for pair in yielding(zip(queries, documents, strict=True))]
+    pairs = paired(vectors[:num_queries], vectors[num_queries:])
+    return [cosine(*pair) async for pair in yielding(pairs)]

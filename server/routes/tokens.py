@@ -6,61 +6,34 @@ The work is done in threads, and counts as waiting while it lasts: many long tex
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field
 
 from engine.errors import RequestError
 from server.admission import estimate_tokens
+from server.chat.text_or_chat import TextOrChatRequest
 from server.chat.tokens import prompt_tokens
-from server.chat.translated import TranslatedRequest
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
-from server.protocol import ChatCompletionRequest, Message, Strict, fault
+from server.protocol import Strict
 from server.protocol.fields import TokenId
-from server.protocol.schema import NULL, as_taken, split
 from server.state import ServerState, State
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Tokens"])
 
-_OF_CHATS = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
+class TokenizeRequest(TextOrChatRequest):
+    """POST /tokenize."""
 
-_KINDS: list[dict[str, Any]] = [{"prompt": None, **dict.fromkeys(_OF_CHATS, NULL)}, {"messages": None, "prompt": NULL}]
-
-
-def _either(schema: dict[str, Any]) -> None:
-    as_taken(schema, {})
-    split(schema, _KINDS)
-
-
-class TokenizeRequest(TranslatedRequest):
-    """POST /tokenize: a text, or a conversation as POST /v1/chat/completions takes it."""
-
-    model_config = ConfigDict(json_schema_extra=_either)
+    text_field: ClassVar[str] = "prompt"
+    of_chats: ClassVar[tuple[str, ...]] = (*TextOrChatRequest.of_chats, "tools")
 
     model: Annotated[str, Field(max_length=1024)] | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096, fail_fast=True)
     tools: list[dict[str, Any]] | None = Field(None, max_length=512)
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=64)
-    add_special_tokens: bool | None = Field(None, description="default: true for a text, false for a conversation")
     return_token_strs: bool = False
-
-    @model_validator(mode="after")
-    def _is_one_of_both(self) -> TokenizeRequest:
-        if (self.prompt is None) == (self.messages is None):
-            raise fault("prompt", "a request needs either 'prompt' or 'messages'")
-        if self.prompt is not None and (foreign := next((n for n in _OF_CHATS if getattr(self, n) is not None), None)):
-            raise fault(foreign, f"'{foreign}' goes with 'messages' only")
-        return self
-
-    def to_chat(self) -> ChatCompletionRequest:
-        """Return the chat completion request with this prompt."""
-        return self.chat_request(self.passed_on(("model", *_OF_CHATS)))
 
 
 class DetokenizeRequest(Strict):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def test_the_plain_command_knows_the_capital_of_france(smollm2: Path, tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         [model] = server.http.get("/v1/models").json()["data"]
-        assert (model["id"], model["root"]) == ("smollm2-135m-instruct", str(smollm2))
+        assert (model["id"], model["root"]) == ("smollm2-135m-instruct", "smollm2-135m-instruct")
         choice = server.complete("The capital of France is", temperature=0, max_tokens=1)
         assert choice["text"] == " Paris"
         body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}

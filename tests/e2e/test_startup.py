@@ -161,4 +161,4 @@ def test_a_configuration_file_serves_a_folder_by_its_name(tiny_llama: Path, tmp_
     config.write_text(f"model: {tiny_llama}\nmax-seq-len: 100\nnum-kv-blocks: 64\n")
     with ServerProcess(tmp_path, "--config", str(config)) as server:
         [model] = server.http.get("/v1/models").json()["data"]
-        assert (model["id"], model["root"], model["max_model_len"]) == (tiny_llama.name, str(tiny_llama), 100)
+        assert (model["id"], model["root"], model["max_model_len"]) == (tiny_llama.name, tiny_llama.name, 100)

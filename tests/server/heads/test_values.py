@@ -4,7 +4,7 @@ from array import array
 
 import pytest
 
-from server.heads.values import cosine, scores_of, shortened
+from server.heads.values import cosine, paired, scores_of, shortened
 
 
 def test_scores():
@@ -19,3 +19,8 @@ def test_shortened_and_cosine():
     assert shortened([3.0, 4.0], None, normalize=False).tolist() == [3, 4]
     assert shortened([0.0, 0.0], None, normalize=True).tolist() == [0, 0]
     assert cosine(array("f", [1.0000001, 0]), array("f", [1, 0])) == 1
+
+
+def test_paired():
+    assert paired(["a"], ["b", "c"]) == [("a", "b"), ("a", "c")]
+    assert paired(["a", "b"], ["c", "d"]) == [("a", "c"), ("b", "d")]
