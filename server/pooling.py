@@ -18,6 +18,7 @@ from engine.protocol import PoolRequest
 from server.http.client_limits import reserve_tokens
 from server.http.request_record import engine_id
 from server.http.streaming import run_until_disconnect
+from server.pipeline import yielding
 from server.submission import Submission, scheduling_of
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ async def _computed(
     texts: Texts[Any], pooling: PoolingParams, scheduling: SchedulingParams, ticket: Ticket, key_name: str
 ) -> Pooled:
     prompts = await texts.encode()
+    info = texts.server.client.require_info()
+    async for prompt in yielding(prompts):
+        info.check_pooling(prompt.token_ids, pooling, prompt.modalities)
     return await Pooling(texts.server, prompts, pooling, scheduling, ticket, key_name).run()
 
 
@@ -99,16 +103,7 @@ class Pooling(Submission):
         ticket: Ticket,
         key_name: str,
     ) -> None:
-        """Check the request against the engine's limits.
-
-        Raises:
-            RequestError: the engine can never compute it.
-            EngineUnavailableError: the engine takes no requests now.
-        """
         super().__init__(server, prompts, scheduling, ticket, key_name)
-        info = server.client.require_info()
-        for prompt in prompts:
-            info.check_pooling(prompt.token_ids, pooling, prompt.modalities)
         self._pooling = pooling
         self._task = "classify" if pooling.task == "classify" else "embed"
         self._share, self._num_unstarted = _share(server, len(prompts)), len(prompts)

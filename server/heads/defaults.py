@@ -41,7 +41,7 @@ class EmbeddingDefaults:
         """
         if asked is None and self.missing is not None:
             message = f"This checkpoint's embeddings need {self.missing}, which this server has not"
-            raise RequestError(f"{message}; 'pooling' ('last' or 'mean') gives those without it.", "pooling")
+            raise RequestError(f"{message}; 'last' or 'mean' for 'pooling', or --pooling, gives others.", "pooling")
         return asked or self.pooling
 
 

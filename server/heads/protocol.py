@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 
-from server.admission import estimate_tokens
 from server.chat.text_or_chat import TextOrChatRequest
 from server.protocol import fault
 from server.protocol.fields import TokenId, as_prompts
@@ -60,12 +59,6 @@ class InputRequest(PoolingFields, TextOrChatRequest):
         chat = super().to_chat()
         chat.add_generation_prompt = bool(self.add_generation_prompt)
         return chat
-
-    def estimate_tokens(self) -> list[int]:
-        """Return roughly how many tokens each text has, before any work on the texts."""
-        if self.input is None:
-            return self.to_chat().estimate_tokens()
-        return list(map(estimate_tokens, self.input))
 
 
 class EmbeddingRequest(InputRequest):

@@ -113,8 +113,12 @@ class Texts(ABC, Generic[Body]):
 class Inputs(Texts[InputRequest]):
     """The `input` of a request, or its conversation."""
 
+    def __init__(self, server: ServerState, body: InputRequest) -> None:
+        self._chat = body.to_chat() if body.input is None else None
+        super().__init__(server, body)
+
     def _estimated(self) -> list[int]:
-        return self.body.estimate_tokens()
+        return list(map(estimate_tokens, self.body.input or ())) if self._chat is None else self._chat.estimate_tokens()
 
     def check(self) -> None:
         super().check()
@@ -130,8 +134,8 @@ class Inputs(Texts[InputRequest]):
     async def encode(self) -> list[ModelInput]:
         body, adds = self.body, self.body.add_special_tokens
         prompts: Sequence[Prompt] = body.input or ()
-        if body.messages is not None:
-            prompts, adds = [await rendered(self.server, body.to_chat())], bool(adds)
+        if self._chat is not None:
+            prompts, adds = [await rendered(self.server, self._chat)], bool(adds)
         encoded = [self._preprocess(prompt) for prompt in prompts if isinstance(prompt, list)]  # all of them or none
         if not encoded:
             encoded = await self._encoded([prompt for prompt in prompts if not isinstance(prompt, list)])

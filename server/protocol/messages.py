@@ -130,9 +130,7 @@ class Message(Strict):
     @property
     def text(self) -> str:
         """The content as one string."""
-        if isinstance(self.content, list):
-            return "".join(part.words for part in self.content)
-        return self.content or self.refusal or ""
+        return self._written(str)
 
     @property
     def num_code_parts(self) -> int:
@@ -144,10 +142,7 @@ class Message(Strict):
 
         `code` gets the text of each part that is code, and returns what stands in its place.
         """
-        content = self.text
-        if isinstance(self.content, list):
-            content = "".join(code(part.words) if part.type == "code" else part.words for part in self.content)
-        message: dict[str, Any] = {"role": self.role, "content": content}
+        message: dict[str, Any] = {"role": self.role, "content": self._written(code)}
         if self.name is not None:
             message["name"] = self.name
         if calls := self.tool_calls or ([ToolCall(function=self.function_call)] if self.function_call else []):
@@ -157,3 +152,8 @@ class Message(Strict):
         if self.thinking:
             message["reasoning_content"] = self.thinking
         return message
+
+    def _written(self, code: Callable[[str], str]) -> str:
+        if isinstance(self.content, list):
+            return "".join(code(part.words) if part.type == "code" else part.words for part in self.content)
+        return self.content or self.refusal or ""
