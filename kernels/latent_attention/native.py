@@ -25,7 +25,7 @@ class NativeLatentAttention:
 
     def plan(self, batch: AttentionBatch) -> AttentionPlan:
         return native.library.latent_attention_plan(
-            batch.query_lens, batch.context_lens, batch.block_tables, batch.block_size
+            batch.query_lens, batch.context_lens, batch.block_tables, batch.block_size, batch.first_blocks
         )
 
     def forward(
