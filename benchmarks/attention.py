@@ -84,7 +84,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         sys.exit("--plot needs matplotlib: pip install matplotlib")
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     titles = {"decode": f"a decoding token ({_DECODES} sequences)", "prefill": "a prompt's token"}
     for axes, (kind, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for color, pattern in enumerate(_PATTERNS):
@@ -98,7 +98,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes.set_xticks(ticks, [f"{tick >> 10}k" for tick in ticks], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(_PATTERNS), fontsize="small")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
