@@ -32,12 +32,13 @@ _MAX_REPEATED = 20  # warnings and errors of one place in one period
 _PERIOD = 1.0  # seconds
 _PERIODS = {"opentelemetry": 60.0}  # by package: a collector that is away is told of all the time
 _MAX_PLACES = 1000  # that are remembered
+_encode = json.JSONEncoder(default=str).encode
 _FIELDS = ("request_id", "trace_id", "span_id")  # of a record, where it has them
 
 
 def printable(text: str) -> str:
     """Return a text with control characters, line breaks included, as escapes: it may stand inside a line."""
-    return _escaped(text).translate(_BREAKS)
+    return text if text.isprintable() else _escaped(text).translate(_BREAKS)
 
 
 def configure(process: str, level: str, form: LogFormat, *filters: logging.Filter) -> None:
@@ -102,7 +103,7 @@ class JsonFormatter(logging.Formatter):
                 "message": str(error)[:_MAX_MESSAGE],
                 "stack": _stack(record.exc_info),
             }
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class RepeatFilter(logging.Filter):
@@ -150,6 +151,8 @@ def _stack(exc_info: tuple[Any, Any, TracebackType | None] | tuple[None, None, N
 
 
 def _escaped(text: str) -> str:
+    if text.isprintable():  # nearly always, and a tenth of the time that a search takes
+        return text
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

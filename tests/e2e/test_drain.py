@@ -38,9 +38,11 @@ def ask_until_told_to_leave(server: ServerProcess, stream: bool, served: list[No
 
 def test_a_drained_server_loses_no_request(flags: tuple[str, ...], tmp_path: Path) -> None:
     """Clients on connections that are kept alive, new clients, and a stream that outlasts the delay."""
-    with ServerProcess(tmp_path, *flags, "--drain-delay", "2", "--drain-timeout", "60") as server:
+    with (  # the pool is left last: its clients end with the server, whatever else goes wrong
+        ThreadPoolExecutor(2) as pool,
+        ServerProcess(tmp_path, *flags, "--drain-delay", "2", "--drain-timeout", "60") as server,
+    ):
         with (
-            ThreadPoolExecutor(2) as pool,
             server.http.stream("POST", "/v1/completions", json=SHORT | {"max_tokens": 4000, "stream": True}) as long,
         ):
             counts: list[list[None]] = [[], []]

@@ -54,12 +54,27 @@ async def test_a_key_that_comes_twice_cannot_forge_the_error(api):
         {"prompt": [1] * (MAX_VALUES + 1)},
         {"prompt": [[1]] * (MAX_VALUES // 2 + 1)},
         {"prompt": "," * MAX_VALUES},
+        {"prompt": "a", "tools": [{}] * (MAX_KEYS + 1)},
     ],
 )
 async def test_bodies_of_very_many_values_are_refused_before_they_are_decoded(api, body):
     response = await api.http.post(COMPLETIONS, json=body)
     check_error(response, 400, type="invalid_request_error")
     assert str(MAX_VALUES) in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\n", "\r", " \t\r\n"])
+async def test_white_space_hides_no_keys(api, space):
+    keys = ",".join(f'"{i}"{space}:1' for i in range(MAX_KEYS + 1))
+    response = await api.http.post(COMPLETIONS, content=f"{{{keys}}}")
+    assert f"{MAX_KEYS} keys" in check_error(response, 400)["message"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+async def test_json_is_utf_8(api, encoding):
+    body = '{"prompt": "a", "max_tokens": 1}'.encode(encoding)
+    response = await api.http.post(COMPLETIONS, content=body)
+    assert response.status_code == (200 if encoding == "utf-8-sig" else 400)
 
 
 @pytest.mark.parametrize("body", [{"prompt": "a\ud800"}, {"prompt": "a", "user": "\udfff"}, {"\ud800": 1}])
