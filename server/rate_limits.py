@@ -17,6 +17,7 @@ from engine.errors import RateLimitError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NO_KEY = "none"  # what metrics and logs call the key of those who need none
 MAX_CLIENTS = 10_000  # that are remembered; those beyond it that asked longest ago begin with full buckets again
 
 
@@ -188,7 +189,7 @@ class Allowance:
 
     def _refuse(self, what: str, text: str, seconds: float) -> None:
         self._clients.count_refused(self._name, what)
-        whose = "of this address" if self._name == "none" else f"of the key '{self._name}'"
+        whose = "of this address" if self._name == NO_KEY else f"of the key '{self._name}'"
         raise RateLimitError(f"The limit {whose} is {text}. Try again in {duration(seconds)}.", seconds)
 
 

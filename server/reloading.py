@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _POLL = 0.25  # seconds
+_NO_FILE = ()  # the state of what is there but no file: a pipe, which can be read only once
 _State = tuple[tuple[int, ...] | None, ...]
 
 
@@ -51,7 +53,7 @@ class WatchedFiles:
         """Whether there is a change that has lasted since the last call."""
         state, before = self._state(), self._seen
         self._seen = state
-        if state == self._taken or state != before:
+        if state == self._taken or state != before or _NO_FILE in state:
             return False
         self._taken = state
         return True
@@ -117,7 +119,7 @@ async def reload_changed(watched: Sequence[WatchedFiles], reloads: Reloads) -> N
         await asyncio.sleep(_POLL)
         for files in watched:
             if await asyncio.to_thread(files.has_changed):
-                reload(files, reloads)
+                await asyncio.to_thread(reload, files, reloads)  # a large file of keys takes its time
 
 
 def reload(files: WatchedFiles, reloads: Reloads) -> None:
@@ -137,4 +139,6 @@ def _stat(path: str) -> tuple[int, ...] | None:
         found = os.stat(path)
     except OSError:
         return None
+    if not stat.S_ISREG(found.st_mode):
+        return _NO_FILE
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

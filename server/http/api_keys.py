@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError
-from server.rate_limits import NO_LIMITS, RateLimits
+from server.rate_limits import NO_KEY, NO_LIMITS, RateLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,13 +31,13 @@ class Caller:
     Attributes:
         tenant: a hash of the API key; empty without a key.
         weight: the key's share under --policy fair.
-        key_name: what metrics call the key; "none" unless keys are set, so that there are no more names than keys.
+        key_name: what metrics call the key; NO_KEY unless keys are set, so that there are no more names than keys.
         limits: of the key; without keys, of each client's address.
     """
 
     tenant: bytes = b""
     weight: float = 1.0
-    key_name: str = "none"
+    key_name: str = NO_KEY
     limits: RateLimits = NO_LIMITS
 
     @classmethod
@@ -142,10 +142,10 @@ def _parse_line(line: str, where: str, name: str, limits: RateLimits) -> Caller:
             words.pop(0)
     if words:
         name = words.pop(0)
-    if words or not 0 < weight < 1e6 or not _NAME.fullmatch(name):
+    if words or not 0 < weight < 1e6 or not _NAME.fullmatch(name) or name == NO_KEY:
         raise ConfigError(
             f"{where}: expected KEY [WEIGHT] [NAME] [LIMIT=N ...]; a weight is a number above 0, a name begins with a "
-            "letter and has at most 32 of A-Z a-z 0-9 _ . -"
+            f"letter, has at most 32 of A-Z a-z 0-9 _ . - and is not '{NO_KEY}'"
         )
     return Caller.of_key(key, weight, name, replace(limits, **own))
 

@@ -44,6 +44,8 @@ class Certificate:
             is_other = error.reason == "KEY_VALUES_MISMATCH"
             reason = "the key is not that of the certificate" if is_other else "expected a certificate and a key in PEM"
             raise ConfigError(f"{flags}: {reason}") from None
+        except OSError as error:  # it was there a moment ago
+            raise ConfigError(f"{flags}: they cannot be read: {error.strerror}") from None
         return context
 
 

@@ -14,7 +14,7 @@ from server.http.errors import error_response, refused
 from server.http.gate import Access
 from server.http.proxies import client_of
 from server.http.request_record import current
-from server.rate_limits import Clients
+from server.rate_limits import NO_KEY, Clients
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -71,7 +71,7 @@ class ClientLimitsMiddleware:
         if not caller.limits:
             await self._app(scope, receive, send)
             return
-        has_key = caller.key_name != "none"
+        has_key = caller.key_name != NO_KEY
         address = scope["client"][0] if scope.get("client") else ""
         identity = caller.tenant if has_key else client_of(address)
         allowance = self._clients.allowance(identity, caller.key_name, caller.limits)

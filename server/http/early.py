@@ -57,7 +57,7 @@ class EarlyAnswers:
             asyncio.run(self._serve())
 
     async def _serve(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             for number, listener in enumerate(self._listeners):
                 tls: dict[str, Any] = {}
                 if number == 0 and self._certificate is not None:
@@ -65,7 +65,7 @@ class EarlyAnswers:
                 server = await asyncio.start_server(
                     self._answer, sock=listener.dup(), limit=_MAX_HEAD, backlog=BACKLOG, **tls
                 )
-                await stack.enter_async_context(server)
+                stack.callback(server.close)  # no waiting for clients that say nothing: `run` cancels their answers
             await asyncio.to_thread(self._over.wait)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

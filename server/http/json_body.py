@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request, Response
@@ -64,7 +65,9 @@ class _JsonRequest(Request):
             message = f"The body has more than {most}: no prompt has."
             raise HTTPException(400, message)
         try:
-            value = json.loads(body.decode("utf-8-sig"), object_pairs_hook=_unique)  # of bytes it takes UTF-16, too
+            value = json.loads(
+                body.removeprefix(BOM_UTF8).decode(), object_pairs_hook=_unique
+            )  # of bytes, it takes UTF-16 too
             if _SURROGATE.search(body):  # of an emoji, or half of one, which is no text and cannot be written again
                 json.dumps(value, ensure_ascii=False).encode()
             return value

@@ -68,6 +68,21 @@ def test_names_that_lead_elsewhere_are_followed(tmp_path: Path) -> None:
     assert looks(files) == [False, True, False]
 
 
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    """Reading it again would wait for someone who writes."""
+    path = tmp_path / "keys"
+    os.mkfifo(path)
+    files = watched(path)
+    os.utime(path, (1, 1))
+    assert looks(files) == [False, False, False]
+    path.unlink()
+    path.write_text("a")
+    assert looks(files) == [False, True, False]
+    path.unlink()
+    os.mkfifo(path)
+    assert looks(files) == [False, False, False]
+
+
 def reload_of(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
     return registry.get_sample_value(f"deepseek_serve_{name}", {"model_name": "m", "file": "api-keys", **labels})
 

@@ -95,6 +95,7 @@ def test_keys_are_taken_over_whole():
         "k 1 ä",
         "k " + "a" * 33,
         "k a/b",
+        "k none",
         "# only",
     ],
 )
