@@ -79,6 +79,10 @@ class BlockPool:
         else:
             self.prefix_cache.let_go(block)
 
+    def cache(self, block_id: int, block_hash: bytes) -> None:
+        """Let a block be found by a hash."""
+        self.prefix_cache.insert(self._blocks[block_id], block_hash)
+
     def forget(self, block: Block) -> None:
         """Let nobody find a block any more."""
         self.prefix_cache.remove(block)

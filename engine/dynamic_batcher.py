@@ -172,7 +172,7 @@ class DynamicBatcher:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what the step brought: new tokens, and the ends of sequences, whose blocks are released."""
-        live, background = self._running, self._background.running
+        live, background, cache = self._running, self._background.running, self.kv_cache
         self._policy.computed((live[i.sequence_id], i.num_tokens) for i in plan.scheduled if i.sequence_id in live)
         outputs = []
         sampled, prompt_logprobs = iter(result.sampled), iter(result.prompt_logprobs)
@@ -186,12 +186,13 @@ class DynamicBatcher:
                 output = seq.advance(next(sampled))
             elif item.pool is not None:
                 output = seq.pool(result.pooled[item.sequence_id])
-            if output is None or output.finish_reason != "error":  # a broken sequence's blocks must not be found again
-                self.kv_cache.computed(seq, item.start)
+            reason = None if output is None else output.finish_reason
+            if reason is None or reason != "error":  # a broken sequence's blocks must not be found again
+                cache.computed(seq, item.start)
             if output is not None:
                 outputs.append(output)
-                if output.finish_reason is not None:
-                    self._finish(seq, output.finish_reason)
+            if reason is not None:
+                self._finish(seq, reason)
         return outputs
 
     def fail(self, plan: StepPlan) -> list[SequenceOutput]:
@@ -255,7 +256,7 @@ class DynamicBatcher:
         """
         step, prompts, running = list[ScheduledSequence](), list[Sequence](), SequenceStatus.RUNNING
         for seq in seqs:
-            if seq.num_uncomputed_tokens > 1:
+            if len(seq.token_ids) - seq.num_computed_tokens > 1:  # a call less for each sequence
                 prompts.append(seq)
                 continue
             while seq.status is running:

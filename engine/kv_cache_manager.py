@@ -168,8 +168,8 @@ class KVCacheManager:
         for window, found in zip(self._windows, ids, strict=True):
             group = GroupBlocks(target=num_blocks)
             if window is None:
-                group.ids, group.num_held = list(found.values()), len(found)
-                self._take_up_to(group, num_blocks)
+                group.ids = [*found.values(), *(self._pool.take() for _ in range(len(found), num_blocks))]
+                group.num_held = num_blocks
             else:
                 group.claim = window.most_held(num_blocks, self._max_batched_tokens)
                 group.begin(window, prefix.num_blocks, found)
@@ -198,9 +198,7 @@ class KVCacheManager:
         """
         held, num_blocks = self._sequences[seq.sequence_id], self.num_blocks_for(num_tokens)
         if held.num_slots < num_tokens:
-            for group in held.groups:
-                self._take_up_to(group, num_blocks)
-            held.num_slots, held.tables = num_blocks * self.block_size, None
+            self._take_up_to(held, num_blocks)
         return [group.table(num_blocks) for group in held.groups]
 
     def grow(self, seq: Sequence) -> list[BlockTable] | None:
@@ -211,14 +209,12 @@ class KVCacheManager:
         """
         held = self._sequences[seq.sequence_id]
         if held.num_slots < len(seq.token_ids):
-            num_blocks, num_missing = self.num_blocks_for(len(seq.token_ids)), 0
-            for group in held.groups:
-                num_missing += max(0, num_blocks - group.end - group.promised)
-            if num_missing > self._pool.num_available:
-                return None
-            for group in held.groups:
-                self._take_up_to(group, num_blocks)
-            held.num_slots, held.tables = num_blocks * self.block_size, None
+            num_blocks, num_available = self.num_blocks_for(len(seq.token_ids)), self._pool.num_available
+            if num_available < len(held.groups):  # else each group can have its one
+                num_missing = sum(max(0, num_blocks - group.end - group.promised) for group in held.groups)
+                if num_missing > num_available:
+                    return None
+            self._take_up_to(held, num_blocks)
         if held.tables is None:
             held.tables = [group.table(group.end) for group in held.groups]
         return held.tables
@@ -231,10 +227,11 @@ class KVCacheManager:
         filled, before = seq.num_computed_tokens // self.block_size, num_before // self.block_size
         if filled > before and self._prefix_caching:
             self._withdraw(seq, filled)
-            for suffix, group in zip(self._suffixes, self._held_by(seq).groups, strict=True):
-                for number in range(before, filled):
-                    block = self._pool[group.ids[number - group.first]]
-                    self._pool.prefix_cache.insert(block, self._hash(seq, number) + suffix)
+            groups = self._sequences[seq.sequence_id].groups
+            for number in range(before, filled):
+                block_hash = self._hash(seq, number)
+                for suffix, group in zip(self._suffixes, groups, strict=True):
+                    self._pool.cache(group.ids[number - group.first], block_hash + suffix)
         if self._with_window:
             self._release_unseen(seq)
 
@@ -297,14 +294,16 @@ class KVCacheManager:
                 found[number] = block
         return length
 
-    def _take_up_to(self, group: GroupBlocks, num_blocks: int) -> None:
-        """Have a group hold all blocks up to this number of them."""
-        num_new = num_blocks - group.end
-        if num_new > 0:
-            for _ in range(num_new):
-                group.ids.append(self._pool.take())
-            group.num_held += num_new
-            self._promise(group)
+    def _take_up_to(self, held: _SequenceBlocks, num_blocks: int) -> None:
+        """Have each group of a sequence hold all blocks up to this number of them."""
+        for group in held.groups:
+            num_new = num_blocks - group.end
+            if num_new > 0:
+                group.ids += [self._pool.take() for _ in range(num_new)]
+                group.num_held += num_new
+                if group.claim:
+                    self._promise(group)
+        held.num_slots, held.tables = num_blocks * self.block_size, None
 
     def _promise(self, group: GroupBlocks) -> None:
         """Keep as many free blocks for a group as it may still take at once while its prompt is computed."""
@@ -334,6 +333,8 @@ class KVCacheManager:
     def _withdraw(self, seq: Sequence, stop: int) -> None:
         """A sequence's blocks below `stop` are in flight no more: they are computed, or will not be."""
         held = self._held_by(seq)
+        if not held.in_flight:
+            return
         num_done = stop - held.in_flight.start
         done, held.in_flight = held.in_flight[:num_done], held.in_flight[num_done:]
         self._in_flight[seq.scheduling.background].remove(self._hash(seq, number) for number in done)

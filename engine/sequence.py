@@ -140,16 +140,13 @@ class Sequence:
         """The next num_tokens to compute, as plain values; block_tables hold all up to the last of them."""
         start = self.num_computed_tokens
         stop = start + num_tokens
-        is_last = stop == len(self.token_ids)
+        token_ids, is_last = self.token_ids[start:stop], stop == len(self.token_ids)
+        modalities = self.modalities_of(start, stop) if self.modalities else b""
         if self.pooling is not None:
             pool = self.pooling if is_last or self.pooling.pooling == "mean" else None
-            modalities = self.modalities_of(start, stop)
-            token_ids = self.token_ids[start:stop]
             return ScheduledSequence(self.sequence_id, token_ids, start, block_tables, modalities=modalities, pool=pool)
         sample = self._sample() if is_last else None
         prompt_logprobs = None if self.sampling.prompt_logprobs is None else self._prompt_logprobs(start, stop)
-        token_ids = self.token_ids[start:stop]
-        modalities = self.modalities_of(start, stop) if self.modalities else b""
         return ScheduledSequence(self.sequence_id, token_ids, start, block_tables, sample, prompt_logprobs, modalities)
 
     def advance(self, sampled: SampledToken) -> SequenceOutput:
