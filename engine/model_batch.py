@@ -6,6 +6,7 @@ Shapes: T tokens of the step, D rotary dimensions, R rows (tokens) whose hidden 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import add
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -112,16 +113,17 @@ class ModelBatch:
 
 
 def _views(plan: StepPlan, model: BatchPlanner, block_size: int, device: torch.device) -> list[AttentionView]:
-    query_lens = [item.num_tokens for item in plan.scheduled]
-    context_lens = [item.context_len for item in plan.scheduled]
+    starts = [item.start for item in plan.scheduled]
+    query_lens = [len(item.token_ids) for item in plan.scheduled]
+    context_lens = list(map(add, starts, query_lens))
     slot_mappings, batches = [], []
     for group in range(len(model.config.cache_groups.groups)):
         tables = [item.block_tables[group] for item in plan.scheduled]
         slots: list[int] = []
-        for item, table in zip(plan.scheduled, tables, strict=True):
+        for start, stop, table in zip(starts, context_lens, tables, strict=True):
             ids, before = table.ids, table.first * block_size  # the position of its first slot
-            span = range(item.start - before, item.context_len - before)
-            slots += [ids[i // block_size] * block_size + i % block_size for i in span]
+            for i in range(start - before, stop - before):
+                slots.append(ids[i // block_size] * block_size + i % block_size)  # noqa: PERF401  most are decodes
         slot_mappings.append(torch.tensor(slots, device=device))
         batches.append(
             AttentionBatch(
