@@ -25,7 +25,8 @@ HUB_FILES = [
     "*.safetensors.index.json",
     "config.json",
     "generation_config.json",
-    "modules.json",  # of sentence-transformers, as the next
+    "modules.json",  # of sentence-transformers, as the next two
+    "config_sentence_transformers.json",
     "*_Pooling/config.json",
     "tokenizer*",
     "*.jinja",

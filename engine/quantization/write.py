@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from engine.quantization.choose import Recipe
 
 _COPIED_FILES = ("tokenizer*", "*.jinja", "generation_config.json", "special_tokens_map.json", "added_tokens.json",
-           "vocab.json", "merges.txt", "modules.json", "*_Pooling/config.json", "LICENSE*")  # fmt: skip
+           "vocab.json", "merges.txt", "modules.json", "*_Pooling/config.json",
+           "config_sentence_transformers.json", "LICENSE*")  # fmt: skip
 _NEVER_QUANTIZED = ("lm_head", r"re:.*\.mlp\.gate$", r"re:.*\.kv_b_proj$", r"re:.*\.indexer\..*",
                     r"re:.*\.mlp\.router\..*", r"re:heads\..*")  # fmt: skip
 _OURS = ("num_nextn_predict_layers",)  # not a setting of Llama's

@@ -54,11 +54,18 @@ def as_list(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Response:
 
 
 def _list_pieces(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Iterator[bytes]:
-    begin = msgspec.json.encode(rest).removesuffix(b"}") + b',"data":['
+    yield msgspec.json.encode(rest).removesuffix(b"}") + b',"data":'
+    yield from list_pieces(items)
+    yield b"}"
+
+
+def list_pieces(items: Iterable[Any]) -> Iterator[bytes]:
+    """Yield the JSON of a list, an item at a time."""
+    begin = b"["
     for item in items:
         yield begin + msgspec.json.encode(item)
         begin = b","
-    yield b"]}"
+    yield b"]" if begin == b"," else b"[]"
 
 
 def as_json(answer: dict[str, Any]) -> Response:

@@ -1,9 +1,9 @@
-"""How a checkpoint's embeddings are meant to be pooled: what sentence-transformers wrote beside its weights."""
+"""How a checkpoint's embeddings are meant to be made: what sentence-transformers wrote beside its weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import ModelError, RequestError
@@ -11,11 +11,12 @@ from engine.loading.files import MIB, read_bytes
 from engine.models.config_keys import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 Pooling = Literal["last", "mean"]
 
-_MODULES, _CONFIG = "modules.json", "config.json"
+_MODULES, _CONFIG, _PROMPTS = "modules.json", "config.json", "config_sentence_transformers.json"
 _NAMES: dict[str, Pooling] = {"lasttoken": "last", "mean": "mean", "mean_tokens": "mean"}  # theirs -> ours
 _PREFIX = "pooling_mode_"  # of their older flags
 
@@ -27,11 +28,13 @@ class EmbeddingDefaults:
     Attributes:
         normalize: whether embeddings are scaled to length 1.
         missing: what the checkpoint asks for that this server has not, in words.
+        prompts: what goes before texts of a kind, by the kind's name; requests must ask for it.
     """
 
     pooling: Pooling = "last"
     normalize: bool = True
     missing: str | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     def pooling_for(self, asked: Pooling | None) -> Pooling:
         """Return how a request's embeddings are pooled.
@@ -55,6 +58,17 @@ def read_embedding_defaults(choice: str, model: Path) -> EmbeddingDefaults:
     Raises:
         ModelError: a file is damaged.
     """
+    if not model.is_dir():
+        return _read_pooling(choice, model)
+    return replace(_read_pooling(choice, model), prompts=_read_prompts(model / _PROMPTS))
+
+
+def _read_prompts(path: Path) -> dict[str, str]:
+    prompts = read_json(path).get("prompts") if path.exists() else None
+    return {k: v for k, v in prompts.items() if isinstance(v, str)} if isinstance(prompts, dict) else {}
+
+
+def _read_pooling(choice: str, model: Path) -> EmbeddingDefaults:
     chosen: Pooling | None = None if choice == "auto" else "mean" if choice == "mean" else "last"
     path = model / _MODULES
     if not model.is_dir() or not path.exists():

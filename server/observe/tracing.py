@@ -40,6 +40,7 @@ _OPERATIONS = {  # routes -> gen_ai.operation.name
     "/v1/responses": "chat",
     "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
+    "/v2/embed": "embeddings",
 }
 _PROVIDER = "deepseek_serve"
 

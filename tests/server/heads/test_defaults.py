@@ -73,3 +73,17 @@ def test_damaged_files_are_a_model_error(tmp_path, text):
     (tmp_path / "modules.json").write_text(text)
     with pytest.raises(ModelError, match=r"modules\.json"):
         read_embedding_defaults("auto", tmp_path)
+
+
+def test_a_checkpoints_prompts_are_read(tmp_path):
+    assert read_embedding_defaults("auto", tmp_path).prompts == {}
+    path = tmp_path / "config_sentence_transformers.json"
+    path.write_text(
+        json.dumps({"prompts": {"query": "q: ", "document": "", "bad": None}, "similarity_fn_name": "cosine"})
+    )
+    assert read_embedding_defaults("mean", tmp_path) == EmbeddingDefaults(
+        "mean", prompts={"query": "q: ", "document": ""}
+    )
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"config_sentence_transformers\.json"):
+        read_embedding_defaults("auto", tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from openai.types import embedding_create_params
 
+from server.heads.cohere import CohereEmbeddingRequest
 from server.heads.protocol import ClassificationRequest, EmbeddingRequest
 from server.heads.scores import RerankRequest, ScoreRequest
 
@@ -24,6 +25,7 @@ def named(*headings):
     ("kinds", "headings"),
     [
         ((EmbeddingRequest, ClassificationRequest), ["Embeddings"]),
+        ((CohereEmbeddingRequest,), ["Embeddings as Cohere has them"]),
         ((ScoreRequest, RerankRequest), ["Embeddings", "Scores and ranks"]),
     ],
 )
@@ -37,6 +39,8 @@ def test_the_page_has_no_other_field():
     for kind in (EmbeddingRequest, ClassificationRequest, ScoreRequest, RerankRequest):
         known |= {*kind.model_fields, *kind.neutral_values}
     assert named("Embeddings", "Scores and ranks") <= known
+    known = {"model", "images", "inputs", *CohereEmbeddingRequest.model_fields}
+    assert named("Embeddings as Cohere has them") == known - {"model"}
 
 
 def test_every_field_of_openais_package_is_taken():

@@ -40,6 +40,10 @@ ASKED = {  # path -> bodies that are answered
         {"input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 8, "normalize": False, "user": None},
         {"messages": MESSAGES, "pooling": "mean", "chat_template_kwargs": {"a": 1}},
     ],
+    "/v2/embed": [
+        {"texts": ["hi"], "input_type": "search_query"},
+        {"texts": ["hi", "a"], "embedding_types": ["base64", "binary", "ubinary"], "output_dimension": 8},
+    ],
     "/v1/score": [{"text_1": "a", "text_2": ["b", {"text": "c"}]}, {"queries": ["a"], "items": "b", "text_1": None}],
     "/score": [{"data_1": "a", "data_2": "b", "max_tokens_per_doc": 9}],
     "/v1/rerank": [{"query": "a", "documents": ["b", {"text": "c"}], "top_n": None}],
