@@ -66,7 +66,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         self._is_inside = starts_inside(self._prompt) or (
             self.body.continue_final_message and stays_inside(self.body.messages[-1].text)
         )
-        self._readers = [self._reader() for _ in range(self.body.n)]
+        self._readers = [self._reader() for _ in range(self.body.num_sequences)]
         if self._tools.is_one_call_enough:
             self._watching = [self._reader() for _ in self._readers]
         if self._splits_reasoning:

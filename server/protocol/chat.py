@@ -66,7 +66,8 @@ class ChatCompletionRequest(ToolFields, ReasoningFields, GenerationRequest):
 
     def _limits(self) -> Limits:
         max_tokens = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return Limits(max_tokens, (self.top_logprobs or 0) if self.logprobs else None, self.prompt_logprobs)
+        logprobs = self._logprobs((self.top_logprobs or 0) if self.logprobs else None)
+        return Limits(max_tokens, logprobs, self.prompt_logprobs)
 
     @property
     def param_names(self) -> dict[str | None, str]:

@@ -35,12 +35,6 @@ class CompletionRequest(GenerationRequest):
     )
     echo: bool = Field(False, description="put the prompt in front of the text")
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="alternatives to report for each token")
-    best_of: int | None = Field(
-        None,
-        ge=1,
-        le=128,
-        description="compute so many choices and give the n best, by a reasoning head's value or by mean logprob",
-    )
     suffix: Annotated[str, Field(max_length=1 << 22)] = Field(
         "", description="text that follows what is to be filled in; for models with fill-in-the-middle tokens"
     )
@@ -51,10 +45,6 @@ class CompletionRequest(GenerationRequest):
             raise fault("max_tokens", "'max_tokens' must be at least 1, unless 'echo' is true")
         if self.min_tokens > self.num_output_tokens:
             raise fault("min_tokens", "'min_tokens' must not exceed 'max_tokens'")
-        if self.best_of is not None and self.best_of < self.n:
-            raise fault("best_of", "'best_of' must be at least 'n'")
-        if self.num_sequences > self.n and self.stream:
-            raise fault("best_of", "'best_of' does not go with 'stream': true, unless it equals 'n'")
         if self.suffix and (self.echo or self.truncate_prompt_tokens):
             raise fault("suffix", "'suffix' does not go with 'echo' and 'truncate_prompt_tokens'")
         if len(self.prompt) * self.num_sequences > MAX_SEQUENCES:
@@ -70,16 +60,11 @@ class CompletionRequest(GenerationRequest):
     def param_names(self) -> dict[str | None, str]:
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
-    @property
-    def num_sequences(self) -> int:
-        return self.best_of or self.n
-
     def estimate_tokens(self) -> list[int]:
         beside = estimate_tokens(self.suffix) if self.suffix else 0
         return [estimate_tokens(prompt) + beside for prompt in self.prompt]
 
     def _limits(self) -> Limits:
-        logprobs = self.logprobs if self.num_sequences == self.n else self.logprobs or 0  # which the best are told by
         reports = (self.prompt_logprobs, self.logprobs if self.echo else None)
         prompt_logprobs = max((count for count in reports if count is not None), default=None)
-        return Limits(self.num_output_tokens, logprobs, prompt_logprobs)
+        return Limits(self.num_output_tokens, self._logprobs(self.logprobs), prompt_logprobs)

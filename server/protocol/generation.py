@@ -40,6 +40,12 @@ class GenerationRequest(PromptFields, SamplingFields, StructuredOutputFields, Ne
 
     neutral_values = NEUTRAL_VALUES
 
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=128,
+        description="compute so many choices and give the n best, by a reasoning head's value or by mean logprob",
+    )
     skip_special_tokens: bool = Field(True, description="leave special tokens out of the text")
     stream: bool = Field(False, description="send server-sent events")
     stream_options: StreamOptions | None = Field(None, description="when a stream reports usage")
@@ -55,6 +61,22 @@ class GenerationRequest(PromptFields, SamplingFields, StructuredOutputFields, Ne
         if self.prompt_logprobs is not None and self.stream:
             raise fault("prompt_logprobs", "'prompt_logprobs' does not go with 'stream': true")
         return self
+
+    @model_validator(mode="after")
+    def _best_of_goes_with(self) -> GenerationRequest:
+        if self.best_of is not None and self.best_of < self.n:
+            raise fault("best_of", "'best_of' must be at least 'n'")
+        if self.num_sequences > self.n and self.stream:
+            raise fault("best_of", "'best_of' does not go with 'stream': true, unless it equals 'n'")
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        return self.best_of or self.n
+
+    def _logprobs(self, asked: int | None) -> int | None:
+        """Return how many alternatives the engine reports: without a value, the best choices are told by logprobs."""
+        return asked if self.num_sequences == self.n else asked or 0
 
     @property
     def usage_options(self) -> StreamOptions:

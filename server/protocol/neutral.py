@@ -39,7 +39,6 @@ REFUSED = {
 
 # Values of vLLM's and SGLang's fields that are what this server does anyway; other values are refused.
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),  # of completions, where it is a field
     "suffix": ("",),
     "functions": ([],),
     "response_format": ({"type": "text"},),

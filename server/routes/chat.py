@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request, Response
 
 from server.answers import ChatCompletion
+from server.best_of import best_of
 from server.chat.call import ChatCall
 from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
@@ -72,7 +73,7 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
         written = [
             self._choice(choice, "message", message_json(self.message(choice), older=self._is_older))
-            async for choice in yielding(choices)
+            async for choice in yielding(await best_of(choices, generation, self.body.n))
         ]
         answer = {**self.head(self.kind), "choices": written, "usage": self.usage(generation)}
         if self.body.prompt_logprobs is not None:

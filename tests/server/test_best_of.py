@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.server.conftest import COMPLETIONS, check_error
+from tests.server.conftest import CHAT, COMPLETIONS, check_error
 from tests.support.dynamic_moe_reference import DynamicMoEReference
 from tests.support.running import load
 
@@ -51,6 +51,22 @@ async def test_the_choices_of_the_largest_value_are_given(serve, engine, reasone
         assert all(choice["logprobs"] is None for choice in best["choices"])
         assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"] == len(prompts) * 5 * 6
         assert best["usage"]["prompt_tokens"] == every["usage"]["prompt_tokens"]
+    await api.until_idle()
+
+
+async def test_a_chat_gives_the_message_of_the_largest_value(serve, engine, reasoner):
+    api, reference = await serve(engine=engine), DynamicMoEReference(reasoner)
+    every = await api.chat("abc", n=5, **PARAMS)
+    best = await api.chat("abc", n=2, best_of=5, **PARAMS)
+    ids = [every["prompt_token_ids"] + choice["token_ids"] for choice in every["choices"]]
+    values = [float(reference.head("reasoning", prompt)) for prompt in ids]
+    assert [choice["token_ids"] for choice in best["choices"]] == ranked(every["choices"], values)[:2]
+    message_of = {tuple(choice["token_ids"]): choice["message"] for choice in every["choices"]}
+    assert all(choice["message"] == message_of[tuple(choice["token_ids"])] for choice in best["choices"])
+    assert [choice["index"] for choice in best["choices"]] == [0, 1]
+    assert all(choice["logprobs"] is None for choice in best["choices"])
+    assert best["usage"]["completion_tokens"] == 5 * 6
+    check_error(await api.post(CHAT, best_of=2, stream=True), 400, param="best_of")
     await api.until_idle()
 
 
