@@ -169,5 +169,5 @@ def checked_prompt(prompt: Any) -> Prompt:
     if isinstance(prompt, str | MarkedText):
         return prompt
     if not isinstance(prompt, list) or not all(isinstance(token_id, int) for token_id in prompt):
-        raise RequestError(f"a prompt is {prompt!r}; it must be a string or a list of token ids", "prompt")
+        raise RequestError(f"a prompt is {prompt!r:.100}; it must be a string or a list of token ids", "prompt")
     return prompt

@@ -74,7 +74,7 @@ def preprocess(
 
     Args:
         tokenizer: the model's.
-        prompt: a text, or token ids, which stay as they are and are text unless `modality` says else.
+        prompt: a text, or token ids, which stay as they are and are text unless `modality` says otherwise.
         known: names of the modalities that the model knows; of one that knows text alone, nothing is computed here.
         add_special_tokens: whether BOS is put in front of a text.
         modality: of the whole prompt, BOS included; a MarkedText's code stays code. None goes by fences.
