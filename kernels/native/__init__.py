@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kernels.native.build import ISAS, module_path
+from kernels.native.build import ISAS, is_outdated, module_path
 
 __all__ = ["ISA", "ISAS", "library", "load", "obstacle", "set_threads"]
 
@@ -32,6 +32,9 @@ def load(isa: str) -> ModuleType | None:
         return None
     return module if module.is_supported else None
 
+
+if is_outdated():
+    logger.warning("the native kernels are older than their sources; build them: python kernels/native/build.py")
 
 ISA: str | None = next((name for name in ISAS if load(name) is not None), None)
 """The best instruction set that this CPU can run and that was built, or None."""

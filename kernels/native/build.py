@@ -7,6 +7,7 @@ so they are compiled for any CPU and linked first: of an inline function that se
 first.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 _OBJECTS = HERE / "objects"  # kept, so that a rebuild compiles what changed
+_BUILT_FROM = HERE / "_kernels.sources"  # the hash of what the modules were built from, where they were built
 _COMPILERS = ("c++", "g++", "clang++")
 _V4 = ["-march=x86-64-v4", "-mprefer-vector-width=512"]
 _V4_BF16 = [*_V4, "-mavx512bf16", "-mavx512vnni"]
@@ -34,6 +36,11 @@ _KERNEL_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 def module_path(isa: str) -> Path:
     """Where the extension module for an instruction set lies, built or not."""
     return HERE / f"_kernels_{isa}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def is_outdated() -> bool:
+    """Whether sources have changed since the modules were built here."""
+    return _BUILT_FROM.exists() and _BUILT_FROM.read_text() != _hash_of_sources()
 
 
 def build(isas: list[str] | None = None) -> list[Path]:
@@ -59,7 +66,7 @@ def build(isas: list[str] | None = None) -> list[Path]:
     includes = [nanobind.include_dir(), str(library.parent / "ext/robin_map/include"), python_headers]
     command = [*compiler, *_FLAGS, *(f"-I{path}" for path in includes)]
     portable = [*command, "-O2", "-fno-strict-aliasing"]
-    module = HERE / "module.cpp"
+    module, sources = HERE / "module.cpp", _hash_of_sources()
     jobs = [
         (portable, path, objects_at / f"{path.stem}.o")
         for path in (library / "nb_combined.cpp", *sorted(HERE.glob("*.cpp")))
@@ -80,7 +87,15 @@ def build(isas: list[str] | None = None) -> list[Path]:
         _link(compiler, module_path(isa), [path for path in objects if path.parent in (objects_at, objects_at / isa)])
     modules = [module_path(isa) for isa in known]
     _write_stub(modules)
+    _BUILT_FROM.write_text(sources)
     return modules
+
+
+def _hash_of_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((*HERE.parent.glob("*/*.cpp"), *HERE.parent.glob("*/*.h"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _knows(compiler: list[str], flags: list[str]) -> bool:
