@@ -275,7 +275,10 @@ class KVCacheManager:
             prefixes.check(self._hash(seq, number) for seq, held in theirs for number in held.in_flight)
 
     def _held_by(self, seq: Sequence) -> _SequenceBlocks:
-        return self._sequences.setdefault(seq.sequence_id, _SequenceBlocks())
+        held = self._sequences.get(seq.sequence_id)
+        if held is None:
+            held = self._sequences[seq.sequence_id] = _SequenceBlocks()
+        return held
 
     def _num_reusable(self, seq: Sequence) -> int:
         """How many blocks of `seq` may come from the cache."""

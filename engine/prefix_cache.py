@@ -44,11 +44,6 @@ class PrefixCache:
         self.blocks: dict[bytes, Block] = {}
         self.evictable: OrderedDict[int, Block] = OrderedDict()  # block id -> block of ref_count 0, next victim first
 
-    @property
-    def num_evictable(self) -> int:
-        """Cached blocks that no sequence holds."""
-        return len(self.evictable)
-
     def find(self, block_hash: bytes) -> Block | None:
         """The block that is cached under a hash."""
         return self.blocks.get(block_hash)
