@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -41,8 +42,11 @@ def as_prompts(value: Any) -> list[str] | list[list[int]]:
     """
     if value == []:
         raise ValueError("it must not be empty")
-    prompts = value if isinstance(value, list) and not are_token_ids(value) else [value]
-    if all(isinstance(prompt, str) for prompt in prompts) or all(map(are_token_ids, prompts)):
+    if isinstance(value, str) or are_token_ids(value):
+        return [value]
+    kinds = {*map(type, value)} if isinstance(value, list) else set()
+    if kinds == {str} or (kinds == {list} and are_token_ids([*chain.from_iterable(value)])):  # one pass: some have many
+        prompts: list[str] | list[list[int]] = value
         return prompts
     raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
 
