@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from server.admission import Ticket
     from server.heads.texts import Texts
     from server.inputs import ModelInput
-    from server.observe.metrics import RequestTimer
+    from server.observe.request_timer import RequestTimer
     from server.state import ServerState
 
 

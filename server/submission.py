@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import DeadlineError, DeepseekServeError, GenerationError, QueueTimeoutError
 from engine.protocol import SchedulingParams
-from server.observe.metrics import ApiTask, RequestTimer
+from server.observe.request_timer import RequestTimer
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from engine.protocol import SequenceOutput
     from server.admission import Ticket
     from server.inputs import ModelInput
+    from server.observe.metrics import ApiTask
     from server.protocol.prompts import PromptFields
     from server.state import ServerState
 

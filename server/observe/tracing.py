@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from engine.protocol import SamplingParams
     from server.http.request_record import RequestRecord
-    from server.observe.metrics import ChoiceTimes
+    from server.observe.request_timer import ChoiceTimes
 
 _MAX_CHOICES = 16  # that one request has spans for
 _MAX_PATH = 256  # characters

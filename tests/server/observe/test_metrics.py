@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.protocol import EngineStats
 from server.app import create_app
 from server.http.api_keys import ApiKeys, Caller
-from server.observe.metrics import Metrics, RequestTimer
+from server.observe.metrics import Metrics
+from server.observe.request_timer import RequestTimer
 from tests.support.no_engine import NoEngine
 
 HISTOGRAMS = [

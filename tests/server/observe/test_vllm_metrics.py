@@ -6,7 +6,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.observe.metrics import Metrics, RequestTimer
+from server.observe.metrics import Metrics
+from server.observe.request_timer import RequestTimer
 from server.observe.vllm_metrics import NAMES
 from tests.support.no_engine import NoEngine
 
