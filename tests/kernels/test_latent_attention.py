@@ -62,14 +62,18 @@ def attend_selected(version, batch, q, cache, topk, weights, index_q, index_cach
     return backend.forward(q, cache, plan, q.shape[-1] ** -0.5, q.shape[-1] - ROTARY, selection), selection
 
 
+@functools.cache
+def expected(lens, dtype):
+    return attend("reference", *make_case(*lens, dtype=dtype))
+
+
 @pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_kind_of_batch_matches_reference(version, dtype, lens):
-    case = make_case(*lens, dtype=dtype)
-    out = attend(version, *case)
+    out = attend(version, *make_case(*lens, dtype=dtype))
     assert not out.isnan().any(), "it read a slot that is not its own"
-    assert_close(out, attend("reference", *case))
+    assert_close(out, expected(lens, dtype))
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16])
@@ -134,15 +138,19 @@ def test_reference_is_attention_with_one_key_head_whose_values_are_part_of_its_k
     torch.testing.assert_close(attend("reference", batch, q, cache), expected[:, :, :-ROTARY])
 
 
+@functools.cache
+def selected(version, lens, topk):
+    batch, q, cache = make_case(*lens)
+    _, index_q, index_cache = make_case(*lens, width=24, heads=4)
+    weights = randn(len(q), 4, dtype=torch.float32, seed=5)
+    return attend_selected(version, batch, q, cache, topk, weights, index_q, index_cache)
+
+
 @pytest.mark.parametrize("topk", [1, 8, 33, 64])
 @pytest.mark.parametrize("lens", BATCHES.values(), ids=BATCHES.keys())
 @pytest.mark.parametrize("version", [name for name in SPARSE if name != "reference"])
 def test_attention_over_selected_positions_matches_reference(version, lens, topk):
-    batch, q, cache = make_case(*lens)
-    _, index_q, index_cache = make_case(*lens, width=24, heads=4)
-    weights = randn(len(q), 4, dtype=torch.float32, seed=5)
-    arguments = (batch, q, cache, topk, weights, index_q, index_cache)
-    (out, selection), (expected, reference) = (attend_selected(name, *arguments) for name in (version, "reference"))
+    (out, selection), (expected, reference) = (selected(name, lens, topk) for name in (version, "reference"))
     assert (selection is None) <= (reference is None), "the whole was kept where the reference selects"
     assert not out.isnan().any()
     assert_close(out, expected)
