@@ -109,9 +109,11 @@ class ServerConfig(Settings):
     max_client_requests: int | None = setting(
         None, "requests of each API key (of each address, without keys) under way at a time; more get 429", ge=1
     )
-    client_requests_per_minute: int | None = setting(None, "requests of each in a minute, likewise", ge=1, le=10**12)
+    client_requests_per_minute: int | None = setting(
+        None, "requests of each key or address in a minute; more get 429", ge=1, le=10**12
+    )
     client_tokens_per_minute: int | None = setting(
-        None, "tokens of prompts and answers of each in a minute, likewise", ge=1, le=10**12
+        None, "tokens of prompts and answers of each in a minute; more get 429", ge=1, le=10**12
     )
     max_client_connections: int | None = setting(
         None,
