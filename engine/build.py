@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.engine import Engine
+from engine.engine_info import MODALITIES, EngineInfo
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
@@ -21,7 +22,6 @@ from engine.loading.weights import Weights
 from engine.memory import keep_freed_memory
 from engine.model_runner import ModelRunner
 from engine.models import registry
-from engine.protocol import MODALITIES, EngineInfo
 from engine.resolve import resolve
 
 if TYPE_CHECKING:

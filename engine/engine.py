@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from engine.engine_info import EngineInfo
 from engine.grammars import Grammars
 from engine.protocol import (
     AbortRequest,
-    EngineInfo,
     GenerateRequest,
     Ping,
     PoolingParams,
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from engine.dynamic_batcher import DynamicBatcher
+    from engine.engine_info import Task
     from engine.executor import Executor
-    from engine.protocol import Task, ToEngine
+    from engine.protocol import ToEngine
     from engine.step import StepPlan
 
 logger = logging.getLogger(__name__)

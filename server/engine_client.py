@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import zmq
 import zmq.asyncio
 
+from engine.engine_info import EngineInfo
 from engine.errors import BrokenOffError, DrainingError, EngineUnavailableError, ModelError
 from engine.loading.phases import PAUSING
 from engine.protocol import (
     EngineFailed,
-    EngineInfo,
     EngineStats,
     GenerateRequest,
     Loading,

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.config import EngineConfig
+    from engine.engine_info import Task
     from engine.loading.resolve import ModelSource
-    from engine.protocol import Task
     from server.batches.runner import BatchRunner
     from server.chat.template_process import TemplateProcess
     from server.config import ServerConfig

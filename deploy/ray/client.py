@@ -16,8 +16,9 @@ import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from engine.engine_info import EngineInfo
 from engine.errors import BrokenOffError
-from engine.protocol import AbortRequest, EngineInfo, EngineStats, GenerateRequest, PoolRequest, SequenceOutput
+from engine.protocol import AbortRequest, EngineStats, GenerateRequest, PoolRequest, SequenceOutput
 from server.engine_client import EngineClient, EngineState
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from engine.config import EngineConfig
-    from engine.protocol import EngineInfo, PoolRequest, Vocabulary
+    from engine.engine_info import EngineInfo
+    from engine.protocol import PoolRequest, Vocabulary
     from server.output_stream import OutputStream
 
 

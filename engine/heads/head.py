@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from engine.engine_info import Task
     from engine.models.decoder import Decoder
-    from engine.protocol import Task
     from engine.step import StepPlan, StepResult
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 if TYPE_CHECKING:
+    from engine.engine_info import PoolingTask
     from engine.models.decoder import Decoder
-    from engine.protocol import PoolingTask
     from engine.step import StepPlan, StepResult
 
 

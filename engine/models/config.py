@@ -16,8 +16,8 @@ from kernels.attention_pattern import FULL, AttentionPattern
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from engine.engine_info import LabelActivation, Task
     from engine.models.int8_scheme import Int8Scheme
-    from engine.protocol import LabelActivation, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from engine.models.config_parts import read_common
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine.protocol import LabelActivation
+    from engine.engine_info import LabelActivation
 
 _MAX_LABELS = 1 << 16
 _ACTIVATIONS: dict[str, LabelActivation] = {

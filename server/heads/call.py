@@ -16,7 +16,7 @@ from server.pipeline import yielding
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from engine.protocol import EngineInfo, PoolingTask
+    from engine.engine_info import EngineInfo, PoolingTask
     from server.heads.protocol import PoolingFields
     from server.state import ServerState
 

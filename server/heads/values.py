@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from engine.protocol import EngineInfo, LabelActivation
+    from engine.engine_info import EngineInfo, LabelActivation
     from server.inputs import ModelInput, Prompt
     from server.text.tokenizer import Tokenizer
 

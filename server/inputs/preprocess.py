@@ -11,8 +11,8 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.engine_info import MODALITIES
 from engine.errors import RequestError
-from engine.protocol import MODALITIES
 from server.inputs.fences import Span, code_spans
 from server.inputs.model_input import ModelInput
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from engine.protocol import Task
+from engine.engine_info import Task
 from server.http.openapi import ERRORS, answer
 from server.inputs import modalities_of_texts
 from server.state import ServerState, State

@@ -15,9 +15,9 @@ import pytest
 import zmq
 
 from engine.config import EngineConfig
+from engine.engine_info import EngineInfo
 from engine.protocol import (
     EngineFailed,
-    EngineInfo,
     FromEngine,
     GenerateRequest,
     Loading,

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
+from engine.engine_info import EngineInfo
 from engine.errors import RequestError
 from engine.protocol import (
-    EngineInfo,
     EngineStats,
     GenerateRequest,
     PoolingParams,

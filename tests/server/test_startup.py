@@ -16,7 +16,8 @@ from server.startup import Startup
 
 FAKE_ENGINE = """
 import sys, time, zmq
-from engine.protocol import EngineInfo, Loading, encode
+from engine.engine_info import EngineInfo
+from engine.protocol import Loading, encode
 socket = zmq.Context.instance().socket(zmq.PAIR)
 socket.connect(sys.argv[1])
 if sys.argv[2] == "ready once":

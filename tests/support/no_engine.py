@@ -6,7 +6,8 @@ import asyncio
 from array import array
 from typing import TYPE_CHECKING
 
-from engine.protocol import AbortRequest, EngineInfo, EngineStats, PoolRequest, SequenceOutput, StepOutput
+from engine.engine_info import EngineInfo
+from engine.protocol import AbortRequest, EngineStats, PoolRequest, SequenceOutput, StepOutput
 from server.engine_client import EngineClient
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as Several
     from pathlib import Path
 
-    from engine.protocol import PoolingTask, SequenceOutput, TokenLogprobs
+    from engine.engine_info import PoolingTask
+    from engine.protocol import SequenceOutput, TokenLogprobs
 
 _numbers = itertools.count()
 

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
+from engine.engine_info import EngineInfo
 from engine.errors import EngineUnavailableError, RequestError
-from engine.protocol import EngineInfo
 from server.grammar import checker as module
 from server.grammar.checker import GrammarChecker
 from server.grammar.lark import choice, grammar_of, regex_expression, schema_expression, user_grammar
