@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from engine.protocol import PoolRequest
 from tests.server.conftest import CHAT, COMPLETIONS, check_error
 from tests.support.dynamic_moe_reference import DynamicMoEReference
 from tests.support.running import load
@@ -83,16 +84,18 @@ async def test_what_is_valued_comes_from_the_prefix_cache(serve, engine):
 
 async def test_a_client_that_leaves_ends_the_values(serve, engine, monkeypatch):
     api = await serve(engine=engine)
-    submit, submitted = api.client.submit, asyncio.Event()
+    add, has_all, loop, valued = engine.add, asyncio.Event(), asyncio.get_running_loop(), []
 
-    def watched(requests):
-        if len(requests) == 3:
-            submitted.set()
-        return submit(requests)
+    def watched(request):  # by the engine's thread; before it, the engine is still idle
+        add(request)
+        if isinstance(request, PoolRequest):
+            valued.append(request)
+            if len(valued) == 3:
+                loop.call_soon_threadsafe(has_all.set)
 
-    monkeypatch.setattr(api.client, "submit", watched)
+    monkeypatch.setattr(engine, "add", watched)
     asking = asyncio.create_task(api.complete("abc", best_of=3, **PARAMS))
-    await submitted.wait()
+    await has_all.wait()
     asking.cancel()
     await api.until_idle()
 
