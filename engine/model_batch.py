@@ -100,8 +100,7 @@ class ModelBatch:
         for item in plan.scheduled:
             token_ids += item.token_ids
             positions += range(item.start, item.context_len)
-        positions_T = torch.tensor(positions, device=device)
-        cos_TD, sin_TD = model.rotary_table.at(positions_T)
+        cos_TD, sin_TD = model.rotary_table.at(positions)
         return cls(
             token_ids_T=torch.tensor(token_ids, device=device),
             cos_TD=cos_TD,

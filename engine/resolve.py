@@ -110,7 +110,15 @@ def _block_size(config: EngineConfig, model: ModelConfig) -> int:
     valid = [size for size in range(1, min(sparse, MAX_BLOCK_SIZE) + 1) if sparse % size == 0]
     if config.block_size is None:
         usual = [size for size in valid if size <= 2 * _DEFAULT_BLOCK_SIZE]
-        return _DEFAULT_BLOCK_SIZE if _DEFAULT_BLOCK_SIZE in usual else usual[-1]
+        chosen = _DEFAULT_BLOCK_SIZE if _DEFAULT_BLOCK_SIZE in usual else usual[-1]
+        if chosen % _DEFAULT_BLOCK_SIZE:
+            logger.warning(
+                "blocks of the KV cache have %d tokens, since sparse blocks have %d: this is slow; multiples of "
+                "16 are fast",
+                chosen,
+                sparse,
+            )
+        return chosen
     if config.block_size not in valid:
         raise ConfigError(
             f"--block-size is {config.block_size}; it must divide the model's sparse blocks of {sparse} tokens: valid "

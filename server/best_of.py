@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 async def best_of(choices: list[Delta], generation: Generation, n: int) -> list[Delta]:
-    """Return each prompt's n best choices, the best first; they get new numbers.
+    """Return each prompt's n best choices, the best first; they get new numbers. Where n are made, all are returned.
 
     Best are those of the largest value, where the model has a head that values texts; else those of the highest mean
     logprob.

@@ -200,7 +200,8 @@ class ModelConfig:
                     f"qk_rope_head_dim ({self.mla.qk_rope_head_dim})"
                 )
         if self.rotary_dim % 2:
-            raise ModelError(f"{self.rotary_dim} dimensions rotate; rotary embedding needs an even number")
+            of = "head_dim" if self.mla is None else "qk_rope_head_dim"
+            raise ModelError(f"{self.rotary_dim} dimensions rotate ({of}); rotary embedding needs an even number")
 
     @property
     def rotary_dim(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.errors import ModelError
@@ -96,4 +96,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_positive(value: Any) -> bool:
     """Whether a value is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value is a text that can be sent to a client: JSON may hold half a character."""
+    if not isinstance(value, str) or not value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

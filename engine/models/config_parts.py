@@ -86,8 +86,8 @@ def _int8(raw: Mapping[str, Any]) -> Int8Scheme | None:
         return Int8Scheme.from_config(quantization)
     if method != "fp8":
         raise ModelError(
-            f"the checkpoint is quantised by {method!r}; supported are DeepSeek's block-wise 'fp8' and int8 weights "
-            "of 'compressed-tensors'"
+            f"quant_method in quantization_config is {method!r}; supported are DeepSeek's block-wise 'fp8' and int8 "
+            "weights of 'compressed-tensors'"
         )
     return None
 

@@ -164,4 +164,4 @@ def make_rotary_table(config: ModelConfig, weights: Weights, max_seq_len: int) -
     if config.rope_scaling.get("rope_type") == "gguf_factors":
         factors = weights.take("rope_freqs.weight", (config.rotary_dim // 2,), torch.float32)
     inv_freq, attention_factor = inverse_frequencies(config, max_seq_len, factors)
-    return RotaryTable(inv_freq.to(weights.device), attention_factor, max_seq_len)
+    return RotaryTable(inv_freq.to(weights.device), attention_factor)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models.config import CompressionConfig, ModelConfig, MoEConfig, TaskHeads
-from engine.models.config_keys import LARGEST, Keys
+from engine.models.config_keys import LARGEST, Keys, is_name
 from engine.models.config_parts import read_common
 from kernels.attention_pattern import FULL, AttentionPattern, BlockSparseAttention, LocalAttention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from engine.engine_info import LabelActivation
 
 ATTENTION_TYPES = ("full", "local", "block_sparse")
 _MOST_LAYERS = 4096  # each has an object of its own
@@ -107,12 +109,12 @@ def _compression(keys: Keys, num_layers: int, hidden_size: int) -> CompressionCo
         keys.refuse("memory_compression_layers", layers, "a list of layers' numbers, or null for none")
     if len({*layers}) < len(layers) or not 0 <= min(layers) <= max(layers) < num_layers:
         keys.refuse("memory_compression_layers", layers, f"different numbers from 0 to {num_layers - 1}")
-    size = int(hidden_size * keys.number("memory_compression_ratio", 0.4))
+    size = hidden_size * keys.number("memory_compression_ratio", 0.4)
     if not 1 <= size <= LARGEST:
         keys.refuse(
             "memory_compression_ratio", ratio, f"one that leaves 1 to {LARGEST} of hidden_size ({hidden_size}) values"
         )
-    return CompressionConfig(size=size, layers=frozenset(layers))
+    return CompressionConfig(size=int(size), layers=frozenset(layers))
 
 
 def _task_heads(keys: Keys) -> TaskHeads:
@@ -123,9 +125,10 @@ def _task_heads(keys: Keys) -> TaskHeads:
     if "classification" in heads:
         head = heads["classification"]
         labels = head.get("labels", []) if isinstance(head, dict) and head.keys() == {"labels"} else []
-        is_valid = isinstance(labels, list) and labels and all(isinstance(label, str) and label for label in labels)
+        is_valid = isinstance(labels, list) and labels and all(map(is_name, labels))
         if not is_valid or len({*labels}) < len(labels):
             keys.refuse("task_heads.classification", head, 'an object with "labels", a list of different names')
     if "reasoning" in heads and heads["reasoning"] != {}:
         keys.refuse("task_heads.reasoning", heads["reasoning"], "an empty object")
-    return TaskHeads(labels=tuple(labels), has_reasoning="reasoning" in heads)
+    activation: LabelActivation = "sigmoid" if len(labels) == 1 else "softmax"  # which of one label is 1
+    return TaskHeads(labels=tuple(labels), label_activation=activation, has_reasoning="reasoning" in heads)

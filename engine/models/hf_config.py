@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models.config import IndexerConfig, MLAConfig, ModelConfig, MoEConfig, TaskHeads
-from engine.models.config_keys import Keys
+from engine.models.config_keys import Keys, is_name
 from engine.models.config_parts import read_common
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def _task_heads(keys: Keys) -> TaskHeads:
     if not isinstance(names, dict) or names.keys() != {str(i) for i in range(len(names))} or not names:
         keys.refuse("id2label", names, "an object that names the labels '0', '1' and so on")
     labels = tuple(names[str(i)] for i in range(len(names)))
-    if not all(isinstance(label, str) for label in labels):
-        keys.refuse("id2label", names, "labels that are strings")
+    if not all(map(is_name, labels)):
+        keys.refuse("id2label", names, "labels that are texts")
     by_default = "single_label_classification" if len(labels) > 1 else "multi_label_classification"
     problem = keys.choice("problem_type", by_default, tuple(_ACTIVATIONS))
     return TaskHeads(generates=False, labels=labels, label_activation=_ACTIVATIONS[problem])

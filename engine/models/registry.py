@@ -70,7 +70,9 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ModelError: naming the key and what is valid, where possible.
     """
-    architectures = raw.get("architectures") or ["(none named)"]
+    architectures = raw.get("architectures")
+    if not architectures:
+        raise ModelError(f"config.json names no 'architectures'; supported: {', '.join(_names())}")
     if not isinstance(architectures, list) or not isinstance(architectures[0], str):
         raise ModelError(f"architectures in config.json is {architectures!r}; expected a list with a name")
     try:
@@ -90,5 +92,8 @@ def _family(architecture: str) -> Family:
     for family in FAMILIES:
         if architecture in family.architectures:
             return family
-    supported = ", ".join(name for family in FAMILIES for name in family.architectures)
-    raise ModelError(f"architecture {architecture} is not supported yet; supported: {supported}")
+    raise ModelError(f"architecture {architecture} is not supported yet; supported: {', '.join(_names())}")
+
+
+def _names() -> list[str]:
+    return [name for family in FAMILIES for name in family.architectures]

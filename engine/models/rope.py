@@ -21,19 +21,36 @@ if TYPE_CHECKING:
 SUPPORTED_SCALINGS = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
+_POSITIONS = 4096  # the least that a table grows by
+
+
 class RotaryTable:
-    """cos and sin of every position, in the layout of kernels.rotary."""
+    """cos and sin of positions, in the layout of kernels.rotary; it grows to the longest sequence that there was."""
 
-    def __init__(self, inv_freq: torch.Tensor, attention_factor: float, num_positions: int) -> None:
-        """Compute the table from [D/2] radians per position, fp32, and a factor for cos and sin (YaRN's mscale)."""
-        angles_PD = torch.outer(torch.arange(num_positions, dtype=torch.float32, device=inv_freq.device), inv_freq)
-        cos, sin = angles_PD.cos() * attention_factor, angles_PD.sin() * attention_factor
-        self.cos_PD = torch.cat([cos, cos], dim=-1)
-        self.sin_PD = torch.cat([-sin, sin], dim=-1)
+    def __init__(self, inv_freq: torch.Tensor, attention_factor: float) -> None:
+        """Start from [D/2] radians per position, fp32, and a factor for cos and sin (YaRN's mscale)."""
+        self._inv_freq, self._attention_factor = inv_freq, attention_factor
+        self._cos_PD = self._sin_PD = inv_freq.new_empty(0, 2 * len(inv_freq))
 
-    def at(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @property
+    def num_positions(self) -> int:
+        """Positions that the table has, from 0."""
+        return len(self._cos_PD)
+
+    def at(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cos and sin of these positions, each [T, D]."""
-        return self.cos_PD.index_select(0, positions_T), self.sin_PD.index_select(0, positions_T)
+        if (num_positions := max(positions) + 1) > self.num_positions:
+            self._grow(max(num_positions, 2 * self.num_positions))
+        positions_T = torch.tensor(positions, device=self._inv_freq.device)
+        return self._cos_PD.index_select(0, positions_T), self._sin_PD.index_select(0, positions_T)
+
+    def _grow(self, num_positions: int) -> None:
+        first, stop = self.num_positions, -(-num_positions // _POSITIONS) * _POSITIONS
+        positions = torch.arange(first, stop, dtype=torch.float32, device=self._inv_freq.device)
+        angles_PD = torch.outer(positions, self._inv_freq)
+        cos, sin = angles_PD.cos() * self._attention_factor, angles_PD.sin() * self._attention_factor
+        self._cos_PD = torch.cat([self._cos_PD, torch.cat([cos, cos], dim=-1)])
+        self._sin_PD = torch.cat([self._sin_PD, torch.cat([-sin, sin], dim=-1)])
 
 
 def inverse_frequencies(

@@ -25,7 +25,7 @@ class NativeAttention:
         if isinstance(pattern, BlockSparseAttention):
             visible_blocks = pattern.table.rows(-(-max(batch.context_lens) // pattern.block_size))
             return native.library.block_sparse_attention_plan(*sequences, pattern.block_size, visible_blocks)
-        window = pattern.window if isinstance(pattern, LocalAttention) else batch.window
+        window = pattern.window if isinstance(pattern, LocalAttention) else None
         return native.library.paged_attention_plan(*sequences, window)
 
     def forward(

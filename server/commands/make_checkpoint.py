@@ -62,7 +62,8 @@ def _parser() -> Parser:
     add("--like", required=True, choices=presets, metavar="NAME", help=f"{structure}: {', '.join(presets)}")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
     for flag, name in _SIZES.items():
-        add(f"--{flag}", dest=name, type=positive, metavar="N", help=f"{name} of config.json")
+        also = f" ({_DYNAMIC_MOE[name]} of dynamic-moe)" if name in _DYNAMIC_MOE else ""
+        add(f"--{flag}", dest=name, type=positive, metavar="N", help=f"{name} of config.json{also}")
     dynamic_moe_flags.add_flags(parser)
     add("--set", action="append", default=[], metavar="KEY=JSON", help="any other key of config.json; may be repeated")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

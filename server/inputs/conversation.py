@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import RequestError
 from server.inputs.code_parts import CodeParts
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def _with_text(message: Mapping[str, Any], code: Callable[[str], str]) -> dict[s
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     texts = [_text_of(part) for part in parts]
+    if any(isinstance(part, Mapping) and part.get("type") == "code" and _text_of(part) is None for part in parts):
+        raise RequestError("a part of type code lacks its 'text'", "messages")
     if not texts or None in texts:
         return dict(message)
     written = [code(text) if part["type"] == "code" else text for part, text in zip(parts, texts, strict=True)]

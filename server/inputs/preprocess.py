@@ -58,7 +58,7 @@ def check_modality(name: str | None, known: Sequence[str]) -> None:
     if name is not None and name not in valid:
         reason = "a prompt of text is no image" if name == "image" else f"this model takes {' and '.join(valid)}"
         listed = ", ".join(f"'{modality}'" for modality in valid)
-        raise RequestError(f"'modality' is '{name:.40}', but {reason}; valid here: {listed}", "modality")
+        raise RequestError(f"'modality' is '{name!s:.40}', but {reason}; valid here: {listed}", "modality")
 
 
 def preprocess(

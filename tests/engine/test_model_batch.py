@@ -14,8 +14,8 @@ from kernels.attention_pattern import FULL
 
 @dataclass
 class _Rotary:
-    def at(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return positions_T[:, None].float(), positions_T[:, None].float()
+    def at(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(positions)[:, None].float(), torch.tensor(positions)[:, None].float()
 
 
 @dataclass

@@ -288,6 +288,13 @@ def test_parts_of_a_chat_may_be_code(moe: LLM, sent: list[str]) -> None:
     assert len(sent[0]) == len(sent[1])
 
 
+def test_what_cannot_be_read_as_code_or_text_is_refused_by_name(moe: LLM) -> None:
+    with pytest.raises(RequestError, match="'modality' is '5'"):
+        moe.generate(["a"], GREEDY, modality=5)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="a part of type code lacks its 'text'"):
+        moe.chat([{"role": "user", "content": [{"type": "code"}]}], GREEDY)
+
+
 def test_code_has_other_logprobs_than_text(moe: LLM) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=0)
     text, code = (moe.generate("x = 1", params, modality=modality)[0] for modality in ("text", "code"))

@@ -52,11 +52,16 @@ def test_compression_is_of_the_layers_named():
 def test_heads_are_named():
     heads = {"classification": {"labels": ["good", "bad"]}, "reasoning": {}}
     assert parse(task_heads=heads).task_heads == TaskHeads(labels=("good", "bad"), has_reasoning=True)
+    one = parse(task_heads={"classification": {"labels": ["fits"]}}).task_heads
+    assert one == TaskHeads(labels=("fits",), label_activation="sigmoid"), "a softmax of one label is always 1"
 
 
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
+        ({"task_heads": {"classification": {"labels": ["\ud800", "b"]}}}, r"^task_heads.classification in config.json"),
+        ({"memory_compression_ratio": 1e308}, r"^memory_compression_ratio in config.json is 1e\+308"),
+        ({"rms_norm_eps": 10**400}, r"^rms_norm_eps in config.json is 1000"),
         ({"attention_types": "full"}, r"^attention_types in config.json is 'full'; expected a list of full, local,"),
         ({"attention_types": ["full", "locl", "full"]}, r"^attention_types .* expected a list of full, local, block"),
         ({"attention_types": [["full"], "full", "full"]}, r"^attention_types .* expected a list of full, local, block"),
