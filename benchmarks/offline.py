@@ -89,9 +89,11 @@ def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int)
         kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.executor.runner.work(plan)
         for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
             sums[f"{kind}_{name}"] += value
+    decodes = [(plan.num_decodes, step) for plan, step in steps if plan.num_decodes == plan.num_tokens]
+    most, _ = max(decodes)  # fewer than the batch, where the first have ended before the last prompt is computed
     return {
         "output_tokens_per_second": num_tokens / seconds,
-        "median_decode_step_ms": 1e3 * statistics.median(s for plan, s in steps if plan.num_decodes == batch),
+        "median_decode_step_ms": 1e3 * statistics.median(step for num_decodes, step in decodes if num_decodes == most),
         "max_step_ms": 1e3 * max(step_seconds for _, step_seconds in steps),
         **sums,
     }
