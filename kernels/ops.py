@@ -151,7 +151,16 @@ class Ops(Protocol):
         """Apply the activation, by erf."""
 
     def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
-        """Pack a compression block."""
+        """Pack a compression block: a detour of other operations, and `correct` around it."""
+        encode, decode = self.projection(*encoder), self.projection(*decoder, torch.float32)
+
+        def detour(h_TH: Tensor) -> Tensor:
+            return decode(self.gelu(encode(h_TH)))
+
+        return lambda x_TH, residual_TH: self.correct(x_TH, residual_TH, detour, norm)
+
+    def correct(self, x_TH: Tensor, residual_TH: Tensor, detour: Linear, norm: tuple[Tensor, Tensor]) -> None:
+        """Correct the residual stream by a compression block's detour, and normalise it, in place."""
 
     def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:
         """Gather rows."""
@@ -192,9 +201,7 @@ class ReferenceOps(Ops):
     draw = staticmethod(draw.reference.draw)
     modality_embedding = staticmethod(modality_embedding.reference.modality_embedding)
     gelu = staticmethod(gelu.reference.gelu)
-
-    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
-        return compression.reference.compression(self.projection, self.gelu, encoder, decoder, norm)
+    correct = staticmethod(compression.reference.correct)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.reference.grouped_mlp(self.projection, self.silu_mul, experts)
@@ -225,9 +232,7 @@ class TorchOps(Ops):
     draw = staticmethod(draw.torch_ops.draw)
     modality_embedding = staticmethod(modality_embedding.reference.modality_embedding)
     gelu = staticmethod(gelu.torch_ops.gelu)
-
-    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
-        return compression.torch_ops.compression(self.projection, self.gelu, encoder, decoder, norm)
+    correct = staticmethod(compression.torch_ops.correct)
 
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.torch_ops.grouped_mlp(self.projection, self.silu_mul, experts)
@@ -332,8 +337,8 @@ class NativeOps(TorchOps):
         return native.library.gelu(x_TF)
 
     @override
-    def compression(self, encoder: Layer, decoder: Layer, norm: tuple[Tensor, Tensor]) -> Compression:
-        return compression.native.compression(self.projection, self.gelu, encoder, decoder, norm)
+    def correct(self, x_TH: Tensor, residual_TH: Tensor, detour: Linear, norm: tuple[Tensor, Tensor]) -> None:
+        compression.native.correct(x_TH, residual_TH, detour, norm)
 
     @override
     def take_rows(self, x_NX: Tensor, rows_R: Tensor) -> Tensor:

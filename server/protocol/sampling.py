@@ -6,6 +6,7 @@ generation_config.json (server.generation_config); text that is meant as tokens 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -94,9 +95,9 @@ class SamplingFields(Strict):
         """Tokens that one sequence may have at most, as far as the request says; 0 if it leaves that to the context."""
         return self._limits().max_tokens or 0
 
+    @abstractmethod
     def _limits(self) -> Limits:
         """Return what each API says in fields of its own."""
-        raise NotImplementedError
 
     def sampling(self, room: int, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
         """Return the engine's parameters, without `bad_words`.

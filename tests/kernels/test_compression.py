@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from kernels import compression, gelu, linear, linear_int8, native
-from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
+from kernels import native
+from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.native.capture import Graph, MemoryPool
-from kernels.ops import NativeOps, TorchOps
+from kernels.ops import NativeOps, ReferenceOps, TorchOps
 from tests.kernels.compare import DTYPES, dtype_id, natives, randn
 
 VERSIONS = {
@@ -12,12 +12,6 @@ VERSIONS = {
     **natives(lambda *layers, dtype: NativeOps(dtype).compression(*layers)),
 }
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-
-
-def reference_linear(weight, bias, out_dtype=None):
-    if isinstance(weight, QuantizedWeight):
-        return linear_int8.reference.linear_int8(weight, bias, out_dtype)
-    return linear.reference.linear(weight, bias, out_dtype)
 
 
 def make_layers(hidden, size, dtype):
@@ -34,7 +28,7 @@ def inputs(num_tokens, hidden, dtype):
 def both(version, layers, x, residual):
     """What the reference and a version leave in the residual stream."""
     expected, actual, before = residual.clone(), residual.clone(), x.clone()
-    compression.reference.compression(reference_linear, gelu.reference.gelu, *layers)(x, expected)
+    ReferenceOps(x.dtype).compression(*layers)(x, expected)
     VERSIONS[version](*layers, dtype=x.dtype)(x, actual)
     assert torch.equal(x, before)
     return actual, expected
@@ -63,7 +57,7 @@ def test_reference_by_hand():
     encoder, decoder = (torch.zeros(1, 2), torch.zeros(1)), (torch.ones(2, 1), torch.tensor([0.0, 2.0]))
     residual = torch.tensor([[3.0, 1.0]])
     layers = encoder, decoder, (torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]))
-    run = compression.reference.compression(reference_linear, gelu.reference.gelu, *layers)
+    run = ReferenceOps(torch.float32).compression(*layers)
     run(torch.tensor([[1.0, 4.0]]), residual)
     torch.testing.assert_close(residual, torch.tensor([[-0.5, 2.0]]), rtol=0, atol=1e-5)
 
