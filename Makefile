@@ -41,7 +41,7 @@ check: $(STAMP) ## lint, types, import direction
 	$(BIN)/lint-imports
 
 audit: $(STAMP) ## bandit on the code; and what is known against the packages that are installed (asks pypi.org)
-	$(BIN)/bandit -q -r server engine kernels -c pyproject.toml
+	$(BIN)/bandit -q -r server engine kernels training -c pyproject.toml
 	$(BIN)/pip-audit --strict --skip-editable --progress-spinner off
 
 format: $(STAMP) ## format and mend what ruff can mend

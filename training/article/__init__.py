@@ -1,0 +1,1 @@
+"""The whole way of the article in one command: data, training, alignment, int8, evaluation."""

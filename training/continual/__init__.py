@@ -1,0 +1,1 @@
+"""Learning a new task without losing the old one."""

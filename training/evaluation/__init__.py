@@ -1,0 +1,1 @@
+"""How good a served model is: public benchmarks and latency, through its HTTP API."""

@@ -1,0 +1,1 @@
+"""DynamicMoE as torch modules with the names of the checkpoint, its losses, and its files."""

@@ -1,0 +1,1 @@
+"""What a batch is trained for: each objective makes a loss of a model and a batch."""

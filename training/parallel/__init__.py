@@ -1,0 +1,1 @@
+"""Tensor, pipeline and data parallelism, applied to a model from outside it."""
