@@ -239,7 +239,6 @@ _EXPECTED = {  # by pydantic's kind of mistake
     "model_attributes_type": "keys with values",
     "finite_number": "a finite number",
     "too_short": "a list that is not empty",
-    "literal_error": "one of {expected}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "less than {lt}",
@@ -264,7 +263,9 @@ def _explain(mistake: ErrorDetails) -> str:
         return f"objective is {context['tag']}; expected one of {_listed(context['expected_tags'])}"
     if kind == "union_tag_not_found":
         return "objective needs a kind, as in {kind: dpo, beta: 0.1}"
-    expected = _listed(_EXPECTED.get(kind, mistake["msg"]).format(**context))
+    if kind == "literal_error":
+        return f"{key} is {mistake['input']!r}; expected one of {_listed(context['expected'])}"
+    expected = _EXPECTED.get(kind, mistake["msg"]).format(**context)
     return f"{key} is {mistake['input']!r}; expected {expected}"
 
 

@@ -26,6 +26,7 @@ class Worker(Protocol):
         module: the parameters that this rank has, under the checkpoint's names (tensors or DTensors).
         device: where batches must be.
         data_rank, data_degree: which share of the data this rank reads; equal in ranks of one model.
+        rank: this process among all.
         is_main: whether this rank reports and writes what is written once.
     """
 
@@ -33,6 +34,7 @@ class Worker(Protocol):
     device: torch.device
     data_rank: int
     data_degree: int
+    rank: int
     is_main: bool
 
     def forward_backward(self, objective: Objective, batches: Sequence[Batch], scale: float) -> Mapping[str, float]:
@@ -49,8 +51,8 @@ class Worker(Protocol):
         """Sums over the data ranks, the same on each rank."""
         ...
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+    def max_over_ranks(self, value: int) -> int:
+        """The largest of the ranks' numbers, the same on each rank."""
         ...
 
     def clip_gradients(self, max_norm: float) -> float:
@@ -65,7 +67,7 @@ class Worker(Protocol):
 class LocalWorker:
     """One process with the whole model."""
 
-    data_rank, data_degree, is_main = 0, 1, True
+    data_rank, data_degree, rank, is_main = 0, 1, 0, True
 
     def __init__(self, module: nn.Module, device: torch.device, autocast: AbstractContextManager[None]) -> None:
         self.module = module
@@ -87,9 +89,9 @@ class LocalWorker:
         """There is one data rank."""
         return list(values)
 
-    def any(self, flag: bool) -> bool:
+    def max_over_ranks(self, value: int) -> int:
         """There is one rank."""
-        return flag
+        return value
 
     def clip_gradients(self, max_norm: float) -> float:
         """Torch's own."""
