@@ -47,6 +47,18 @@ class Worker(Protocol):
         """
         ...
 
+    def forward(self, objective: Objective, batches: Sequence[Batch]) -> Mapping[str, float]:
+        """The same sums, without gradients; called under torch.no_grad, with the module in eval mode."""
+        ...
+
+    def take_statistics(self) -> Mapping[str, float]:
+        """What routers did since the last call, over all layers and ranks; empty if there was no step.
+
+        "expert_load_min" and "expert_load_max" are of the least and the most used expert of any layer, as multiples of
+        an even share; "dropped" is the share of choices that found their expert full; "balance_loss" is a layer's mean.
+        """
+        ...
+
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
         """Sums over the data ranks, the same on each rank."""
         ...
