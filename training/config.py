@@ -1,34 +1,33 @@
-"""The recipe: every setting of a run, its default (the article's) and its bounds. Imports no torch.
+"""The recipe: every setting of a run, its default (the article's), its bounds and its help. Imports no torch.
 
-Owns reading the YAML file and `KEY=VALUE` of the command line; each mistake is one line that names its key.
+training.read_config reads a recipe's file.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationError, model_validator
-
-from engine.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from pydantic_core import ErrorDetails
 
-Count = Annotated[int, Field(strict=True, ge=1)]
-Amount = Annotated[float, Field(strict=True, ge=0)]
-Fraction = Annotated[float, Field(strict=True, ge=0, lt=1)]
+def setting(text: str, default: Any = ..., **bounds: Any) -> Any:
+    """A field of a section: its help, its default if it has one, and bounds as pydantic's Field."""
+    return Field(default, description=text, **bounds)
 
 
 class Section(BaseModel):
     """A part of the recipe: frozen, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Integer = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Files = Annotated[tuple[Path, ...], Field(min_length=1)]
 
 
 class LanguageModelSettings(Section):
@@ -44,10 +43,10 @@ class SFTSettings(Section):
 
 
 class DPOSettings(Section):
-    """Preference pairs (arXiv 2305.18290); `beta` is how firmly the model is held to the one it started from."""
+    """Preference pairs (arXiv 2305.18290)."""
 
     kind: Literal["dpo"]
-    beta: Annotated[float, Field(strict=True, gt=0)] = 0.1
+    beta: Number = setting("how firmly the model is held to the one that it started from", 0.1, gt=0)
 
 
 class ClassificationSettings(Section):
@@ -70,35 +69,30 @@ ObjectiveSettings = Annotated[
 
 
 class DataSettings(Section):
-    """Which documents, and how they become micro batches.
+    """Which documents, and how they become micro batches."""
 
-    Attributes:
-        files: JSONL (.jsonl), plain text, or folders with both.
-        max_length: tokens of a row at most; what is longer is cut.
-        micro_batch_size: rows of one forward pass.
-        pad_to: the width of a micro batch: its longest row's, or always max_length (pipelines need one width).
-    """
-
-    files: Annotated[tuple[Path, ...], Field(min_length=1)]
-    max_length: Annotated[int, Field(strict=True, ge=2)] = 4096
-    micro_batch_size: Count = 8
-    pad_to: Literal["longest", "max_length"] = "longest"
+    files: Files = setting("JSONL (.jsonl), plain text, or folders with both")
+    max_length: Integer = setting("tokens of a row at most; what is longer is cut", 4096, ge=2)
+    micro_batch_size: Integer = setting("rows of one forward pass", 8, ge=1)
+    pad_to: Literal["longest", "max_length"] = setting(
+        "the width of a micro batch: its longest row's, or always max_length, which pipelines need", "longest"
+    )
 
 
 class ValidationSettings(Section):
-    """Held-out documents, whose loss is taken every `interval` steps over at most `micro_batches` micro batches."""
+    """Held-out documents, whose loss is taken as the run goes."""
 
-    files: Annotated[tuple[Path, ...], Field(min_length=1)]
-    interval: Count = 1000
-    micro_batches: Count = 16
+    files: Files = setting("as data.files")
+    interval: Integer = setting("steps from one time to the next", 1000, ge=1)
+    micro_batches: Integer = setting("how many are taken at most, the same each time", 16, ge=1)
 
 
 class ParallelismSettings(Section):
     """The number of ranks along each axis; their product is the number of processes."""
 
-    tensor: Count = 1
-    pipeline: Count = 1
-    data: Count = 1
+    tensor: Integer = setting("ranks that share each layer's matrices and experts", 1, ge=1)
+    pipeline: Integer = setting("ranks that have some of the layers each", 1, ge=1)
+    data: Integer = setting("ranks that read different rows; the optimizer's state is divided among them", 1, ge=1)
 
     @property
     def num_ranks(self) -> int:
@@ -107,54 +101,50 @@ class ParallelismSettings(Section):
 
 
 class EWCSettings(Section):
-    """Elastic weight consolidation: the old task's file, and how firmly its weights are held."""
+    """Elastic weight consolidation: an old task that is not to be forgotten."""
 
-    fisher: Path
-    strength: Amount = 1.0
+    fisher: Path = setting("the old task's file, which --fisher writes")
+    strength: Number = setting("how firmly the weights are held that the old task needs", 1.0, ge=0)
 
 
 class Settings(Section):
-    """The whole recipe.
+    """The whole recipe."""
 
-    Attributes:
-        output: the run's folder: checkpoints/, tensorboard/, metrics.jsonl, export/.
-        model: a config.json, for new weights; or a folder, for its weights.
-        tokenizer: a folder with tokenizer.json; by default the model's.
-        accumulation_steps: micro batches of a step, on each data rank.
-        gradient_clipping: the gradients' norm at most; 0 is no limit.
-        checkpoint_interval: steps between checkpoints, of which the newest `keep_last` are kept.
-        log_interval: steps between lines of progress; metrics.jsonl has every step.
-        peak_tflops: of one rank, for MFU; measured by default.
-    """
-
-    output: Path
-    model: Path
-    tokenizer: Path | None = None
-    seed: Annotated[int, Field(strict=True, ge=0, lt=1 << 63)] = 0
-    objective: ObjectiveSettings = LanguageModelSettings()
+    output: Path = setting("the run's folder: checkpoints/, tensorboard/, metrics.jsonl, export/")
+    model: Path = setting("a config.json, for new weights; or a folder, for its weights")
+    tokenizer: Path | None = setting("a folder with tokenizer.json; by default the model's", None)
+    seed: Integer = setting("of new weights, of the data's order and of dropout", 0, ge=0, lt=1 << 63)
+    objective: ObjectiveSettings = setting(
+        "language_model, sft, dpo, classification or reasoning; with settings: {kind: dpo, beta: 0.1}",
+        LanguageModelSettings(),
+    )
     data: DataSettings
     validation: ValidationSettings | None = None
 
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    optimizer: Literal["Lion", "AdamW"] = "Lion"
-    learning_rate: Annotated[float, Field(strict=True, gt=0)] = 3e-5
-    weight_decay: Amount = 0.01
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.99
-    gradient_clipping: Amount = 1.0
-    warmup_steps: Annotated[int, Field(strict=True, ge=0)] = 2000
-    total_steps: Count = 100_000
-    accumulation_steps: Count = 1
+    precision: Literal["bfloat16", "float32"] = setting(
+        "bfloat16: autocast of matrix products; weights and sums stay in float32", "bfloat16"
+    )
+    optimizer: Literal["Lion", "AdamW"] = setting("Lion or AdamW", "Lion")
+    learning_rate: Number = setting("the highest, at the end of the warm-up", 3e-5, gt=0)
+    weight_decay: Number = setting("of matrices, by the learning rate", 0.01, ge=0)
+    beta1: Number = setting("of the optimizer", 0.9, ge=0, lt=1)
+    beta2: Number = setting("of the optimizer", 0.99, ge=0, lt=1)
+    gradient_clipping: Number = setting("the norm of a step's gradients at most; 0 is no limit", 1.0, ge=0)
+    warmup_steps: Integer = setting("steps in which the learning rate rises to its highest", 2000, ge=0)
+    total_steps: Integer = setting("steps of the run; the learning rate falls by a cosine to its end", 100_000, ge=1)
+    accumulation_steps: Integer = setting("micro batches of a step, on each data rank", 1, ge=1)
     ewc: EWCSettings | None = None
 
-    checkpoint_interval: Count = 1000
-    keep_last: Count = 3
-    log_interval: Count = 10
+    checkpoint_interval: Integer = setting("steps from one checkpoint to the next", 1000, ge=1)
+    keep_last: Integer = setting("checkpoints that are kept", 3, ge=1)
+    log_interval: Integer = setting("steps from one line of progress to the next; metrics.jsonl has all", 10, ge=1)
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    activation_checkpointing: Annotated[bool, Field(strict=True)] = False
+    device: Literal["auto", "cpu", "cuda"] = setting("auto takes a GPU where there is one", "auto")
+    activation_checkpointing: Annotated[bool, Field(strict=True)] = setting(
+        "compute layers again in the backward pass, to keep less in memory", False
+    )
     parallelism: ParallelismSettings = ParallelismSettings()
-    peak_tflops: Annotated[float, Field(strict=True, gt=0)] | None = None
+    peak_tflops: Number | None = setting("of one rank, for MFU; by default it is measured", None, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -176,117 +166,10 @@ class Settings(Section):
         return self.tokenizer or (self.model if self.model.is_dir() else self.model.parent)
 
 
-def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Settings of a YAML file, with `KEY=VALUE` put over it (`data.max_length=512`; a value is YAML).
-
-    Raises:
-        ConfigError: naming the key, its value and what is valid.
-    """
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold settings, as in 'learning_rate: 3.0e-5'")
-    for text in overrides:
-        _override(values, text)
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    """Put one KEY=VALUE of the command line into the file's values."""
-    key, equals, value = text.partition("=")
-    *parents, name = key.split(".")
-    if not equals or not all((*parents, name)):
-        raise ConfigError(f"{text!r} is no setting; expected KEY=VALUE, as in total_steps=500 or data.max_length=512")
-    for parent in parents:
-        inner = values.get(parent)
-        if isinstance(inner, str) and parent == "objective":
-            inner = {"kind": inner}
-        if inner is not None and not isinstance(inner, dict):
-            raise ConfigError(f"{text!r}: {parent} is {inner!r} and has no keys")
-        values[parent] = dict(inner or {})
-        values = values[parent]
-    try:
-        values[name] = _parse(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} cannot be read as YAML: {' '.join(str(error).split())}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers may have an exponent without a point: 3e-5 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
-
-
-_EXPECTED = {  # by pydantic's kind of mistake
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "bool_type": "true or false",
-    "path_type": "a path",
-    "tuple_type": "a list",
-    "model_type": "keys with values",
-    "model_attributes_type": "keys with values",
-    "finite_number": "a finite number",
-    "too_short": "a list that is not empty",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-}
-
-
-def _explain(mistake: ErrorDetails) -> str:
-    """One of pydantic's errors in this project's words."""
-    kind, context = mistake["type"], mistake.get("ctx", {})
-    if kind == "value_error":  # of Settings' own check
-        return str(context["error"])
-    places = [str(place) for place in mistake["loc"]]
-    if places[0] == "objective" and len(places) > 2:
-        del places[1]  # the kind, which pydantic puts in
-    key = ".".join(places)
-    if kind == "missing":
-        return f"{key} is missing"
-    if kind == "extra_forbidden":
-        return f"there is no setting {key}; {_nearest(places)}"
-    if kind == "union_tag_invalid":
-        return f"objective is {context['tag']}; expected one of {_listed(context['expected_tags'])}"
-    if kind == "union_tag_not_found":
-        return "objective needs a kind, as in {kind: dpo, beta: 0.1}"
-    if kind == "literal_error":
-        return f"{key} is {mistake['input']!r}; expected one of {_listed(context['expected'])}"
-    expected = _EXPECTED.get(kind, mistake["msg"]).format(**context)
-    return f"{key} is {mistake['input']!r}; expected {expected}"
-
-
-def _listed(words: str) -> str:
-    return words.replace("'", "").replace(" or ", ", ")
-
-
-def _nearest(places: Sequence[str]) -> str:
-    """The setting that was probably meant, or those that are there."""
-    section: type[BaseModel] = Settings
-    for place in places[:-1]:
-        section = _SECTIONS.get(place, section)
-    known = list(section.model_fields)
-    nearest = difflib.get_close_matches(places[-1], known, 1, 0.6)
-    return f"did you mean {'.'.join([*places[:-1], nearest[0]])}?" if nearest else f"there are {', '.join(known)}"
-
-
-_SECTIONS: Mapping[str, type[BaseModel]] = {
+SECTIONS: Mapping[str, type[Section]] = {
+    "objective": DPOSettings,  # the one that has settings
     "data": DataSettings,
     "validation": ValidationSettings,
-    "parallelism": ParallelismSettings,
     "ewc": EWCSettings,
-    "objective": DPOSettings,
+    "parallelism": ParallelismSettings,
 }
