@@ -1,0 +1,102 @@
+"""Losses over the vocabulary, a chunk of rows at a time: the logits of a whole batch are never in memory.
+
+Of rows whose target is IGNORED nothing is computed.
+
+Shapes: B rows of a batch, T padded tokens, H hidden, V vocab, N rows of hidden states, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import override
+
+from training.batch import IGNORED
+from training.model.layers import compute_dtype
+
+if TYPE_CHECKING:
+    from training.model.dynamic_moe import DynamicMoE
+
+_CHUNK_VALUES = 1 << 23  # logits of a chunk
+
+
+def cross_entropy(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """The summed cross-entropy of all targets, a scalar in fp32."""
+    hidden_NH, targets_N = _with_targets(hidden_BTH, targets_BT)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_NH, model.output_weight, targets_N)
+    return loss
+
+
+def target_logprobs(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """The log-probability of each target, [B, T] in fp32; 0 where there is none. For losses that are no sum of them."""
+    hidden_NH, targets_N = _with_targets(hidden_BTH, targets_BT)
+    weight_VH = model.output_weight
+    chunks = [
+        checkpoint(_logprobs, hidden_CH, weight_VH, targets_C, use_reentrant=False)
+        for hidden_CH, targets_C in _chunks(hidden_NH, weight_VH, targets_N)
+    ]
+    logprobs_BT = torch.zeros(targets_BT.shape, device=hidden_BTH.device)
+    if not chunks:
+        return logprobs_BT
+    return logprobs_BT.masked_scatter(targets_BT != IGNORED, torch.cat(chunks))
+
+
+def _with_targets(hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that have a target, and their targets."""
+    hidden_NH, targets_N = hidden_BTH.flatten(0, 1), targets_BT.flatten()
+    rows = (targets_N != IGNORED).nonzero()[:, 0]
+    if len(rows) == len(targets_N):
+        return hidden_NH, targets_N
+    return hidden_NH.index_select(0, rows), targets_N.index_select(0, rows)
+
+
+def _chunks(
+    hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(1, _CHUNK_VALUES // len(weight_VH))
+    return list(zip(hidden_NH.split(size), targets_N.split(size), strict=True)) if len(targets_N) else []
+
+
+def _logprobs(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    return -F.cross_entropy(F.linear(hidden_CH, weight_VH).float(), targets_C, reduction="none")
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The gradients of a sum are known with the loss, so that they are computed while a chunk's logits are there.
+
+    Rather than logits, kept are the gradients [N, H] and [V, H]; nothing is computed twice.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        dtype = compute_dtype(hidden_NH)
+        needs_grad = any(ctx.needs_input_grad)
+        weight = weight_VH.to(dtype)
+        loss = torch.zeros((), device=hidden_NH.device)
+        grad_VH = torch.zeros_like(weight_VH) if needs_grad else None
+        grads_CH = []
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            for hidden_CH, targets_C in _chunks(hidden_NH.to(dtype), weight_VH, targets_N):
+                logprobs_CV = (hidden_CH @ weight.T).float().log_softmax(-1)
+                loss -= logprobs_CV.gather(1, targets_C[:, None]).sum()
+                if grad_VH is None:
+                    continue
+                grad_CV = logprobs_CV.exp_()
+                grad_CV.scatter_add_(1, targets_C[:, None], grad_CV.new_full((len(targets_C), 1), -1.0))
+                grad_CV = grad_CV.to(dtype)
+                grads_CH.append(grad_CV @ weight)
+                grad_VH += grad_CV.T @ hidden_CH
+        if grad_VH is not None:
+            grad_NH = torch.cat(grads_CH) if grads_CH else torch.zeros_like(hidden_NH)
+            ctx.save_for_backward(grad_NH.to(hidden_NH.dtype), grad_VH)
+        return loss
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        grad_NH, grad_VH = ctx.saved_tensors
+        return grad_NH * grads[0], grad_VH * grads[0], None
