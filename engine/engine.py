@@ -199,6 +199,7 @@ class Engine:
         outputs = self.batcher.expire(started)
         for seq, matcher in self.grammars.ready(0 if self.batcher.can_step else _COMPILE_WAIT):
             outputs += self.batcher.ready(seq, matcher)
+        assert self.batcher.can_step or self.grammars.are_compiling or not self.batcher.has_work, "nothing can advance"
         if self.batcher.can_step:
             plan = self.batcher.schedule(started)
             try:

@@ -156,6 +156,11 @@ class Grammars:
             self._cached.clear()
             self._num_chars = 0
 
+    @property
+    def are_compiling(self) -> bool:
+        """Whether a sequence waits for its grammar."""
+        return bool(self._pending)
+
     def compile(self, seq: Sequence, grammar: str) -> None:
         """Begin to compile a sequence's grammar; `ready` says when it is done."""
         self._pending.append((seq, self._future(grammar)))
@@ -167,10 +172,10 @@ class Grammars:
         """
         if not self._pending:
             return []
-        wait([future for _, future in self._pending], timeout, FIRST_COMPLETED)
-        done = [(seq, self._start(seq, future)) for seq, future in self._pending if future.done()]
-        self._pending = [(seq, future) for seq, future in self._pending if not future.done()]
-        return done
+        done, not_done = wait([future for _, future in self._pending], timeout, FIRST_COMPLETED)  # asked just once
+        ready = [(seq, future) for seq, future in self._pending if future in done]
+        self._pending = [(seq, future) for seq, future in self._pending if future in not_done]
+        return [(seq, self._start(seq, future)) for seq, future in ready]
 
     def check(self, grammar: str) -> None:
         """Compile a grammar now.

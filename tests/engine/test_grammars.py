@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -385,6 +386,27 @@ def test_a_sequence_can_be_aborted_and_can_be_late_while_its_grammar_is_compiled
     engine.add(again)
     (result,) = finish(engine, [again])  # the grammar is ready for those that ended, too, and that changes nothing
     assert result.finish_reason in ("stop", "length")
+
+
+def test_a_grammar_that_is_done_while_another_is_started_is_not_forgotten(monkeypatch):
+    grammars = Grammars(VOCAB_SIZE, frozenset({EOS_ID}))
+    first, second, start = Future[Any](), Future[Any](), grammars._start
+    futures = iter((first, second))
+    monkeypatch.setattr(grammars, "_future", lambda _: next(futures))
+    monkeypatch.setattr(grammars, "_require_compiler", compiler)
+
+    def slowly(*args: Any) -> Matcher | None:
+        if not second.done():
+            second.set_result(compiler().compile(NUMBER))
+        return start(*args)
+
+    monkeypatch.setattr(grammars, "_start", slowly)
+    seqs = [make_sequence("a"), make_sequence("b")]
+    for seq in seqs:
+        grammars.compile(seq, NUMBER)
+    first.set_result(compiler().compile(NUMBER))
+    assert [seq for _ in range(2) for seq, _ in grammars.ready(0)] == seqs
+    assert not grammars.are_compiling
 
 
 def test_a_bad_grammar_ends_its_sequences_alone(engine, caplog):
