@@ -87,26 +87,25 @@ def train(run: Run) -> bool:
         metrics = _step(run, state.step + 1)
         metrics["seconds"] = time.perf_counter() - started
         metrics["mfu"] = metrics.pop("flops") / metrics["seconds"] / run.peak_flops
-        if run.validation is not None and (
-            state.step % run.validation.interval == 0 or state.step == settings.total_steps
-        ):
+        is_last = state.step == settings.total_steps
+        if run.validation is not None and (is_last or state.step % run.validation.interval == 0):
             metrics["validation_loss"] = run.validation.loss(run.worker, run.objective)
         run.progress.add(state.step, metrics)
         is_stopped = bool(run.worker.max_over_ranks(run.interrupt.signal))
-        if is_stopped or state.step % settings.checkpoint_interval == 0 or state.step == settings.total_steps:
+        if is_stopped or is_last or state.step % settings.checkpoint_interval == 0:
             state.data = run.stream.state()
             run.checkpoints.save(state, run.record)
     return not is_stopped
 
 
 def _step(run: Run, step: int) -> dict[str, float]:
-    """One step of the optimizer, from `accumulation_steps` micro batches of each data rank; its metrics."""
+    """One step of the optimizer, from this rank's share of `accumulation_steps` micro batches; its metrics."""
     settings, worker, state = run.settings, run.worker, run.state
     rate = learning_rate(
         step, peak=settings.learning_rate, warmup_steps=settings.warmup_steps, total_steps=settings.total_steps
     )
     set_learning_rate(run.optimizer, rate)
-    batches = [next(run.stream) for _ in range(settings.accumulation_steps)]
+    batches = [next(run.stream) for _ in range(settings.accumulation_steps // worker.data_degree)]
     own = [sum(map(run.objective.count, batches)), sum(batch.tokens.num_tokens for batch in batches)]
     flops = sum(run.work.flops(batch.tokens.lengths_B.tolist()) for batch in batches)
     count, num_tokens, flops = worker.sum_over_data([*own, flops])

@@ -123,4 +123,6 @@ def _nearest(places: Sequence[str]) -> str:
         section = SECTIONS.get(place, section)
     known = list(section.model_fields)
     nearest = difflib.get_close_matches(places[-1], known, 1, 0.6)
-    return f"did you mean {'.'.join([*places[:-1], nearest[0]])}?" if nearest else f"there are {', '.join(known)}"
+    if nearest:
+        return f"did you mean {'.'.join([*places[:-1], nearest[0]])}?"
+    return "deepseek-train --help lists them" if section is Settings else f"there are {', '.join(known)}"

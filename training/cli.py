@@ -1,0 +1,106 @@
+"""The command `deepseek-train`: trains by a recipe, goes on with a run, or tells what a run would need.
+
+Exit status: 0 at the end of the run, 2 when a setting, a file or the data is at fault, 1 when the program is, and
+128 + the signal's number after a signal, which leaves a checkpoint.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.errors import DeepseekServeError
+from engine.logs import configure, printable
+from server.arguments import Parser
+from training.config import SECTIONS, Settings
+from training.read_config import read_settings
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from training.config import Section
+
+_DESCRIPTION = """Train a DynamicMoE by a recipe, to a folder that deepseek-serve serves.
+
+settings, in the recipe's YAML or behind it as KEY=VALUE (docs/training.md):
+{settings}"""
+
+_EPILOG = """examples:
+  deepseek-train recipe.yaml
+  deepseek-train recipe.yaml --resume
+  deepseek-train recipe.yaml total_steps=500 data.max_length=512
+  torchrun --nproc-per-node 8 -m training.cli recipe.yaml"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(argv: list[str]) -> int:
+    """Do what the arguments say; the exit status."""
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)
+    if not args.CONFIG:
+        parser.error("the recipe is missing: deepseek-train CONFIG")
+    configure("train", "info", "text")
+    try:
+        return _run(args)
+    except DeepseekServeError as error:
+        sys.stderr.write(f"deepseek-train: error: {printable(str(error))}\n")
+        return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    path, *overrides = args.CONFIG
+    settings = read_settings(Path(path), overrides)
+    if args.plan:
+        from training.parallel.plan import describe
+
+        sys.stdout.write(describe(settings))
+        return 0
+    from training import run  # imports torch, which a mistake in the recipe need not wait for
+
+    if args.fisher is not None:
+        return run.write_fisher(settings, args.fisher)
+    return run.train(settings, resume=args.resume)
+
+
+def _parser() -> Parser:
+    parser = Parser("deepseek-train", _DESCRIPTION.format(settings="\n".join(_listed(Settings))), _EPILOG)
+    add = parser.add_argument
+    parser.usage = "deepseek-train CONFIG [--resume] [--plan] [--fisher FILE] [KEY=VALUE ...]"
+    add("CONFIG", nargs="*", help="the recipe, a YAML file; behind it KEY=VALUE, settings that replace the recipe's")
+    add("--resume", action="store_true", help="go on from the newest whole checkpoint; without one, begin")
+    add("--plan", action="store_true", help="tell memory and communication of each rank, and train nothing")
+    add(
+        "--fisher",
+        type=Path,
+        metavar="FILE",
+        help="write what the model needs for this data, for ewc in a later recipe",
+    )
+    return parser
+
+
+def _listed(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """A line for each setting: name, default, help."""
+    for name, field in section.model_fields.items():
+        if name == "kind":
+            continue
+        if not prefix and name in SECTIONS and name != "objective":
+            yield from _listed(SECTIONS[name], f"{name}.")
+            continue
+        default = "" if field.is_required() or field.default is None else f" (default: {_plain(field.default)})"
+        yield f"  {prefix + name:25} {field.description}{default}"
+        if name == "objective":
+            yield from _listed(SECTIONS[name], f"{name}.")
+
+
+def _plain(value: object) -> object:
+    return getattr(value, "kind", str(value).lower() if isinstance(value, bool) else value)
+
+
+if __name__ == "__main__":
+    main()
