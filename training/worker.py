@@ -5,18 +5,24 @@ LocalWorker is one process with the whole model. training.parallel has the one o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from training.model.build import build_model
+from training.router_load import router_load
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import nn
 
     from training.batch import Batch
-    from training.objectives.objective import Objective
+    from training.config import Settings
+    from training.model.description import ModelDescription
+    from training.model.dynamic_moe import DynamicMoE
+    from training.objectives.objective import LossSum, Objective
 
 
 class Worker(Protocol):
@@ -52,11 +58,7 @@ class Worker(Protocol):
         ...
 
     def take_statistics(self) -> Mapping[str, float]:
-        """What routers did since the last call, over all layers and ranks; empty if there was no step.
-
-        "expert_load_min" and "expert_load_max" are of the least and the most used expert of any layer, as multiples of
-        an even share; "dropped" is the share of choices that found their expert full; "balance_loss" is a layer's mean.
-        """
+        """What routers did since the last call, over all layers and ranks, as training.router_load has it."""
         ...
 
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
@@ -71,31 +73,52 @@ class Worker(Protocol):
         """Scale the gradients so that their norm over all ranks is at most `max_norm`; the norm before."""
         ...
 
+    def gather(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each parameter of the whole model, one after the other; all ranks iterate, the main one gets the tensors."""
+        ...
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         ...
 
 
 class LocalWorker:
-    """One process with the whole model."""
+    """One process with the whole model.
+
+    Attributes:
+        dtype: what autocast computes in; fp32 is no autocast.
+    """
 
     data_rank, data_degree, rank, is_main = 0, 1, 0, True
 
-    def __init__(self, module: nn.Module, device: torch.device, autocast: AbstractContextManager[None]) -> None:
-        self.module = module
-        self.device = device
-        self._autocast = autocast
+    def __init__(self, module: DynamicMoE, device: torch.device, dtype: torch.dtype) -> None:
+        self.module, self.device, self.dtype = module.to(device), device, dtype
+        self._balance_loss_weight = module.balance_loss_weight
 
     def forward_backward(self, objective: Objective, batches: Sequence[Batch], scale: float) -> Mapping[str, float]:
         """One micro batch after the other."""
-        sums: dict[str, torch.Tensor] = {}
+        self.module.balance_loss_weight = self._balance_loss_weight / len(batches)
+        sums = Sums()
         for batch in batches:
-            with self._autocast:
-                loss = objective.loss(self.module, self.module(batch.tokens), batch)
+            loss = self._loss(objective, batch)
             (loss.sum * scale).backward()
-            for name, value in {"loss": loss.sum, **loss.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-        return {name: float(value) for name, value in sums.items()}
+            sums.add(loss)
+        return sums.values()
+
+    def forward(self, objective: Objective, batches: Sequence[Batch]) -> Mapping[str, float]:
+        """One micro batch after the other."""
+        sums = Sums()
+        for batch in batches:
+            sums.add(self._loss(objective, batch))
+        return sums.values()
+
+    def _loss(self, objective: Objective, batch: Batch) -> LossSum:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return objective.loss(self.module, self.module(batch.tokens), batch)
+
+    def take_statistics(self) -> Mapping[str, float]:
+        """Of all layers."""
+        return router_load(self.module.statistics.take())
 
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
         """There is one data rank."""
@@ -106,8 +129,42 @@ class LocalWorker:
         return value
 
     def clip_gradients(self, max_norm: float) -> float:
-        """Torch's own."""
+        """As torch does it."""
         return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), max_norm))
+
+    def gather(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """They are all here."""
+        return self.module.named_parameters()
 
     def barrier(self) -> None:
         """There is no other rank."""
+
+
+class Sums:
+    """The loss and the metrics of micro batches, added up on their device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def add(self, loss: LossSum) -> None:
+        """Add those of a micro batch."""
+        for name, value in {"loss": loss.sum, **loss.metrics}.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def values(self) -> dict[str, float]:
+        """The sums; waits for the device."""
+        return {name: float(value) for name, value in self._sums.items()}
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@contextmanager
+def local_worker(settings: Settings, description: ModelDescription, device: torch.device) -> Iterator[LocalWorker]:
+    """A worker for one process, with new weights or the folder's."""
+    weights = settings.model if settings.model.is_dir() else None
+    may_be_new = settings.objective.kind in ("classification", "reasoning")
+    module = build_model(description, weights, seed=settings.seed, heads_may_be_new=may_be_new)
+    module.activation_checkpointing = settings.activation_checkpointing
+    yield LocalWorker(module, device, DTYPES[settings.precision])

@@ -25,7 +25,7 @@ class LanguageModel:
 
     def loss(self, model: DynamicMoE, hidden_BTH: torch.Tensor, batch: Batch) -> LossSum:
         """Cross-entropy, a part of the rows at a time."""
-        return LossSum(cross_entropy(model, hidden_BTH, batch.targets_BT).sum)
+        return LossSum(cross_entropy(model, hidden_BTH, batch.targets_BT))
 
 
 def make(_settings: Settings) -> LanguageModel:

@@ -1,0 +1,216 @@
+"""Makes a run of a recipe, trains, and writes the export. The steps themselves are training.loop's."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.device import resolve_device
+from engine.loading.resolve import ModelSource
+from server.text.tokenizer import Tokenizer
+from training import resume as resuming
+from training.checkpoints import Checkpoints, RunState, read_run
+from training.data.batches import BatchStream
+from training.errors import TrainingError
+from training.interrupt import Interrupt
+from training.loop import Run
+from training.loop import train as train_loop
+from training.model.checkpoint_files import export
+from training.model.description import ModelDescription
+from training.objectives.objective import Objective, make
+from training.optimizer import make_optimizer
+from training.parallel.degrees import check_processes
+from training.progress import Progress
+from training.run_folder import CHECKPOINTS, EXPORT, check_is_free, locked
+from training.validation import Validation
+from training.work import TrainingWork, measure_peak
+from training.worker import DTYPES, Worker, local_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from training.config import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training and measuring both need of a recipe."""
+
+    settings: Settings
+    description: ModelDescription
+    tokenizer: Tokenizer
+    objective: Objective
+    worker: Worker
+
+    def stream(self, files: tuple[Path, ...], *, epochs: int | None = None) -> BatchStream:
+        """This rank's micro batches of these files."""
+        data, config = self.settings.data, self.description.config
+        return BatchStream(
+            files,
+            self.tokenizer,
+            kind=self.settings.objective.kind,
+            labels=config.task_heads.labels,
+            max_length=data.max_length,
+            micro_batch_size=data.micro_batch_size,
+            pad_to=data.pad_to,
+            long_documents=data.long_documents,
+            num_modalities=config.num_modalities,
+            seed=self.settings.seed,
+            epochs=epochs,
+            rank=self.worker.data_rank,
+            num_ranks=self.worker.data_degree,
+        )
+
+
+@contextmanager
+def parts(settings: Settings) -> Iterator[Parts]:
+    """Read and build all that a recipe names.
+
+    Raises:
+        DeepseekServeError: a file or a setting is at fault.
+    """
+    check_processes(settings.parallelism, os.environ)
+    description = ModelDescription.read(settings.model)
+    tokenizer = Tokenizer.load(ModelSource(settings.tokenizer_folder, settings.tokenizer_folder.name))
+    _check_sizes(settings, description, tokenizer)
+    objective = make(settings)
+    device = resolve_device(settings.device)
+    worker_of = local_worker
+    if settings.parallelism.num_ranks > 1:
+        from training.parallel.worker import mesh_worker as worker_of
+    with worker_of(settings, description, device) as worker:
+        torch.manual_seed(settings.seed + worker.data_rank)  # of dropout: ranks of one model draw the same
+        yield Parts(settings, description, tokenizer, objective, worker)
+
+
+def train(settings: Settings, *, resume: bool) -> int:
+    """Train to the end and write the export; the exit status.
+
+    Raises:
+        DeepseekServeError: a file, a setting or the data is at fault.
+    """
+    check_is_free(settings.output, resume=resume)
+    interrupt = Interrupt()
+    with ExitStack() as stack:
+        made = stack.enter_context(parts(settings))
+        if made.worker.is_main:
+            stack.enter_context(locked(settings.output))
+        run = _make_run(made, interrupt)
+        stack.enter_context(run.progress)
+        stack.enter_context(interrupt.listen())
+        run.progress.say(_introduction(made, run))
+        if not train_loop(run):
+            run.progress.say(f"stopped at step {run.state.step} with a checkpoint; --resume goes on from it")
+            return 128 + interrupt.signal
+        folder = settings.output / EXPORT
+        _export(made, folder)
+        run.progress.say(f"{folder} is the trained model: deepseek-serve {folder}")
+    return 0
+
+
+def _make_run(made: Parts, interrupt: Interrupt) -> Run:
+    """A run that begins, or goes on from the newest whole checkpoint."""
+    settings, worker = made.settings, made.worker
+    optimizer = make_optimizer(settings, worker.module)
+    stream = made.stream(settings.data.files)
+    record = {**settings.model_dump(mode="json"), "model_config": _digest(made.description)}
+    checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep_last, worker, optimizer)
+    state = RunState()
+    if (newest := checkpoints.newest()) is not None:
+        changes = resuming.check(read_run(newest), record)
+        state = checkpoints.load(newest)
+        stream.restore(state.data)
+        if worker.is_main:
+            logger.info("going on from %s%s", newest, "".join(f"; {change}" for change in changes))
+    dtype = DTYPES[settings.precision]
+    peak = settings.peak_tflops * 1e12 if settings.peak_tflops else measure_peak(worker.device, dtype)
+    return Run(
+        settings=settings,
+        worker=worker,
+        objective=made.objective,
+        optimizer=optimizer,
+        stream=stream,
+        checkpoints=checkpoints,
+        progress=Progress(
+            settings.output if worker.is_main else None,
+            first_step=state.step + 1,
+            total_steps=settings.total_steps,
+            log_interval=settings.log_interval,
+        ),
+        work=TrainingWork(made.description.config),
+        peak_flops=peak * settings.parallelism.num_ranks,
+        state=state,
+        record=record,
+        interrupt=interrupt,
+        validation=_validation(made),
+    )
+
+
+def _validation(made: Parts) -> Validation | None:
+    wanted = made.settings.validation
+    if wanted is None:
+        return None
+    stream = made.stream(wanted.files, epochs=1)
+    share = -(-wanted.micro_batches // made.worker.data_degree)
+    return Validation(list(itertools.islice(stream, share)), wanted.interval)
+
+
+def _check_sizes(settings: Settings, description: ModelDescription, tokenizer: Tokenizer) -> None:
+    """The recipe, the model and the tokenizer fit together.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    config = description.config
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TrainingError(
+            f"the tokenizer in {settings.tokenizer_folder} has {tokenizer.vocab_size} tokens; vocab_size in config.json "
+            f"is {config.vocab_size}, expected at least as many"
+        )
+    if settings.data.max_length > config.max_position_embeddings:
+        raise TrainingError(
+            f"data.max_length is {settings.data.max_length}; expected at most max_position_embeddings in config.json "
+            f"({config.max_position_embeddings})"
+        )
+
+
+def _digest(description: ModelDescription) -> str:
+    return hashlib.sha256(json.dumps(description.raw, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _introduction(made: Parts, run: Run) -> str:
+    size = sum(parameter.numel() for parameter in made.worker.module.parameters())
+    per_token = run.work.flops([made.settings.data.max_length]) / made.settings.data.max_length
+    source = "given" if made.settings.peak_tflops else "measured"
+    return (
+        f"{size / 1e6:.2f} M parameters, {per_token / 1e6:.1f} MFLOP a token, {made.settings.precision} on "
+        f"{made.worker.device}, whose peak is {run.peak_flops / 1e12:.3g} TFLOP/s ({source}); step "
+        f"{run.state.step} of {made.settings.total_steps}"
+    )
+
+
+def _export(made: Parts, folder: Path) -> None:
+    """Write the model for the server, on the main rank, from the parts of all ranks."""
+    tensors = made.worker.gather()
+    if not made.worker.is_main:
+        for _ in tensors:
+            pass
+        return
+    export(folder, made.description, tensors, tokenizer=made.settings.tokenizer_folder, dtype=torch.float32)
+
+
+def write_fisher(settings: Settings, path: Path) -> int:
+    """Measure what the model needs for this recipe's data, and write it; the exit status."""
+    raise NotImplementedError
