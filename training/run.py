@@ -7,10 +7,9 @@ import itertools
 import json
 import logging
 import os
-import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -87,12 +86,16 @@ def parts(settings: Settings) -> Iterator[Parts]:
     _check_sizes(settings, description, tokenizer)
     objective = make(settings)
     device = resolve_device(settings.device)
-    worker_of = local_worker
-    if settings.parallelism.num_ranks > 1:
-        from training.parallel.worker import mesh_worker as worker_of
-    with worker_of(settings, description, device) as worker:
+    with _worker(settings, description, device) as worker:
         torch.manual_seed(settings.seed + worker.data_rank)  # of dropout: ranks of one model draw the same
         yield Parts(settings, description, tokenizer, objective, worker)
+
+
+def _worker(settings: Settings, description: ModelDescription, device: torch.device) -> AbstractContextManager[Worker]:
+    """One process with the whole model, or one of torchrun's processes with its part."""
+    if settings.parallelism.num_ranks == 1:
+        return local_worker(settings, description, device)
+    raise TrainingError(f"parallelism is {settings.parallelism}; expected 1 for each")
 
 
 def train(settings: Settings, *, resume: bool) -> int:
@@ -176,8 +179,8 @@ def _check_sizes(settings: Settings, description: ModelDescription, tokenizer: T
     config = description.config
     if tokenizer.vocab_size > config.vocab_size:
         raise TrainingError(
-            f"the tokenizer in {settings.tokenizer_folder} has {tokenizer.vocab_size} tokens; vocab_size in config.json "
-            f"is {config.vocab_size}, expected at least as many"
+            f"vocab_size in config.json is {config.vocab_size}; expected at least the {tokenizer.vocab_size} tokens of "
+            f"the tokenizer in {settings.tokenizer_folder}"
         )
     if settings.data.max_length > config.max_position_embeddings:
         raise TrainingError(
