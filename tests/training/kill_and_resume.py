@@ -2,8 +2,8 @@
 
     python -m tests.training.kill_and_resume RECIPE METRICS SEED KILLS
 
-A process is a fork of this one, which has imported torch and computed nothing, so that each starts at once. It is killed
-with SIGKILL as soon as METRICS (its metrics.jsonl) has the line of the drawn step, which may be while it writes a
+A process is a fork of this one, which has imported torch and computed nothing, so that each starts at once. It is
+killed with SIGKILL when METRICS (its metrics.jsonl) has the line of the drawn step, which may be while it writes a
 checkpoint; the last one trains to the end.
 """
 

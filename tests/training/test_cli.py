@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from training.data.batches import BatchStream
 
 from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
@@ -15,6 +17,8 @@ from training.cli import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from training.batch import Batch
 
 
 def _error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -84,7 +88,6 @@ def test_held_out_documents_and_accumulation(tmp_path: Path) -> None:
         ("data.files=[none.jsonl]", "none.jsonl"),
         ("data.max_length=65", "data.max_length is 65; expected at most max_position_embeddings"),
         ("output=/proc/run", "output /proc/run cannot be written"),
-        ("device=cuda", "device is cuda"),
         ("parallelism.tensor=2", "torchrun --nproc-per-node 2"),
     ],
 )
@@ -99,6 +102,27 @@ def test_a_model_that_the_tokenizer_does_not_fit(tmp_path: Path, capsys: pytest.
     recipe = tiny_recipe.write(tmp_path)
     (tmp_path / "model" / "config.json").write_text(json.dumps({**tiny_recipe.MODEL, "vocab_size": 100}))
     assert "vocab_size in config.json is 100; expected at least the 258 tokens" in _error(capsys, str(recipe))
+
+
+def test_a_signal_leaves_a_checkpoint_and_a_status_that_tells_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, take = [], BatchStream.__next__
+
+    def interrupted(stream: BatchStream) -> Batch:
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return take(stream)
+
+    recipe = str(tiny_recipe.write(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchStream, "__next__", interrupted)
+        assert run_command([recipe]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().out.splitlines()[-1] == "stopped at step 3 with a checkpoint; --resume goes on from it"
+    assert not (tmp_path / "run" / "export").exists()
+    assert run_command([recipe, "--resume", "total_steps=4"]) == 0
+    assert list(tiny_recipe.losses(tmp_path)) == [1, 2, 3, 4]
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
