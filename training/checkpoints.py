@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import json
 import logging
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,10 @@ class Checkpoints:
         folder = checkpoint_folder.unfinished(self._root, state.step)
         place = {"state": dataclasses.asdict(state), "random": _random_state(self._worker.device)}
         (folder / self._rank_file).write_text(json.dumps(place) + "\n", encoding="utf-8")
-        distributed_checkpoint.save(
-            self._tensors(),
-            storage_writer=distributed_checkpoint.FileSystemWriter(folder / _TENSORS),
-            no_dist=not torch.distributed.is_initialized(),
-        )
+        writer = distributed_checkpoint.FileSystemWriter(folder / _TENSORS)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs none
+            distributed_checkpoint.save(self._tensors(), storage_writer=writer)
         self._worker.barrier()
         if self._worker.is_main:
             checkpoint_folder.commit(self._root, state.step)
@@ -100,9 +100,9 @@ class Checkpoints:
             shapes = {name: entry.size for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
             optimizer = {name.removeprefix(_OPTIMIZER): shapes[name] for name in shapes if name.startswith(_OPTIMIZER)}
             add_empty_state(self._worker.module, self._optimizer, optimizer)
-            distributed_checkpoint.load(
-                self._tensors(), storage_reader=reader, no_dist=not torch.distributed.is_initialized()
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")
+                distributed_checkpoint.load(self._tensors(), storage_reader=reader)
             place = json.loads((folder / self._rank_file).read_text(encoding="utf-8"))
         except (CheckpointException, RuntimeError, ValueError, OSError) as error:
             first = str(error).strip().splitlines()[-1]

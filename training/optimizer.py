@@ -25,7 +25,7 @@ def make_optimizer(settings: Settings, module: nn.Module) -> Optimizer:
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas)
     from lion_pytorch import Lion
 
-    optimizer: Optimizer = Lion(groups, lr=settings.learning_rate, betas=betas, cautious_factor=1.0)  # 1: plain Lion
+    optimizer: Optimizer = Lion(groups, lr=settings.learning_rate, betas=betas)
     return optimizer
 
 

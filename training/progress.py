@@ -28,17 +28,13 @@ class MetricsFile:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         partial.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Append one step; a number that JSON does not have (NaN) becomes null."""
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 class Progress:
@@ -61,9 +57,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the files."""
+        """Write what TensorBoard's writer still holds."""
         if self._file is not None:
-            self._file.close()
             self._curves.close()
 
     def add(self, step: int, metrics: Metrics) -> None:

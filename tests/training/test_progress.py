@@ -24,7 +24,6 @@ def test_what_follows_the_checkpoint_is_dropped_and_half_a_line_too(tmp_path: Pa
     file = MetricsFile(path, 2)
     file.add(3, {"loss": 3.0})
     file.add(4, {"loss": float("nan")})
-    file.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [
         {"step": 1, "loss": 1.0},
@@ -37,7 +36,7 @@ def test_what_follows_the_checkpoint_is_dropped_and_half_a_line_too(tmp_path: Pa
 def test_a_new_run_has_none_of_an_old_one_s_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnot json\n[]\n{"step": "x"}\n')
-    MetricsFile(path, 0).close()
+    MetricsFile(path, 0)
     assert path.read_text() == ""
 
 
