@@ -64,7 +64,18 @@ class Checkpoints:
         self._worker, self._optimizer = worker, optimizer
 
     def save(self, state: RunState, run: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then delete those that are too many. `run` is what `read_run` gives back."""
+        """Write a checkpoint, then delete those that are too many. `run` is what `read_run` gives back.
+
+        Raises:
+            TrainingError: it cannot be written; the ones before it are as they were.
+        """
+        try:
+            return self._save(state, run)
+        except (OSError, CheckpointException) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise TrainingError(f"the checkpoint of step {state.step} cannot be written: {reason}") from error
+
+    def _save(self, state: RunState, run: Mapping[str, Any]) -> Path:
         if self._worker.is_main:
             folder = checkpoint_folder.begin(self._root, state.step)
             (folder / _RUN).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ Exit status: 0 at the end of the run, 2 when a setting, a file or the data is at
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,9 +49,11 @@ def run_command(argv: list[str]) -> int:
     configure("train", "info", "text")
     try:
         return _run(args)
-    except DeepseekServeError as error:
+    except (DeepseekServeError, OSError) as error:
         sys.stderr.write(f"deepseek-train: error: {printable(str(error))}\n")
         return 2
+    except KeyboardInterrupt:  # before the first step
+        return 128 + signal.SIGINT
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -128,6 +128,7 @@ def _step(run: Run, step: int) -> dict[str, float]:
         "learning_rate": rate,
         "gradient_norm": norm,
         "tokens": num_tokens,
+        "total_tokens": state.num_tokens,
         "flops": flops,
         "epoch": run.stream.epoch,
         "skipped_steps": state.skipped_steps,

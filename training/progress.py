@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, float]
 _KNOWN = {  # what a line shows in its own way, or not at all; the rest is an objective's own, and shown as it is
-    *("loss", "learning_rate", "gradient_norm", "seconds", "tokens", "mfu", "epoch", "skipped_steps"),
+    *("loss", "learning_rate", "gradient_norm", "seconds", "tokens", "total_tokens", "mfu", "epoch", "skipped_steps"),
     *("expert_load_min", "expert_load_max", "dropped", "balance_loss"),
 }
 
