@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as distributed_checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from training import checkpoint_folder
 from training.errors import TrainingError
@@ -83,10 +85,10 @@ class Checkpoints:
         folder = checkpoint_folder.unfinished(self._root, state.step)
         place = {"state": dataclasses.asdict(state), "random": _random_state(self._worker.device)}
         (folder / self._rank_file).write_text(json.dumps(place) + "\n", encoding="utf-8")
-        writer = distributed_checkpoint.FileSystemWriter(folder / _TENSORS)
+        writer = FileSystemWriter(folder / _TENSORS)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs none
-            distributed_checkpoint.save(self._tensors(), storage_writer=writer)
+            save(self._tensors(), storage_writer=writer)
         self._worker.barrier()
         if self._worker.is_main:
             checkpoint_folder.commit(self._root, state.step)
@@ -105,7 +107,7 @@ class Checkpoints:
         Raises:
             TrainingError: it is of another model, or of another number of processes.
         """
-        reader = distributed_checkpoint.FileSystemReader(folder / _TENSORS)
+        reader = FileSystemReader(folder / _TENSORS)
         try:
             stored = reader.read_metadata().state_dict_metadata
             shapes = {name: entry.size for name, entry in stored.items() if isinstance(entry, TensorStorageMetadata)}
@@ -113,7 +115,7 @@ class Checkpoints:
             add_empty_state(self._worker.module, self._optimizer, optimizer)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                distributed_checkpoint.load(self._tensors(), storage_reader=reader)
+                load(self._tensors(), storage_reader=reader)
             place = json.loads((folder / self._rank_file).read_text(encoding="utf-8"))
         except (CheckpointException, RuntimeError, ValueError, OSError) as error:
             first = str(error).strip().splitlines()[-1]

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import os
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,7 @@ def parts(settings: Settings) -> Iterator[Parts]:
 def _worker(settings: Settings, description: ModelDescription, device: torch.device) -> AbstractContextManager[Worker]:
     """One process with the whole model, or one of torchrun's processes with its part."""
     if settings.parallelism.num_ranks == 1:
-        return local_worker(settings, description, device)
+        return nullcontext(local_worker(settings, description, device))
     raise TrainingError(f"parallelism is {settings.parallelism}; expected 1 for each")
 
 

@@ -26,6 +26,6 @@ class Validation:
         with torch.no_grad():
             sums = worker.forward(objective, [batch.to(worker.device) for batch in self._batches])
         worker.module.train()
-        count = sum(map(objective.count, self._batches))
-        total, count = worker.sum_over_data([sums["loss"], count])
+        own = sum(map(objective.count, self._batches))
+        total, count = worker.sum_over_data([sums["loss"], own])
         return total / max(count, 1)

@@ -5,7 +5,6 @@ LocalWorker is one process with the whole model. training.parallel has the one o
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -15,8 +14,6 @@ from training.router_load import router_load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
 
     from training.batch import Batch
     from training.config import Settings
@@ -36,7 +33,7 @@ class Worker(Protocol):
         is_main: whether this rank reports and writes what is written once.
     """
 
-    module: nn.Module
+    module: DynamicMoE
     device: torch.device
     data_rank: int
     data_degree: int
@@ -160,11 +157,10 @@ class Sums:
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-@contextmanager
-def local_worker(settings: Settings, description: ModelDescription, device: torch.device) -> Iterator[LocalWorker]:
+def local_worker(settings: Settings, description: ModelDescription, device: torch.device) -> LocalWorker:
     """A worker for one process, with new weights or the folder's."""
     weights = settings.model if settings.model.is_dir() else None
     may_be_new = settings.objective.kind in ("classification", "reasoning")
     module = build_model(description, weights, seed=settings.seed, heads_may_be_new=may_be_new)
     module.activation_checkpointing = settings.activation_checkpointing
-    yield LocalWorker(module, device, DTYPES[settings.precision])
+    return LocalWorker(module, device, DTYPES[settings.precision])

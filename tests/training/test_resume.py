@@ -25,7 +25,6 @@ def test_changes_that_a_run_can_take_are_told() -> None:
     assert check(THEN, now) == [
         "learning_rate was 1.0 and is 2.0",
         "total_steps was 5 and is 9",
-        "ewc was None and is None",
         "ewc.fisher was None and is f",
         "ewc.strength was None and is 1.0",
     ]

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
-    from torch import nn
 
     from training.batch import Batch
     from training.config import Settings
+    from training.model.dynamic_moe import DynamicMoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Objective(Protocol):
         """What the loss is a mean over, in this micro batch: target tokens, pairs or rows."""
         ...
 
-    def loss(self, model: nn.Module, hidden_BTH: torch.Tensor, batch: Batch) -> LossSum:
+    def loss(self, model: DynamicMoE, hidden_BTH: torch.Tensor, batch: Batch) -> LossSum:
         """The summed loss, of hidden states after the final norm; `model` has the heads that the objective needs."""
         ...
 
