@@ -211,6 +211,11 @@ class Tokenizer:
         """Return the id of a special token by its text; None if the vocabulary has no such special token."""
         return self._special_ids.get(text)
 
+    @property
+    def special_texts(self) -> frozenset[str]:
+        """The texts of all special tokens."""
+        return frozenset(self._special_ids)
+
     @functools.cached_property
     def _special_ids(self) -> dict[str, int]:
         return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
