@@ -24,6 +24,7 @@ from training.model.layers import Compression, RMSNorm
 from training.model.moe import MoE
 from training.model.rotary import Rotary
 from training.model.router_statistics import RouterStatistics
+from training.model.vocabulary import look_up, own_rows
 
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
@@ -60,8 +61,9 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, sizes: TrainingSizes, layers: range) -> None:
         super().__init__()
         self.is_first, self.is_last = layers.start == 0, layers.stop == config.num_hidden_layers
-        if self.is_first:
+        if self.is_first or (self.is_last and config.tie_word_embeddings):  # two equal tables in a pipeline
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if self.is_first:
             self.modality_scale = nn.Embedding(config.num_modalities, config.hidden_size)
             self.modality_shift = nn.Embedding(config.num_modalities, config.hidden_size)
         self.layers = nn.ModuleDict({str(number): DecoderLayer(config, number, sizes) for number in layers})
@@ -71,7 +73,7 @@ class Decoder(nn.Module):
     def embed(self, tokens: TokenBatch) -> torch.Tensor:
         """[B, T, H]: the start of the residual stream."""
         scale, shift = (table(tokens.modality_ids_BT) for table in (self.modality_scale, self.modality_shift))
-        return torch.addcmul(shift, self.embed_tokens(tokens.token_ids_BT), 1 + scale)
+        return torch.addcmul(shift, look_up(self.embed_tokens.weight, tokens.token_ids_BT), 1 + scale)
 
 
 class DynamicMoE(nn.Module):
@@ -91,7 +93,7 @@ class DynamicMoE(nn.Module):
         `layers` are those of a stage; the first layer brings the embedding, the last one the final norm and the heads.
 
         Raises:
-            ValueError: a stage has no layers, or embedding and output share a table and lie in different stages.
+            ValueError: a stage has no layers, or some that the model lacks.
         """
         super().__init__()
         layers = range(config.num_hidden_layers) if layers is None else layers
@@ -133,10 +135,8 @@ class DynamicMoE(nn.Module):
 
     def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
         """[N, V]; training.model.losses has losses that do not need all of them at once."""
-        if self.config.tie_word_embeddings:
-            return F.linear(hidden_NH, self.output_weight)
-        logits_NV: torch.Tensor = self.lm_head(hidden_NH)
-        return logits_NV
+        weight_VH, part = own_rows(self.output_weight)
+        return F.linear(hidden_NH, weight_VH) if part is None else part.all_logits(hidden_NH, weight_VH)
 
     def _recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), self.statistics.paused()
@@ -151,8 +151,3 @@ def last_hidden(hidden_BTH: torch.Tensor, tokens: TokenBatch) -> torch.Tensor:
 def _check_stage(config: ModelConfig, layers: range) -> None:
     if layers.step != 1 or not 0 <= layers.start < layers.stop <= config.num_hidden_layers:
         raise ValueError(f"a stage has layers {layers}; expected some of the {config.num_hidden_layers} in a row")
-    if config.tie_word_embeddings and len(layers) < config.num_hidden_layers:
-        raise ValueError(
-            "tie_word_embeddings is true, so that the first and the last stage would share a table; expected false "
-            "with parallelism.pipeline above 1"
-        )

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from training.batch import IGNORED
 from training.model.layers import compute_dtype
+from training.model.vocabulary import VocabularyPart, own_rows
 
 if TYPE_CHECKING:
     from training.model.dynamic_moe import DynamicMoE
@@ -26,16 +27,17 @@ _CHUNK_VALUES = 1 << 23  # logits of a chunk
 def cross_entropy(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """The summed cross-entropy of all targets, a scalar in fp32."""
     hidden_NH, targets_N = _with_targets(hidden_BTH, targets_BT)
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_NH, model.output_weight, targets_N)
+    weight_VH, part = own_rows(model.output_weight)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, part)
     return loss
 
 
 def target_logprobs(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
     """The log-probability of each target, [B, T] in fp32; 0 where there is none. For losses that are no sum of them."""
     hidden_NH, targets_N = _with_targets(hidden_BTH, targets_BT)
-    weight_VH = model.output_weight
+    weight_VH, part = own_rows(model.output_weight)
     chunks = [
-        checkpoint(_logprobs, hidden_CH, weight_VH, targets_C, use_reentrant=False)
+        checkpoint(_logprobs, hidden_CH, weight_VH, targets_C, part, use_reentrant=False)
         for hidden_CH, targets_C in _chunks(hidden_NH, weight_VH, targets_N)
     ]
     logprobs_BT = torch.zeros(targets_BT.shape, device=hidden_BTH.device)
@@ -60,8 +62,11 @@ def _chunks(
     return list(zip(hidden_NH.split(size), targets_N.split(size), strict=True)) if len(targets_N) else []
 
 
-def _logprobs(hidden_CH: torch.Tensor, weight_VH: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
-    return -F.cross_entropy(F.linear(hidden_CH, weight_VH).float(), targets_C, reduction="none")
+def _logprobs(
+    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, targets_C: torch.Tensor, part: VocabularyPart | None
+) -> torch.Tensor:
+    logits_CV = F.linear(hidden_CH, weight_VH) if part is None else part.all_logits(hidden_CH, weight_VH)
+    return -F.cross_entropy(logits_CV.float(), targets_C, reduction="none")
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -72,7 +77,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @override
-    def forward(ctx: Any, hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        targets_N: torch.Tensor,
+        part: VocabularyPart | None,
+    ) -> torch.Tensor:
         dtype = compute_dtype(hidden_NH)
         needs_grad = any(ctx.needs_input_grad)
         weight = weight_VH.to(dtype)
@@ -81,14 +92,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grads_CH = []
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for hidden_CH, targets_C in _chunks(hidden_NH.to(dtype), weight_VH, targets_N):
-                logprobs_CV = (hidden_CH @ weight.T).float().log_softmax(-1)
-                loss -= logprobs_CV.gather(1, targets_C[:, None]).sum()
+                logprobs_CV, target_logprobs_C, own_C1, minus_C1 = _chunk(
+                    (hidden_CH @ weight.T).float(), targets_C, part
+                )
+                loss -= target_logprobs_C.sum()
                 if grad_VH is None:
                     continue
-                grad_CV = logprobs_CV.exp_()
-                grad_CV.scatter_add_(1, targets_C[:, None], grad_CV.new_full((len(targets_C), 1), -1.0))
-                grad_CV = grad_CV.to(dtype)
-                grads_CH.append(grad_CV @ weight)
+                grad_CV = logprobs_CV.exp_().scatter_add_(1, own_C1, minus_C1).to(dtype)
+                grad_CH = grad_CV @ weight
+                grads_CH.append(grad_CH if part is None else part.sum_gradients(grad_CH))
                 grad_VH += grad_CV.T @ hidden_CH
         if grad_VH is not None:
             grad_NH = torch.cat(grads_CH) if grads_CH else torch.zeros_like(hidden_NH)
@@ -97,6 +109,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @override
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_NH, grad_VH = ctx.saved_tensors
-        return grad_NH * grads[0], grad_VH * grads[0], None
+        return grad_NH * grads[0], grad_VH * grads[0], None, None
+
+
+def _chunk(
+    logits_CV: torch.Tensor, targets_C: torch.Tensor, part: VocabularyPart | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probabilities of this rank's tokens, and of the targets; where on this rank a target is, and -1 if it is."""
+    if part is None:
+        logprobs_CV, own_C1 = logits_CV.log_softmax(-1), targets_C[:, None]
+        return logprobs_CV, logprobs_CV.gather(1, own_C1), own_C1, logits_CV.new_full(own_C1.shape, -1.0)
+    logsumexp_C = part.logsumexp(logits_CV)
+    target_logits_C = part.target_logits(logits_CV, targets_C)
+    own_C, is_own_C = part.own(targets_C, logits_CV.shape[1])
+    minus_C1 = -is_own_C[:, None].to(logits_CV.dtype)
+    return logits_CV.sub_(logsumexp_C[:, None]), target_logits_C - logsumexp_C, own_C[:, None], minus_C1

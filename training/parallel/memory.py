@@ -1,0 +1,149 @@
+"""The memory of one rank during a step, part by part, in bytes.
+
+Weights, gradients and optimizer state are fp32. Activations are what autograd keeps of a micro batch, counted from the
+modules of training.model; tests/training/parallel/test_memory.py measures them. What allocators and libraries take
+comes on top.
+
+Shapes: T places of a micro batch (rows * max_length), H hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from training.model.visible_blocks import block_plan
+from training.parallel.sizes import end_count, layer_count, stage_count, start_count
+
+if TYPE_CHECKING:
+    from engine.models.config import ModelConfig
+    from training.config import Settings
+
+_FLOAT, _HALF, _INDEX = 4, 2, 8  # bytes
+_CHUNK_VALUES = 1 << 23  # logits in memory at once (training.model.losses)
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: its share, between steps.
+        gathered: weights of other data ranks that it has while it computes.
+        copies: weights in bf16, for the micro batches under way.
+        gradients: its share, and what is not divided yet.
+        optimizer: its share of the state.
+        activations: of all micro batches under way.
+        output: logits of a chunk, and the gradient of the output's table.
+    """
+
+    weights: int
+    gathered: int
+    copies: int
+    gradients: int
+    optimizer: int
+    activations: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, name) for name in self.__slots__)
+
+
+def stage_memory(settings: Settings, config: ModelConfig, stage: int) -> RankMemory:
+    """A rank of one stage; those of its data and tensor axes have as much."""
+    degrees = settings.parallelism
+    tensor, pipeline, data = degrees.tensor, degrees.pipeline, degrees.data
+    count = stage_count(config, stage, tensor, pipeline)
+    layers = _layers(config, stage, pipeline)
+    largest = max(layer_count(config, layer, tensor).total for layer in layers)
+    ends = count.total - sum(layer_count(config, layer, tensor).total for layer in layers)
+    share = _FLOAT * -(-count.total // data)
+    whole = _FLOAT * count.total
+    under_way = min(settings.accumulation_steps // data, pipeline - stage)
+    is_gathered_whole = pipeline > 1  # else a layer at a time, the next one while this one runs
+    gathered = whole if is_gathered_whole else _FLOAT * (ends + 2 * largest)
+    is_last = stage == pipeline - 1
+    return RankMemory(
+        weights=share,
+        gathered=gathered if data > 1 else 0,
+        copies=_copies(settings, config, stage, under_way),
+        gradients=share if data == 1 else share + (whole if is_gathered_whole else _FLOAT * (ends + largest)),
+        optimizer=share * {"Lion": 1, "AdamW": 2}[settings.optimizer],
+        activations=under_way * _activations(settings, config, stage),
+        output=_output(settings, config) if is_last else 0,
+    )
+
+
+def _layers(config: ModelConfig, stage: int, pipeline: int) -> range:
+    count = config.num_hidden_layers // pipeline
+    return range(stage * count, (stage + 1) * count)
+
+
+def _copies(settings: Settings, config: ModelConfig, stage: int, under_way: int) -> int:
+    """Under autocast, the backward pass of a micro batch needs the copies that its forward pass made."""
+    if settings.precision == "float32":
+        return 0
+    tensor, pipeline = settings.parallelism.tensor, settings.parallelism.pipeline
+    if settings.activation_checkpointing:  # those of one layer, made again
+        layers = _layers(config, stage, pipeline)
+        return _HALF * max(layer_count(config, layer, tensor).matrices for layer in layers)
+    return _HALF * under_way * stage_count(config, stage, tensor, pipeline).matrices
+
+
+def _activations(settings: Settings, config: ModelConfig, stage: int) -> int:
+    """Of one micro batch."""
+    pipeline, hidden = settings.parallelism.pipeline, config.hidden_size
+    places = settings.data.micro_batch_size * settings.data.max_length
+    of_layers = [layer_activations(settings, config, layer) for layer in _layers(config, stage, pipeline)]
+    if settings.activation_checkpointing:
+        total = len(of_layers) * _FLOAT * hidden * places + max(of_layers)
+    else:
+        total = sum(of_layers)
+    if stage == 0:
+        total += 2 * _FLOAT * hidden * places
+    if stage == pipeline - 1:
+        total += (_FLOAT + 2 * _compute_size(settings)) * hidden * places
+    return total
+
+
+def layer_activations(settings: Settings, config: ModelConfig, layer: int) -> int:
+    """What autograd keeps of one layer and one micro batch on one rank."""
+    assert config.moe is not None
+    size, hidden, moe = _compute_size(settings), config.hidden_size, config.moe
+    router, top_k = moe.router_hidden_size or 0, moe.num_experts_per_tok
+    residual = (_FLOAT + size) * hidden + 2 * _FLOAT * hidden  # norms' inputs and outputs; the router's input is fp32
+    routing = _FLOAT * (2 * router + 3 * moe.n_routed_experts) + _INDEX * 4 * top_k
+    experts = size * (2 * hidden + 4 * moe.moe_intermediate_size) * top_k // settings.parallelism.tensor
+    compression = 0
+    if config.compression is not None and layer in config.compression.layers:
+        compression = size * (hidden + 2 * config.compression.size) + _FLOAT * hidden
+    places = settings.data.micro_batch_size * settings.data.max_length
+    return places * (residual + routing + experts + compression) + _attention(settings, config, layer)
+
+
+def _attention(settings: Settings, config: ModelConfig, layer: int) -> int:
+    """Queries, keys, values and results; where blocks of keys are gathered, those, and their mask."""
+    rows, width = settings.data.micro_batch_size, settings.data.max_length
+    size, tensor = _compute_size(settings), settings.parallelism.tensor
+    queries = config.num_attention_heads * config.head_dim // tensor
+    keys = config.num_key_value_heads * config.head_dim // tensor
+    softmax = _FLOAT * config.num_attention_heads // tensor
+    plan = block_plan(config.attention_patterns[layer], width)
+    if plan is None:
+        return rows * width * (2 * size * (queries + keys) + softmax)
+    num_visible = plan.visible_nV.shape[1]
+    group = config.num_attention_heads // config.num_key_value_heads
+    mask = plan.num_positions * group * num_visible * plan.size
+    return rows * plan.num_positions * (size * (3 * queries + 2 * num_visible * keys) + softmax) + size * mask
+
+
+def _compute_size(settings: Settings) -> int:
+    return _HALF if settings.precision == "bfloat16" else _FLOAT
+
+
+def _output(settings: Settings, config: ModelConfig) -> int:
+    tensor = settings.parallelism.tensor
+    table = end_count(config, tensor, 2).matrices
+    return _FLOAT * table + 2 * _FLOAT * _CHUNK_VALUES
