@@ -156,11 +156,6 @@ class Settings(Section):
                 f"warmup_steps is {self.warmup_steps}; expected at most total_steps ({self.total_steps}), or the "
                 "learning rate never reaches learning_rate"
             )
-        if self.parallelism.pipeline > 1 and self.data.pad_to == "longest":
-            raise ValueError(
-                f"data.pad_to is longest and parallelism.pipeline is {self.parallelism.pipeline}; expected "
-                "data.pad_to: max_length, since the stages of a pipeline pass tensors of one size"
-            )
         return self
 
     @property

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_processes(degrees: ParallelismSettings, environment: Mapping[str, str]) -> None:
-    """The degrees' product is the number of processes that torchrun started.
-
-    Args:
-        environment: WORLD_SIZE is torchrun's; without it, there is one process.
+    """The degrees' product is the number of processes: torchrun's WORLD_SIZE in `environment`, or 1 without it.
 
     Raises:
         TrainingError: it is not.
@@ -58,7 +55,5 @@ def _check(axis: str, degree: int, divided: Mapping[str, int]) -> None:
     valid = [str(n) for n in range(1, min(divided.values()) + 1) if not any(number % n for number in divided.values())]
     names = [f"{name} ({number})" for name, number in divided.items()]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    why = ": a step's micro batches are divided over the data ranks" if axis == "data" else ""
-    raise TrainingError(
-        f"parallelism.{axis} is {degree}; expected a divisor of {listed}{why}; these are {', '.join(valid)}"
-    )
+    or_else = f", or accumulation_steps that are a multiple of {degree}" if axis == "data" else ""
+    raise TrainingError(f"parallelism.{axis} is {degree}; expected a divisor of {listed}: {', '.join(valid)}{or_else}")

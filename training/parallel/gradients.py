@@ -26,8 +26,7 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
 def clip(parameters: Iterable[nn.Parameter], counted: Iterable[nn.Parameter], max_norm: float, ranks: Ranks) -> float:
     """Scale the gradients so that their norm over all ranks is at most `max_norm`; the norm before.
 
-    Args:
-        counted: the parameters whose norm this rank adds, so that over all ranks each value is counted once.
+    `counted` are those parameters whose norm this rank adds: over all ranks, each value of the model is counted once.
     """
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in _gradients(counted)]
     squares = float(torch.stack(norms).double().square().sum()) if norms else 0.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from training.model.visible_blocks import block_plan
-from training.parallel.sizes import end_count, layer_count, stage_count, start_count
+from training.parallel.sizes import end_count, layer_count, stage_count
 
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig

@@ -41,9 +41,9 @@ class Pipeline:
             self._stage.prepare(objective, equal, scale)
             schedule = self._schedule(equal)
             numbers = torch.arange(len(equal))
-            target = {"target": numbers} if self._ranks.is_last_stage else {}
+            target = numbers if self._ranks.is_last_stage else None
             run = schedule.step if torch.is_grad_enabled() else schedule.eval
-            run(number=numbers, return_outputs=False, **target)
+            run(number=numbers, target=target, return_outputs=False)
 
     def _schedule(self, batches: Sequence[Batch]) -> PipelineScheduleSingle:
         """The schedule for so many micro batches of this shape; the last one is kept."""

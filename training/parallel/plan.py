@@ -41,11 +41,7 @@ class Plan:
 
 
 def make_plan(settings: Settings, memory_gib: float | None = None, ranks_per_node: int = 8) -> Plan:
-    """The plan of a recipe.
-
-    Args:
-        memory_gib: what one rank has.
-        ranks_per_node: how many ranks share the fast link of one machine.
+    """The plan of a recipe, for ranks of so much memory, of which so many share the fast link of one machine.
 
     Raises:
         DeepseekServeError: config.json is at fault, or the degrees do not fit it.
@@ -155,8 +151,8 @@ def _size(value: float) -> str:
 
 def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    lines = []
+    for label, *cells in rows:
+        columns = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append("  ".join([label.ljust(widths[0]), *columns]))
     return "\n".join([*lines, ""])

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from training.parallel.ranks import Ranks
 
 
-def sum_statistics(
-    own: Mapping[int, LayerStatistics], config: ModelConfig, ranks: Ranks
-) -> dict[int, LayerStatistics]:
+def sum_statistics(own: Mapping[int, LayerStatistics], config: ModelConfig, ranks: Ranks) -> dict[int, LayerStatistics]:
     """The statistics of every layer that any rank recorded. Ranks of a tensor axis recorded the same."""
     assert config.moe is not None
     empty = LayerStatistics([0] * config.moe.n_routed_experts, 0, 0.0, 0)

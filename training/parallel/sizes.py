@@ -1,4 +1,4 @@
-"""How many parameters a stage of a pipeline has, and how many of them one rank of the tensor axis has. Imports no torch.
+"""How many parameters a stage of a pipeline has, and a rank of the tensor axis of them. Imports no torch.
 
 Sums only: what they cost in memory and in messages is in training.parallel.memory and training.parallel.traffic.
 """

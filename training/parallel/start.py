@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def parallel_worker(settings: Settings, description: ModelDescription, device: torch.device) -> Iterator[ParallelWorker]:
+def parallel_worker(
+    settings: Settings, description: ModelDescription, device: torch.device
+) -> Iterator[ParallelWorker]:
     """A worker for one of torchrun's processes, with new weights or the folder's.
 
     Raises:
@@ -32,8 +34,6 @@ def parallel_worker(settings: Settings, description: ModelDescription, device: t
     may_be_new = settings.objective.kind in ("classification", "reasoning")
     with started_ranks(settings.parallelism, device) as ranks:
         layers = ranks.layers(description.config.num_hidden_layers)
-        module = build_model(
-            description, weights, seed=settings.seed, layers=layers, heads_may_be_new=may_be_new
-        )
+        module = build_model(description, weights, seed=settings.seed, layers=layers, heads_may_be_new=may_be_new)
         module.activation_checkpointing = settings.activation_checkpointing
         yield ParallelWorker(module.to(ranks.device), ranks, DTYPES[settings.precision])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def divide(model: DynamicMoE, mesh: DeviceMesh) -> frozenset[str]:
-    """Leave this rank its heads, experts and tokens; the names of the parameters that differ between ranks of the axis."""
+    """Leave this rank its heads, experts and tokens; the names of the parameters that differ between ranks."""
     before = dict(model.named_parameters())
     styles = _styles_of_tables() if divides_vocabulary(model.config, mesh.size()) else {}
     for layer in model.model.layers:
@@ -62,7 +62,7 @@ def _styles_of_layer() -> dict[str, ParallelStyle]:
 
 
 class ExpertParallel(ParallelStyle):
-    """Whole experts on each rank, the first ones on the first. Experts keep their numbers, and with them their names."""
+    """Whole experts on each rank, the first ones on the first. Experts keep their numbers, and so their names."""
 
     @override
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
@@ -73,7 +73,7 @@ class ExpertParallel(ParallelStyle):
         for number in numbers[:first] + numbers[first + count :]:
             del module[number]
         module.register_forward_pre_hook(lambda _, inputs: _share_inputs(inputs, device_mesh))
-        module.register_forward_hook(lambda _, inputs, y_NH: _add_outputs(y_NH, device_mesh))
+        module.register_forward_hook(lambda _, __, y_NH: _add_outputs(y_NH, device_mesh))
         return module
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from training.parallel import gradients
 from training.parallel.gathering import gather
@@ -18,8 +19,6 @@ from training.router_load import router_load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from torch import nn
 
     from training.batch import Batch
     from training.model.dynamic_moe import DynamicMoE
@@ -109,4 +108,8 @@ def _shared_table(model: DynamicMoE, ranks: Ranks) -> nn.Parameter | None:
     if not model.config.tie_word_embeddings or ranks.degrees.pipeline == 1:
         return None
     ranks.ends()  # all ranks make the groups, and stages between the ends are in none
-    return model.model.embed_tokens.weight if ranks.is_first_stage or ranks.is_last_stage else None
+    if not ranks.is_first_stage and not ranks.is_last_stage:
+        return None
+    table = model.model.embed_tokens.weight
+    assert isinstance(table, nn.Parameter)
+    return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,20 +65,22 @@ class NextTokens:
         return int((batch.targets_BT != IGNORED).sum())
 
     def loss(self, model: nn.Module, hidden_BTH: torch.Tensor, batch: Batch) -> LossSum:
-        return LossSum(cross_entropy(model, hidden_BTH, batch.targets_BT), {"rows": hidden_BTH.new_tensor(ROWS)})
+        return LossSum(
+            cross_entropy(model, hidden_BTH, batch.targets_BT), {"rows": hidden_BTH.new_tensor(len(hidden_BTH))}
+        )
 
 
-def micro_batch(number: int) -> Batch:
+def micro_batch(number: int, rows: int = ROWS) -> Batch:
     """Micro batch `number` of the stream that all layouts divide among them; widths differ, and rows are padded."""
     generator = torch.Generator().manual_seed(number)
-    lengths_B = torch.randint(9, 40, (ROWS,), generator=generator)
+    lengths_B = torch.randint(9, 40, (rows,), generator=generator)
     width = int(lengths_B.max())
     is_token_BT = torch.arange(width) < lengths_B[:, None]
-    ids_BT = torch.randint(2, 96, (ROWS, width), generator=generator)
+    ids_BT = torch.randint(2, 96, (rows, width), generator=generator)
     ids_BT[:, 1::2] = ids_BT[:, ::2][:, : width // 2] // 2  # something to learn
     targets_BT = ids_BT.roll(-1, 1).where(is_token_BT.roll(-1, 1) & is_token_BT, IGNORED)
     targets_BT[:, -1] = IGNORED
-    modalities_BT = torch.randint(0, 2, (ROWS, width), generator=generator)
+    modalities_BT = torch.randint(0, 2, (rows, width), generator=generator)
     return Batch(TokenBatch(ids_BT.where(is_token_BT, 0), modalities_BT, lengths_B), targets_BT)
 
 
@@ -85,9 +88,7 @@ def settings_of(case: Case, degrees: ParallelismSettings) -> Settings:
     """The recipe of a case."""
     own = {"learning_rate": 1e-3, "weight_decay": 0.1, "precision": "float32", "accumulation_steps": ACCUMULATION}
     data = DataSettings(files=(Path("none"),), max_length=64, micro_batch_size=ROWS, pad_to="max_length")
-    return Settings(
-        output=Path("none"), model=Path("none"), data=data, parallelism=degrees, **{**own, **case.settings}
-    )
+    return Settings(output=Path("none"), model=Path("none"), data=data, parallelism=degrees, **{**own, **case.settings})
 
 
 def make_worker(ranks: Ranks | None, case: Case) -> Worker:
@@ -101,12 +102,29 @@ def make_worker(ranks: Ranks | None, case: Case) -> Worker:
     return ParallelWorker(model, ranks, torch.float32)
 
 
-def train(ranks: Ranks | None, case: Case) -> list[dict[str, float]]:
-    """The steps of a case; loss, norm and metric of each."""
+@dataclass(frozen=True)
+class Trained:
+    """What one rank knows in the end.
+
+    Attributes:
+        steps: loss, norm, metric and routers' statistics of each.
+        validation: the loss on other micro batches, without gradients.
+        weights: of the whole model; empty on ranks other than the main one.
+    """
+
+    steps: list[dict[str, float]]
+    validation: float
+    weights: dict[str, list[float]]
+
+
+def train(ranks: Ranks | None, case: Case) -> Trained:
+    """The steps of a case."""
     worker = make_worker(ranks, case)
     settings = settings_of(case, ranks.degrees if ranks is not None else ParallelismSettings())
     optimizer = make_optimizer(settings, worker.module)
-    return [step(worker, settings, optimizer, number) for number in range(case.steps)]
+    steps = [step(worker, settings, optimizer, number) for number in range(case.steps)]
+    weights = {name: tensor.flatten().tolist() for name, tensor in worker.gather()}
+    return Trained(steps, validation_loss(worker), weights)
 
 
 def step(worker: Worker, settings: Settings, optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
@@ -117,7 +135,18 @@ def step(worker: Worker, settings: Settings, optimizer: torch.optim.Optimizer, n
     count = worker.sum_over_data([sum(map(objective.count, batches))])[0]
     sums = worker.forward_backward(objective, batches, 1 / count)
     norm = worker.clip_gradients(settings.gradient_clipping)
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad()
     loss, rows = worker.sum_over_data([sums["loss"], sums["rows"]])
-    return {"loss": loss / count, "norm": norm, "rows": rows}
+    return {"loss": loss / count, "norm": norm, "rows": rows, **worker.take_statistics()}
+
+
+def validation_loss(worker: Worker) -> float:
+    """Of micro batches of different widths and numbers of rows."""
+    batches = [micro_batch(1000), micro_batch(1001), micro_batch(1002, rows=1), micro_batch(1003, rows=1)]
+    worker.module.eval()
+    with torch.no_grad():
+        sums = worker.forward(NextTokens(), batches[worker.data_rank :: worker.data_degree])
+    worker.module.train()
+    return worker.sum_over_data([sums["loss"]])[0]

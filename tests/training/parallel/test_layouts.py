@@ -1,0 +1,58 @@
+"""The same training on other layouts. `make train-parallel-test` has all layouts, more cases and twenty steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.training.parallel.spawn import run_ranks
+from tests.training.parallel.training_steps import Case, NextTokens, Trained, make_worker, micro_batch, train
+from training.parallel.gradients import local_part
+
+if TYPE_CHECKING:
+    from training.parallel.ranks import Ranks
+
+CASE = Case(steps=3, config={}, settings={})
+
+
+def test_eight_ranks_train_as_one_process_does() -> None:
+    alone = train(None, CASE)
+    assert all(step["dropped"] > 0.02 and step["norm"] > 0.5 for step in alone.steps)  # the case has drops and clips
+
+    main, *others = run_ranks(train, (2, 2, 2), CASE)
+
+    _assert_alike(main, alone)
+    assert others == [replace(main, weights={})] * 7  # each rank knows the sums, and the main one has the weights
+
+
+def test_two_stages_share_the_table_of_tokens() -> None:
+    case = replace(CASE, config={"tie_word_embeddings": True})
+
+    main, _ = run_ranks(train, (1, 2, 1), case)
+
+    _assert_alike(main, train(None, case))
+
+
+def test_a_gradient_that_is_no_number_on_one_rank_is_known_to_all() -> None:
+    assert all(map(math.isnan, run_ranks(_norm_with_a_broken_expert, (2, 1, 2))))
+
+
+def _norm_with_a_broken_expert(ranks: Ranks) -> float:
+    worker = make_worker(ranks, CASE)
+    if ranks.rank == ranks.degrees.num_ranks - 1:
+        for parameter in worker.module.model.layers["3"].mlp.experts.parameters():
+            local_part(parameter.detach()).fill_(math.nan)
+    worker.forward_backward(NextTokens(), [micro_batch(0)], 1.0)
+    return worker.clip_gradients(1.0)
+
+
+def _assert_alike(trained: Trained, alone: Trained) -> None:
+    for number, (step, expected) in enumerate(zip(trained.steps, alone.steps, strict=True)):
+        assert step == pytest.approx(expected, abs=1e-5), number
+    assert trained.validation == pytest.approx(alone.validation, rel=1e-5)
+    assert trained.weights.keys() == alone.weights.keys()
+    for name, values in trained.weights.items():
+        assert values == pytest.approx(alone.weights[name], abs=1e-5), name
