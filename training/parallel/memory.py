@@ -144,6 +144,6 @@ def _compute_size(settings: Settings) -> int:
 
 
 def _output(settings: Settings, config: ModelConfig) -> int:
-    tensor = settings.parallelism.tensor
-    table = end_count(config, tensor, 2).matrices
-    return _FLOAT * table + 2 * _FLOAT * _CHUNK_VALUES
+    table = end_count(config, settings.parallelism.tensor, 2).matrices
+    logits = settings.data.micro_batch_size * settings.data.max_length * table // config.hidden_size
+    return _FLOAT * table + 2 * _FLOAT * min(logits, _CHUNK_VALUES)
