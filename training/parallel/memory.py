@@ -30,7 +30,7 @@ class RankMemory:
     Attributes:
         weights: its share, between steps.
         gathered: weights of other data ranks that it has while it computes.
-        copies: weights in bf16, for the micro batches under way.
+        copies: weights as matrix products read them, for the micro batches under way.
         gradients: its share, and what is not divided yet.
         optimizer: its share of the state.
         activations: of all micro batches under way.
@@ -82,14 +82,20 @@ def _layers(config: ModelConfig, stage: int, pipeline: int) -> range:
 
 
 def _copies(settings: Settings, config: ModelConfig, stage: int, under_way: int) -> int:
-    """Under autocast, the backward pass of a micro batch needs the copies that its forward pass made."""
-    if settings.precision == "float32":
-        return 0
-    tensor, pipeline = settings.parallelism.tensor, settings.parallelism.pipeline
-    if settings.activation_checkpointing:  # those of one layer, made again
-        layers = _layers(config, stage, pipeline)
-        return _HALF * max(layer_count(config, layer, tensor).matrices for layer in layers)
-    return _HALF * under_way * stage_count(config, stage, tensor, pipeline).matrices
+    """The backward pass of a micro batch needs the copies that its forward pass made."""
+    layers = _layers(config, stage, settings.parallelism.pipeline)
+    of_layers = [layer_copies(settings, config, layer) for layer in layers]
+    return max(of_layers) if settings.activation_checkpointing else under_way * sum(of_layers)
+
+
+def layer_copies(settings: Settings, config: ModelConfig, layer: int) -> int:
+    """Weights as matrix products read them: all in bf16; in fp32, gates beside their experts' ups."""
+    tensor = settings.parallelism.tensor
+    if settings.precision == "bfloat16":
+        return _HALF * layer_count(config, layer, tensor).matrices
+    assert config.moe is not None
+    experts = config.moe.n_routed_experts // tensor
+    return _FLOAT * experts * 2 * config.moe.moe_intermediate_size * config.hidden_size
 
 
 def _activations(settings: Settings, config: ModelConfig, stage: int) -> int:
@@ -113,14 +119,15 @@ def layer_activations(settings: Settings, config: ModelConfig, layer: int) -> in
     assert config.moe is not None
     size, hidden, moe = _compute_size(settings), config.hidden_size, config.moe
     router, top_k = moe.router_hidden_size or 0, moe.num_experts_per_tok
-    residual = (_FLOAT + size) * hidden + 2 * _FLOAT * hidden  # norms' inputs and outputs; the router's input is fp32
-    routing = _FLOAT * (2 * router + 3 * moe.n_routed_experts) + _INDEX * 4 * top_k
-    experts = size * (2 * hidden + 4 * moe.moe_intermediate_size) * top_k // settings.parallelism.tensor
+    norms = 2 * (_FLOAT * hidden + _FLOAT)
+    inputs = (size + _FLOAT) * hidden  # of attention and of the router
+    routing = _FLOAT * (2 * router + moe.n_routed_experts + top_k) + _INDEX * (moe.n_routed_experts + 3 * top_k)
+    experts = size * (2 * hidden + 3 * moe.moe_intermediate_size) * top_k // settings.parallelism.tensor
     compression = 0
     if config.compression is not None and layer in config.compression.layers:
-        compression = size * (hidden + 2 * config.compression.size) + _FLOAT * hidden
+        compression = size * (hidden + 2 * config.compression.size) + _FLOAT * (hidden + 2)
     places = settings.data.micro_batch_size * settings.data.max_length
-    return places * (residual + routing + experts + compression) + _attention(settings, config, layer)
+    return places * (norms + inputs + routing + experts + compression) + _attention(settings, config, layer)
 
 
 def _attention(settings: Settings, config: ModelConfig, layer: int) -> int:

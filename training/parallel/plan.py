@@ -24,7 +24,7 @@ _MOST_COLUMNS = 4  # stages that are shown
 _PARTS = {
     "weights": "weights, fp32",
     "gathered": "weights of other data ranks",
-    "copies": "weights in bf16",
+    "copies": "weights in products' form",
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "activations": "activations",
