@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TENSORS, _RUN = "tensors", "run.json"
+_RANK_FILE = "rank-{rank}.json"
 _MODEL, _OPTIMIZER = "model/", "optimizer/"  # prefixes of tensors' names
 
 
@@ -48,7 +49,7 @@ class RunState:
         skipped_steps: of these, steps whose gradients were not finite.
         skipped_in_a_row: of these, the ones at the end.
         num_tokens: tokens that were read, without padding, by all ranks.
-        data: `BatchStream.state()` of this rank.
+        data: `BatchStream.state()`, which is the same for any rank and number of ranks.
     """
 
     step: int = 0
@@ -84,7 +85,7 @@ class Checkpoints:
         self._worker.barrier()
         folder = checkpoint_folder.unfinished(self._root, state.step)
         place = {"state": dataclasses.asdict(state), "random": _random_state(self._worker.device)}
-        (folder / self._rank_file).write_text(json.dumps(place) + "\n", encoding="utf-8")
+        (folder / _RANK_FILE.format(rank=self._worker.rank)).write_text(json.dumps(place) + "\n", encoding="utf-8")
         writer = FileSystemWriter(folder / _TENSORS)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs none
@@ -101,11 +102,11 @@ class Checkpoints:
         step = self._worker.max_over_ranks(step)
         return checkpoint_folder.finished(self._root, step) if step else None
 
-    def load(self, folder: Path) -> RunState:
-        """Put a checkpoint's tensors and random numbers in place.
+    def load(self, folder: Path, *, has_same_ranks: bool = True) -> RunState:
+        """Put a checkpoint's tensors in place, and this rank's random numbers if the ranks divide the model as then.
 
         Raises:
-            TrainingError: it is of another model, or of another number of processes.
+            TrainingError: it is of another model, or files are missing.
         """
         reader = FileSystemReader(folder / _TENSORS)
         try:
@@ -116,11 +117,13 @@ class Checkpoints:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")
                 load(self._tensors(), storage_reader=reader)
-            place = json.loads((folder / self._rank_file).read_text(encoding="utf-8"))
+            rank_file = _RANK_FILE.format(rank=self._worker.rank if has_same_ranks else 0)
+            place = json.loads((folder / rank_file).read_text(encoding="utf-8"))
         except (CheckpointException, RuntimeError, ValueError, OSError) as error:
             first = str(error).strip().splitlines()[-1]
-            raise TrainingError(f"{folder} does not fit this model or this number of processes: {first}") from error
-        _set_random_state(place["random"], self._worker.device)
+            raise TrainingError(f"{folder} does not fit this model: {first}") from error
+        if has_same_ranks:
+            _set_random_state(place["random"], self._worker.device)
         return RunState(**place["state"])
 
     def _newest_step(self) -> int:
@@ -129,10 +132,6 @@ class Checkpoints:
                 return step
             logger.warning("%s is damaged and is passed over: %s", folder, fault)
         return 0
-
-    @property
-    def _rank_file(self) -> str:
-        return f"rank-{self._worker.rank}.json"
 
     def _tensors(self) -> dict[str, Any]:
         """All tensors by name, themselves: what is loaded into them is loaded into model and optimizer."""

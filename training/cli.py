@@ -6,8 +6,11 @@ Exit status: 0 at the end of the run, 2 when a setting, a file or the data is at
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +38,9 @@ _EPILOG = """examples:
   torchrun --nproc-per-node 8 -m training.cli recipe.yaml"""
 
 
+_PATIENCE = 30.0  # seconds until a rank tells its own mistake, since the first one has not ended
+
+
 def main() -> None:
     """Entry point of the console script."""
     sys.exit(run_command(sys.argv[1:]))
@@ -50,20 +56,28 @@ def run_command(argv: list[str]) -> int:
     try:
         return _run(args)
     except (DeepseekServeError, OSError) as error:
+        _leave_the_word_to_the_first_rank()
         sys.stderr.write(f"deepseek-train: error: {printable(str(error))}\n")
         return 2
     except KeyboardInterrupt:  # before the first step
         return 128 + signal.SIGINT
 
 
+def _leave_the_word_to_the_first_rank() -> None:
+    """Of a mistake that all of torchrun's processes find, one tells; torchrun ends the others when that one ends."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(_PATIENCE)
+
+
 def _run(args: argparse.Namespace) -> int:
     path, *overrides = args.CONFIG
     settings = read_settings(Path(path), overrides)
     if args.plan:
-        from training.parallel.plan import describe
+        from training.parallel.plan import make_plan
 
-        sys.stdout.write(describe(settings))
-        return 0
+        plan = make_plan(settings, args.memory, args.ranks_per_node)
+        sys.stdout.write(plan.text)
+        return 0 if plan.fits else 2
     from training import run  # imports torch, which a mistake in the recipe need not wait for
 
     if args.fisher is not None:
@@ -74,10 +88,12 @@ def _run(args: argparse.Namespace) -> int:
 def _parser() -> Parser:
     parser = Parser("deepseek-train", _DESCRIPTION.format(settings="\n".join(_listed(Settings))), _EPILOG)
     add = parser.add_argument
-    parser.usage = "deepseek-train CONFIG [--resume] [--plan] [--fisher FILE] [KEY=VALUE ...]"
+    parser.usage = "deepseek-train CONFIG [--resume] [--plan [--memory GIB]] [--fisher FILE] [KEY=VALUE ...]"
     add("CONFIG", nargs="*", help="the recipe, a YAML file; behind it KEY=VALUE, settings that replace the recipe's")
     add("--resume", action="store_true", help="go on from the newest whole checkpoint; without one, begin")
     add("--plan", action="store_true", help="tell memory and communication of each rank, and train nothing")
+    add("--memory", type=_amount, metavar="GIB", help="with --plan: what a rank has; status 2 if it does not fit")
+    add("--ranks-per-node", type=_count, default=8, metavar="N", help="with --plan: ranks of a machine (default: 8)")
     add(
         "--fisher",
         type=Path,
@@ -85,6 +101,21 @@ def _parser() -> Parser:
         help="write what the model needs for this data, for ewc in a later recipe",
     )
     return parser
+
+
+def _amount(text: str) -> float:
+    """A positive number."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1."""
+    if (value := int(text)) < 1:
+        raise ValueError(text)
+    return value
 
 
 def _listed(section: type[Section], prefix: str = "") -> Iterator[str]:

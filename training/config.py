@@ -78,7 +78,7 @@ class DataSettings(Section):
     )
     micro_batch_size: Integer = setting("rows of one forward pass", 8, ge=1)
     pad_to: Literal["longest", "max_length"] = setting(
-        "the width of a micro batch: its longest row's, or always max_length, which pipelines need", "longest"
+        "the width of a micro batch: its longest row's, or always max_length", "longest"
     )
 
 

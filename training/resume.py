@@ -21,7 +21,6 @@ _FIXED = {
     "objective": "the loss would be another one",
     "optimizer": "its state would not fit",
     "accumulation_steps": "a step would have another size",
-    "parallelism": "each process has its own random numbers",
 }
 
 

@@ -27,7 +27,7 @@ from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
 from training.objectives.objective import Objective, make
 from training.optimizer import make_optimizer
-from training.parallel.degrees import check_processes
+from training.parallel.degrees import check_degrees, check_processes
 from training.progress import Progress
 from training.run_folder import CHECKPOINTS, EXPORT, check_is_free, locked
 from training.validation import Validation
@@ -80,8 +80,9 @@ def parts(settings: Settings) -> Iterator[Parts]:
     Raises:
         DeepseekServeError: a file or a setting is at fault.
     """
-    check_processes(settings.parallelism, os.environ)
     description = ModelDescription.read(settings.model)
+    check_degrees(settings, description.config)
+    check_processes(settings.parallelism, os.environ)
     tokenizer = Tokenizer.load(ModelSource(settings.tokenizer_folder, settings.tokenizer_folder.name))
     _check_sizes(settings, description, tokenizer)
     objective = make(settings)
@@ -95,7 +96,9 @@ def _worker(settings: Settings, description: ModelDescription, device: torch.dev
     """One process with the whole model, or one of torchrun's processes with its part."""
     if settings.parallelism.num_ranks == 1:
         return nullcontext(local_worker(settings, description, device))
-    raise TrainingError(f"parallelism is {settings.parallelism}; expected 1 for each")
+    from training.parallel.start import parallel_worker  # what one process need not import
+
+    return parallel_worker(settings, description, device)
 
 
 def train(settings: Settings, *, resume: bool) -> int:
@@ -132,8 +135,12 @@ def _make_run(made: Parts, interrupt: Interrupt) -> Run:
     checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep_last, worker, optimizer)
     state = RunState()
     if (newest := checkpoints.newest()) is not None:
-        changes = resuming.check(read_run(newest), record)
-        state = checkpoints.load(newest)
+        then = read_run(newest)
+        changes = resuming.check(then, record)
+        has_same_ranks = then["parallelism"] == record["parallelism"]
+        state = checkpoints.load(newest, has_same_ranks=has_same_ranks)
+        if not has_same_ranks:  # other numbers than those of the steps before
+            torch.manual_seed(settings.seed + state.step + worker.data_rank)
         stream.restore(state.data)
         if worker.is_main:
             logger.info("going on from %s%s", newest, "".join(f"; {change}" for change in changes))

@@ -71,7 +71,6 @@ def test_an_objective_may_be_a_word(recipe: Path) -> None:
         ),
         ("objective={beta: 1.0}", "objective needs a kind"),
         ("warmup_steps=200001", "warmup_steps is 200001; expected at most total_steps (100000)"),
-        ("parallelism.pipeline=2", "expected data.pad_to: max_length"),
         ("activation_checkpointing=1", "activation_checkpointing is 1; expected true or false"),
         ("ewc={}", "ewc.fisher is missing"),
         ("model=", "model is None; expected a path"),

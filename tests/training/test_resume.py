@@ -13,6 +13,7 @@ THEN = {
     "data": {"files": ["a"], "max_length": 4},
     "objective": {"kind": "dpo", "beta": 0.1},
     "ewc": None,
+    "parallelism": {"tensor": 1, "data": 1},
 }
 
 
@@ -22,11 +23,13 @@ def test_the_same_settings_are_no_change() -> None:
 
 def test_changes_that_a_run_can_take_are_told() -> None:
     now = {**THEN, "learning_rate": 2.0, "total_steps": 9, "ewc": {"fisher": "f", "strength": 1.0}}
+    now["parallelism"] = {"tensor": 1, "data": 2}
     assert check(THEN, now) == [
         "learning_rate was 1.0 and is 2.0",
         "total_steps was 5 and is 9",
         "ewc.fisher was None and is f",
         "ewc.strength was None and is 1.0",
+        "parallelism.data was 1 and is 2",
     ]
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from training.model.build import build_model
-from training.parallel.degrees import check_degrees
 from training.parallel.ranks import started_ranks
 from training.parallel.worker import ParallelWorker
 from training.worker import DTYPES
@@ -26,10 +25,11 @@ def parallel_worker(
 ) -> Iterator[ParallelWorker]:
     """A worker for one of torchrun's processes, with new weights or the folder's.
 
+    training.parallel.degrees has found that the degrees fit.
+
     Raises:
-        TrainingError: the degrees do not fit the model or the recipe; nothing has been started then.
+        ModelError: the folder's tensors do not fit the config.
     """
-    check_degrees(settings, description.config)
     weights = settings.model if settings.model.is_dir() else None
     may_be_new = settings.objective.kind in ("classification", "reasoning")
     with started_ranks(settings.parallelism, device) as ranks:

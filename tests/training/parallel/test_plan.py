@@ -87,9 +87,9 @@ def _kept_bytes(description: ModelDescription, layer: int, *, rows: int, width: 
         return tensor
 
     x_BTH = model.model.embed(tokens)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
-            result = model.model.layers[str(layer)](x_BTH, context)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        result = model.model.layers[str(layer)](x_BTH, context)
     del result
     return sum(kept.values())
 
