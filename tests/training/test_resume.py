@@ -27,9 +27,9 @@ def test_changes_that_a_run_can_take_are_told() -> None:
     assert check(THEN, now) == [
         "learning_rate was 1.0 and is 2.0",
         "total_steps was 5 and is 9",
+        "parallelism.data was 1 and is 2",
         "ewc.fisher was None and is f",
         "ewc.strength was None and is 1.0",
-        "parallelism.data was 1 and is 2",
     ]
 
 

@@ -16,6 +16,7 @@ from training.model.description import ModelDescription
 from training.model.losses import cross_entropy
 from training.objectives.objective import LossSum
 from training.optimizer import make_optimizer
+from training.parallel.gradients import local_part
 from training.parallel.worker import ParallelWorker
 from training.worker import LocalWorker
 
@@ -47,6 +48,7 @@ CONFIG = {
     "eos_token_id": 1,
 }
 ROWS, ACCUMULATION = 2, 4
+EIGHT = ParallelismSettings(tensor=2, pipeline=2, data=2)
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,13 @@ class Trained:
         steps: loss, norm, metric and routers' statistics of each.
         validation: the loss on other micro batches, without gradients.
         weights: of the whole model; empty on ranks other than the main one.
+        num_values: of the parameters that this rank has between steps.
     """
 
     steps: list[dict[str, float]]
     validation: float
     weights: dict[str, list[float]]
+    num_values: int
 
 
 def train(ranks: Ranks | None, case: Case) -> Trained:
@@ -124,7 +128,8 @@ def train(ranks: Ranks | None, case: Case) -> Trained:
     optimizer = make_optimizer(settings, worker.module)
     steps = [step(worker, settings, optimizer, number) for number in range(case.steps)]
     weights = {name: tensor.flatten().tolist() for name, tensor in worker.gather()}
-    return Trained(steps, validation_loss(worker), weights)
+    num_values = sum(local_part(parameter).numel() for parameter in worker.module.parameters())
+    return Trained(steps, validation_loss(worker), weights, num_values)
 
 
 def step(worker: Worker, settings: Settings, optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
