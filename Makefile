@@ -12,7 +12,8 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
-        batch-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean
+        batch-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean \
+        evaluate evaluate-test
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -118,6 +119,12 @@ page-test: .venv-page/.installed ## the page at / in a headless Chromium (apt in
 
 schema-test: .venv-schema/.installed ## schemathesis by the OpenAPI document, against a real server (SCHEMA_EXAMPLES=1000 for more)
 	.venv-schema/bin/python -m pytest $(ARGS) tests/schema
+
+evaluate: .venv-evaluate/.installed ## MMLU, GSM8K, HumanEval, tasks and latency of a model (ARGS="MODEL --limit 100 ..."; docs/evaluation.md)
+	@.venv-evaluate/bin/python -m training.evaluation $(ARGS)
+
+evaluate-test: .venv-evaluate/.installed ## lm-eval against a real server, and all of HumanEval's solutions in the sandbox
+	.venv-evaluate/bin/python -m pytest $(ARGS) tests/training/evaluation
 
 ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (two minutes)
 	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray

@@ -39,14 +39,29 @@ class RemoteServer:
         handlers = [urllib.request.ProxyHandler({})] if parts.hostname in _LOOPBACK else []
         self._opener = urllib.request.build_opener(*handlers)
 
-    def first_model(self) -> str:
-        """Return the first name of /v1/models. Raises as `stream` does."""
+    def models(self) -> list[dict[str, Any]]:
+        """Return what /v1/models lists, at least one. Raises as `stream` does."""
         with closing(self._open("/v1/models", None)) as response:
             try:
-                name: str = json.load(response)["data"][0]["id"]
+                models: list[dict[str, Any]] = json.load(response)["data"]
+                models[0]["id"]
             except (ValueError, LookupError, TypeError):
                 raise EngineUnavailableError(f"{self.url}/v1/models lists no model") from None
-            return name
+            return models
+
+    def first_model(self) -> str:
+        """Return the first name of /v1/models. Raises as `stream` does."""
+        name: str = self.models()[0]["id"]
+        return name
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post a body; the answer. Raises as `stream` does."""
+        with closing(self._open(path, json.dumps(body).encode())) as response:
+            try:
+                found: dict[str, Any] = json.load(response)
+            except (ValueError, OSError, HTTPException) as error:
+                raise EngineUnavailableError(f"{self.url} broke off its answer: {error}") from None
+            return found
 
     def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Post a body and yield the chunks of its stream; closing the iterator ends the request.

@@ -1,1 +1,1 @@
-"""How good a served model is: public benchmarks and latency, through its HTTP API."""
+"""How good a served model is: MMLU, GSM8K, HumanEval, tasks of lm-eval and latency, through its HTTP API."""
