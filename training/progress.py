@@ -41,7 +41,7 @@ class Progress:
     """Tells of steps. Ranks other than the main one have a silent one (`output` None)."""
 
     def __init__(self, output: Path | None, *, first_step: int, total_steps: int, log_interval: int) -> None:
-        self._total, self._interval = total_steps, log_interval
+        self._first, self._total, self._interval = first_step, total_steps, log_interval
         self._seconds = self._tokens = 0.0  # since the last line
         self._steps = 0
         self._file: MetricsFile | None = None
@@ -70,7 +70,7 @@ class Progress:
             self._curves.add_scalar(name, value, step)
         self._seconds, self._tokens = self._seconds + metrics["seconds"], self._tokens + metrics["tokens"]
         self._steps += 1
-        if step % self._interval == 0 or step in (1, self._total):
+        if step % self._interval == 0 or step in (self._first, self._total):
             self.say(self._line(step, metrics))
             self._seconds = self._tokens = 0.0
             self._steps = 0

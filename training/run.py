@@ -25,6 +25,7 @@ from training.loop import Run
 from training.loop import train as train_loop
 from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
+from training.model.dynamic_moe import DynamicMoE
 from training.objectives.objective import Objective, make
 from training.optimizer import make_optimizer
 from training.parallel.degrees import check_degrees, check_processes
@@ -201,7 +202,8 @@ def _digest(description: ModelDescription) -> str:
 
 
 def _introduction(made: Parts, run: Run) -> str:
-    size = sum(parameter.numel() for parameter in made.worker.module.parameters())
+    with torch.device("meta"):  # the whole model, of which this rank may have a part
+        size = sum(parameter.numel() for parameter in DynamicMoE(made.description.config).parameters())
     per_token = run.work.flops([made.settings.data.max_length]) / made.settings.data.max_length
     source = "given" if made.settings.peak_tflops else "measured"
     return (
