@@ -7,13 +7,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from training.data.batches import BatchStream
 
 from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
 from tests.support import tiny_recipe
 from training import checkpoint_folder
 from training.cli import run_command
+from training.data.batches import BatchStream
 
 if TYPE_CHECKING:
     from pathlib import Path
