@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from engine.dynamic_batcher import DynamicBatcher
     from engine.engine_info import Task
     from engine.executor import Executor
-    from engine.protocol import ToEngine
+    from engine.protocol import EngineStats, ToEngine
     from engine.step import StepPlan
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Transport(Protocol):
         """The next message; without `wait`, None if none is there."""
 
     def send(self, message: StepOutput | EngineSnapshot) -> None:
-        """Send a message; never waits."""
+        """Send a message; waits at most while the receiver has many to read."""
 
 
 class Engine:
@@ -90,9 +90,11 @@ class Engine:
         return self.batcher.has_work
 
     def serve(self, transport: Transport) -> None:
-        """Serve until Shutdown. Each round sends one StepOutput, also where messages left nothing to compute."""
+        """Serve until Shutdown. A round sends one StepOutput, unless it has nothing to tell that the one before had not."""
+        told: EngineStats | None = None
         while True:
             outputs: list[SequenceOutput] = []
+            is_asked = False
             message = transport.receive(wait=False)
             if message is None and not self.has_work:
                 if self.prepare():
@@ -103,11 +105,15 @@ class Engine:
                     return
                 if isinstance(message, Inspect):
                     transport.send(self.snapshot(message))
-                elif not isinstance(message, Ping):  # which this round's output answers
+                elif isinstance(message, Ping):
+                    is_asked = True
+                else:
                     outputs += self._take(message)
                 message = transport.receive(wait=False)
             step = self.step()
-            transport.send(StepOutput(outputs + step.outputs, step.stats))
+            if (outputs := outputs + step.outputs) or is_asked or step.stats != told:
+                transport.send(StepOutput(outputs, step.stats))
+                told = step.stats
 
     def add(self, request: GenerateRequest | PoolRequest) -> None:
         """Take in a request's `n` sequences.

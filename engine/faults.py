@@ -6,7 +6,8 @@ The variable names a file, which each engine process reads when it starts. A lin
     forward raise #100
     sample nan 0.01
 
-POINT is one of `_POINTS` below, KIND one of `_KINDS`; nan is for sample alone and spoils the logits of one row.
+POINT is one of `_POINTS` below, KIND one of `_KINDS`; nan is for sample alone and spoils the logits of one row. slow
+takes half a second, or as in `forward slow=0.005 1`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Fault:
     kind: str
     number: int | None
     probability: float
+    seconds: float = _SLOW  # of a slow one
 
     @classmethod
     def parse(cls, line: str) -> Fault:
@@ -61,17 +63,19 @@ class Fault:
         """
         try:
             point, kind, when = line.split()
+            kind, _, seconds = kind.partition("=")
+            slow = float(seconds) if seconds and kind == "slow" else _SLOW
             number = int(when[1:]) if when.startswith("#") else None
             probability = 0.0 if number is not None else float(when)
         except ValueError:
-            point, kind, number, probability = "", "", None, 0.0
+            point, kind, number, probability, slow = "", "", None, 0.0, _SLOW
         if point not in _POINTS or kind not in _KINDS or (kind == "nan" and point != "sample"):
             points, kinds = ", ".join(_POINTS), ", ".join(_KINDS)
             raise ConfigError(
                 f"DEEPSEEK_SERVE_FAULTS has {line!r}; a line is POINT KIND WHEN: {points}; {kinds} (of sample); "
                 "#NUMBER or a probability"
             )
-        return cls(point, kind, number, probability)
+        return cls(point, kind, number, probability, slow)
 
     def is_due(self, number: int) -> bool:
         """Whether it happens at the call with this number."""
@@ -79,7 +83,8 @@ class Fault:
 
     def happen(self) -> None:
         """Do what comes before the call."""
-        logger.warning("a planted fault: %s %s", self.point, self.kind)
+        if self.probability < 1:  # else the log would be full of it
+            logger.warning("a planted fault: %s %s", self.point, self.kind)
         if self.kind == "raise":
             raise RuntimeError(f"a planted fault at {self.point}")
         if self.kind == "oom":
@@ -87,7 +92,7 @@ class Fault:
         if self.kind == "hang":
             threading.Event().wait()
         if self.kind == "slow":
-            time.sleep(_SLOW)
+            time.sleep(self.seconds)
 
 
 def plant(path: Path, transport: Transport) -> None:

@@ -24,7 +24,7 @@ from engine.errors import ConfigError, ModelError
 from engine.loading.phases import STARTING, Phases
 from engine.logs import configure
 from engine.names import name_process, name_thread
-from engine.protocol import EngineFailed, decode_to_engine, encode
+from engine.protocol import MAX_UNREAD, EngineFailed, decode_to_engine, encode
 
 if TYPE_CHECKING:
     from engine.protocol import FromEngine, Loading, ToEngine
@@ -39,7 +39,8 @@ class ZmqTransport:
 
     def __init__(self, endpoint: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        self._socket.set_hwm(0)  # the server bounds what is in flight; a dropped message would lose tokens
+        self._socket.rcvhwm = 0  # the server bounds what is in flight, and never waits
+        self._socket.sndhwm = MAX_UNREAD
         self._socket.connect(endpoint)
 
     def receive(self, *, wait: bool) -> ToEngine | None:
@@ -53,6 +54,7 @@ class ZmqTransport:
         return None
 
     def send(self, message: FromEngine) -> None:
+        """Send; waits where the server has much to read. It reads whatever else happens, or ends, and so do we."""
         self._socket.send(encode(message))
 
     def tell(self, message: Loading) -> None:

@@ -17,6 +17,7 @@ from engine.errors import RequestError
 from engine.snapshot import EngineSnapshot, Inspect
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
+MAX_UNREAD = 64  # messages from the engine that each end of the socket may keep; then the engine waits for the server
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 31)]
 _Fraction = Annotated[float, Meta(ge=0, le=1)]

@@ -38,6 +38,11 @@ class Admission:
         Raises:
             OverloadedError: the request would exceed a bound.
         """
+        self.check(num_prompts, num_tokens, tenant)
+        return Ticket(self, num_prompts, num_tokens, tenant)
+
+    def check(self, num_prompts: int, num_tokens: int, tenant: bytes = b"") -> None:
+        """Raise as `admit` would now."""
         if self.num_prompts:
             waiting = f"{self.num_prompts} prompts with about {self.num_tokens} tokens wait already"
             is_new = not self.num_prompts_of[tenant]
@@ -47,7 +52,6 @@ class Admission:
             ):
                 if total > bound + is_new * max(1, bound // 4):
                     raise OverloadedError(f"The server is busy: {waiting}, and {bound}{unit} may.", self.retry_after())
-        return Ticket(self, num_prompts, num_tokens, tenant)
 
     def retry_after(self) -> float:
         """Return in how many seconds all that waits now should have started."""

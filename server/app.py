@@ -24,6 +24,7 @@ from server.http.cors import OtherSitesMiddleware, allow_origins, parse_origins
 from server.http.gate import OPEN_PATHS, GateMiddleware
 from server.http.hosts import TrustedHosts
 from server.http.openapi import finish, operation_id
+from server.http.overload import OverloadMiddleware
 from server.http.proxies import ProxyMiddleware, TrustedProxies
 from server.http.query import refuse_unknown
 from server.memory import Trimming
@@ -156,6 +157,7 @@ def create_app(
 def _add_middleware(app: FastAPI, config: ServerConfig, keys: ApiKeys, access: Access) -> None:
     """Put the layers around the routes, from the innermost to the outermost."""
     metrics, origins = app.state.server.metrics, parse_origins(config.cors_origins)
+    app.add_middleware(OverloadMiddleware, server=app.state.server)
     app.add_middleware(ClientLimitsMiddleware, metrics=metrics, max_connections=config.max_client_connections)
     app.add_middleware(
         GateMiddleware,

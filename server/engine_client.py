@@ -26,6 +26,7 @@ from engine.engine_info import EngineInfo
 from engine.errors import BrokenOffError, DrainingError, EngineUnavailableError, ModelError
 from engine.loading.phases import PAUSING
 from engine.protocol import (
+    MAX_UNREAD,
     EngineFailed,
     EngineStats,
     GenerateRequest,
@@ -57,6 +58,7 @@ _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are
 _CLOSED = "The server is shutting down. Please try again."
 _INSPECTION_TIMEOUT = 2.0  # seconds in which the engine tells what is in it
 _MAX_INSPECTIONS = 4  # at a time
+_TURN = 0.002  # seconds of messages that wait, until others run in between
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
 
 
@@ -256,7 +258,7 @@ class EngineProcess(EngineClient):
         with tempfile.TemporaryDirectory(prefix="deepseek-serve-") as folder:  # mode 0700: nobody else can connect
             endpoint = f"ipc://{folder}/engine"
             socket = self._context.socket(zmq.PAIR)
-            socket.set_hwm(0)
+            socket.sndhwm, socket.rcvhwm = 0, MAX_UNREAD  # we never wait for an engine; it waits where we are behind
             socket.bind(endpoint)
             self._was_ready, self._why_killed = False, None
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
@@ -307,8 +309,16 @@ class EngineProcess(EngineClient):
             await asyncio.sleep(self._timeout / 8)
 
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+        turn_ends = 0.0
         while True:
-            message = decode_from_engine(await socket.recv())
+            received: asyncio.Future[bytes] = socket.recv()  # type: ignore[assignment]
+            if not received.done():
+                await received
+                turn_ends = time.monotonic() + _TURN
+            elif time.monotonic() > turn_ends:  # awaiting what is there already would let nobody else run
+                await asyncio.sleep(0)
+                turn_ends = time.monotonic() + _TURN
+            message = decode_from_engine(received.result())
             self._heard.set()
             self.heard_at = time.monotonic()
             match message:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from server.http.cors import parse_origins
+from server.http.pacing import Pace
 from server.http.proxies import TrustedProxies, client_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class Connections:
         origins: whose pages may read the answers (server.http.cors).
         max_client_connections: of one address, or of a network of IPv6; None is no limit.
         proxies: whose connections are not counted as those of a client.
-        abortable: connections without a whole request, the oldest such first; one of them makes room for a new one.
+        pace: how fast requests begin.
+        abortable: connections without a whole request, the oldest such first; one of them makes room for a new one,
+            unless it has sent bytes that wait to be parsed.
         num_of: connections of each client, if they are limited; `client_of` says whose each is.
     """
 
@@ -62,6 +65,7 @@ class Connections:
     origins: list[str] = field(default_factory=list)
     max_client_connections: int | None = None
     proxies: TrustedProxies = field(default_factory=TrustedProxies)
+    pace: Pace = field(default_factory=Pace)
     num_open: int = 0
     bodies_bytes: int = 0
     abortable: dict[Connection, None] = field(default_factory=dict)
@@ -79,7 +83,7 @@ class Connections:
             if self.num_of[client] > (most := self.max_client_connections):
                 return 429, f"This address has {most} connections, the most that one may have; try again."
         if self.num_open > self.max_connections:
-            longest = next(iter(self.abortable))
+            longest = next(other for other in self.abortable if not other.is_waiting)  # a new one is not
             if longest is connection:
                 return 503, f"The server has its {self.max_connections} connections; try again."
             del self.abortable[longest]  # at once: others may be accepted before it is lost
@@ -106,6 +110,9 @@ class Connection(Protocol):
 
     @property
     def tcp(self) -> asyncio.Transport: ...
+
+    @property
+    def is_waiting(self) -> bool: ...
 
 
 def cut(transport: asyncio.Transport) -> None:
@@ -145,6 +152,7 @@ def make_connections(
         connections,
         max_connections=_ADMIN_CONNECTIONS,
         max_client_connections=None,
+        pace=Pace(),
         abortable={},
         num_of=Counter(),
         client_of={},

@@ -13,11 +13,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from server.http.connection_limits import NO_PORTS, Connections, cut, make_connections
 from server.http.cors import headers_for
 from server.http.errors import REFUSED_STATUSES, error_response
+from server.http.pacing import PacedProtocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,19 +31,19 @@ UPLOAD_PATH = b"/v1/files"
 _LINGER = 2.0  # seconds in which a refused client may stop sending, so that it reads the answer instead of a reset
 
 
-class LimitedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol under the limits of `Connections`."""
+class LimitedProtocol(PacedProtocol):
+    """uvicorn's HTTP/1.1 protocol under the limits of `Connections`, and at their pace."""
 
     def __init__(
         self, *args: Any, connections: Connections, by_port: Mapping[int, Connections] = NO_PORTS, **kwargs: Any
     ) -> None:
         """Connections to the ports in `by_port` have limits of their own."""
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, pace=connections.pace, **kwargs)
         self.tcp: asyncio.Transport = None  # type: ignore[assignment]  # beneath TLS; until connection_made
         self._shared, self._by_port = connections, by_port
         self._is_refused = False
         self._in_head = self._in_body = self._has_body = False
-        self._num_begun = 0  # heads that the read under way has begun or goes on with
+        self._num_begun = 0  # heads that the piece under way has begun or goes on with
         self._head_bytes = self._body_bytes = self._max_body_bytes = 0
         self._is_upload = False
         self._read_timer: asyncio.TimerHandle | None = None
@@ -71,15 +70,17 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            return
+        if not self._is_refused:
+            super().data_received(data)
+
+    def parse(self, piece: bytes) -> None:
         self._num_begun = int(self._in_head)
         is_behind_body, self._has_body = self._in_body, False
-        super().data_received(data)
-        # The parser keeps an unfinished header to itself, so bytes are counted here: reads of one head alone, and reads
-        # of a chunked body that bring none of it (chunk extensions, trailers).
+        super().parse(piece)
+        # The parser keeps an unfinished header to itself, so bytes are counted here: pieces of one head alone, and
+        # those of a chunked body that bring none of it (chunk extensions, trailers).
         if (self._in_head and self._num_begun == 1 and not is_behind_body) or (self._in_body and not self._has_body):
-            self._head_bytes += len(data)
+            self._head_bytes += len(piece)
         if (self._in_head or self._in_body) and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, f"The headers have more than {MAX_HEAD_BYTES} bytes, the most that is taken.")
 
@@ -129,6 +130,7 @@ class LimitedProtocol(HttpToolsProtocol):
         elif announced.isdigit() and int(announced) > self._max_body_bytes:
             self._refuse(413, self._too_large)
         else:
+            self.body_left = int(announced) if announced.isdigit() else None
             self._start_read_timer(self._shared.body_timeout)
             super().on_headers_complete()
 
@@ -136,6 +138,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_refused:
             return
         self._has_body = True
+        if self.body_left is not None:
+            self.body_left -= len(body)
         before = self._body_bytes
         self._body_bytes += len(body)
         if not self._is_upload:
@@ -157,11 +161,19 @@ class LimitedProtocol(HttpToolsProtocol):
         self._release_body()
         self._stop_read_timer()
         super().on_message_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._rest()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._read_timer is None and self.cycle.response_complete:  # no request is being read, none is queued
             self._shared.abortable[self] = None
+
+    def _rest(self) -> None:
+        """Wait for the next request where the answer to this one has not waited for its body."""
+        self._shared.abortable[self] = None
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     # The ends of a connection.
 
@@ -184,6 +196,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self._is_refused = True
         self._release_body()
+        self.drop_held()
         is_answering = self._awaits_answer and self.cycle.response_started
         if self._awaits_answer:
             self.cycle.disconnected = True  # the request's task ends as if the client had gone
@@ -192,6 +205,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if is_answering:
             self.transport.close()
             return
+        if not self._is_answered:
+            self._write_refusal(status, message)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_read_timer(_LINGER)
+
+    def _write_refusal(self, status: int, message: str) -> None:
         if (reason := REFUSED_STATUSES.get(status)) is not None:
             self._shared.count_refused(reason)
         headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
@@ -203,9 +223,6 @@ class LimitedProtocol(HttpToolsProtocol):
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
         lines += [b"%b: %b" % header for header in response.raw_headers]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._start_read_timer(_LINGER)
 
     def _end(self) -> None:
         """Close when nothing is left to say, whether or not the client says goodbye as TLS wants it."""
@@ -217,6 +234,11 @@ class LimitedProtocol(HttpToolsProtocol):
     @property
     def _awaits_answer(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _is_answered(self) -> bool:
+        """Whether the request whose body is being read was answered without it."""
+        return self._in_body and self.cycle is not None and self.cycle.scope is self.scope and self.cycle.response_complete
 
     def _time_out(self) -> None:
         if not self._is_refused and (self._in_head or self._awaits_answer):

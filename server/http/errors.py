@@ -104,21 +104,23 @@ def error_response(status: int, message: str, headers: Any = None, *, path: str 
     return _response(path, status, _body(message, kind, None, None), headers)
 
 
+def count_refusal(metrics: Metrics, error: Exception) -> None:
+    """Count a request that ends with this error, if that is a refusal."""
+    if (reason := _REFUSALS.get(type(error))) is not None:
+        metrics.count_refused(reason)
+
+
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Make the app answer every error in OpenAI's shape, and count refusals."""
 
-    def count(error: Exception) -> None:
-        if (reason := _REFUSALS.get(type(error))) is not None:
-            metrics.count_refused(reason)
-
     @app.exception_handler(DeepseekServeError)
     async def on_purpose(request: Request, error: DeepseekServeError) -> Response:
-        count(error)
+        count_refusal(metrics, error)
         return refused(request.url.path, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        count(error)
+        count_refusal(metrics, error)
         message, param = first_problem(error.errors())
         _release_body(error)
         return _response(request.url.path, 400, _body(message, "invalid_request_error", param, None))

@@ -26,6 +26,8 @@ SSLProtocol.max_size = 8 << 10
 class TlsProtocol(asyncio.Protocol):
     """A connection in its handshake; then its transport is LimitedProtocol's."""
 
+    is_waiting = False
+
     def __init__(
         self,
         make: Callable[[], LimitedProtocol],

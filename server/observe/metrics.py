@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
@@ -24,7 +25,7 @@ from server.observe.http_metrics import HttpMetrics
 from server.observe.vllm_metrics import VllmNames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
@@ -60,6 +61,7 @@ class Metrics:
         ProcessCollector(engine, lambda: client.engine_pid or "none", registry=self.registry)
         self.http = HttpMetrics(model_name, self.registry)
         self._exposed: Collector = self.registry if compat == "none" else VllmNames(self.registry, model_name, client)
+        self._writing: dict[str, asyncio.Future[bytes]] = {}  # by content type
         self.num_generated = 0  # the counter generation_tokens as a number
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -124,6 +126,17 @@ class Metrics:
     def exposed(self) -> Collector:
         """What /metrics shows: all of these, and vLLM's names for them where they are wanted."""
         return self._exposed
+
+    async def write(self, encode: Callable[[Collector], bytes], content_type: str) -> bytes:
+        """Return what is exposed, in this format. It takes milliseconds: those who ask at the same time share one."""
+        if (writing := self._writing.get(content_type)) is None:
+            writing = self._writing[content_type] = asyncio.ensure_future(self._write(encode, content_type))
+        return await asyncio.shield(writing)
+
+    async def _write(self, encode: Callable[[Collector], bytes], content_type: str) -> bytes:
+        await asyncio.sleep(0)  # until all who ask in this turn of the event loop have
+        del self._writing[content_type]
+        return encode(self._exposed)
 
     def _observe_step(self, before: EngineStats, now: EngineStats) -> None:
         """Take in a step of the engine's, if there was one; one that was started again counts from 0."""

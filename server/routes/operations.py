@@ -101,7 +101,8 @@ async def startupz(server: State) -> Response:
 async def metrics(request: Request, server: State) -> Response:
     """Prometheus text, or OpenMetrics where the header Accept asks for it."""
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(server.metrics.exposed), headers={"Content-Type": content_type})
+    text = await server.metrics.write(encode, content_type)
+    return Response(text, headers={"Content-Type": content_type})
 
 
 @router.head("/load", include_in_schema=False)
