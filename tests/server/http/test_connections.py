@@ -69,7 +69,8 @@ class Server:
     async def running(self) -> AsyncIterator[Server]:
         config = uvicorn.Config(self.app, interface="asgi3", log_config=None, ws="none", lifespan="off")
         config.load()
-        make = partial(LimitedProtocol, config, uvicorn.server.ServerState(), {}, connections=self.connections)
+        self.state = uvicorn.server.ServerState()
+        make = partial(LimitedProtocol, config, self.state, {}, connections=self.connections)
         server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         self.clients: list[asyncio.StreamWriter] = []

