@@ -90,7 +90,7 @@ class Engine:
         return self.batcher.has_work
 
     def serve(self, transport: Transport) -> None:
-        """Serve until Shutdown. A round sends one StepOutput, unless it has nothing to tell that the one before had not."""
+        """Serve until Shutdown. A round sends one StepOutput, unless nothing has happened since the one before."""
         told: EngineStats | None = None
         while True:
             outputs: list[SequenceOutput] = []

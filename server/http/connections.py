@@ -238,7 +238,9 @@ class LimitedProtocol(PacedProtocol):
     @property
     def _is_answered(self) -> bool:
         """Whether the request whose body is being read was answered without it."""
-        return self._in_body and self.cycle is not None and self.cycle.scope is self.scope and self.cycle.response_complete
+        return (
+            self._in_body and self.cycle is not None and self.cycle.scope is self.scope and self.cycle.response_complete
+        )
 
     def _time_out(self) -> None:
         if not self._is_refused and (self._in_head or self._awaits_answer):

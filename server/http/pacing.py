@@ -1,4 +1,4 @@
-"""How fast requests begin: what one read may start, what one connection may have begun, and what a turn of the loop takes.
+"""How fast requests begin: what a read may start, what a connection may have begun, what a turn of the loop takes.
 
 A turn of the event loop runs all that is ready. A thousand sockets that are read in one turn would be a thousand
 requests begun before any answer goes on, so a turn begins few, and connections take turns. Probes do not wait for
@@ -150,7 +150,7 @@ class PacedProtocol(HttpToolsProtocol):
         self._go_on(has_turn=True)
 
     def _go_on(self, *, has_turn: bool = False) -> None:
-        """Parse what is held, as far as the pace allows: each piece but those of a body of known length wants a turn."""
+        """Parse what is held, as far as the pace allows; what belongs to a body of known length needs no turn."""
         while self._held and not self.pipeline and not self.transport.is_closing():
             if self._is_between:
                 self._lane = self._pace.probes if _PROBE.match(self._held) else self._pace.requests

@@ -107,7 +107,9 @@ class Flood:
         prompt = [(self.report.sent * 7919 + i * i) % 250 for i in range(16)]  # which no prefix cache knows
         body = b'{"prompt":%b,"max_tokens":%d,"ignore_eos":true,"temperature":0}'
         body %= str(prompt).encode(), self._max_tokens
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
         with contextlib.suppress(OSError):  # reading says so too
             connection.socket.send(head % len(body) + body)
 

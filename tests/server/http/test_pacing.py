@@ -82,7 +82,7 @@ async def test_of_a_flood_of_pipelined_requests_few_are_begun_and_all_are_answer
 
 async def test_a_client_that_sends_ahead_is_read_no_further() -> None:
     async with Counted().running() as server:
-        reader, writer = await server.connect(GET.replace(b"/x", b"/hold"))
+        _, writer = await server.connect(GET.replace(b"/x", b"/hold"))
         await until(lambda: server.num_begun == 1)
         writer.transport.set_write_buffer_limits(0)
         writer.write(GET * 400_000)  # 11 MB, more than sockets keep
@@ -142,7 +142,7 @@ async def test_a_connection_whose_answer_did_not_wait_for_the_body_rests_behind_
         assert await answer(reader) == (401, b"no")
         [connection] = uvicorn_connections(server)
         writer.write(body)
-        await until(lambda: connection.timeout_keep_alive_task is not None and connection in server.connections.abortable)
+        await until(lambda: connection.timeout_keep_alive_task and connection in server.connections.abortable)
 
 
 async def test_an_answered_body_beyond_the_limit_gets_no_second_answer() -> None:
