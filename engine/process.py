@@ -39,8 +39,8 @@ class ZmqTransport:
 
     def __init__(self, endpoint: str) -> None:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        self._socket.rcvhwm = 0  # the server bounds what is in flight, and never waits
-        self._socket.sndhwm = MAX_UNREAD
+        self._socket.setsockopt(zmq.RCVHWM, 0)  # the server bounds what is in flight, and never waits
+        self._socket.setsockopt(zmq.SNDHWM, MAX_UNREAD)
         self._socket.connect(endpoint)
 
     def receive(self, *, wait: bool) -> ToEngine | None:

@@ -258,7 +258,8 @@ class EngineProcess(EngineClient):
         with tempfile.TemporaryDirectory(prefix="deepseek-serve-") as folder:  # mode 0700: nobody else can connect
             endpoint = f"ipc://{folder}/engine"
             socket = self._context.socket(zmq.PAIR)
-            socket.sndhwm, socket.rcvhwm = 0, MAX_UNREAD  # we never wait for an engine; it waits where we are behind
+            socket.setsockopt(zmq.SNDHWM, 0)  # we never wait for an engine; it waits where we are behind
+            socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
             socket.bind(endpoint)
             self._was_ready, self._why_killed = False, None
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
