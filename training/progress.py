@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Metrics = Mapping[str, float]
+_SUMMED = ("seconds", "tokens", "peak_seconds")  # the last one: seconds at the peak that the arithmetic would take
 _KNOWN = {  # what a line shows in its own way, or not at all; the rest is an objective's own, and shown as it is
     *("loss", "learning_rate", "gradient_norm", "seconds", "tokens", "total_tokens", "mfu", "epoch", "skipped_steps"),
     *("expert_load_min", "expert_load_max", "dropped", "balance_loss"),
@@ -42,7 +43,7 @@ class Progress:
 
     def __init__(self, output: Path | None, *, first_step: int, total_steps: int, log_interval: int) -> None:
         self._first, self._total, self._interval = first_step, total_steps, log_interval
-        self._seconds = self._tokens = 0.0  # since the last line
+        self._sums = dict.fromkeys(_SUMMED, 0.0)  # since the last line
         self._steps = 0
         self._file: MetricsFile | None = None
         if output is not None:
@@ -62,17 +63,19 @@ class Progress:
             self._curves.close()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Tell of one step; of its "seconds" and "tokens", the line has the sums since the last line."""
+        """Tell of one step; speeds in a line are means since the last line."""
         if self._file is None:
             return
         self._file.add(step, metrics)
         for name, value in metrics.items():
             self._curves.add_scalar(name, value, step)
-        self._seconds, self._tokens = self._seconds + metrics["seconds"], self._tokens + metrics["tokens"]
+        for name, value in (*metrics.items(), ("peak_seconds", metrics["mfu"] * metrics["seconds"])):
+            if name in self._sums:
+                self._sums[name] += value
         self._steps += 1
         if step % self._interval == 0 or step in (self._first, self._total):
             self.say(self._line(step, metrics))
-            self._seconds = self._tokens = 0.0
+            self._sums = dict.fromkeys(_SUMMED, 0.0)
             self._steps = 0
 
     def say(self, text: str) -> None:
@@ -82,15 +85,16 @@ class Progress:
             sys.stdout.flush()
 
     def _line(self, step: int, metrics: Mapping[str, float]) -> str:
-        left = (self._total - step) * self._seconds / self._steps
+        seconds, tokens, peak_seconds = self._sums.values()
+        left = (self._total - step) * seconds / self._steps
         parts = [
             f"step {step}/{self._total}",
             f"loss {metrics['loss']:.4f}",
             *(f"{name} {value:.4f}" for name, value in metrics.items() if name not in _KNOWN),
             f"lr {metrics['learning_rate']:.2e}",
             f"norm {metrics['gradient_norm']:.2f}",
-            f"{self._tokens / self._seconds:,.0f} tokens/s",
-            f"MFU {metrics['mfu']:.1%}",
+            f"{tokens / seconds:,.0f} tokens/s",
+            f"MFU {peak_seconds / seconds:.1%}",
         ]
         if "expert_load_max" in metrics:
             parts.append(f"experts {metrics['expert_load_min']:.2f}-{metrics['expert_load_max']:.2f}")

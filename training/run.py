@@ -114,24 +114,28 @@ def train(settings: Settings, *, resume: bool) -> int:
         made = stack.enter_context(parts(settings))
         if made.worker.is_main:
             stack.enter_context(locked(settings.output))
-        run = _make_run(made, interrupt)
+        stream = made.stream(settings.data.files)
+        run = _make_run(made, stream, interrupt)
         stack.enter_context(run.progress)
         stack.enter_context(interrupt.listen())
         run.progress.say(_introduction(made, run))
         if not train_loop(run):
             run.progress.say(f"stopped at step {run.state.step} with a checkpoint; --resume goes on from it")
             return 128 + interrupt.signal
+        run.progress.say(
+            f"{run.state.num_tokens:,} tokens were read, after {stream.epoch} whole passes of the data; "
+            f"{stream.padding_share:.1%} padding; left out: {stream.bad}"
+        )
         folder = settings.output / EXPORT
         _export(made, folder)
         run.progress.say(f"{folder} is the trained model: deepseek-serve {folder}")
     return 0
 
 
-def _make_run(made: Parts, interrupt: Interrupt) -> Run:
+def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:
     """A run that begins, or goes on from the newest whole checkpoint."""
     settings, worker = made.settings, made.worker
     optimizer = make_optimizer(settings, worker.module)
-    stream = made.stream(settings.data.files)
     record = {**settings.model_dump(mode="json"), "model_config": _digest(made.description)}
     checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep_last, worker, optimizer)
     state = RunState()

@@ -31,7 +31,7 @@ def _error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def test_killed_twice_it_has_the_losses_of_an_undisturbed_run_to_the_bit(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    settings = {"total_steps": 24, "checkpoint_interval": 3}
+    settings = {"total_steps": 24, "checkpoint_interval": 3, "peak_tflops": None}
     assert run_command([str(tiny_recipe.write(whole, **settings))]) == 0
     recipe, metrics = tiny_recipe.write(killed, **settings), killed / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "tests.training.kill_and_resume", recipe, metrics, "1", "2"]
