@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from engine import device as devices
 from engine.config import MAX_BLOCK_SIZE
@@ -21,8 +23,6 @@ from kernels.ops import KernelUnavailableError
 from kernels.ops import resolve as resolve_ops
 
 if TYPE_CHECKING:
-    import torch
-
     from engine.config import EngineConfig
     from engine.loading.resolve import ModelSource
     from engine.models.config import ModelConfig
@@ -79,6 +79,8 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         ops = resolve_ops(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
+    if config.batch_invariant == "on":
+        model = _batch_invariant(model, ops, dtype)
     max_seq_len = model.resolve_max_seq_len(config.max_seq_len)
     block_size, shapes = _block_size(config, model), attention_class(model).cache_shapes(model)
     scales = _cache_scales(config, model, ops)
@@ -125,6 +127,17 @@ def _block_size(config: EngineConfig, model: ModelConfig) -> int:
             f"are {', '.join(map(str, valid))}"
         )
     return config.block_size
+
+
+def _batch_invariant(model: ModelConfig, ops: Ops, dtype: torch.dtype) -> ModelConfig:
+    if ops.name != "native" or dtype is not torch.bfloat16:  # torch's products round by their number of rows
+        raise ConfigError(
+            f"--batch-invariant is on with --kernels {ops.name} and --dtype {str(dtype).removeprefix('torch.')}; "
+            "valid with it are native and bfloat16"
+        )
+    if model.indexer is not None:
+        raise ConfigError("--batch-invariant is on; for a model with an indexer (V3.2) only off is valid")
+    return model if model.mla is None else replace(model, mla=replace(model.mla, can_expand=False))
 
 
 def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:

@@ -31,6 +31,7 @@ class MLAConfig:
         qk_rope_head_dim: query dimensions of a head with rotary position; all heads share one cached rotary key.
         v_head_dim: value dimensions of a head.
         rope_interleave: RoPE pairs neighbouring dimensions, as in all released models; else halves.
+        can_expand: long chunks of prompts may be attended in the expanded form, which is faster and rounds differently.
     """
 
     q_lora_rank: int | None
@@ -39,6 +40,7 @@ class MLAConfig:
     qk_rope_head_dim: int
     v_head_dim: int
     rope_interleave: bool = True
+    can_expand: bool = True
 
     def __post_init__(self) -> None:
         if self.qk_nope_head_dim < 1:

@@ -9,6 +9,7 @@ Sizes: C kv_lora_rank, D qk_nope_head_dim, R qk_rope_head_dim, V v_head_dim.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,5 +84,7 @@ def make_plan(config: ModelConfig, ops: Ops, batch: AttentionBatch) -> MLAPlan:
 
 def _min_expanded_queries(mla: MLAConfig) -> float:
     """Products to expand one position, divided by the products that each query then saves on it."""
+    if not mla.can_expand:
+        return math.inf
     heads = mla.qk_nope_head_dim + mla.v_head_dim
     return mla.kv_lora_rank * heads / max(2 * mla.kv_lora_rank - heads, 1)
