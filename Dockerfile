@@ -38,7 +38,8 @@ RUN python kernels/native/build.py
 COPY README.md LICENSE ./
 COPY engine engine
 COPY server server
-RUN pip install --no-deps --no-build-isolation --prefix /package .
+RUN pip install --no-deps --no-build-isolation --prefix /package . \
+    && rm /package/bin/deepseek-train # the image serves; training/ is not in it
 
 FROM build AS dependencies
 COPY pyproject.toml deploy/image/sbom.py deploy/image/prune.py ./

@@ -76,7 +76,7 @@ class DataSettings(Section):
     long_documents: Literal["split", "cut"] = setting(
         "what follows a document's first max_length tokens: rows of its own (split), or nothing (cut)", "split"
     )
-    micro_batch_size: Integer = setting("rows of one forward pass", 8, ge=1)
+    micro_batch_size: Integer = setting("rows of one forward pass", 8, ge=1, le=1 << 16)
     pad_to: Literal["longest", "max_length"] = setting(
         "the width of a micro batch: its longest row's, or always max_length", "longest"
     )
@@ -135,7 +135,7 @@ class Settings(Section):
     gradient_clipping: Number = setting("the norm of a step's gradients at most; 0 is no limit", 1.0, ge=0)
     warmup_steps: Integer = setting("steps in which the learning rate rises to its highest", 2000, ge=0)
     total_steps: Integer = setting("steps of the run; the learning rate falls by a cosine to its end", 100_000, ge=1)
-    accumulation_steps: Integer = setting("micro batches of a step, divided over the data ranks", 1, ge=1)
+    accumulation_steps: Integer = setting("micro batches of a step, divided over the data ranks", 1, ge=1, le=1 << 16)
     ewc: EWCSettings | None = None
 
     checkpoint_interval: Integer = setting("steps from one checkpoint to the next", 1000, ge=1)

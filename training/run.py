@@ -119,7 +119,9 @@ def train(settings: Settings, *, resume: bool) -> int:
         stack.enter_context(run.progress)
         stack.enter_context(interrupt.listen())
         run.progress.say(_introduction(made, run))
-        if not train_loop(run):
+        with _enough_memory():
+            is_finished = train_loop(run)
+        if not is_finished:
             run.progress.say(f"stopped at step {run.state.step} with a checkpoint; --resume goes on from it")
             return 128 + interrupt.signal
         run.progress.say(
@@ -130,6 +132,24 @@ def train(settings: Settings, *, resume: bool) -> int:
         _export(made, folder)
         run.progress.say(f"{folder} is the trained model: deepseek-serve {folder}")
     return 0
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Tell what takes less memory where there is not enough.
+
+    Raises:
+        TrainingError: there is not.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's error on a GPU is a RuntimeError, and on a CPU a plain one
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            "there is not enough memory for a step: lower data.micro_batch_size (and raise accumulation_steps by as "
+            "much), lower data.max_length, or set activation_checkpointing: true"
+        ) from error
 
 
 def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
@@ -124,6 +125,19 @@ def test_a_signal_leaves_a_checkpoint_and_a_status_that_tells_of_it(
     assert not (tmp_path / "run" / "export").exists()
     assert run_command([recipe, "--resume", "total_steps=4"]) == 0
     assert list(tiny_recipe.losses(tmp_path)) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x: you can't allocate memory")]
+)
+def test_too_little_memory_is_told_with_what_takes_less(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def allocate(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("training.worker.LocalWorker.forward_backward", allocate)
+    assert "lower data.micro_batch_size" in _error(capsys, str(tiny_recipe.write(tmp_path)))
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ def test_an_objective_may_be_a_word(recipe: Path) -> None:
         ("learning_rate=.inf", "learning_rate is inf; expected a finite number"),
         ("total_steps=yes", "total_steps is True; expected a whole number"),
         ("total_steps=1.5", "total_steps is 1.5; expected a whole number"),
+        ("accumulation_steps=100000", "accumulation_steps is 100000; expected at most 65536"),
         ("beta1=1.0", "beta1 is 1.0; expected less than 1.0"),
         ("optimizer=SGD", "optimizer is 'SGD'; expected one of Lion, AdamW"),
         ("lerning_rate=1", "there is no setting lerning_rate; did you mean learning_rate?"),
