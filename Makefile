@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
-        batch-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean \
+        batch-test train-parallel-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean \
         evaluate evaluate-test
 .DEFAULT_GOAL := help
 
@@ -68,6 +68,9 @@ simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rat
 
 rollout-test: $(STAMP) ## rehearse a rollout behind HAProxy: drain and replace one of two servers, then kill the other
 	$(BIN)/python -m tests.deploy.rollout $(ARGS)
+
+train-parallel-test: $(STAMP) ## one recipe on five layouts of processes, whose losses must agree; layouts changed half-way (minutes)
+	$(BIN)/python -m tests.training.parallel.table $(ARGS)
 
 soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)
 	SIMULATION_SEEDS=10000 STATE_MACHINE_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/engine/test_batcher_simulation.py \

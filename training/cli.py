@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,18 +105,19 @@ def _parser() -> Parser:
 
 
 def _amount(text: str) -> float:
-    """A positive number."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(text)
+        raise ArgumentTypeError(f"{text!r} is no number above 0")
     return value
 
 
 def _count(text: str) -> int:
-    """A whole number of at least 1."""
-    if (value := int(text)) < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _listed(section: type[Section], prefix: str = "") -> Iterator[str]:

@@ -24,7 +24,7 @@ _MOST_COLUMNS = 4  # stages that are shown
 _PARTS = {
     "weights": "weights, fp32",
     "gathered": "weights of other data ranks",
-    "copies": "weights in products' form",
+    "copies": "copies of weights",  # in bf16, or where products read gates and ups side by side
     "gradients": "gradients",
     "optimizer": "optimizer state",
     "activations": "activations",
