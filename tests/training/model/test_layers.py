@@ -24,11 +24,13 @@ def test_rms_norm():
     )
 
 
-def test_rms_norm_gives_products_their_dtype_and_computes_in_fp32():
+def test_rms_norm_computes_in_fp32_and_gives_products_their_dtype():
     norm, x = RMSNorm(256, 1e-6), 1000 + torch.randn(4, 256)
+    exact = norm(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(norm(x), norm(x).bfloat16())
-    assert norm(x.bfloat16()).dtype == torch.float32
+        assert torch.equal(norm(x), exact.bfloat16())
+    low = x.bfloat16()
+    assert torch.equal(norm(low), norm(low.float()).bfloat16())
 
 
 def test_rotation():
