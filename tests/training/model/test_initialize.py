@@ -29,7 +29,7 @@ def test_seeds_differ_and_so_do_tensors(description):
 
 
 def test_scales(description):
-    weights = dict(build_model(description, None).named_parameters())
+    weights = build_model(description, None).state_dict()
     for name, tensor in weights.items():
         if "norm.weight" in name:
             assert (tensor == 1).all(), name
