@@ -56,8 +56,10 @@ def _attend(
     return out.permute(0, 3, 1, 2, 4).reshape(rows, num_queries, num_heads, dim)
 
 
-def _visible(start: int, end: int, plan: BlockPlan | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The positions that at least one of these queries sees, and which query sees which."""
+def _visible(
+    queries: range, num_tokens: int, plan: BlockPlan | None, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions with all those that these queries see, and which query sees which."""
     keys_s = torch.arange(-(-queries.stop // _KEYS) * _KEYS, device=device)[:num_tokens]
     if plan is not None:
         visible = plan.visible_nV[queries.start // plan.size].to(device)
