@@ -48,10 +48,10 @@ class Experts(nn.ModuleDict):
     def forward(self, x_NH: torch.Tensor, weights_NK: torch.Tensor, assignment: Assignment) -> torch.Tensor:
         """[N, H] in the weights' dtype: the sum over the chosen experts that are here, each times its weight."""
         places = assignment.places([int(number) for number in self])
-        x_XH = _ToPlaces.apply(x_NH, places.token_X, places.place_KN)
+        x_XH = _ToPlaces.apply(x_NH, places.token_X, places.place_KN)  # type: ignore[no-untyped-call]
         experts = [expert for expert in self.values() if isinstance(expert, Expert)]
         y_XH = grouped_mlp(x_XH, places.counts, [expert.weights for expert in experts])
-        y_NH: torch.Tensor = _FromPlaces.apply(y_XH, weights_NK, places.choice_P, places.token_X, places.place_KN)
+        y_NH: torch.Tensor = _FromPlaces.apply(y_XH, weights_NK, places.choice_P, places.token_X, places.place_KN)  # type: ignore[no-untyped-call]
         return y_NH
 
 

@@ -26,7 +26,7 @@ def grouped_mlp(x_XH: torch.Tensor, counts: Sequence[int], experts: Sequence[Wei
     Rows after those of the last expert become 0.
     """
     weights = [weight for expert in experts for weight in expert]
-    y_XH: torch.Tensor = _GroupedMLP.apply(x_XH, list(counts), *weights)
+    y_XH: torch.Tensor = _GroupedMLP.apply(x_XH, list(counts), *weights)  # type: ignore[no-untyped-call]
     return y_XH
 
 

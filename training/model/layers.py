@@ -38,7 +38,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dtype = compute_dtype(x)
         x = x.float() if x.dtype.itemsize < 4 else x
-        y: torch.Tensor = _RMSNorm.apply(x, self.weight, self._eps, dtype)
+        y: torch.Tensor = _RMSNorm.apply(x, self.weight, self._eps, dtype)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -51,7 +51,8 @@ class _RMSNorm(torch.autograd.Function):
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight_H, scale)
-        return (x * scale).mul_(weight_H).to(dtype)
+        y: torch.Tensor = (x * scale).mul_(weight_H).to(dtype)
+        return y
 
     @staticmethod
     @override
