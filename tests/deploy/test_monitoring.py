@@ -15,6 +15,7 @@ from engine import engine
 from engine.config import EngineConfig, flag
 from server import engine_client
 from server.config import ServerConfig
+from server.batches.metrics import BatchMetrics
 from server.observe.metrics import Metrics
 from server.routes import operations
 from tests.deploy.files import DEPLOY, ROOT, panels, queries, read_yaml, rules
@@ -32,6 +33,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics = Metrics("m", NoEngine())
     metrics.add_key("none")
     metrics.reloads.add("tls")
+    BatchMetrics(metrics.registry, "m", lambda: 0)
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
         for sample in family.samples:
             for label, value in sample.labels.items():
