@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine import engine
 from engine.config import EngineConfig, flag
 from server import engine_client
-from server.config import ServerConfig
 from server.batches.metrics import BatchMetrics
+from server.config import ServerConfig
 from server.observe.metrics import Metrics
 from server.routes import operations
 from tests.deploy.files import DEPLOY, ROOT, panels, queries, read_yaml, rules
