@@ -91,11 +91,15 @@ def _modules_in(folder: Path) -> Iterator[Module]:
 
 
 def _docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
+    """Yield all docstrings; expressions, which have most of a tree's nodes, are not entered."""
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:
                 case [ast.Expr(value=ast.Constant(value=str()) as docstring), *_]:
                     yield docstring
+        nodes.extend(reversed([child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]))
 
 
 def _paragraphs(docstring: object) -> Iterator[str]:
