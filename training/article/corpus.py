@@ -7,7 +7,6 @@ Every record is in one part alone, by the hash of its text. The same packages an
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.errors import DeepseekServeError
+from engine.logs import printable
+from server.arguments import Parser
 from training.article import made_up
 from training.article.novelty import Novelty
 from training.article.sources import find_modules, read_module
@@ -161,24 +162,24 @@ def _replaced(path: Path) -> Iterator[IO[str]]:
         unfinished.unlink(missing_ok=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write a corpus as the command line says; the exit status."""
-    defaults = CorpusSizes()
-    parser = argparse.ArgumentParser(prog="python -m training.article.corpus", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seed", type=int, default=0, help="of what is made up (default: 0)")
-    for name, default in asdict(defaults).items():
+    parser = Parser("python -m training.article.corpus", __doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where it is written")
+    parser.add_argument("--seed", type=int, default=0, help="of what is made up; default %(default)s")
+    for name, default in asdict(CorpusSizes()).items():
         flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=type(default), default=default, help=f"{_HELP[name]} (default: {default})")
-    options = vars(parser.parse_args(arguments))
+        parser.add_argument(flag, type=type(default), default=default, help=f"{_HELP[name]}; default %(default)s")
+    options = vars(parser.parse_args(argv))
     folder, seed = options.pop("out"), options.pop("seed")
     try:
         written = write_corpus(folder, CorpusSizes(**options), seed=seed)
     except (DeepseekServeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"corpus: error: {printable(str(error))}\n")
         return 2
     for name, size in written.items():
-        print(f"{folder / name}: {size:,} {'characters' if name.split('.')[0] in DOMAINS else 'records'}")
+        unit = "characters" if name.split(".")[0] in DOMAINS else "records"
+        sys.stdout.write(f"{folder / name}: {size:,} {unit}\n")
     return 0
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from training.data.files import shown
+from engine.logs import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,9 +57,8 @@ class BadRecords:
         self._last = place
         self.counts[error.kind] = self.counts.get(error.kind, 0) + 1
         if self.counts[error.kind] <= _NUM_NAMED:
-            reason = f"{error.kind}: {error!s:.200}"
             line = _line_number(path, offset) if offset < _MOST_COUNTED else f"byte {offset}"
-            name = f"{shown(path)}:{line}: {reason if reason.isprintable() else ascii(reason)}"
+            name = f"{printable(str(path))}:{line}: {printable(f'{error.kind}: {error!s:.200}')}"
             self.named.append(name)
             _logger.warning("left out %s", name)
         elif self.counts[error.kind] == _NUM_NAMED + 1:

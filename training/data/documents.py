@@ -10,9 +10,9 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.logs import printable
 from training.data.bad_records import BadRecords, RecordError
 from training.data.chunks import Chunk, Chunks, read_lines, read_text
-from training.data.files import shown
 from training.data.records import RecordReader
 from training.data.records import read_text as document_of
 from training.errors import TrainingError
@@ -68,7 +68,7 @@ class RecordStream:
         """
         text = next((file.path for file in files if not file.has_records), None)
         if kind != "language_model" and text is not None:
-            raise TrainingError(f"{shown(text)} is plain text; the objective {kind} needs records (.jsonl)")
+            raise TrainingError(f"{printable(str(text))} is plain text; the objective {kind} needs records (.jsonl)")
         self._chunks = Chunks(files)
         self._reader = RecordReader(kind, labels)
         self._seed, self._shuffle = seed, shuffle
@@ -87,7 +87,9 @@ class RecordStream:
             try:
                 yield from self._lines(chunk, first) if chunk.file.has_records else self._text(chunk, first)
             except OSError as error:
-                raise TrainingError(f"{shown(chunk.file.path)} cannot be read any more: {error.strerror}") from None
+                raise TrainingError(
+                    f"{printable(str(chunk.file.path))} cannot be read any more: {error.strerror}"
+                ) from None
 
     def reject(self, place: Place, error: RecordError) -> None:
         """Count a record as bad, if this is the first epoch."""

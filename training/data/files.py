@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.logs import printable
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -45,14 +46,8 @@ def find_files(paths: Sequence[Path | str]) -> tuple[DataFile, ...]:
     """
     files = [file for path in paths for file in _files_at(Path(path))]
     if not any(file.size for file in files):
-        raise TrainingError(f"the data is empty: {', '.join(shown(Path(path)) for path in paths) or 'no files'}")
+        raise TrainingError(f"the data is empty: {', '.join(printable(str(path)) for path in paths) or 'no files'}")
     return tuple(files)
-
-
-def shown(path: Path) -> str:
-    """Return a path as errors show it: names that cannot be printed are escaped."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)
 
 
 def _files_at(path: Path) -> Iterator[DataFile]:
@@ -61,9 +56,9 @@ def _files_at(path: Path) -> Iterator[DataFile]:
         yield from _files_in(path)
         return
     if not stat.S_ISREG(status.st_mode):
-        raise TrainingError(f"{shown(path)} is no regular file, so that it cannot be read from anywhere in it")
+        raise TrainingError(f"{printable(str(path))} is no regular file, so that it cannot be read from anywhere in it")
     if path.suffix.lower() not in _RECORDS + _TEXTS:
-        raise TrainingError(f"{shown(path)} has none of the known endings; expected {_FORMS}")
+        raise TrainingError(f"{printable(str(path))} has none of the known endings; expected {_FORMS}")
     yield _readable(path, status.st_size)
 
 
@@ -76,7 +71,7 @@ def _files_in(folder: Path) -> Iterator[DataFile]:
                 is_empty = False
                 yield _readable(path, _status(path).st_size)
     if is_empty:
-        raise TrainingError(f"the folder {shown(folder)} has no data; expected {_FORMS}")
+        raise TrainingError(f"the folder {printable(str(folder))} has no data; expected {_FORMS}")
 
 
 def _status(path: Path) -> os.stat_result:
@@ -84,14 +79,14 @@ def _status(path: Path) -> os.stat_result:
         return path.stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TrainingError(f"the data {shown(path)} cannot be read: {reason}") from None
+        raise TrainingError(f"the data {printable(str(path))} cannot be read: {reason}") from None
 
 
 def _readable(path: Path, size: int) -> DataFile:
     if not os.access(path, os.R_OK):
-        raise TrainingError(f"the data {shown(path)} cannot be read: permission denied")
+        raise TrainingError(f"the data {printable(str(path))} cannot be read: permission denied")
     return DataFile(path, size)
 
 
 def _refuse(error: OSError) -> None:
-    raise TrainingError(f"the data {shown(Path(error.filename))} cannot be read: {error.strerror}")
+    raise TrainingError(f"the data {printable(str(error.filename))} cannot be read: {error.strerror}")

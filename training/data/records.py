@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["language_model", "sft", "dpo", "classification", "reasoning"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB]..(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 _BOM = b"\xef\xbb\xbf"
 Message = dict[str, Any]
 
@@ -116,7 +118,8 @@ class RecordReader:
         except msgspec.ValidationError as error:
             raise RecordError("wrong fields", str(error)) from None
         except (msgspec.DecodeError, RecursionError) as error:
-            raise RecordError("not JSON", str(error)) from None
+            reason = "a character is half a surrogate pair" if _HALF_PAIR.search(line) else str(error)
+            raise RecordError("not JSON", reason) from None
 
     def _labelled(self, line: _LabelledLine) -> Record:
         number = self._numbers.get(line.label, -1) if isinstance(line.label, str) else line.label

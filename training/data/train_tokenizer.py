@@ -7,7 +7,6 @@ It is written as a folder that the server reads (tokenizer.json, tokenizer_confi
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from engine.errors import DeepseekServeError
+from engine.logs import configure, printable
+from server.arguments import Parser, positive
 from training.data.cleaning import Cleaner
 from training.data.documents import Position, RecordStream
 from training.data.files import find_files
@@ -98,23 +99,23 @@ def texts_of(files: Sequence[Path | str], megabytes: float) -> Iterator[str]:
         raise TrainingError(f"the data has no text to train a tokenizer on: {records.bad}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train one as the command line says; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.data.train_tokenizer", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--files", nargs="+", required=True, metavar="PATH", help="JSONL, plain text, or folders")
-    parser.add_argument("--vocab-size", type=int, default=8192, help="tokens at most (default: 8192)")
-    parser.add_argument("--megabytes", type=float, default=100, help="of text that is read at most (default: 100)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    options = parser.parse_args(arguments)
+    parser = Parser("python -m training.data.train_tokenizer", __doc__)
+    add = parser.add_argument
+    add("--files", nargs="+", type=Path, required=True, metavar="PATH", help="JSONL, plain text, or folders")
+    add("--vocab-size", type=positive, default=8192, help="tokens at most; default %(default)s")
+    add("--megabytes", type=positive, default=100, help="million characters that are read at most; default %(default)s")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where it is written")
+    args = parser.parse_args(argv)
+    configure("train", "info", "text")
     try:
-        tokenizer = train_tokenizer(texts_of(options.files, options.megabytes), options.vocab_size)
-        save_tokenizer(tokenizer, options.out)
+        tokenizer = train_tokenizer(texts_of(args.files, args.megabytes), args.vocab_size)
+        save_tokenizer(tokenizer, args.out)
     except (DeepseekServeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"train_tokenizer: error: {printable(str(error))}\n")
         return 2
-    print(f"{options.out}: {tokenizer.get_vocab_size()} tokens")
+    sys.stdout.write(f"{args.out}: {tokenizer.get_vocab_size():,} tokens\n")
     return 0
 
 

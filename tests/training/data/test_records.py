@@ -50,6 +50,7 @@ def test_of_a_key_that_is_there_twice_the_last_counts_and_a_byte_order_mark_is_n
         ("language_model", '{"text": "é"}'.encode("latin-1"), "not UTF-8"),
         ("language_model", '{"text": "a"}'.encode("utf-16"), "not UTF-8"),
         ("language_model", b'{"text": "\xed\xa0\x80"}', "not UTF-8"),
+        ("language_model", b'{"more": ' + b"[" * 100_000, "not JSON"),
         ("language_model", b"[1]", "wrong fields"),
         ("language_model", b"{}", "wrong fields"),
         ("language_model", b'{"text": null}', "wrong fields"),
@@ -81,6 +82,14 @@ def test_what_is_wrong_with_a_line(kind, line, error) -> None:
 def test_an_unknown_label_is_told_with_the_known_ones() -> None:
     with pytest.raises(RecordError, match="'worse'; the model's labels are good, bad"):
         RecordReader("classification", ["good", "bad"]).read(b'{"text": "a", "label": "worse"}')
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\ude00", "\\ud83d\\ud83d\\ude00", "\\ud83d\\u0061"])
+def test_half_a_surrogate_pair_is_told(half: str) -> None:
+    with pytest.raises(RecordError, match="half a surrogate pair"):
+        RecordReader("language_model").read(b'{"text": "' + half.encode() + b'"}')
+    with pytest.raises(RecordError, match="truncated"):
+        RecordReader("language_model").read(b'{"text": "\\ud83d\\ude00"')
 
 
 def test_plain_text() -> None:
