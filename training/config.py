@@ -49,16 +49,29 @@ class DPOSettings(Section):
     beta: Number = setting("how firmly the model is held to the one that it started from", 0.1, gt=0)
 
 
-class ClassificationSettings(Section):
+class HeadSettings(Section):
+    """What the objectives of task heads share."""
+
+    train: Literal["all", "head"] = setting("head: leave all but the head as it is", "all")
+
+
+class ClassificationSettings(HeadSettings):
     """Labels of texts, for the classification head."""
 
     kind: Literal["classification"]
+    labels: tuple[str, ...] | None = setting("names of the classes; by default config.json's", None, min_length=2)
 
 
-class ReasoningSettings(Section):
+class ReasoningSettings(HeadSettings):
     """How sound a chain of thought is, for the reasoning head."""
 
     kind: Literal["reasoning"]
+
+
+class AnyObjectiveSettings(DPOSettings, ClassificationSettings):
+    """The settings of all objectives, for help and for hints."""
+
+    kind: Any = None
 
 
 ObjectiveSettings = Annotated[
@@ -165,7 +178,7 @@ class Settings(Section):
 
 
 SECTIONS: Mapping[str, type[Section]] = {
-    "objective": DPOSettings,  # the one that has settings
+    "objective": AnyObjectiveSettings,
     "data": DataSettings,
     "validation": ValidationSettings,
     "ewc": EWCSettings,

@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import sys
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
 from training import resume as resuming
 from training.checkpoints import Checkpoints, RunState, read_run
+from training.continual import fisher
+from training.continual.ewc import EWCPenalty
 from training.data.batches import BatchStream
 from training.errors import TrainingError
 from training.interrupt import Interrupt
@@ -26,6 +29,7 @@ from training.loop import train as train_loop
 from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
 from training.model.dynamic_moe import DynamicMoE
+from training.objectives.heads import with_heads
 from training.objectives.objective import Objective, make
 from training.optimizer import make_optimizer
 from training.parallel.degrees import check_degrees, check_processes
@@ -81,7 +85,7 @@ def parts(settings: Settings) -> Iterator[Parts]:
     Raises:
         DeepseekServeError: a file or a setting is at fault.
     """
-    description = ModelDescription.read(settings.model)
+    description = with_heads(ModelDescription.read(settings.model), settings)
     check_degrees(settings, description.config)
     check_processes(settings.parallelism, os.environ)
     tokenizer = Tokenizer.load(ModelSource(settings.tokenizer_folder, settings.tokenizer_folder.name))
@@ -189,8 +193,14 @@ def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:
         state=state,
         record=record,
         interrupt=interrupt,
+        penalty=_penalty(made),
         validation=_validation(made),
     )
+
+
+def _penalty(made: Parts) -> EWCPenalty | None:
+    ewc = made.settings.ewc
+    return None if ewc is None else EWCPenalty(ewc.fisher, ewc.strength, made.worker.module)
 
 
 def _validation(made: Parts) -> Validation | None:
@@ -248,5 +258,23 @@ def _export(made: Parts, folder: Path) -> None:
 
 
 def write_fisher(settings: Settings, path: Path) -> int:
-    """Measure what the model needs for this recipe's data, and write it; the exit status."""
-    raise NotImplementedError
+    """Measure what the model needs for this recipe's data (training.continual.fisher), and write it; the exit status.
+
+    Raises:
+        DeepseekServeError: a file, a setting or the data is at fault.
+    """
+    if settings.parallelism.num_ranks > 1:
+        raise TrainingError("--fisher measures on one process; expected parallelism 1 for each")
+    if not settings.model.is_dir():
+        raise TrainingError(
+            f"model is {settings.model}; --fisher expects a folder with the weights of the trained task"
+        )
+    with parts(settings) as made:
+        num_batches = settings.total_steps * settings.accumulation_steps
+        batches = itertools.islice(made.stream(settings.data.files, epochs=1), num_batches)
+        on_device = (batch.to(made.worker.device) for batch in batches)
+        rows = 2 if settings.objective.kind == "dpo" else 1
+        found = fisher.measure(made.worker.module, made.objective, on_device, rows=rows)
+        fisher.save(path, found, made.worker.module)
+    sys.stdout.write(f"{path}: of {found.num_sequences} sequences; for ewc.fisher in the next task's recipe\n")
+    return 0
