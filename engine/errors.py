@@ -30,6 +30,13 @@ class RequestError(DeepseekServeError, ValueError):
         self.code = code
 
 
+class ContentFilterError(RequestError):
+    """The guard has flagged what a request says (server.guard)."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = "content_filter") -> None:
+        super().__init__(message, param, code)
+
+
 class NotFoundError(RequestError):
     """A request names what is not there: a file, a batch, a response."""
 

@@ -69,8 +69,8 @@ class ZmqTransport:
 def main() -> int:
     """Load, say so, then serve until told to stop."""
     endpoint, settings = sys.argv[1], json.loads(sys.argv[2])
-    configure("engine", settings["log_level"], settings["log_format"])
-    name_process("engine")
+    configure(settings["name"], settings["log_level"], settings["log_format"])
+    name_process(settings["name"])
     for number in (signal.SIGINT, signal.SIGTERM):  # the parent says when to stop
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=[endpoint], name="parent-watch", daemon=True).start()

@@ -57,7 +57,7 @@ class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "content_filter"] | None
     prompt_logprobs: PromptLogprobs = AT_TIMES
     token_ids: list[int] = AT_TIMES
     prompt_token_ids: list[int] = AT_TIMES
@@ -132,7 +132,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls", "function_call"]
+    finish_reason: Literal["stop", "length", "tool_calls", "function_call", "content_filter"]
     token_ids: list[int] = AT_TIMES
 
 

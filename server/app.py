@@ -9,11 +9,15 @@ import msgspec
 from fastapi import Depends, FastAPI
 from starlette.routing import Route
 
+from engine.errors import ConfigError
 from server.admission import Admission
 from server.batches.runner import BatchRunner
 from server.config import ServerConfig
 from server.generation_config import read_defaults
 from server.grammar.checker import GrammarChecker
+from server.guard.guard import Guard
+from server.guard.metrics import GuardMetrics
+from server.guard.model import safety_of
 from server.heads.defaults import read_embedding_defaults
 from server.health import Health
 from server.http import errors
@@ -40,6 +44,7 @@ from server.routes import (
     files,
     messages,
     models,
+    moderations,
     operations,
     page,
     responses,
@@ -55,10 +60,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from server.engine_client import EngineClient
+    from server.guard.model import GuardModel
     from server.observe.tracing import Tracing
     from server.text.tokenizer import Tokenizer
 
-_API = (completions, chat, responses, messages, embeddings, classes, scores, tokens, files, batches, models)
+_HEADS = (embeddings, classes, moderations, scores)
+_API = (completions, chat, responses, messages, *_HEADS, tokens, files, batches, models)
 _OTHERS = (operations, debug, page)  # probes and browsers may add to a query what is not meant for us
 
 # FastAPI's own, of late, which has bodies in it, and so prompts; ours is server.observe.tracing.
@@ -100,13 +107,16 @@ def create_app(
     keys: ApiKeys | None = None,
     health: Health | None = None,
     tracing: Tracing | None = None,
+    guard: GuardModel | None = None,
 ) -> FastAPI:
-    """Return an app that serves one model with these settings and keys. The caller runs the client.
+    """Return an app that serves one model with these settings and keys. The caller runs the client, and the guard's.
 
     Raises:
         ConfigError, ModelError: --generation-config, or a file of the model that has defaults, is at fault.
     """
     config = config or ServerConfig()
+    if config.guard is not None and guard is None:
+        raise ConfigError("--guard is set, and nobody runs the guard's engine here")
     keys = keys or ApiKeys(limits=config.client_limits)
     origins = parse_origins(config.cors_origins)
     app = _App(
@@ -129,7 +139,7 @@ def create_app(
     app.state.trimming = Trimming()
     app.state.server = ServerState(
         client,
-        health or Health(client),
+        health or Health(client, *([guard.client] if guard is not None else [])),
         tokenizer,
         metrics,
         model_name,
@@ -142,6 +152,7 @@ def create_app(
         tuple(name for name in config.model_names if name != model_name),
         sampling_defaults=read_defaults(config.generation_config, model_root),
         embedding_defaults=read_embedding_defaults(config.pooling, model_root),
+        guard=None if guard is None else _guard(guard, config, metrics),
     )
     routes = app.state.routes = _include_routes(app)
     if tracing is not None:
@@ -152,6 +163,12 @@ def create_app(
     _add_middleware(app, config, keys, access)
     errors.install(app, metrics)
     return app
+
+
+def _guard(model: GuardModel, config: ServerConfig, metrics: Metrics) -> Guard:
+    admission = Admission(config.max_queued_requests, config.max_queued_tokens)
+    counts = GuardMetrics(model.name, model.client, metrics.registry)
+    return Guard(model, safety_of(config), config.guard_window, admission, counts)
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig, keys: ApiKeys, access: Access) -> None:

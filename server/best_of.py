@@ -13,7 +13,7 @@ async def best_of(choices: list[Delta], generation: Generation, n: int) -> list[
     """Return each prompt's n best choices, the best first; they get new numbers. Where n are made, all are returned.
 
     Best are those of the largest value, where the model has a head that values texts; else those of the highest mean
-    logprob.
+    logprob. Those that the guard has cut off come last.
     """
     made = len(choices) // len(generation.prompts)
     if made == n:
@@ -21,7 +21,7 @@ async def best_of(choices: list[Delta], generation: Generation, n: int) -> list[
     goodness = await generation.values(choices) if generation.has_values else list(map(_mean_logprob, choices))
     best: list[Delta] = []
     for first in range(0, len(choices), made):
-        numbers = sorted(range(first, first + made), key=goodness.__getitem__, reverse=True)
+        numbers = sorted(range(first, first + made), key=lambda i: (not choices[i].is_cut, goodness[i]), reverse=True)
         best += [choices[number] for number in numbers[:n]]
     for number, choice in enumerate(best):
         choice.choice = number

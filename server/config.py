@@ -66,6 +66,26 @@ class ServerConfig(Settings):
         "auto",
         "the format in which the model writes tool calls; auto takes it from the chat template, none refuses tools",
     )
+    guard: str | None = setting(
+        None,
+        "a second model, with a classification head, that reads prompts before they are answered and answers before "
+        "they are sent: what it flags is refused, or ends with finish_reason content_filter; without it, nothing is "
+        "answered (503)",
+        metavar="FOLDER|HUB_ID",
+    )
+    guard_safe_label: str | None = setting(
+        None,
+        "labels that mean a text is safe, of the guard and at /v1/moderations, with commas between them; default: the "
+        "one called safe",
+        metavar="LABEL[,LABEL]",
+    )
+    guard_threshold: float = setting(
+        0.5, "score from which the other labels flag a text: of one, or of all that exclude the safe one", gt=0, le=1
+    )
+    guard_window: int = setting(
+        32, "tokens of an answer that are held back until the guard has read them: fewer are sent sooner", ge=1
+    )
+    guard_memory: float = setting(0.25, "memory for the guard's KV cache", metavar="GiB", gt=0)
     api_key: str | None = setting(None, "let in only requests with this key (Authorization: Bearer KEY)", metavar="KEY")
     api_keys: str | None = setting(
         None,
@@ -228,6 +248,11 @@ class ServerConfig(Settings):
         return tuple(name.strip() for name in (self.served_model_name or "").split(",") if name.strip())
 
     @property
+    def safe_labels(self) -> tuple[str, ...]:
+        """The labels in --guard-safe-label; empty if it is not set."""
+        return tuple(name.strip() for name in (self.guard_safe_label or "").split(",") if name.strip())
+
+    @property
     def client_limits(self) -> RateLimits:
         """The limits of a client of which nothing else is said."""
         return RateLimits(self.max_client_requests, self.client_requests_per_minute, self.client_tokens_per_minute)
@@ -238,6 +263,8 @@ class ServerConfig(Settings):
             raise ConfigError("--api-key is empty or has a space in it")
         if self.served_model_name is not None and not self.model_names:
             raise ConfigError("--served-model-name is empty; leave it out to call the model as its folder is called")
+        if self.guard_safe_label is not None and not self.safe_labels:
+            raise ConfigError("--guard-safe-label is empty; leave it out if the guard has a label called safe")
         parse_origins(self.cors_origins)
         TrustedProxies.parse(self.trusted_proxies)
         TrustedHosts.resolve(self.trusted_hosts, self.host, has_keys=False)

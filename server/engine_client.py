@@ -76,9 +76,11 @@ class EngineClient(ABC):
 
     Attributes:
         startup: how far the start is; whoever began it before the engine's part may put theirs here.
+        name: what messages call it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "engine") -> None:
+        self.name = name
         self.info: EngineInfo | None = None  # None whenever no engine takes requests
         self.stats: EngineStats | None = None
         self.state = EngineState.STARTING
@@ -100,7 +102,7 @@ class EngineClient(ABC):
     def problem(self) -> str | None:
         """Why the engine is being started again, where it is."""
         is_gone = self.state is EngineState.RESTARTING and self.last_end is not None
-        return f"the engine ended: {self.last_end}" if is_gone else None
+        return f"the {self.name} ended: {self.last_end}" if is_gone else None
 
     @property
     def num_requests(self) -> int:
@@ -147,7 +149,7 @@ class EngineClient(ABC):
         if self._is_closed:
             raise DrainingError(_CLOSED)
         if self.info is None:
-            raise EngineUnavailableError(f"The engine is {self.state}. Please try again soon.")
+            raise EngineUnavailableError(f"The {self.name} is {self.state}. Please try again soon.")
         return self.info
 
     def fail_all(self, reason: str) -> None:
@@ -212,13 +214,14 @@ class EngineProcess(EngineClient):
         timeout: float = 50.0,
         startup_timeout: float = 300.0,
         log_format: LogFormat = "text",
+        name: str = "engine",
     ) -> None:
         """`timeout` is how many seconds the engine may give no sign of life once it is ready, the other until then."""
-        super().__init__()
+        super().__init__(name)
         self._timeout, self._startup_timeout, self._heard = timeout, startup_timeout, asyncio.Event()
         self._why_killed: str | None = None  # the engine that ended last, if it was killed here
         self._was_ready = False  # the engine that ended last
-        settings = {"engine": config.model_dump(), "log_level": log_level, "log_format": log_format}
+        settings = {"name": name, "engine": config.model_dump(), "log_level": log_level, "log_format": log_format}
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
@@ -228,12 +231,12 @@ class EngineProcess(EngineClient):
             status = await self._run_once()
             if self.state is EngineState.STARTING:
                 how = self._why_killed or f"status {status}"
-                raise EngineUnavailableError(f"the engine ended before it was ready: {how}")
+                raise EngineUnavailableError(f"the {self.name} ended before it was ready: {how}")
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
                 self.last_end = self._why_killed or f"status {status}"
-                logger.error("the engine died with status %s; starting it again in %g s", status, delay)
+                logger.error("the %s died with status %s; starting it again in %g s", self.name, status, delay)
                 self.startup.restart()
                 if delay:
                     self.startup.tell(PAUSING)
@@ -243,7 +246,7 @@ class EngineProcess(EngineClient):
                 try:
                     status = await self._run_once()
                 except ModelError as error:  # it may pass: a folder being replaced, memory that others hold
-                    logger.error("the engine cannot start again: %s", error)
+                    logger.error("the %s cannot start again: %s", self.name, error)
                     status = _FAILED_TO_START
                 if time.monotonic() - started > _HEALTHY_AFTER:
                     num_deaths = 0
@@ -285,7 +288,7 @@ class EngineProcess(EngineClient):
                 listens = self._socket is not None
                 self.info, self._socket, self.engine_pid = None, None, None
                 self.state = EngineState.RESTARTING if self.state is EngineState.READY else self.state
-                self.fail_all("The engine stopped while it was computing this request. Please try again.")
+                self.fail_all(f"The {self.name} stopped while it was computing this request. Please try again.")
                 receiving.cancel()
                 watching.cancel()
                 await self._end(process, exited, socket, listens=listens)
@@ -304,7 +307,7 @@ class EngineProcess(EngineClient):
             except TimeoutError:
                 where = f" while {self.startup.phase}" if self.info is None else ""
                 self._why_killed = f"no sign of life for {limit:g} s ({flag}){where}"
-                logger.error("killing the engine: %s", self._why_killed)
+                logger.error("killing the %s: %s", self.name, self._why_killed)
                 process.kill()
                 return
             await asyncio.sleep(self._timeout / 8)

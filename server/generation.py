@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from engine.errors import EngineUnavailableError
 from engine.protocol import GenerateRequest, PoolingParams, PoolRequest, SchedulingParams, SequenceOutput
+from server.guard.checked import CheckedDeltas
 from server.http.request_record import current, engine_id
 from server.submission import Submission
 from server.text.choice_text import ChoiceText, Delta
@@ -66,6 +67,10 @@ class Generation(Submission):
         for prompt in prompts:
             info.check(prompt.token_ids, self._sampling, prompt.modalities)
         self._n, self._is_enough = body.num_sequences, is_enough
+        self._guard = server.guard
+        self._ids = [engine_id() for _ in prompts]
+        self._running: set[int] = set()  # choices that have not ended
+        self._stream: OutputStream | None = None
         self.has_values = "value" in info.tasks
         self.num_output_tokens = 0
         ticket.resize(self.num_prompt_tokens * info.num_computed(self._n))
@@ -91,22 +96,30 @@ class Generation(Submission):
             choices[delta.choice].extend(delta)
         return choices
 
-    async def deltas(self) -> AsyncGenerator[Delta, None]:
+    def deltas(self) -> AsyncGenerator[Delta, None]:
         """Submit the requests and yield deltas. Closing the generator, or cancelling its consumer, aborts the rest.
 
         Raises:
             GenerationError, EngineUnavailableError, DeadlineError, QueueTimeoutError: the request ended early.
         """
+        if self._guard is None:
+            return self._deltas()
+        return CheckedDeltas(self._guard, self.num_choices, self._scheduling, self._cut).of(self._deltas())
+
+    async def _deltas(self) -> AsyncGenerator[Delta, None]:
+        """Yield deltas as they come."""
         requests = [
-            GenerateRequest(engine_id(), prompt.token_ids, self._sampling, self._n, self._scheduling, prompt.modalities)
-            for prompt in self.inputs
+            GenerateRequest(name, prompt.token_ids, self._sampling, self._n, self._scheduling, prompt.modalities)
+            for name, prompt in zip(self._ids, self.inputs, strict=True)
         ]
-        first_choices = {request.request_id: i * self._n for i, request in enumerate(requests)}
-        timer, num_running, left = self._timer(), self.num_choices, "abort"
+        first_choices = {name: i * self._n for i, name in enumerate(self._ids)}
+        timer, left = self._timer(), "abort"
+        self._running = set(range(self.num_choices))
         if (record := current()) is not None and record.trace is not None:
             record.trace.describe(self._sampling, self.num_choices)
         try:
             with self._client.submit(requests) as stream:
+                self._stream = stream
                 outputs = stream if self._sampling.prompt_logprobs is None else self._with_prompt_logprobs(stream)
                 async for output in outputs:
                     choice = first_choices[output.request_id] + output.index
@@ -118,11 +131,10 @@ class Generation(Submission):
                     if reason is None and delta is not None and self._is_enough(delta):
                         delta.finish_reason = "stop"
                     if reason is None and delta is not None and delta.finish_reason is not None:
-                        reason = delta.finish_reason  # of which the engine knows nothing
+                        reason = "stop"  # of which the engine knows nothing
                         stream.abort(output.request_id, output.index)
                     if reason is not None:
-                        num_running -= 1
-                        self._metrics.count_finished(reason)
+                        self._count_end(choice, reason)
                     self._check_end(output)
                     if delta is not None:
                         yield delta
@@ -133,9 +145,21 @@ class Generation(Submission):
             left = "timeout"
             raise self._too_late(has_started=bool(self._started)) from None
         finally:
-            for _ in range(num_running):
-                self._metrics.count_finished(left)
+            for choice in list(self._running):
+                self._count_end(choice, left)
             timer.end()
+
+    def _count_end(self, choice: int, reason: str) -> None:
+        self._running.remove(choice)
+        self._metrics.count_finished(reason)
+
+    def _cut(self, choice: int) -> None:
+        """End a choice that the guard has flagged; the engine may have ended it before."""
+        if choice in self._running and self._stream is not None:
+            self._stream.abort(self._ids[choice // self._n], choice % self._n)
+            self._count_end(choice, "content_filter")
+        elif (record := current()) is not None:
+            record.finish_reasons.add("content_filter")
 
     async def values(self, choices: list[Delta]) -> list[float]:
         """Have the model say how sound each choice is, behind its prompt; their tokens are in the prefix cache.

@@ -15,14 +15,14 @@ from engine.build import build
 from engine.config import EngineConfig
 from engine.errors import RequestError
 from engine.loading.resolve import resolve_model
-from engine.protocol import AbortRequest, FinishReason, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
+from engine.protocol import AbortRequest, GenerateRequest, SamplingParams, SchedulingParams, TokenLogprobs
 from engine.resolve import resolve
 from server.chat.chat_template import ChatTemplate, named_template
 from server.heads.defaults import read_embedding_defaults
 from server.inputs import ModelInput, Prompt
 from server.inputs.conversation import conversation_prompt
 from server.llm_heads import HeadMethods, checked_prompt
-from server.text.choice_text import ChoiceText, Delta
+from server.text.choice_text import ChoiceText, Delta, Ending
 from server.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
@@ -41,7 +41,7 @@ class Completion:
     prompt_token_ids: list[int]
     text: str
     token_ids: list[int]
-    finish_reason: FinishReason | None
+    finish_reason: Ending | None
     logprobs: list[TokenLogprobs]
     prompt_logprobs: list[TokenLogprobs] | None = None
 

@@ -55,6 +55,7 @@ class OutputStream:
         if (request_id, index) in self._live:
             self._live.remove((request_id, index))
             self._send(AbortRequest(request_id, index))
+            self._arrived.set()  # whoever waits may wait for nothing now
 
     def take(self) -> SequenceOutput | None:
         """The next output, if one has arrived."""

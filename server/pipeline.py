@@ -84,6 +84,10 @@ class ApiCall(ABC, Generic[Body]):
     async def answer(self, generation: Generation) -> Json:
         """Run to the end and return the answer in one piece."""
 
+    @abstractmethod
+    def texts(self) -> list[str]:
+        """Return what the guard reads of the request, each text by itself; called after `prompts`."""
+
     @property
     def kept_special_tokens(self) -> frozenset[int]:
         """Special tokens that stay in the text, since the answer is read by them."""
@@ -187,6 +191,10 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call, len(prompts)), request.scope["caller"].key_name
             kept = call.kept_special_tokens
+            if server.guard is not None:
+                check = server.guard.check_prompt(call.texts(), scheduling)
+                if await run_until_disconnect(request.receive, check) is None:
+                    return Response(status_code=LEFT)
             generation = Generation(
                 server, call.body, prompts, scheduling, ticket, key_name, grammar, kept, call.is_enough
             )

@@ -26,6 +26,7 @@ from engine.names import name_thread
 from server.chat.chat_template import named_template
 from server.engine_client import EngineProcess
 from server.generation_config import describe, read_defaults
+from server.guard.model import GuardModel, find_guard, guard_settings
 from server.health import Health
 from server.http.drain import BACKLOG, SIGNALS, Server
 from server.http.early import EarlyAnswers
@@ -68,12 +69,15 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
             server_config = server_config.model_copy(update={"admin_port": listeners[1].getsockname()[1]})  # not 0
         with EarlyAnswers(listeners, startup, None if files.certificate is None else files.certificate.context):
             source = _find_model(engine_config, startup)
+            guard = find_guard(server_config, startup.tell)
         defaults = read_defaults(server_config.generation_config, source.path)
         if defaults:
             settled = describe(defaults)
             logger.info("sampling defaults of the model: %s (--generation-config none leaves them out)", settled)
         try:
-            asyncio.run(_serve(server_config, engine_config, source, startup, template, files, listeners, tracing))
+            asyncio.run(
+                _serve(server_config, engine_config, source, guard, startup, template, files, listeners, tracing)
+            )
         except asyncio.CancelledError:  # by a signal
             logger.info("stopped before the server was ready")
     return 0
@@ -83,6 +87,7 @@ async def _serve(
     server_config: ServerConfig,
     engine_config: EngineConfig,
     source: ModelSource,
+    guard_source: ModelSource | None,
     startup: Startup,
     template: str | None,
     files: ReloadedFiles,
@@ -91,15 +96,14 @@ async def _serve(
 ) -> None:
     _cancel_on_signal()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(None, "worker", name_thread, ("worker",)))
-    client = EngineProcess(
-        engine_config,
-        server_config.log_level,
-        server_config.engine_timeout,
-        server_config.startup_timeout,
-        server_config.log_format,
-    )
+    client = _engine(server_config, engine_config)
     client.startup = startup
-    engine = asyncio.create_task(client.run())
+    engines = [asyncio.create_task(client.run())]
+    guard: GuardModel | None = None
+    if guard_source is not None:
+        guard_client = _engine(server_config, guard_settings(server_config, engine_config), "guard")
+        guard_client.startup = Startup(what="guard")
+        engines.append(asyncio.create_task(guard_client.run()))
     telling: asyncio.Task[None] | None = None
     reloading: asyncio.Task[None] | None = None
     running: asyncio.Task[None] | None = None
@@ -109,11 +113,14 @@ async def _serve(
         if tokenizer.chat_template is not None:
             prompts = tokenizer.chat_template.process
             prompts.start()
+        if guard_source is not None:
+            guard_tokenizer = await asyncio.to_thread(Tokenizer.load, guard_source)
+            guard = GuardModel(guard_client, guard_tokenizer, guard_source.name)
         from server.app import create_app  # the web stack, imported while the engine's process imports torch
 
-        health = Health(client)
+        health = Health(client, *([guard.client] if guard is not None else []))
         name = (*server_config.model_names, source.name)[0]
-        app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health, tracing)
+        app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health, tracing, guard)
         gc.freeze()  # what is loaded stays: the collector would walk through it for a tenth of a second
         gc.enable()
         batches: BatchRunner = app.state.batches
@@ -125,7 +132,7 @@ async def _serve(
         if len(listeners) > 1:
             logger.info("for administrators: %s/metrics", _url(listeners[1]))
         telling = asyncio.create_task(_tell(app.state.server, server.is_serving, url, has_keys=files.keys.are_set))
-        await asyncio.wait({engine, serving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*engines, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
     finally:
@@ -140,9 +147,17 @@ async def _serve(
             prompts.stop()
         if tracing is not None:
             await tracing.close()
-        engine.cancel()
+        for engine in engines:
+            engine.cancel()
+        await asyncio.wait(engines)
+    for engine in engines:
         with contextlib.suppress(asyncio.CancelledError):
-            await engine
+            engine.result()
+
+
+def _engine(config: ServerConfig, engine_config: EngineConfig, name: str = "engine") -> EngineProcess:
+    timeouts = config.engine_timeout, config.startup_timeout
+    return EngineProcess(engine_config, config.log_level, *timeouts, config.log_format, name)
 
 
 def _first_request(tasks: Sequence[Task], *, chats: bool) -> tuple[str, str]:
@@ -158,6 +173,9 @@ async def _tell(state: ServerState, is_serving: asyncio.Event, url: str, *, has_
     """Say where to ask while the model is loading, how to ask once it is ready, and then how busy it is."""
     logger.info("starting; %s/health says when it is ready", url)
     await state.client.started.wait()
+    if state.guard is not None:
+        await state.guard.client.started.wait()
+        logger.info("guard: %s reads prompts and answers", state.guard.model.name)
     await is_serving.wait()
     if state.health.is_draining:
         return

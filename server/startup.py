@@ -19,8 +19,9 @@ class Startup:
         share: of the phase that is done, from 0 to 1; None where it is not known.
     """
 
-    def __init__(self, started: float | None = None) -> None:
-        """`started` is when the first start began, if not now."""
+    def __init__(self, started: float | None = None, what: str = "start") -> None:
+        """`started` is when the first start began, if not now; `what` is the log's word for it."""
+        self._what = what
         self._started = self._phase_started = time.monotonic() if started is None else started
         self._seconds: float | None = None  # that the start took, once it is over
         self.phase = ""
@@ -33,7 +34,7 @@ class Startup:
     def tell(self, phase: str, share: float | None = None) -> None:
         """Take in where the start is; the first word of a phase is logged."""
         if phase != self.phase:
-            logger.info("start: %s", phase)
+            logger.info("%s: %s", self._what, phase)
             self._phase_started = time.monotonic()
         self.phase, self.share = phase, share
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from server.admission import Admission
 from server.config import ServerConfig
 from server.engine_client import EngineClient
 from server.grammar.checker import GrammarChecker
+from server.guard.guard import Guard
 from server.heads.defaults import EmbeddingDefaults
 from server.health import Health
 from server.inputs import MarkedText, ModelInput, Prompt, preprocess
@@ -43,6 +45,7 @@ class ServerState:
         background: lets every line of a batch in: server.batches bounds how many there are.
         sampling_defaults: values of SamplingParams for what requests leave out (server.generation_config).
         embedding_defaults: the same for how embeddings are pooled.
+        guard: reads prompts and answers; None without --guard.
     """
 
     client: EngineClient
@@ -61,11 +64,33 @@ class ServerState:
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     embedding_defaults: EmbeddingDefaults = field(default_factory=EmbeddingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))
+    guard: Guard | None = None
 
     @property
     def model_names(self) -> tuple[str, ...]:
         """All names of the model in the API."""
         return (self.model_name, *self.aliases)
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether the engine is there, and the guard's, if there is a guard."""
+        return self.client.info is not None and (self.guard is None or self.guard.client.info is not None)
+
+    @property
+    def moderator(self) -> ServerState:
+        """Who answers /v1/moderations: the guard, by each of the served model's names too, else the served model."""
+        if (guard := self.guard) is None:
+            return self
+        model = guard.model
+        return dataclasses.replace(
+            self,
+            client=model.client,
+            tokenizer=model.tokenizer,
+            model_name=model.name,
+            aliases=self.model_names,
+            admission=guard.admission,
+            guard=None,
+        )
 
     def check_model(self, name: str | None) -> None:
         """Refuse a model that is not served; None stands for the served one."""

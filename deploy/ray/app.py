@@ -31,10 +31,11 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 _UNBOUNDED = 1_000_000  # requests that Ray lets through: how many may wait is server.admission's and the batcher's
-_RAYS = {  # settings of what is Ray's here: sockets, the end of processes, and lines about the load
+_RAYS = {  # settings of what is Ray's here: sockets, processes and their end, and lines about the load
     *("host", "port", "max_connections", "max_body_size", "max_bodies_size", "header_timeout", "body_timeout"),
     *("write_timeout", "shutdown_timeout", "drain_timeout", "drain_delay", "config", "stats_interval"),
     *("tls_cert", "tls_key", "admin_port", "admin_host", "max_client_connections"),
+    *("guard", "guard_window", "guard_memory"),
 }
 
 

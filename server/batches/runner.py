@@ -116,8 +116,8 @@ class BatchRunner:
         }
 
     async def until_ready(self) -> None:
-        """Wait until the engine takes requests."""
-        while self._server.client.info is None:
+        """Wait until requests are taken."""
+        while not self._server.takes_requests:
             await asyncio.sleep(_READY_POLL)
 
     def size_of(self, endpoint: str, line: bytes) -> int:

@@ -20,6 +20,7 @@ from server.chat.tools.use import ToolUse
 from server.inputs.code_parts import CodeParts
 from server.pipeline import ApiCall, Json, usage
 from server.protocol import ChatCompletionRequest
+from server.protocol.fields import strings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,6 +76,11 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
                 ReasoningTokens(self._splitter(), detokenizer(keep=self.kept_special_tokens)) for _ in self._readers
             ]
         return [await self._with_code()]
+
+    def texts(self) -> list[str]:
+        body = self.body
+        of_messages = (text for message in body.messages for text in message.texts())
+        return [*of_messages, *body.tool_texts(), *strings_of(body.chat_template_kwargs)]
 
     async def text(self) -> str:
         """Return the conversation as the template renders it.
@@ -133,7 +139,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         """Return a whole choice's message. Calls that are no JSON, and were not cut off, are content as they stand."""
         message = ChatMessage()
         message.extend(self.read(choice))
-        is_whole = choice.finish_reason != "length"
+        is_whole = choice.finish_reason not in ("length", "content_filter")
         if is_whole and not all(is_json_object(call.arguments) for call in message.tool_calls):
             reader = self._readers[choice.choice] = self._reader(reads_tools=False)
             message = ChatMessage(reasoning=message.reasoning)

@@ -48,13 +48,13 @@ def opening(server: ServerState, body: PoolingFields, kind: str) -> dict[str, An
     }
 
 
-def as_list(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Response:
-    """Return an answer whose `data` are these; they are made and written one by one, lest thousands stall streams."""
-    return StreamingResponse(yielding(_list_pieces(items, rest)), media_type="application/json")
+def as_list(items: Iterable[dict[str, Any]], rest: dict[str, Any], name: str = "data") -> Response:
+    """Return an answer with a list of these; they are made and written one by one, lest thousands stall streams."""
+    return StreamingResponse(yielding(_list_pieces(items, rest, name)), media_type="application/json")
 
 
-def _list_pieces(items: Iterable[dict[str, Any]], rest: dict[str, Any]) -> Iterator[bytes]:
-    yield msgspec.json.encode(rest).removesuffix(b"}") + b',"data":'
+def _list_pieces(items: Iterable[dict[str, Any]], rest: dict[str, Any], name: str) -> Iterator[bytes]:
+    yield msgspec.json.encode(rest).removesuffix(b"}") + b',"%b":' % name.encode()
     yield from list_pieces(items)
     yield b"}"
 

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from engine.errors import (
+    ContentFilterError,
     DeadlineError,
     DeepseekServeError,
     DrainingError,
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 # The `reason` of the metric requests_refused. queue_timeout is counted where it is found: streams have begun by then.
 _REFUSALS: dict[type[Exception], str] = {
     RequestError: "invalid",
+    ContentFilterError: "content_filter",
     NotFoundError: "invalid",
     UnknownModelError: "invalid",
     RequestValidationError: "invalid",

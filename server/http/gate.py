@@ -45,6 +45,7 @@ ROUTES = {
             *("/v1/responses", "/v1/responses/input_tokens", "/v1/responses/{response_id}"),
             *("/v1/responses/{response_id}/cancel", "/v1/responses/{response_id}/input_items"),
             *("/v1/embeddings", "/v2/embed", "/v1/classify", "/classify", "/v1/score", "/score"),
+            "/v1/moderations",
             *("/v1/rerank", "/v2/rerank", "/rerank"),
             *("/tokenize", "/detokenize", "/tokenizer_info"),
             *("/v1/files", "/v1/files/{file_id}", "/v1/files/{file_id}/content"),

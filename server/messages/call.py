@@ -66,6 +66,8 @@ class MessagesCall(TranslatedCall):
             reason = "model_context_window_exceeded" if is_full else "max_tokens"
         elif reason == "tool_calls":
             reason = "tool_use"
+        elif reason == "content_filter":
+            reason = "refusal"
         else:
             reason = "end_turn" if delta.stop_string is None else "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": delta.stop_string if reason == "stop_sequence" else None}

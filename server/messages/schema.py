@@ -59,7 +59,9 @@ class MessageObject(BaseModel):
     role: Literal["assistant"]
     model: str
     content: list[Text | ThinkingText | ToolUse]
-    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
+    stop_reason: Literal[
+        "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded", "refusal"
+    ]
     stop_sequence: str | None
     usage: MessageUsage
 

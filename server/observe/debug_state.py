@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from server.batches.runner import BatchRunner
+    from server.engine_client import EngineClient
     from server.state import ServerState
 
 MAX_SEQUENCES = 1000  # of a kind that one answer lists
@@ -27,12 +28,11 @@ _NO_ANSWER = "no answer in 2 s: it starts, is in a long step, or hangs"
 
 async def debug_state(server: ServerState, batches: BatchRunner, limit: int) -> dict[str, Any]:
     """Return the state as plain values; `engine.batcher` is None, with a reason, where the engine does not answer."""
-    client = server.client
+    client, guard = server.client, server.guard
     try:
         snapshot = msgspec.to_builtins(await client.inspect(limit)) if client.info is not None else None
     except TimeoutError:
         snapshot = None
-    heard = None if client.heard_at is None else round(time.monotonic() - client.heard_at, 3)
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "server": {
@@ -40,7 +40,7 @@ async def debug_state(server: ServerState, batches: BatchRunner, limit: int) -> 
             "model": server.model_name,
             "pid": os.getpid(),
             "http_requests_in_flight": server.metrics.http.num_in_flight,
-            "start": client.startup.report(),
+            "start": server.health.startup.report(),
         },
         "queue": {
             "prompts_before_their_first_token": server.admission.num_prompts,
@@ -49,16 +49,25 @@ async def debug_state(server: ServerState, batches: BatchRunner, limit: int) -> 
             "max_tokens": server.admission.max_tokens,
         },
         "batches": batches.describe(),
+        "guard": None if guard is None else _process(guard.client),
         "engine": {
-            "state": str(client.state),
-            "pid": client.engine_pid,
-            "restarts": client.num_restarts,
-            "last_end": client.last_end,
-            "heard_seconds_ago": heard,
+            **_process(client),
             "prompts_sent": client.num_requests,
             "limits": None if client.info is None else msgspec.to_builtins(client.info),
             **(snapshot or {"batcher": None, "reason": _NO_ANSWER if client.info else f"it is {client.state}"}),
         },
+    }
+
+
+def _process(client: EngineClient) -> dict[str, Any]:
+    """Return what is known of an engine's process."""
+    heard = None if client.heard_at is None else round(time.monotonic() - client.heard_at, 3)
+    return {
+        "state": str(client.state),
+        "pid": client.engine_pid,
+        "restarts": client.num_restarts,
+        "last_end": client.last_end,
+        "heard_seconds_ago": heard,
     }
 
 
@@ -75,6 +84,7 @@ def _lines(state: dict[str, Any]) -> list[str]:
         f"server   pid {server['pid']}, {server['http_requests_in_flight']} HTTP requests in flight",
         f"queue    {_pairs(queue)}",
         f"batches  {_pairs(state['batches'])}",
+        *([f"guard    {_pairs(state['guard'])}"] if state["guard"] else []),
         f"engine   {_pairs({k: engine[k] for k in ('state', 'pid', 'restarts', 'last_end', 'heard_seconds_ago')})}",
     ]
     batcher = engine["batcher"]

@@ -40,7 +40,7 @@ _SLOW = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5
 ApiTask = Literal["generate", "embed", "classify"]  # what an API request can ask the engine for
 REFUSALS = (
     *("queue_full", "queue_timeout", "rate_limited", "draining", "unavailable", "unauthorized", "untrusted_host"),
-    *("invalid", "too_large"),
+    *("invalid", "content_filter", "too_large"),
 )
 LIMITS = ("running", "requests", "tokens")  # of a client (server.rate_limits)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
@@ -101,11 +101,11 @@ class Metrics:
         )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of all requests.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated for all requests.")
-        reasons = "stop, length, abort (nobody waits any more), timeout, error"
+        reasons = "stop, length, content_filter, abort (nobody waits any more), timeout, error"
         self._finished = labelled(
             "sequences_finished", f"Sequences that ended, by reason: {reasons}.", "finished_reason"
         )
-        for reason in ("stop", "length", "abort", "error", "timeout"):
+        for reason in ("stop", "length", "content_filter", "abort", "error", "timeout"):
             self._finished.labels(model_name, reason)
         text = "Requests that were answered with an error and never started, by reason."
         self._refused = labelled("requests_refused", text, "reason")

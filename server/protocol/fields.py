@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def whole(value: Any) -> Any:
@@ -49,6 +52,15 @@ def as_prompts(value: Any) -> list[str] | list[list[int]]:
         prompts: list[str] | list[list[int]] = value
         return prompts
     raise ValueError("it must be a string, a list of strings, a list of token ids, or a list of lists of token ids")
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Yield all strings in a JSON value, but for the names of fields."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_of(item)
 
 
 def known_type(value: Any, known: tuple[str, ...], default: str | None = None) -> Any:

@@ -132,6 +132,12 @@ class Message(Strict):
         """The content as one string."""
         return self._written(str)
 
+    def texts(self) -> list[str]:
+        """Return all that the message says, in its several fields."""
+        calls = [call.function for call in self.tool_calls or ()] + ([self.function_call] if self.function_call else [])
+        said = (self.text, self.thinking, self.name, *(text for call in calls for text in (call.name, call.arguments)))
+        return [text for text in said if text]
+
     @property
     def num_code_parts(self) -> int:
         """Parts of the content that are code."""

@@ -25,7 +25,7 @@ MetadataValue = Annotated[str, Field(max_length=512)]
 # Fields of OpenAI's reference, vLLM and SGLang that are refused, and why.
 REFUSED = {
     "audio": "this server has models of text only",
-    "moderation": "this server has no moderation model",
+    "moderation": "POST /v1/moderations judges texts, and --guard has every request judged",
     "web_search_options": "this server does not search the web",
     "prompt_embeds": "prompts are text or token ids",
     "mm_processor_kwargs": "this server has models of text only",

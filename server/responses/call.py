@@ -101,13 +101,15 @@ class ResponsesCall(TranslatedCall):
                 for event in self._writer.write(pieces, reports):
                     yield event
                 reason = self.finish_reason(delta)
-        is_whole = reason != "length"
+        causes = {"length": "max_output_tokens", "content_filter": "content_filter"}
+        cause = causes.get(reason or "")
+        is_whole = cause is None
         for event in self._writer.close("completed" if is_whole else "incomplete"):
             yield event
         self._response |= {
             "status": "completed" if is_whole else "incomplete",
             "completed_at": int(time.time()) if is_whole else None,
-            "incomplete_details": None if is_whole else {"reason": "max_output_tokens"},
+            "incomplete_details": None if is_whole else {"reason": cause},
             "output": self._writer.items,
             "usage": self._usage(generation),
         }

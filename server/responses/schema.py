@@ -85,7 +85,7 @@ class ResponseUsage(BaseModel):
 class Incomplete(BaseModel):
     """Why the answer is not whole."""
 
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens", "content_filter"]
 
 
 class ResponseObject(BaseModel):

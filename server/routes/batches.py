@@ -25,7 +25,7 @@ _NEXT = links("batch_id", "retrieve_batch", "cancel_batch")
 
 ENDPOINTS = (
     *("/v1/completions", "/v1/chat/completions", "/v1/responses"),
-    *("/v1/embeddings", "/v1/classify", "/v1/score", "/v1/rerank"),
+    *("/v1/embeddings", "/v1/classify", "/v1/moderations", "/v1/score", "/v1/rerank"),
 )
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)

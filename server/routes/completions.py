@@ -71,6 +71,11 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
         modality = before.modalities[-1:]  # what is filled in goes on with what stands before it
         return begin + before + ModelInput([tokens.suffix], modality) + after + ModelInput([tokens.middle], modality)
 
+    def texts(self) -> list[str]:
+        decode = self.server.tokenizer.decode
+        prompts = [prompt if isinstance(prompt, str) else decode(prompt) for prompt in self.body.prompt]
+        return [*prompts, self.body.suffix]
+
     def chunk(self, delta: Delta, generation: Generation) -> Json:
         return {**self.head(self.chunk_kind), "choices": [self._choice(delta, generation)]}
 

@@ -78,7 +78,7 @@ _VERSION = version("deepseek-serve")
 @router.get("/readyz", responses=_PROBE)
 async def readyz(request: Request, server: State) -> Response:
     """200 when requests are taken, else 503; the body says what the server is doing, and what else is at fault."""
-    problem = server.client.problem or request.app.state.batches.problem
+    problem = server.health.problem or request.app.state.batches.problem
     return _answer(server.health, server.health.is_ready, **({"problem": problem} if problem else {}))
 
 
@@ -93,7 +93,7 @@ async def livez(server: State) -> Response:
 @router.get("/startupz", responses=_STARTUP_PROBE)
 async def startupz(server: State) -> Response:
     """503 until the model was ready for the first time, then 200; the body says how far the start is."""
-    return _answer(server.health, server.health.has_started, **server.client.startup.report())
+    return _answer(server.health, server.health.has_started, **server.health.startup.report())
 
 
 @router.head("/metrics", include_in_schema=False)

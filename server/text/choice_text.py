@@ -7,11 +7,15 @@ are `server.generation`'s.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from engine.protocol import FinishReason
 
 if TYPE_CHECKING:
-    from engine.protocol import FinishReason, SequenceOutput, TokenLogprobs
+    from engine.protocol import SequenceOutput, TokenLogprobs
     from server.text.detokenizer import Detokenizer
+
+Ending = FinishReason | Literal["content_filter"]  # the latter is the guard's
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Delta:
     Attributes:
         is_first: whether the piece begins its choice.
         prompt_logprobs: one entry for each prompt token but the first, if asked for; in the first delta.
-        finish_reason: set in the last delta.
+        finish_reason: set in the last delta; "content_filter" where the guard ends the choice.
         stop_string: the stop string that ended the choice, if one did; in the last delta.
     """
 
@@ -39,9 +43,14 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     reports: list[TokenReport] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: Ending | None = None
     is_first: bool = False
     stop_string: str | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the choice ends where the guard flagged it."""
+        return self.finish_reason == "content_filter"
 
     def extend(self, later: Delta) -> None:
         """Append the piece that follows."""

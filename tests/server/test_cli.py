@@ -63,7 +63,7 @@ def test_every_setting_has_a_flag_an_environment_variable_and_a_file_key(
     """A valid value other than the default reaches its config, and nothing else changes."""
     choices = get_args(SETTINGS[name].annotation) if get_origin(SETTINGS[name].annotation) is Literal else ()
     value = next(str(choice) for choice in (*choices, 4096) if choice != SETTINGS[name].default)
-    value = {"cors_origins": "http://a:1", "trusted_proxies": "10.0.0.7"}.get(name, value)
+    value = {"cors_origins": "http://a:1", "trusted_proxies": "10.0.0.7", "guard_threshold": "1"}.get(name, value)
     kind = ServerConfig if name in ServerConfig.model_fields else EngineConfig
     argv = []
     if source == "flag":

@@ -302,7 +302,7 @@ async def test_lines_wait_for_no_admission_and_count_in_no_latency(start):
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"endpoint": "/v1/moderations"}, "endpoint"),
+        ({"endpoint": "/v1/images/generations"}, "endpoint"),
         ({"completion_window": "1h"}, "completion_window"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"metadata": {"a": "x" * 513}}, "metadata"),

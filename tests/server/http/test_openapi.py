@@ -52,6 +52,7 @@ ASKED = {  # path -> bodies that are answered
     "/tokenize": [{"prompt": "hi", "return_token_strs": True}, {"messages": MESSAGES}],
     "/detokenize": [{"tokens": [1, 2]}],
 }
+OF_LABELS = ("/v1/classify", "/classify", "/v1/moderations")  # which this model has not
 GOT = [
     *("/v1/models", "/v1/models/tiny", "/tokenizer_info", "/v1/files", "/v1/batches"),
     *("/health", "/readyz", "/ping", "/livez", "/startupz", "/metrics", "/load", "/version"),
@@ -63,7 +64,7 @@ REFUSED = {
     ("DELETE", "/v1/files/{file_id}"): "/v1/files/file-x",
     ("GET", "/v1/files"): "/v1/files?limit=x",
     ("GET", "/v1/batches/{batch_id}"): "/v1/batches/batch-x",
-    **{("POST", path): path for path in [*ASKED, "/v1/classify", "/classify", "/v1/files", "/v1/batches"]},
+    **{("POST", path): path for path in [*ASKED, *OF_LABELS, "/v1/files", "/v1/batches"]},
 }
 
 
@@ -128,6 +129,12 @@ async def test_answers_are_as_documented(api, check, path, body):
     response = await api.http.post(path, json=body)
     assert response.status_code == 200, response.text
     check(path, response)
+
+
+@pytest.mark.parametrize("path", OF_LABELS)
+async def test_answers_of_classifiers_are_as_documented(serve_heads, check, path):
+    api = await serve_heads()
+    check(path, await api.http.post(path, json={"input": ["hi", "a"]}))
 
 
 @pytest.mark.parametrize("url", GOT)
