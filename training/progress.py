@@ -73,7 +73,7 @@ class Progress:
             if name in self._sums:
                 self._sums[name] += value
         self._steps += 1
-        if step % self._interval == 0 or step in (self._first, self._total):
+        if step % self._interval == 0 or step in (self._first, self._total) or "validation_loss" in metrics:
             self.say(self._line(step, metrics))
             self._sums = dict.fromkeys(_SUMMED, 0.0)
             self._steps = 0

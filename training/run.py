@@ -204,12 +204,22 @@ def _penalty(made: Parts) -> EWCPenalty | None:
 
 
 def _validation(made: Parts) -> Validation | None:
-    wanted = made.settings.validation
+    """The held-out micro batches of this rank, as many as each other rank has.
+
+    Raises:
+        TrainingError: a rank would have none.
+    """
+    wanted, worker = made.settings.validation, made.worker
     if wanted is None:
         return None
-    stream = made.stream(wanted.files, epochs=1)
-    share = -(-wanted.micro_batches // made.worker.data_degree)
-    return Validation(list(itertools.islice(stream, share)), wanted.interval)
+    most = -(-wanted.micro_batches // worker.data_degree)
+    batches = list(itertools.islice(made.stream(wanted.files, epochs=1), most))
+    if not (share := -worker.max_over_ranks(-len(batches))):
+        raise TrainingError(
+            f"validation.files have fewer micro batches than there are data ranks ({worker.data_degree}): add "
+            "documents, or lower data.micro_batch_size"
+        )
+    return Validation(batches[:share], wanted.interval)
 
 
 def _check_sizes(settings: Settings, description: ModelDescription, tokenizer: Tokenizer) -> None:

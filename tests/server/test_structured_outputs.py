@@ -62,7 +62,9 @@ FORMS = [  # the field, and what its outputs must be
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value", "is_right"), FORMS, ids=lambda value: None if callable(value) else str(value))
+@pytest.mark.parametrize(
+    ("name", "value", "is_right"), FORMS, ids=lambda value: None if callable(value) else str(value)
+)
 async def test_every_output_has_the_form_whole_and_streamed(api, path, name, value, is_right):
     body = {name: value, "max_tokens": 120, "n": 3, "temperature": 1.3, "seed": 5, "logit_bias": {str(EOS_ID): 5}}
     answer = await api.ask(path, **body)

@@ -50,6 +50,17 @@ def test_lines_come_at_intervals_with_speed_since_the_last(tmp_path: Path, capsy
     assert lines[0].endswith("0:00:02 left")
 
 
+def test_a_held_out_loss_has_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(tmp_path, first_step=1, total_steps=9, log_interval=9) as progress:
+        _add(progress, 1, 3.0)
+        _add(progress, 2, 3.0)
+        progress.add(3, {**METRICS, "skipped_steps": 1.0, "validation_loss": 2.5})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/9", "3/9"]
+    assert "validation_loss 2.5000" in lines[1]
+    assert "skipped 1" in lines[1]
+
+
 def test_tensorboard_has_each_step_once_after_a_resume(tmp_path: Path) -> None:
     with Progress(tmp_path, first_step=1, total_steps=9, log_interval=9) as progress:
         for step in range(1, 6):
