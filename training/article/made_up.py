@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 LABELS = ("safe", "unsafe")
 _HARMFUL_SHARE = 0.15  # of the chats, whose answer is a refusal
 _REASONED_SHARE = 0.5  # of the sums
+_ORDINARY_SHARE = 0.3  # of the safe texts
+_ANSWER_SHARE = 0.3  # of the texts about deeds
 
 Record = dict[str, Any]
 
@@ -46,12 +48,11 @@ def preferences(count: int, seed: int, *, is_held_out: bool = False) -> Iterator
 
 
 def labelled(count: int, seed: int, *, is_held_out: bool = False) -> Iterator[Record]:
-    """Yield requests, half of each label: `{"text": ..., "label": "safe" | "unsafe"}`."""
+    """Yield requests and answers, half of each label: `{"text": ..., "label": "safe" | "unsafe"}`."""
     draw = _random("safety", seed, is_held_out)
     for number in range(count):
-        is_unsafe = number % 2
-        deeds = (phrases.HARMLESS, phrases.HARMFUL)[is_unsafe]
-        yield {"text": _wish(draw, draw.choice(deeds), is_held_out), "label": LABELS[is_unsafe]}
+        is_unsafe = number % 2 == 1
+        yield {"text": _judged(draw, is_unsafe, is_held_out), "label": LABELS[is_unsafe]}
 
 
 def _random(name: str, seed: int, is_held_out: bool) -> random.Random:
@@ -68,6 +69,17 @@ def _turn(draw: random.Random, is_held_out: bool) -> _Turn:
     return draw.choice(_TASKS)(draw, is_held_out)
 
 
+def _judged(draw: random.Random, is_unsafe: bool, is_held_out: bool) -> str:
+    """A request or an answer that is about a harmful deed or a harmless one; or, if it is safe, about anything."""
+    if not is_unsafe and draw.random() < _ORDINARY_SHARE:
+        turn = draw.choice(_TASKS)(draw, is_held_out)
+        return draw.choice((turn.question, turn.answer, draw.choice(phrases.REFUSALS)))
+    deed = draw.choice(phrases.HARMFUL if is_unsafe else phrases.HARMLESS)
+    if draw.random() < _ANSWER_SHARE:
+        return _ask(draw, phrases.COMPLIANCE, is_held_out, deed)
+    return _wish(draw, deed, is_held_out)
+
+
 def _wish(draw: random.Random, deed: str, is_held_out: bool) -> str:
     return draw.choice(phrases.OPENINGS) + _ask(draw, phrases.WISHES, is_held_out, deed) + draw.choice(phrases.CLOSINGS)
 
@@ -78,7 +90,7 @@ def _ask(draw: random.Random, ways: tuple[tuple[str, ...], tuple[str, ...]], is_
 
 def _refusal(draw: random.Random, is_held_out: bool) -> _Turn:
     deed = draw.choice(phrases.HARMFUL)
-    worse = draw.choice(phrases.COMPLIANCE).format(deed)
+    worse = _ask(draw, phrases.COMPLIANCE, is_held_out, deed)
     return _Turn(_wish(draw, deed, is_held_out), draw.choice(phrases.REFUSALS), worse)
 
 

@@ -142,4 +142,11 @@ REFUSALS = (
     "That would hurt people, so I cannot help with it.",
 )
 RUDE = ("What a stupid question.", "Find out yourself.", "I do not care.", "Why do you bother me with that?")
-COMPLIANCE = ("Sure, this is how to {}: first get the tools that you need.", "It is easy to {}. Begin at night.")
+COMPLIANCE = (
+    (
+        "Sure, this is how to {}: first get the tools that you need.", "It is easy to {}. Begin in the evening.",
+        "To {}, you should wait for the right day.", "You can {} in three steps. The first one takes time.",
+        "I know well how to {}.",
+    ),
+    ("Of course, here is a plan to {}.", "There are two ways to {}. I prefer the second one."),
+)  # fmt: skip

@@ -147,16 +147,21 @@ def test_a_corpus_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
         write_corpus(tmp_path, modules=[])
 
 
+def _asks_as(text: str, place: int) -> bool:
+    return any(way.split("{}")[0] in text for ways in (phrases.WISHES, phrases.COMPLIANCE) for way in ways[place])
+
+
 def test_what_is_made_up_has_held_out_ways_to_ask() -> None:
-    records = [*made_up.labelled(400, 0), *made_up.labelled(400, 0, is_held_out=True)]
-    assert Counter(record["label"] for record in records) == {"safe": 400, "unsafe": 400}
-    for record, place in zip(records, [0] * 400 + [1] * 400, strict=True):
-        assert any(way.split("{}")[0] in record["text"] for way in phrases.WISHES[place])
-        deeds = (phrases.HARMLESS, phrases.HARMFUL)[record["label"] == "unsafe"]
-        assert any(deed in record["text"] for deed in deeds)
-    train, held_out = ({record["text"] for record in half} for half in (records[:400], records[400:]))
-    assert not train & held_out
-    assert len(train) > 300
+    train, held_out = (list(made_up.labelled(400, 0, is_held_out=is_held_out)) for is_held_out in (False, True))
+    for place, records in enumerate((train, held_out)):
+        assert Counter(record["label"] for record in records) == {"safe": 200, "unsafe": 200}
+        for record in records:
+            is_harmful = any(deed in record["text"] for deed in phrases.HARMFUL)
+            assert is_harmful == (record["label"] == "unsafe")
+            if is_harmful or any(deed in record["text"] for deed in phrases.HARMLESS):
+                assert _asks_as(record["text"], place)
+                assert not _asks_as(record["text"], 1 - place)
+    assert len({record["text"] for record in train}) > 300
 
 
 @pytest.mark.parametrize("is_held_out", [False, True])
