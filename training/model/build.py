@@ -11,6 +11,7 @@ from training.model.dynamic_moe import DynamicMoE
 from training.model.initialize import initialize
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from training.model.description import ModelDescription
@@ -23,14 +24,19 @@ def build_model(
     seed: int = 0,
     layers: range | None = None,
     heads_may_be_new: bool = False,
+    divide: Callable[[DynamicMoE], None] | None = None,
 ) -> DynamicMoE:
     """The model, or a stage of it, on the CPU in fp32; `weights` is a Hugging Face folder, or None for new weights.
+
+    `divide` leaves a rank its part, before there is memory for any.
 
     Raises:
         ModelError: the folder's tensors do not fit the config.
     """
     with torch.device("meta"):
         model = DynamicMoE(description.config, description.sizes, layers)
+    if divide is not None:
+        divide(model)
     model.to_empty(device="cpu")
     initialize(model, seed)
     if weights is not None:

@@ -15,6 +15,7 @@ from engine.loading.safetensors_source import SafetensorsSource
 from engine.loading.shards import ShardWriter
 from engine.loading.weights import Weights
 from training.model.dynamic_moe import DynamicMoE
+from training.model.fill import fill
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +37,8 @@ _TOKENIZER_FILES = (
 def load_weights(model: DynamicMoE, folder: Path, *, heads_may_be_new: bool = False) -> list[str]:
     """Copy a folder's tensors into the parameters of the same names, whatever the dtype that they are stored in.
 
-    Tensors of other stages are left alone. With `heads_may_be_new`, task heads that the folder lacks keep the values
-    that they have.
+    Tensors that other ranks have are left alone. With `heads_may_be_new`, task heads that the folder lacks keep the
+    values that they have.
 
     Returns:
         The names of parameters that the folder lacks.
@@ -56,7 +57,7 @@ def load_weights(model: DynamicMoE, folder: Path, *, heads_may_be_new: bool = Fa
         elif heads_may_be_new and name.startswith("heads.") and name not in stored:
             new.append(name)
         else:
-            own[name].copy_(weights.take(name, tuple(shape)))
+            fill(own[name], weights.take(name, tuple(shape)))
     weights.finish()
     return new
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from training.model.fill import fill
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -24,7 +26,7 @@ def initialize(model: nn.Module, seed: int) -> None:
     Tables of modalities are 0, so that all modalities begin as the plain embedding.
     """
     for name, parameter in model.named_parameters():
-        parameter.copy_(_values(name, parameter.shape, seed))
+        fill(parameter, _values(name, parameter.shape, seed))
 
 
 def _values(name: str, shape: torch.Size, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,5 +46,12 @@ def _owners(own: dict[str, nn.Parameter], ranks: Ranks) -> dict[str, tuple[int, 
 
 @torch.no_grad()
 def _whole(parameter: nn.Parameter) -> torch.Tensor:
-    whole: torch.Tensor = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-    return whole.detach()
+    tensor = parameter.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor
+    placements = list(tensor.placements)
+    for axis in range(len(placements)):  # one at a time: torch warns of strided parts that it gathers over two
+        placements[axis] = Replicate()
+        tensor = tensor.redistribute(placements=placements)
+    whole: torch.Tensor = tensor.to_local()
+    return whole

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from training.model.build import build_model
 from training.parallel.ranks import started_ranks
+from training.parallel.tensor import divide
 from training.parallel.worker import ParallelWorker
 from training.worker import DTYPES
 
@@ -34,6 +36,13 @@ def parallel_worker(
     may_be_new = settings.objective.kind in ("classification", "reasoning")
     with started_ranks(settings.parallelism, device) as ranks:
         layers = ranks.layers(description.config.num_hidden_layers)
-        module = build_model(description, weights, seed=settings.seed, layers=layers, heads_may_be_new=may_be_new)
+        module = build_model(
+            description,
+            weights,
+            seed=settings.seed,
+            layers=layers,
+            heads_may_be_new=may_be_new,
+            divide=partial(divide, ranks=ranks),
+        )
         module.activation_checkpointing = settings.activation_checkpointing
         yield ParallelWorker(module.to(ranks.device), ranks, DTYPES[settings.precision])

@@ -30,20 +30,28 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
     from training.model.dynamic_moe import DynamicMoE
+    from training.parallel.ranks import Ranks
 
 
-def divide(model: DynamicMoE, mesh: DeviceMesh) -> frozenset[str]:
-    """Leave this rank its heads, experts and tokens; the names of the parameters that differ between ranks."""
-    before = dict(model.named_parameters())
+def divide(model: DynamicMoE, ranks: Ranks) -> None:
+    """Leave this rank its heads, experts and tokens. The parameters may be without memory (device "meta")."""
+    if ranks.degrees.tensor == 1:
+        return
+    mesh = ranks.mesh["tensor"]
     styles = _styles_of_tables() if divides_vocabulary(model.config, mesh.size()) else {}
     for layer in model.model.layers:
         styles |= {f"model.layers.{layer}.{name}": style for name, style in _styles_of_layer().items()}
     modules = dict(model.named_modules())
     here = {name: style for name, style in styles.items() if name in modules}
     parallelize_module(model, mesh, here, src_data_rank=None)  # each rank has all values, and keeps its own
-    return frozenset(
-        name for name, parameter in model.named_parameters() if ".experts." in name or parameter is not before[name]
-    )
+
+
+def divided_names(model: DynamicMoE, ranks: Ranks) -> frozenset[str]:
+    """The parameters of a divided model that differ between ranks of the axis."""
+    if ranks.degrees.tensor == 1:
+        return frozenset()
+    parameters = model.named_parameters()
+    return frozenset(name for name, value in parameters if isinstance(value, DTensor) or ".experts." in name)
 
 
 def _styles_of_tables() -> dict[str, ParallelStyle]:

@@ -14,7 +14,7 @@ from training.parallel.pipeline import Pipeline
 from training.parallel.router_sums import sum_statistics
 from training.parallel.shards import shard
 from training.parallel.stage import Stage
-from training.parallel.tensor import divide
+from training.parallel.tensor import divided_names
 from training.router_load import router_load
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class ParallelWorker:
-    """A rank. Its model is divided when the worker is made: over the tensor axis, then over the data axis."""
+    """A rank. Its model is divided over the tensor axis already; the worker divides it over the data axis."""
 
     def __init__(self, model: DynamicMoE, ranks: Ranks, dtype: torch.dtype) -> None:
-        """`model` has the layers `ranks.layers(...)`, whole, with weights that are equal in all ranks of a stage."""
+        """`model` has the layers `ranks.layers(...)`, and what training.parallel.tensor left it of them."""
         degrees = ranks.degrees
-        divided = divide(model, ranks.mesh["tensor"]) if degrees.tensor > 1 else frozenset[str]()
+        divided = divided_names(model, ranks)
         self._stage = Stage(model, dtype)
         if degrees.data > 1:
             layers = model.model.layers.values()

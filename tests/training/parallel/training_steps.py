@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from training.model.losses import cross_entropy
 from training.objectives.objective import LossSum
 from training.optimizer import make_optimizer
 from training.parallel.gradients import local_part
+from training.parallel.tensor import divide
 from training.parallel.worker import ParallelWorker
 from training.worker import LocalWorker
 
@@ -97,7 +99,8 @@ def make_worker(ranks: Ranks | None, case: Case) -> Worker:
     """The whole model in this process, or this rank's part."""
     description = ModelDescription.parse({**CONFIG, **case.config})
     layers = None if ranks is None else ranks.layers(description.config.num_hidden_layers)
-    model = build_model(description, None, seed=1, layers=layers)
+    own = None if ranks is None else partial(divide, ranks=ranks)
+    model = build_model(description, None, seed=1, layers=layers, divide=own)
     model.activation_checkpointing = case.settings.get("activation_checkpointing", False)
     if ranks is None:
         return LocalWorker(model, torch.device("cpu"), torch.float32)
