@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.training.parallel.spawn import run_ranks
 from tests.training.parallel.training_steps import (
@@ -20,11 +21,15 @@ from tests.training.parallel.training_steps import (
     settings_of,
     train,
 )
+from training.model.build import build_model
+from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
 from training.parallel.gradients import local_part
 from training.parallel.memory import stage_memory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from training.parallel.ranks import Ranks
 
 CASE = Case(steps=3, config={}, settings={})
@@ -51,6 +56,23 @@ def test_two_stages_share_the_table_of_tokens() -> None:
     main, _ = run_ranks(train, (1, 2, 1), case)
 
     _assert_alike(main, train(None, case))
+
+
+def test_each_rank_reads_its_part_of_a_folder(tmp_path: Path) -> None:
+    folder, description = tmp_path / "model", ModelDescription.parse(CONFIG)
+    model = build_model(description, None, seed=5)
+    export(folder, description, model.named_parameters(), tokenizer=None, dtype=torch.float32)
+
+    main, *_ = run_ranks(_read_and_gather, (2, 2, 1), folder)
+
+    assert main.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert main[name] == parameter.flatten().tolist(), name
+
+
+def _read_and_gather(ranks: Ranks, folder: Path) -> dict[str, list[float]]:
+    worker = make_worker(ranks, CASE, folder)
+    return {name: tensor.flatten().tolist() for name, tensor in worker.gather()}
 
 
 def test_a_gradient_that_is_no_number_on_one_rank_is_known_to_all() -> None:

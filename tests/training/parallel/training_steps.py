@@ -95,12 +95,12 @@ def settings_of(case: Case, degrees: ParallelismSettings) -> Settings:
     return Settings(output=Path("none"), model=Path("none"), data=data, parallelism=degrees, **{**own, **case.settings})
 
 
-def make_worker(ranks: Ranks | None, case: Case) -> Worker:
+def make_worker(ranks: Ranks | None, case: Case, weights: Path | None = None) -> Worker:
     """The whole model in this process, or this rank's part."""
     description = ModelDescription.parse({**CONFIG, **case.config})
     layers = None if ranks is None else ranks.layers(description.config.num_hidden_layers)
     own = None if ranks is None else partial(divide, ranks=ranks)
-    model = build_model(description, None, seed=1, layers=layers, divide=own)
+    model = build_model(description, weights, seed=1, layers=layers, divide=own)
     model.activation_checkpointing = case.settings.get("activation_checkpointing", False)
     if ranks is None:
         return LocalWorker(model, torch.device("cpu"), torch.float32)
