@@ -75,7 +75,7 @@ def attend_to_blocks(q_BTQD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.T
     q = q_BTQD.reshape(rows, n, size, num_kv_heads, group, dim).permute(0, 3, 1, 4, 2, 5)
     q = q.reshape(rows * num_kv_heads, n, group * size, dim)
     k, v = (_gather(x, plan) for x in (k_BTKD, v_BTKD))
-    mask = plan.mask(q.dtype).to(q.device).repeat(1, group, 1)
+    mask = plan.mask(q.dtype, group).to(q.device)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
     out = out.view(rows, num_kv_heads, n, group, size, dim).permute(0, 2, 4, 1, 3, 5)
     return out.reshape(rows, n * size, num_heads, dim)[:, :num_tokens]

@@ -1,4 +1,4 @@
-"""The experts of one layer, grouped: each one's tokens side by side, so that an expert is three matrix products.
+"""The experts of one layer, grouped: each one's tokens lie side by side.
 
 Tokens go to their places and come back by gathers alone, in the backward pass too: a gather is several times faster
 than the addition at indices that autograd would take.
@@ -15,13 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from training.model.grouped_mlp import grouped_mlp
+
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig, MoEConfig
     from training.model.assignment import Assignment
+    from training.model.grouped_mlp import Weights
 
 
 class Expert(nn.Module):
-    """down(silu(gate x) * up x)."""
+    """The weights of down(silu(gate x) * up x), which training.model.grouped_mlp computes for all experts."""
 
     def __init__(self, hidden_size: int, size: int) -> None:
         super().__init__()
@@ -29,9 +32,10 @@ class Expert(nn.Module):
         self.up_proj = nn.Linear(hidden_size, size, bias=False)
         self.down_proj = nn.Linear(size, hidden_size, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return y
+    @property
+    def weights(self) -> Weights:
+        """Gate, up, down."""
+        return self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
 
 
 class Experts(nn.ModuleDict):
@@ -44,11 +48,10 @@ class Experts(nn.ModuleDict):
     def forward(self, x_NH: torch.Tensor, weights_NK: torch.Tensor, assignment: Assignment) -> torch.Tensor:
         """[N, H] in the weights' dtype: the sum over the chosen experts that are here, each times its weight."""
         places = assignment.places([int(number) for number in self])
-        x_XH = _ToPlaces.apply(x_NH, places.token_X, places.place_KN)
-        *parts, nothing = x_XH.split([*places.counts, 1])
-        outputs = [expert(part) for expert, part in zip(self.values(), parts, strict=True)]
-        y_XH = torch.cat([*outputs, torch.zeros_like(nothing, dtype=outputs[0].dtype)])
-        y_NH: torch.Tensor = _FromPlaces.apply(y_XH, weights_NK, places.choice_P, places.token_X, places.place_KN)
+        x_XH = _ToPlaces.apply(x_NH, places.token_X, places.place_KN)  # type: ignore[no-untyped-call]
+        experts = [expert for expert in self.values() if isinstance(expert, Expert)]
+        y_XH = grouped_mlp(x_XH, places.counts, [expert.weights for expert in experts])
+        y_NH: torch.Tensor = _FromPlaces.apply(y_XH, weights_NK, places.choice_P, places.token_X, places.place_KN)  # type: ignore[no-untyped-call]
         return y_NH
 
 

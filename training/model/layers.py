@@ -8,11 +8,12 @@ Shapes: B rows, T padded tokens, H hidden.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
@@ -35,7 +36,33 @@ class RMSNorm(nn.Module):
         self._eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self._eps).to(compute_dtype(x))
+        dtype = compute_dtype(x)
+        x = x.float() if x.dtype.itemsize < 4 else x
+        y: torch.Tensor = _RMSNorm.apply(x, self.weight, self._eps, dtype)  # type: ignore[no-untyped-call]
+        return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and a number of each row; autograd of torch's own, which CPUs compose, keeps several tensors like x."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, x: torch.Tensor, weight_H: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        scale = square.div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight_H, scale)
+        y: torch.Tensor = (x * scale).mul_(weight_H).to(dtype)
+        return y
+
+    @staticmethod
+    @override
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        x, weight_H, scale = ctx.saved_tensors
+        normed, grad = x * scale, grads[0].to(x.dtype)
+        grad_weight_H = (grad * normed).flatten(0, -2).sum(0)
+        grad_normed = grad * weight_H
+        along = torch.linalg.vecdot(grad_normed, normed).div_(x.shape[-1])[..., None]
+        return grad_normed.sub_(normed.mul_(along)).mul_(scale), grad_weight_H, None, None
 
 
 class Compression(nn.Module):

@@ -28,7 +28,7 @@ def cross_entropy(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch
     """The summed cross-entropy of all targets, a scalar in fp32."""
     hidden_NH, targets_N = _with_targets(hidden_BTH, targets_BT)
     weight_VH, part = own_rows(model.output_weight)
-    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, part)
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, targets_N, part)  # type: ignore[no-untyped-call]
     return loss
 
 

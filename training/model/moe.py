@@ -62,7 +62,7 @@ class MoE(nn.Module):
             weights_NK = weights_NK / weights_NK.sum(-1, keepdim=True)
         if self.training:
             loss = self._balance_loss(p_NE, assignment, context)
-            weights_NK = _WithLoss.apply(weights_NK, loss * context.balance_loss_weight)
+            weights_NK = _WithLoss.apply(weights_NK, loss * context.balance_loss_weight)  # type: ignore[no-untyped-call]
         y_NH: torch.Tensor = self.experts(x_NH, weights_NK, assignment)
         return y_NH.view(x_BTH.shape)
 

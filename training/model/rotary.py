@@ -42,7 +42,7 @@ class Rotary:
 
 def rotate(x_BTND: torch.Tensor, tables: RotaryTables) -> torch.Tensor:
     """Rotate each head by its token's position; the dtype is x's."""
-    rotated: torch.Tensor = _Rotate.apply(x_BTND, *tables)
+    rotated: torch.Tensor = _Rotate.apply(x_BTND, *tables)  # type: ignore[no-untyped-call]
     return rotated
 
 

@@ -41,11 +41,11 @@ class BlockPlan:
         """The blocks to gather, [n * V]; block 0 in place of none."""
         return self.visible_nV.clamp(min=0).flatten()
 
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to scores, [n, S, V * S]: 0 where a query sees a key."""
+    def mask(self, dtype: torch.dtype, group: int) -> torch.Tensor:
+        """What is added to scores, [n, group * S, V * S]: 0 where a query sees a key. Queries come `group` times."""
         rows = torch.arange(len(self.visible_nV))[:, None]
         behind_nV = torch.where(self.visible_nV < 0, -1, rows - self.visible_nV)  # blocks from the key's to the query's
-        return _mask(tuple(map(tuple, behind_nV.tolist())), self.size, self.window, dtype)
+        return _mask(tuple(map(tuple, behind_nV.tolist())), self.size, self.window, dtype, group)
 
 
 @lru_cache(maxsize=64)
@@ -69,13 +69,15 @@ def _table(pattern: BlockSparseAttention, num_blocks: int) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
-def _mask(behind: tuple[tuple[int, ...], ...], size: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+def _mask(
+    behind: tuple[tuple[int, ...], ...], size: int, window: int | None, dtype: torch.dtype, group: int
+) -> torch.Tensor:
     """The mask of blocks that lie so many blocks behind a query's own (-1: no block). Layers mostly share one."""
-    behind_nV11 = torch.tensor(behind)[:, :, None, None]
-    within = torch.arange(size)
+    behind_nV11 = torch.tensor(behind, dtype=torch.int32)[:, :, None, None]
+    within = torch.arange(size, dtype=torch.int32)
     distance_nVSS = behind_nV11 * size + within[:, None] - within  # from a key to a query
     is_visible = (behind_nV11 >= 0) & (distance_nVSS >= 0)
     if window is not None:
         is_visible &= distance_nVSS < window
     mask = torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, _HIDDEN)
-    return mask.transpose(1, 2).flatten(2)
+    return mask.transpose(1, 2).flatten(2).repeat(1, group, 1)
