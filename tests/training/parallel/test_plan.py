@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,10 +20,13 @@ from tests.training.parallel.training_steps import (
     micro_batch,
     settings_of,
 )
+from training.batch import TokenBatch
 from training.config import ParallelismSettings
 from training.errors import TrainingError
 from training.model.build import build_model
+from training.model.context import make_context
 from training.model.description import ModelDescription
+from training.parallel.memory import layer_activations, layer_copies
 from training.parallel.plan import make_plan
 from training.parallel.sizes import stage_count
 from training.parallel.traffic import stage_traffic
@@ -46,6 +50,40 @@ def test_all_parameters_of_a_stage_are_counted(pipeline: int, changes: dict[str,
         model = build_model(description, None, layers=layers)
         expected = sum(parameter.numel() for parameter in model.parameters())
         assert stage_count(description.config, stage, 1, pipeline).total == expected
+
+
+@pytest.mark.parametrize("layer", range(4))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_autograd_keeps_of_a_layer_is_planned(layer: int, precision: str) -> None:
+    description = ModelDescription.parse({**CONFIG, **WIDE, "expert_capacity": 4.0})
+    settings = _with(settings_of(CASE, ParallelismSettings()), precision=precision, max_length=128)
+
+    kept = _kept_bytes(description, layer, rows=2, width=128, is_bfloat16=precision == "bfloat16")
+
+    planned = layer_activations(settings, description.config, layer) + layer_copies(settings, description.config, layer)
+    assert planned == pytest.approx(kept, rel=0.03)
+
+
+def _kept_bytes(description: ModelDescription, layer: int, *, rows: int, width: int, is_bfloat16: bool) -> int:
+    model = build_model(description, None)
+    ids_BT = torch.randint(2, 96, (rows, width))
+    tokens = TokenBatch(ids_BT, torch.zeros_like(ids_BT), torch.full((rows,), width))
+    context = make_context(tokens, model._rotary, 0.01, model.statistics)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x_BTH = model.model.embed(tokens)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+        result = model.model.layers[str(layer)](x_BTH, context)
+    del result
+    return sum(kept.values())
 
 
 def test_messages_of_the_tensor_axis_are_counted() -> None:
