@@ -62,13 +62,13 @@ def render(
 
 def _check(messages: Sequence[Message], num_prompt: int) -> None:
     if len(messages) > _MOST_MESSAGES:
-        raise RecordError("wrong fields", f"it has {len(messages)} messages; expected at most {_MOST_MESSAGES}")
+        raise RecordError("malformed", f"it has {len(messages)} messages; expected at most {_MOST_MESSAGES}")
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or not isinstance(content, str | list | None):
-            raise RecordError("wrong fields", "a message lacks its 'role', or its 'content' is no text")
+            raise RecordError("malformed", "a message lacks its 'role', or its 'content' is no text")
     if not any(message["role"] == "assistant" and message.get("content") for message in messages[num_prompt:]):
-        raise RecordError("no answer", "no message is the assistant's")
+        raise RecordError("without an answer", "no message is the assistant's")
 
 
 def _answers(

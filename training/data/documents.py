@@ -107,7 +107,7 @@ class RecordStream:
             place = Place(Position(start.epoch, start.chunk, begin), chunk.file)
             try:
                 if line is None:
-                    raise RecordError("longer than a record may be", f"{MAX_LINE >> 20} MiB")
+                    raise RecordError("too long", f"it has more than {MAX_LINE >> 20} MiB")
                 if line.strip():
                     yield self._reader.read(line), place
             except RecordError as error:

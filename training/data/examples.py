@@ -115,7 +115,9 @@ class ExampleMaker:
         kinds = modalities(tokens, chat.text, self._num_modalities, code=chat.code)
         targets = np.where(learnt[1:], tokens.ids[1:], np.int32(IGNORED))
         if not learnt[1:].any():
-            raise RecordError("no answer", f"no message of the assistant begins within {self._max_length} tokens")
+            raise RecordError(
+                "without an answer", f"no message of the assistant begins within {self._max_length} tokens"
+            )
         return Row(tokens.ids, _as_generated(kinds, learnt), np.append(targets, np.int32(IGNORED)))
 
     def _labelled(self, record: LabelledText) -> Row:

@@ -116,7 +116,7 @@ class RecordReader:
         except UnicodeDecodeError as error:
             raise RecordError("not UTF-8", str(error)) from None
         except msgspec.ValidationError as error:
-            raise RecordError("wrong fields", str(error)) from None
+            raise RecordError("malformed", str(error)) from None
         except (msgspec.DecodeError, RecursionError) as error:
             reason = "a character is half a surrogate pair" if _HALF_PAIR.search(line) else str(error)
             raise RecordError("not JSON", reason) from None
@@ -125,7 +125,7 @@ class RecordReader:
         number = self._numbers.get(line.label, -1) if isinstance(line.label, str) else line.label
         if not 0 <= number < len(self._numbers):
             known = ", ".join(self._numbers)
-            raise RecordError("unknown label", f"{line.label!r:.60}; the model's labels are {known}")
+            raise RecordError("of unknown label", f"{line.label!r:.60}; the model's labels are {known}")
         return LabelledText(line.text, number)
 
 
@@ -146,7 +146,7 @@ def read_text(content: bytes, *, is_whole: bool) -> Document:
 def _document(line: _DocumentLine) -> Record:
     text = line.content if line.text is None else line.text
     if text is None:
-        raise RecordError("wrong fields", "neither 'text' nor 'content' is there")
+        raise RecordError("malformed", "neither 'text' nor 'content' is there")
     return Document(text, line.title or "", None if line.modality is None else line.modality == "code")
 
 
@@ -162,11 +162,11 @@ def _preference(line: _PreferenceLine) -> Record:
 
     chosen, rejected = messages(line.chosen, "assistant"), messages(line.rejected, "assistant")
     if chosen == rejected:
-        raise RecordError("no preference", "'chosen' and 'rejected' are the same")
+        raise RecordError("without a preference", "'chosen' and 'rejected' are the same")
     return Preference(messages(line.prompt, "user"), chosen, rejected)
 
 
 def _sound(line: _SoundLine) -> Record:
     if line.label not in (0, 1):
-        raise RecordError("unknown label", f"{line.label!r:.60}; expected true or false")
+        raise RecordError("of unknown label", f"{line.label!r:.60}; expected true or false")
     return LabelledText(line.text, int(line.label))

@@ -173,8 +173,8 @@ def test_bad_records_are_counted_once(make, write) -> None:
     again.restore(stream.state())
     for _ in range(6):  # three epochs
         next(again)
-    assert again.bad.counts == {"not JSON": 1, "empty": 1, "wrong fields": 1, "not UTF-8": 1}
-    assert str(again.bad) == "1 empty, 1 not JSON, 1 not UTF-8, 1 wrong fields"
+    assert again.bad.counts == {"not JSON": 1, "empty": 1, "malformed": 1, "not UTF-8": 1}
+    assert str(again.bad) == "1 empty, 1 malformed, 1 not JSON, 1 not UTF-8"
     assert [name.split(": ")[0].rpartition(":")[2] for name in again.bad.named] == ["2", "3", "4", "8"]
 
 
@@ -190,7 +190,7 @@ def test_of_each_kind_a_few_are_named(make, write, caplog: pytest.LogCaptureFixt
 def test_data_without_a_usable_record_is_an_error(make, write) -> None:
     for options in ({}, {"epochs": 3}):
         stream = make([write("bad.jsonl", [b"{", {"text": " "}, {"text": 1}])], **options)
-        with pytest.raises(TrainingError, match=r"no record.*1 empty, 1 not JSON, 1 wrong fields; .*bad.jsonl:1"):
+        with pytest.raises(TrainingError, match=r"no record.*1 empty, 1 malformed, 1 not JSON; .*bad.jsonl:1"):
             next(stream)
 
 
@@ -233,7 +233,7 @@ def test_labels(make, write) -> None:
     assert batch.labels_B.tolist() == [1, 0]
     assert batch.tokens.lengths_B.tolist() == [2, 3]
     assert (batch.targets_BT == IGNORED).all()
-    assert stream.bad.counts in ({"unknown label": 1}, {})
+    assert stream.bad.counts in ({"of unknown label": 1}, {})
 
 
 def test_pairs_stand_together(tokenizer, write) -> None:

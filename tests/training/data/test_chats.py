@@ -62,13 +62,13 @@ def test_parts_of_type_code_are_found(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("messages", "kind"),
     [
-        ([], "no answer"),
-        (_chat("a"), "no answer"),
-        (_chat("a", ""), "no answer"),
-        ([{"content": "a"}], "wrong fields"),
-        ([{"role": 5, "content": "a"}], "wrong fields"),
-        ([{"role": "assistant", "content": 5}], "wrong fields"),
-        (_chat(*["a"] * 1025), "wrong fields"),
+        ([], "without an answer"),
+        (_chat("a"), "without an answer"),
+        (_chat("a", ""), "without an answer"),
+        ([{"content": "a"}], "malformed"),
+        ([{"role": 5, "content": "a"}], "malformed"),
+        ([{"role": "assistant", "content": 5}], "malformed"),
+        (_chat(*["a"] * 1025), "malformed"),
     ],
 )
 def test_what_is_no_conversation(tokenizer, messages: Messages, kind: str) -> None:

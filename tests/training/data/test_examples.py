@@ -100,7 +100,7 @@ def test_an_answer_has_the_modality_of_the_token_before_it(tokenizer) -> None:
 def test_a_chat_whose_answer_is_cut_off_teaches_nothing(tokenizer) -> None:
     with pytest.raises(RecordError) as caught:
         _rows(tokenizer, Chat(_chat(LONG, "jumps")), 16)
-    assert caught.value.kind == "no answer"
+    assert caught.value.kind == "without an answer"
     assert len(_rows(tokenizer, Chat(_chat("the fox", LONG)), 16)[0]) == 16
 
 

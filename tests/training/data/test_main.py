@@ -34,7 +34,7 @@ def test_a_mistake_is_one_line(folder: str, write, capsys: pytest.CaptureFixture
         ([folder, "--tokenizer", folder, "--objective", "dpo", "--micro-batch-size", "3"], "even number"),
         (
             [folder, "--tokenizer", folder, "--objective", "sft"],
-            "no record that can be used: 1 not JSON, 2 wrong fields",
+            "no record that can be used: 2 malformed, 1 not JSON",
         ),
     ):
         assert main(arguments) == 2
