@@ -12,13 +12,13 @@ import time
 _INTERVAL = 0.1  # seconds
 
 
-def main(host: str, port: int, path: str, body: str | None = None) -> None:
-    """GET, or POST a body, until killed."""
+def main(host: str, port: int, path: str) -> None:
+    """GET it until killed."""
     connection = http.client.HTTPConnection(host, port, timeout=20)
     while True:
         started, status = time.monotonic(), 0
         try:
-            connection.request("GET" if body is None else "POST", path, body)
+            connection.request("GET", path)
             response = connection.getresponse()
             response.read()
             status = response.status

@@ -19,11 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks.load import report, workload
-from benchmarks.load.runner import Endpoint
-from benchmarks.load.runner import run as load
+from tests.chaos.overload import overload, raw_overload
 from tests.chaos.subject import ENGINE_TIMEOUT, Subject
 from tests.chaos.traffic import Traffic
 from tests.chaos.verdict import Observations, figures, passed, table
@@ -38,7 +36,7 @@ _WARM_UP = 8.0  # seconds of traffic before memory is measured
 _BATCH = 8
 CATCHES = {  # what can be planted -> the figure that must fail
     "leak": 1, "error": 2, "death": 3, "tokens": 3, "deaf": 4, "stall": 5, "refusals": 6, "memory": 7, "stuck": 8,
-    "silent": 8, "litter": 8, "orphan": 8,
+    "silent": 8, "litter": 8, "orphan": 8, "spin": 5,
 }  # fmt: skip
 CLOCK = "jumps of the system's clock: they would disturb the machine; the server's view of it is bent instead"
 
@@ -67,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=2.0, help="of mixed traffic; ten times the load is beside it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, help="only kill the engine, so many times, however long it takes")
-    parser.add_argument("--clients", type=int, default=1, help="of each of eight kinds")
+    parser.add_argument("--clients", type=int, default=1, help="of each kind")
     parser.add_argument("--overload", type=float, default=10.0, help="seconds of ten times the load; 0 is none")
     parser.add_argument("--suites", choices=("on", "off"), default="on", help="run the tests of figures 9 and 10 too")
     parser.add_argument("--plant", choices=("all", *CATCHES), help="what the verdict must catch")
@@ -116,7 +114,18 @@ async def _run(args: argparse.Namespace, folder: Path, seen: Observations) -> No
         "32",
     )
     flags += ("--engine-timeout", str(ENGINE_TIMEOUT), "--header-timeout", "3", "--body-timeout", "5")
-    flags += ("--write-timeout", "2", "--data-dir", "memory", "--access-log", "off", "--drain-timeout", "1")
+    flags += (
+        "--write-timeout",
+        "2",
+        "--tool-parser",
+        "hermes",
+        "--data-dir",
+        "memory",
+        "--access-log",
+        "off",
+        "--drain-timeout",
+        "1",
+    )
     rng = random.Random(args.seed)
     subject = Subject(folder, flags, seen, args.plant)
     try:
@@ -125,12 +134,15 @@ async def _run(args: argparse.Namespace, folder: Path, seen: Observations) -> No
             async with Traffic(subject.process.url, seen, args.seed, subject.excuses) as traffic:
                 traffic.begin(args.clients)
                 await asyncio.sleep(_WARM_UP)
-                seen.memory_before = subject.memory
+                seen.memory_before, seen.engine_memory_before = subject.memory, subject.engine_memory
                 await _disturb(args, subject, traffic, rng, seen)
                 await asyncio.sleep(_WARM_UP)  # undisturbed, so that what the last engine leaks adds up
             await subject.until_idle()
+            await subject.rest()
             if args.overload:
-                await _overload(subject, args.overload, seen)
+                _say(f"ten times the load, for {args.overload:g} s")
+                seen.at_10x = await overload(subject, args.overload, 2 * _BATCH)
+                seen.raw_at_10x = await raw_overload(subject, args.overload, 2 * _BATCH)
             await subject.until_idle()
             seen.memory_after = subject.memory
             await subject.end()
@@ -145,6 +157,9 @@ async def _run(args: argparse.Namespace, folder: Path, seen: Observations) -> No
 async def _disturb(
     args: argparse.Namespace, subject: Subject, traffic: Traffic, rng: random.Random, seen: Observations
 ) -> None:
+    async def flood() -> None:
+        _say(f"there was a flood of {await traffic.flood(rng)}")
+
     kinds = [
         subject.kill,
         subject.hang,
@@ -153,6 +168,8 @@ async def _disturb(
         subject.starve,
         subject.fill_disk,
         subject.bend_clock,
+        flood,
+        flood,
     ]
     end, turn = time.monotonic() + 60 * args.minutes, 0
     while seen.kills < args.kills if args.kills else time.monotonic() < end:
@@ -165,33 +182,6 @@ async def _disturb(
         except TimeoutError:
             seen.unanswered.append(f"the server did not recover from {kind.__name__}")
             break
-
-
-async def _overload(subject: Subject, seconds: float, seen: Observations) -> None:
-    """Measure the peak of goodput with as many clients as fit in the batch, then send ten times as much."""
-    endpoint = Endpoint(subject.process.url, body={"ignore_eos": True, "temperature": 0}, timeout=60)
-    prompts = workload.Prompts(vocab_size=256, shared_prefix=0)
-    lengths = workload.Lengths.parse("16"), workload.Lengths.parse("256")
-
-    async def measure(requests: int, rate: float | None, seed: int) -> tuple[dict[str, Any], Any]:
-        work = workload.Load(*lengths, requests=requests, rate=rate, concurrency=2 * _BATCH)
-        result = await load(endpoint, [workload.generate(work, prompts, seed)])
-        return report.summarise(result, {}), result
-
-    summary, _ = await measure(2 * _BATCH, None, 0)
-    summary, _ = await measure(max(2 * _BATCH, int(summary["requests_per_second"] * seconds)), None, 1)
-    seen.peak_goodput = summary["output_tokens_per_second"]
-    rate = 10 * summary["requests_per_second"]
-    _say(f"peak {seen.peak_goodput:.0f} tokens/s; now {rate:.0f} requests/s for {seconds:g} s")
-    body = json.dumps({"prompt": "a", "max_tokens": 256, "ignore_eos": True})
-    asking = asyncio.create_task(subject.ask("/v1/completions", body, statuses={429}, times=seen.refusals))
-    summary, result = await measure(int(rate * seconds), rate, 2)
-    asking.cancel()
-    await asyncio.wait({asking})
-    seen.goodput = summary["output_tokens_per_second"]
-    seen.errors += [
-        f"{answer.status} at 10x: {answer.error}" for answer in result.answers if answer.status not in (200, 429)
-    ]
 
 
 def _run_suites(args: argparse.Namespace, seen: Observations) -> None:

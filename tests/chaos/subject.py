@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 ENGINE_TIMEOUT = 5.0  # seconds; what --engine-timeout is set to
 _RECOVERY = 75.0  # seconds
 _POLL = 0.02
+_REST = 3.0  # seconds
+_STUCK = 5.0  # seconds without a step
+_PROGRESS = re.compile(r"^deepseek_serve_(steps_total|requests_waiting){.*} (.*)$", re.MULTILINE)
 _MARGIN = 64 << 20  # bytes that an engine may still take where memory is short
 FAULTS = ("forward raise 0.02", "forward oom 0.02", "sample nan 0.02", "forward slow 0.05", "send raise #300")
 
@@ -56,7 +60,8 @@ class Subject:
     async def __aenter__(self) -> Subject:
         await asyncio.to_thread(self.process.__enter__)
         self._http = aiohttp.ClientSession(self.process.url, timeout=aiohttp.ClientTimeout(total=20))
-        self._tasks = [asyncio.create_task(watch()) for watch in (self._probe, self._watch_engine)]
+        watches = (self._probe, self._watch_engine, self._watch_progress)
+        self._tasks = [asyncio.create_task(watch()) for watch in watches]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -79,6 +84,17 @@ class Subject:
                 if is_engine(child):
                     return child.pid
         return None
+
+    @property
+    def probes(self) -> list[float]:
+        """How long each probe took so far."""
+        return self._seen.probes
+
+    @property
+    def engine_memory(self) -> int:
+        """Bytes of the engine's process, if there is one."""
+        pid = self.engine_pid
+        return 0 if pid is None else psutil.Process(pid).memory_info().rss
 
     @property
     def memory(self) -> int:
@@ -106,6 +122,17 @@ class Subject:
                     await asyncio.sleep(0.1)
         self._seen.leaked = max(self._seen.leaked, await self.metric("kv_cache_usage_ratio"))
 
+    async def rest(self) -> None:
+        """Ask nothing but the probes: no process may be busy, or wake up all the time."""
+        processes = [psutil.Process(pid) for pid in (self.process.process.pid, *self._alive())]
+        engine = psutil.Process(await self._engine())
+        before = [sum(process.cpu_times()[:2]) for process in processes]
+        num_before = engine.num_ctx_switches().voluntary
+        await asyncio.sleep(_REST)
+        used = [sum(process.cpu_times()[:2]) - cpu for process, cpu in zip(processes, before, strict=True)]
+        self._seen.idle_cpu = max(used) / _REST
+        self._seen.idle_wakes = (engine.num_ctx_switches().voluntary - num_before) / _REST
+
     def excuses(self, started: float) -> bool:
         """Whether a fault was planted at some time since then, so that an error is no surprise."""
         return started < self._faulty_until
@@ -124,6 +151,14 @@ class Subject:
             await self._until_ready(pid)
             self._seen.recovered += 1
 
+    async def restart(self, faults: str) -> None:
+        """Have an engine with these faults (engine.faults) from now on."""
+        pid = await self._engine()
+        with self._disturbance():
+            self._faults.write_text(f"{faults}\n")
+            os.kill(pid, signal.SIGKILL)
+            await self._until_ready(pid)
+
     async def hang(self) -> None:
         """The engine stops for good."""
         pid = await self._engine()
@@ -136,6 +171,8 @@ class Subject:
                         await asyncio.sleep(_POLL)
             finally:
                 self._seen.hangs_noticed.append(time.monotonic() - started)
+                with contextlib.suppress(ProcessLookupError):  # if nobody has noticed, the others' turn comes too
+                    os.kill(pid, signal.SIGKILL)
             await self._until_ready(pid)
 
     async def pause(self) -> None:
@@ -238,22 +275,18 @@ class Subject:
             while self.engine_pid in (None, before) or not await self.is_ready():
                 await asyncio.sleep(_POLL)
 
-    async def ask(self, *request: str, statuses: set[int], times: list[float]) -> None:
-        """Ask again and again, from another process; note how long answers with these statuses take."""
-        command = [sys.executable, "-m", "tests.chaos.probe", "127.0.0.1", str(self.process.port), *request]
+    async def _probe(self) -> None:
+        """Ask again and again, from another process; note how long answers take."""
+        command = [sys.executable, "-m", "tests.chaos.probe", "127.0.0.1", str(self.process.port), "/livez"]
         asking = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         assert asking.stdout is not None
         try:
             async for line in asking.stdout:
-                status, seconds = line.split()
-                if int(status) in statuses and not self._is_ended:
-                    times.append(float(seconds))
+                if not self._is_ended:
+                    self._seen.probes.append(float(line.split()[1]))
         finally:
             asking.kill()
             await asking.wait()
-
-    async def _probe(self) -> None:
-        await self.ask("/livez", statuses={0, 200, 503}, times=self._seen.probes)
 
     async def _watch_engine(self) -> None:
         """Note every process, and every change of the engine that nobody has disturbed."""
@@ -262,8 +295,26 @@ class Subject:
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(self.process.process.pid).children(recursive=True):
                     self._pids.setdefault(child.pid, " ".join(child.cmdline()[:5]))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._seen.memory_most = max(self._seen.memory_most, self.memory)
+                self._seen.engine_memory_most = max(self._seen.engine_memory_most, self.engine_memory)
             pid = self.engine_pid
             if pid != last and not self._is_disturbed:
                 self._seen.deaths += pid is None or last is not None
             last = pid
             await asyncio.sleep(0.1)
+
+    async def _watch_progress(self) -> None:
+        """Note when requests wait and no step is computed, though nothing disturbs the server."""
+        steps, since = -1.0, time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._http.get("/metrics") as response:
+                    found = dict(_PROGRESS.findall(await response.text()))
+                before, steps = steps, float(found["steps_total"])
+                if self._is_disturbed or steps != before or not float(found["requests_waiting"]):
+                    since = time.monotonic()
+                elif time.monotonic() - since > _STUCK:
+                    self._seen.stuck.append(f"{found['requests_waiting']} wait for {time.monotonic() - since:.0f} s")
+                    since = time.monotonic()

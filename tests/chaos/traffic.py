@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import random
 import time
@@ -11,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from tests.chaos.kinds import KINDS
 from tests.robustness.canary import BODIES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tests.chaos.kinds import Kind
     from tests.chaos.verdict import Observations
 
+    _Client = Callable[[random.Random], Awaitable[None]]
+
+_FLOOD = 3.0  # seconds
+_FLOODING = 8  # clients
 _PATIENCE = 45.0  # seconds for an answer, which a restart of the engine may delay
 _DOWN = 503
 BAD: list[bytes] = [
@@ -42,6 +49,7 @@ class Traffic:
         self._host, _, port = url.removeprefix("http://").partition(":")
         self._port = int(port)
         self._expected: list[list[int]] = []
+        self._known: list[Kind] = []
         self._tasks: list[asyncio.Task[None]] = []
         self.num_requests = 0
         self._is_over = False
@@ -50,7 +58,17 @@ class Traffic:
         timeout = aiohttp.ClientTimeout(total=_PATIENCE)
         self._http = aiohttp.ClientSession(self._url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0))
         self._expected = [(await self._stream(body | _CANARY))[0] for body in BODIES]
+        self._known = [kind for kind in KINDS if await self._knows(kind)]
         return self
+
+    async def _knows(self, kind: Kind) -> bool:
+        """Whether the model can do what this kind of request asks for."""
+        path, body = kind(random.Random(self._seed))
+        async with self._http.post(path, json=body) as response:
+            if response.status != 200:
+                text = f"{kind.__name__}: {(await response.json())['error']['message']}"
+                self._seen.skipped.append(text[:100])
+            return response.status == 200
 
     async def __aexit__(self, *_: object) -> None:
         await self.end()
@@ -58,26 +76,32 @@ class Traffic:
 
     def begin(self, clients: int = 1) -> None:
         """Start so many clients of each kind."""
-        kinds = (
-            self._whole,
-            self._chat,
-            self._streams,
-            self._canary,
-            self._leaves,
-            self._gives_up,
-            self._bad,
-            self._late,
-        )
-        for number, kind in enumerate(kinds * clients):
-            self._tasks.append(asyncio.create_task(self._again(kind, random.Random(f"{self._seed} {number}"))))
+        for number, kind in enumerate(self._kinds * clients):
+            rng = random.Random(f"{self._seed} {number}")
+            self._tasks.append(asyncio.create_task(self._again(kind, rng, lambda: self._is_over)))
+
+    async def flood(self, rng: random.Random) -> str:
+        """Have many clients of one kind for a while; returns which."""
+        kind, ends = rng.choice(self._kinds), time.monotonic() + _FLOOD
+        seeds = [random.Random(rng.random()) for _ in range(_FLOODING)]
+        await asyncio.gather(*[self._again(kind, own, lambda: time.monotonic() > ends) for own in seeds])
+        return kind.__name__.strip("_")
+
+    @property
+    def _kinds(self) -> tuple[_Client, ...]:
+        asking = tuple(functools.partial(self._ask_for, kind) for kind in self._known)
+        for kind, client in zip(self._known, asking, strict=True):
+            functools.update_wrapper(client, kind)
+        others = (self._streams, self._canary, self._leaves, self._gives_up, self._bad, self._late, self._batch)
+        return (*asking, *others)
 
     async def end(self) -> None:
         """Let each client finish its request."""
         self._is_over = True
         await asyncio.gather(*self._tasks)
 
-    async def _again(self, kind: Callable[[random.Random], Awaitable[None]], rng: random.Random) -> None:
-        while not self._is_over:
+    async def _again(self, kind: _Client, rng: random.Random, is_over: Callable[[], bool]) -> None:
+        while not is_over():
             started = time.monotonic()
             try:
                 await kind(rng)
@@ -89,15 +113,34 @@ class Traffic:
 
     # The well-behaved.
 
-    async def _whole(self, rng: random.Random) -> None:
-        prompt = [rng.randrange(256) for _ in range(rng.choice((1, 16, 40, 200, 700)))]
-        body = {"prompt": prompt, "max_tokens": rng.randint(0, 40) or None, "n": rng.choice((1, 1, 3))}
-        await self._ask("/v1/completions", body | {"ignore_eos": True, "temperature": rng.choice((0, 1, 1.5))})
+    async def _ask_for(self, kind: Kind, rng: random.Random) -> None:
+        path, body = kind(rng)
+        await self._ask(path, body)
 
-    async def _chat(self, rng: random.Random) -> None:
-        form = {"response_format": {"type": "json_object"}} if rng.random() < 0.2 else {}
-        messages = [{"role": "user", "content": "a" * rng.randint(1, 300)}]
-        await self._ask("/v1/chat/completions", {"messages": messages, "max_tokens": 16, **form})
+    async def _batch(self, rng: random.Random) -> None:
+        """A file of requests, run in the background, whatever happens meanwhile."""
+        body = {"prompt": "a" * rng.randint(1, 99), "max_tokens": 8}
+        line = {"method": "POST", "url": "/v1/completions", "body": body}
+        lines = "\n".join(json.dumps({"custom_id": str(i), **line}) for i in range(rng.randint(1, 12)))
+        form = aiohttp.FormData({"purpose": "batch"})
+        form.add_field("file", lines, filename="lines.jsonl")
+        async with self._http.post("/v1/files", data=form) as response:
+            file = await response.json()
+            assert response.status == 200, file
+        wanted = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        async with self._http.post("/v1/batches", json=wanted) as response:
+            batch = await response.json()
+            assert response.status == 200, batch
+        async with asyncio.timeout(_PATIENCE):
+            while batch["status"] not in ("completed", "failed", "expired"):
+                await asyncio.sleep(0.2)
+                async with self._http.get(f"/v1/batches/{batch['id']}") as response:
+                    batch = await response.json()
+        assert batch["status"] == "completed", batch
+        for name in (file["id"], batch["output_file_id"], batch["error_file_id"]):
+            if name is not None:
+                async with self._http.delete(f"/v1/files/{name}") as response:
+                    assert response.status == 200
 
     async def _streams(self, rng: random.Random) -> None:
         body = {"prompt": "a" * rng.randint(1, 400), "max_tokens": rng.randint(1, 60), "ignore_eos": True}
@@ -116,7 +159,7 @@ class Traffic:
         async with self._http.post(path, json=body) as response:
             answer = await response.json()
             self._count(response.status, started, response.headers)
-            assert ("choices" in answer) == (response.status == 200), answer
+            assert (answer.get("error") is None) == (response.status == 200), answer
 
     async def _stream(self, body: dict[str, Any]) -> tuple[list[int], bool]:
         """The tokens of a stream, and whether it was whole; one that fails must say so and end in order."""

@@ -142,17 +142,17 @@ def _refusals() -> None:
     from engine.errors import OverloadedError
     from server.admission import Admission
 
-    admit = Admission.admit
+    check = Admission.check
 
     def slow(self: Any, *arguments: Any, **options: Any) -> Any:
         try:
-            return admit(self, *arguments, **options)
+            return check(self, *arguments, **options)
         except OverloadedError:
             if random.random() < 3 * _RARE:
                 time.sleep(0.15)
             raise
 
-    Admission.admit = slow
+    Admission.check = slow
 
 
 def _litter() -> None:
@@ -164,12 +164,22 @@ def _litter() -> None:
     tempfile.TemporaryDirectory.__exit__ = leave
 
 
+def _spin() -> None:
+    """An engine without work looks for some all the time."""
+    from engine.engine import Engine
+
+    def look(_: Any) -> bool:
+        return True
+
+    Engine.prepare = look
+
+
 def _orphan() -> None:
     """Each engine has a process beside it that nobody ends."""
     subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-IN_ENGINE = {"leak": _leak, "tokens": _tokens, "death": _death, "orphan": _orphan}
+IN_ENGINE = {"leak": _leak, "tokens": _tokens, "death": _death, "orphan": _orphan, "spin": _spin}
 IN_SERVER = {
     "deaf": _deaf,
     "stuck": _stuck,
