@@ -260,10 +260,7 @@ class EngineProcess(EngineClient):
         """Start the engine and serve with it until it ends; its exit status."""
         with tempfile.TemporaryDirectory(prefix="deepseek-serve-") as folder:  # mode 0700: nobody else can connect
             endpoint = f"ipc://{folder}/engine"
-            socket = self._context.socket(zmq.PAIR)
-            socket.setsockopt(zmq.SNDHWM, 0)  # we never wait for an engine; it waits where we are behind
-            socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
-            socket.bind(endpoint)
+            socket = self._listen(endpoint)
             self._was_ready, self._why_killed = False, None
             # -P: the working directory must not shadow our packages. The pipe's end tells the engine that we are gone.
             command = [sys.executable, "-P", "-m", "engine.process", endpoint, self._settings]
@@ -292,6 +289,14 @@ class EngineProcess(EngineClient):
                 receiving.cancel()
                 watching.cancel()
                 await self._end(process, exited, socket, listens=listens)
+
+    def _listen(self, endpoint: str) -> zmq.asyncio.Socket:
+        """Return our end of the line. We never wait for an engine; it waits where we are behind with reading."""
+        socket = self._context.socket(zmq.PAIR)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, MAX_UNREAD)
+        socket.bind(endpoint)
+        return socket
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill an engine that hangs. It answers between steps, so a step longer than the timeout counts as a hang."""

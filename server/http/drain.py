@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 BACKLOG = 2048  # connections that may wait to be accepted
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CLOSE = (b"connection", b"close")
-_ACCEPTED = 16  # connections that asyncio accepts at a time: what the limit of open files must leave for a moment
+_ACCEPTED = (
+    8  # connections that asyncio accepts in a turn of the loop: what the limit of open files must leave for a moment
+)
 _LAST_WORDS = 1.0  # seconds that a client may take to read the error that ended its request
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_READ = 64 << 10  # bytes that are read of a connection at a time, and so the most that is held of it
 _PIECE = 512  # bytes of heads that are parsed at a time: 28 requests at most
 _CHUNKED_PIECE = 4 << 10  # bytes of a chunked body
-_PER_TURN = 8  # pieces
+_PER_TURN = 16  # pieces; more than connections are accepted (server.http.drain), so that these do not pile up
 _PROBE = re.compile(rb"(?:GET|HEAD) /(?:health|livez|readyz|startupz|ping)[ ?]")
 
 

@@ -13,6 +13,7 @@ from engine.errors import RequestError
 from engine.protocol import (
     AbortRequest,
     GenerateRequest,
+    Ping,
     SamplingParams,
     SchedulingParams,
     SequenceOutput,
@@ -378,6 +379,25 @@ def test_every_step_and_every_abort_is_one_message(small: Engine) -> None:
     line = Line(asked("r", [65]), AbortRequest("r"))
     small.serve(line)
     assert line.sent == [StepOutput([], small.batcher.stats())]
+
+
+def test_a_round_that_brings_nothing_new_sends_nothing_unless_it_is_asked(
+    small: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(AbortRequest("nobody"))
+    small.serve(line)
+    assert len(line.sent) == 1  # how it is, for whoever has heard nothing yet
+    rounds = []
+
+    def receive(line: Line, *, wait: bool) -> ToEngine | None:
+        """A message a round."""
+        rounds.append(wait)
+        return line.inbox.popleft() if len(rounds) % 2 and line.inbox else Shutdown() if wait else None
+
+    monkeypatch.setattr(Line, "receive", receive)
+    line = Line(*[AbortRequest("nobody")] * 20, Ping(), *[AbortRequest("nobody")] * 20)
+    small.serve(line)
+    assert line.sent == [StepOutput([], small.batcher.stats())] * 2
 
 
 def test_told_to_stop_it_leaves_work_undone(small: Engine) -> None:

@@ -32,7 +32,7 @@ class Line:
 @pytest.mark.parametrize(
     "line",
     ["forward", "forward raise", "forward raise often", "nowhere raise #1", "forward vanish #1", "forward nan #1",
-     "forward raise #x", "a b c d"],
+     "forward raise #x", "a b c d", "forward slow=long 1"],
 )  # fmt: skip
 def test_what_is_no_fault_is_refused_with_what_is_valid(tmp_path: Path, line: str) -> None:
     (tmp_path / "faults").write_text(f"send slow 0.5\n{line}\n")
@@ -67,14 +67,15 @@ def test_a_fault_happens_with_its_probability(monkeypatch: pytest.MonkeyPatch) -
         assert fault.is_due(1) == due
 
 
-def test_slow_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "seconds"), [("slow", 0.5), ("slow=0.005", 0.005)])
+def test_slow_is_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, seconds: float) -> None:
     waits: list[float] = []
     monkeypatch.setattr(faults.time, "sleep", waits.append)
-    (tmp_path / "faults").write_text("send slow 1\n")
+    (tmp_path / "faults").write_text(f"send {kind} 1\n")
     line = Line()
     plant(tmp_path / "faults", line)
     line.send(1)
-    assert (waits, line.sent) == ([0.5], [1])
+    assert (waits, line.sent) == ([seconds], [1])
 
 
 def test_without_the_variable_nothing_is_imported() -> None:
