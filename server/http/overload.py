@@ -22,7 +22,7 @@ ADMITTING_PATHS = frozenset(  # whatever is POSTed there takes a place in the qu
         *("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),
         *("/v1/responses", "/v1/responses/input_tokens", "/v1/embeddings", "/v2/embed"),
         *("/v1/classify", "/classify", "/v1/score", "/score", "/v1/rerank", "/v2/rerank", "/rerank"),
-        *("/tokenize", "/detokenize"),
+        *("/v1/moderations", "/tokenize", "/detokenize"),
     }
 )
 
