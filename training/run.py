@@ -6,17 +6,12 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import sys
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.device import resolve_device
-from engine.loading.resolve import ModelSource
-from server.text.tokenizer import Tokenizer
 from training import resume as resuming
 from training.checkpoints import Checkpoints, RunState, read_run
 from training.continual import fisher
@@ -29,81 +24,21 @@ from training.loop import train as train_loop
 from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
 from training.model.dynamic_moe import DynamicMoE
-from training.objectives.heads import with_heads
-from training.objectives.objective import Objective, make
 from training.optimizer import make_optimizer
-from training.parallel.degrees import check_degrees, check_processes
+from training.parts import Parts, build_parts
 from training.progress import Progress
 from training.run_folder import CHECKPOINTS, EXPORT, check_is_free, locked
 from training.validation import Validation
 from training.work import TrainingWork, measure_peak
-from training.worker import DTYPES, Worker, local_worker
+from training.worker import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from training.config import Settings
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What training and measuring both need of a recipe."""
-
-    settings: Settings
-    description: ModelDescription
-    tokenizer: Tokenizer
-    objective: Objective
-    worker: Worker
-
-    def stream(self, files: tuple[Path, ...], *, epochs: int | None = None) -> BatchStream:
-        """This rank's micro batches of these files."""
-        data, config = self.settings.data, self.description.config
-        return BatchStream(
-            files,
-            self.tokenizer,
-            kind=self.settings.objective.kind,
-            labels=config.task_heads.labels,
-            max_length=data.max_length,
-            micro_batch_size=data.micro_batch_size,
-            pad_to=data.pad_to,
-            long_documents=data.long_documents,
-            num_modalities=config.num_modalities,
-            seed=self.settings.seed,
-            epochs=epochs,
-            rank=self.worker.data_rank,
-            num_ranks=self.worker.data_degree,
-        )
-
-
-@contextmanager
-def parts(settings: Settings) -> Iterator[Parts]:
-    """Read and build all that a recipe names.
-
-    Raises:
-        DeepseekServeError: a file or a setting is at fault.
-    """
-    description = with_heads(ModelDescription.read(settings.model), settings)
-    check_degrees(settings, description.config)
-    check_processes(settings.parallelism, os.environ)
-    tokenizer = Tokenizer.load(ModelSource(settings.tokenizer_folder, settings.tokenizer_folder.name))
-    _check_sizes(settings, description, tokenizer)
-    objective = make(settings)
-    device = resolve_device(settings.device)
-    with _worker(settings, description, device) as worker:
-        torch.manual_seed(settings.seed + worker.data_rank)  # of dropout: ranks of one model draw the same
-        yield Parts(settings, description, tokenizer, objective, worker)
-
-
-def _worker(settings: Settings, description: ModelDescription, device: torch.device) -> AbstractContextManager[Worker]:
-    """One process with the whole model, or one of torchrun's processes with its part."""
-    if settings.parallelism.num_ranks == 1:
-        return nullcontext(local_worker(settings, description, device))
-    from training.parallel.start import parallel_worker  # what one process need not import
-
-    return parallel_worker(settings, description, device)
 
 
 def train(settings: Settings, *, resume: bool) -> int:
@@ -115,7 +50,7 @@ def train(settings: Settings, *, resume: bool) -> int:
     check_is_free(settings.output, resume=resume)
     interrupt = Interrupt()
     with ExitStack() as stack:
-        made = stack.enter_context(parts(settings))
+        made = stack.enter_context(build_parts(settings))
         if made.worker.is_main:
             stack.enter_context(locked(settings.output))
         stream = made.stream(settings.data.files)
@@ -162,17 +97,7 @@ def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:
     optimizer = make_optimizer(settings, worker.module)
     record = {**settings.model_dump(mode="json"), "model_config": _digest(made.description)}
     checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep_last, worker, optimizer)
-    state = RunState()
-    if (newest := checkpoints.newest()) is not None:
-        then = read_run(newest)
-        changes = resuming.check(then, record)
-        has_same_ranks = then["parallelism"] == record["parallelism"]
-        state = checkpoints.load(newest, has_same_ranks=has_same_ranks)
-        if not has_same_ranks:  # other numbers than those of the steps before
-            torch.manual_seed(settings.seed + state.step + worker.data_rank)
-        stream.restore(state.data)
-        if worker.is_main:
-            logger.info("going on from %s%s", newest, "".join(f"; {change}" for change in changes))
+    state = _go_on(made, stream, checkpoints, record)
     dtype = DTYPES[settings.precision]
     peak = settings.peak_tflops * 1e12 if settings.peak_tflops else measure_peak(worker.device, dtype)
     return Run(
@@ -198,6 +123,26 @@ def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:
     )
 
 
+def _go_on(made: Parts, stream: BatchStream, checkpoints: Checkpoints, record: Mapping[str, Any]) -> RunState:
+    """The state of the newest whole checkpoint, with tensors, data and random numbers as they were then.
+
+    Raises:
+        TrainingError: it is of another run.
+    """
+    if (newest := checkpoints.newest()) is None:
+        return RunState()
+    then = read_run(newest)
+    changes = resuming.check(then, record)
+    has_same_ranks = then["parallelism"] == record["parallelism"]
+    state = checkpoints.load(newest, has_same_ranks=has_same_ranks)
+    if not has_same_ranks:  # other numbers than those of the steps before
+        torch.manual_seed(made.settings.seed + state.step + made.worker.data_rank)
+    stream.restore(state.data)
+    if made.worker.is_main:
+        logger.info("going on from %s%s", newest, "".join(f"; {change}" for change in changes))
+    return state
+
+
 def _penalty(made: Parts) -> EWCPenalty | None:
     ewc = made.settings.ewc
     return None if ewc is None else EWCPenalty(ewc.fisher, ewc.strength, made.worker.module)
@@ -220,25 +165,6 @@ def _validation(made: Parts) -> Validation | None:
             "documents, or lower data.micro_batch_size"
         )
     return Validation(batches[:share], wanted.interval)
-
-
-def _check_sizes(settings: Settings, description: ModelDescription, tokenizer: Tokenizer) -> None:
-    """The recipe, the model and the tokenizer fit together.
-
-    Raises:
-        TrainingError: they do not.
-    """
-    config = description.config
-    if tokenizer.vocab_size > config.vocab_size:
-        raise TrainingError(
-            f"vocab_size in config.json is {config.vocab_size}; expected at least the {tokenizer.vocab_size} tokens of "
-            f"the tokenizer in {settings.tokenizer_folder}"
-        )
-    if settings.data.max_length > config.max_position_embeddings:
-        raise TrainingError(
-            f"data.max_length is {settings.data.max_length}; expected at most max_position_embeddings in config.json "
-            f"({config.max_position_embeddings})"
-        )
 
 
 def _digest(description: ModelDescription) -> str:
@@ -279,7 +205,7 @@ def write_fisher(settings: Settings, path: Path) -> int:
         raise TrainingError(
             f"model is {settings.model}; --fisher expects a folder with the weights of the trained task"
         )
-    with parts(settings) as made:
+    with build_parts(settings) as made:
         num_batches = settings.total_steps * settings.accumulation_steps
         batches = itertools.islice(made.stream(settings.data.files, epochs=1), num_batches)
         on_device = (batch.to(made.worker.device) for batch in batches)

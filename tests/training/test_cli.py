@@ -36,7 +36,7 @@ def test_killed_twice_it_has_the_losses_of_an_undisturbed_run_to_the_bit(tmp_pat
     assert run_command([str(tiny_recipe.write(whole, **settings))]) == 0
     recipe, metrics = tiny_recipe.write(killed, **settings), killed / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "tests.training.kill_and_resume", recipe, metrics, "1", "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("going on from") == 2
     losses = tiny_recipe.losses(killed)
