@@ -341,7 +341,7 @@ class EngineProcess(EngineClient):
                 case Loading() as loading:
                     self.startup.tell(loading.phase, loading.share)
                 case EngineFailed() as failed:
-                    raise ModelError(failed.message)
+                    raise ModelError(failed.message if self.name == "engine" else f"the {self.name}: {failed.message}")
 
     async def _end(
         self,

@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from engine.errors import ContentFilterError, DeadlineError, EngineUnavailableError
 from engine.protocol import PoolingParams, PoolRequest
-from server.admission import Admission
 from server.heads.values import joined
 from server.http.request_record import engine_id
 from server.inputs import preprocess
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from engine.engine_info import EngineInfo
     from engine.protocol import SchedulingParams
+    from server.admission import Admission
     from server.guard.metrics import Checked, GuardMetrics, Result
     from server.guard.model import GuardModel
     from server.guard.safety import Safety

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from training.continual.fisher import FISHER, WEIGHT
 from training.errors import TrainingError
@@ -69,9 +69,25 @@ def _placed(values: torch.Tensor, name: str, parameter: nn.Parameter) -> torch.T
             f"ewc.fisher is of another model: {name} has the shape {tuple(values.shape)} there, and "
             f"{tuple(parameter.shape)} here"
         )
-    values = values.to(parameter.device, torch.float32)
     if isinstance(parameter, DTensor):
-        return _local(distribute_tensor(values, parameter.device_mesh, parameter.placements))
+        values = _part(values, parameter).clone()
+    return values.to(parameter.device, torch.float32)
+
+
+def _part(values: torch.Tensor, parameter: DTensor) -> torch.Tensor:
+    """What this rank has of a parameter that is divided along one or two axes of the mesh.
+
+    FSDP divides what tensor parallelism has divided before, and says so by a placement with a `split_factor`, which
+    torch's distribute_tensor does not take.
+    """
+    mesh, placements = parameter.device_mesh, parameter.placements
+    place = mesh.get_coordinate()
+    assert place is not None
+    for axis in sorted(range(mesh.ndim), key=lambda axis: hasattr(placements[axis], "split_factor")):
+        if (dim := getattr(placements[axis], "dim", None)) is not None:
+            parts = values.chunk(mesh.size(axis), dim)
+            values = parts[place[axis]] if place[axis] < len(parts) else values.narrow(dim, 0, 0)
+    assert values.shape == parameter.to_local().shape
     return values
 
 

@@ -1,12 +1,15 @@
 """The penalty's gradient and value, what it refuses, and that it keeps an old task."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.support.small_training import make_batch
 from training.continual import fisher
-from training.continual.ewc import EWCPenalty
+from training.continual.ewc import EWCPenalty, _part
 from training.errors import TrainingError
 from training.objectives.language_model import LanguageModel
 
@@ -38,7 +41,7 @@ def test_value_and_gradient_are_those_of_the_formula(measured, make_model):
     for name, parameter in model.named_parameters():
         parameter.grad = some[name].clone() if name in some else None
     value = EWCPenalty(path, strength, model).add_gradients(model)
-    assert value == pytest.approx(float(strength / 2 * expected), rel=1e-5)
+    assert value == pytest.approx(float(strength / 2 * expected.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
         added = parameter.grad - some[name] if name in some else parameter.grad
         torch.testing.assert_close(added, gradients[name], rtol=1e-4, atol=1e-6)
@@ -60,6 +63,18 @@ def test_a_file_of_another_model_or_of_none_is_refused(tmp_path, measured):
         EWCPenalty(tmp_path / "other", 1.0, model)
     with pytest.raises(TrainingError, match=r"has the shape \(16,\) there, and \(8,\) here"):
         EWCPenalty(path, 1.0, torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"norm": torch.nn.RMSNorm(8)})}))
+
+
+@pytest.mark.parametrize("rows", [8, 5])
+def test_a_rank_has_its_part_of_what_is_divided_over_both_axes(rows):
+    """FSDP (data, the first axis of the mesh) divides what tensor parallelism has divided."""
+    values = torch.arange(rows * 3.0).view(rows, 3)
+    for data, tensor in itertools.product(range(2), repeat=2):
+        expected = values.chunk(2)[tensor].chunk(2)[data]
+        mesh = SimpleNamespace(ndim=2, size=lambda axis: 2, get_coordinate=lambda place=(data, tensor): place)
+        placements = SimpleNamespace(dim=0, split_factor=2), SimpleNamespace(dim=0)
+        parameter = SimpleNamespace(device_mesh=mesh, placements=placements, to_local=lambda part=expected: part)
+        assert torch.equal(_part(values, parameter), expected)
 
 
 def test_a_task_that_is_held_is_forgotten_by_half_at_most(tmp_path, make_model):
