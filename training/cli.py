@@ -39,6 +39,7 @@ _EPILOG = """examples:
   torchrun --nproc-per-node 8 -m training.cli recipe.yaml"""
 
 
+_EXTRA = ("lion_pytorch", "tensorboard")  # what the extra `train` brings
 _PATIENCE = 30.0  # seconds until a rank tells its own mistake, since the first one has not ended
 
 
@@ -53,12 +54,19 @@ def run_command(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if not args.CONFIG:
         parser.error("the recipe is missing: deepseek-train CONFIG")
+    if (args.memory or args.ranks_per_node) and not args.plan:
+        parser.error("--memory and --ranks-per-node go with --plan")
     configure("train", "info", "text")
     try:
         return _run(args)
     except (DeepseekServeError, OSError) as error:
         _leave_the_word_to_the_first_rank()
         sys.stderr.write(f"deepseek-train: error: {printable(str(error))}\n")
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        sys.stderr.write(f"deepseek-train: error: {error.name} is not installed: pip install 'deepseek-serve[train]'\n")
         return 2
     except KeyboardInterrupt:  # before the first step
         return 128 + signal.SIGINT
@@ -76,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.plan:
         from training.parallel.plan import make_plan
 
-        plan = make_plan(settings, args.memory, args.ranks_per_node)
+        plan = make_plan(settings, args.memory, args.ranks_per_node or 8)
         sys.stdout.write(plan.text)
         return 0 if plan.fits else 2
     from training import run  # imports torch, which a mistake in the recipe need not wait for
@@ -91,16 +99,13 @@ def _parser() -> Parser:
     add = parser.add_argument
     parser.usage = "deepseek-train CONFIG [--resume] [--plan [--memory GIB]] [--fisher FILE] [KEY=VALUE ...]"
     add("CONFIG", nargs="*", help="the recipe, a YAML file; behind it KEY=VALUE, settings that replace the recipe's")
-    add("--resume", action="store_true", help="go on from the newest whole checkpoint; without one, begin")
-    add("--plan", action="store_true", help="tell memory and communication of each rank, and train nothing")
+    add_mode = parser.add_mutually_exclusive_group().add_argument
+    add_mode("--resume", action="store_true", help="go on from the newest whole checkpoint; without one, begin")
+    add_mode("--plan", action="store_true", help="tell memory and communication of each rank, and train nothing")
     add("--memory", type=_amount, metavar="GIB", help="with --plan: what a rank has; status 2 if it does not fit")
-    add("--ranks-per-node", type=_count, default=8, metavar="N", help="with --plan: ranks of a machine (default: 8)")
-    add(
-        "--fisher",
-        type=Path,
-        metavar="FILE",
-        help="write what the model needs for this data, for ewc in a later recipe",
-    )
+    add("--ranks-per-node", type=_count, metavar="N", help="with --plan: ranks of a machine (default: 8)")
+    what = "write what the model needs for this data, for ewc in a later recipe"
+    add_mode("--fisher", type=Path, metavar="FILE", help=what)
     return parser
 
 

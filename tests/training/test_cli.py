@@ -148,6 +148,37 @@ def test_two_runs_cannot_have_one_folder(tmp_path: Path, capsys: pytest.CaptureF
         assert "another process trains into" in _error(capsys, str(recipe))
 
 
+@pytest.mark.parametrize("module", ["lion_pytorch", "tensorboard"])
+def test_without_the_extra_it_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    class Missing:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == module:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for loaded in [name for name in sys.modules if name.startswith((module, "torch.utils.tensorboard"))]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    assert f"{module} is not installed: pip install" in _error(capsys, str(tiny_recipe.write(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--resume", "--plan"], "not allowed with"),
+        (["--memory", "80"], "--memory and --ranks-per-node go with --plan"),
+        (["--plan", "--memory", "much"], "'much' is no number"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(
+    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command(["recipe.yaml", *flags])
+    assert message in capsys.readouterr().err
+
+
 def test_help_and_mistakes_in_flags_need_no_torch() -> None:
     program = "import sys; from training.cli import run_command; run_command(sys.argv[1:]); assert False"
     check = f"import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); {program}"
