@@ -13,7 +13,7 @@ BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command 
 
 .PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
         batch-test train-parallel-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean \
-        evaluate evaluate-test
+        evaluate evaluate-test article
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -128,6 +128,9 @@ evaluate: .venv-evaluate/.installed ## MMLU, GSM8K, HumanEval, tasks and latency
 
 evaluate-test: .venv-evaluate/.installed ## lm-eval against a real server, and all of HumanEval's solutions in the sandbox
 	.venv-evaluate/bin/python -m pytest $(ARGS) tests/training/evaluation
+
+article: .venv-evaluate/.installed ## the whole way, an hour: text, tokenizer, training, EWC, alignment, int8, figures (ARGS="--scale tiny")
+	@.venv-evaluate/bin/python -m training.article $(ARGS)
 
 ray-test: $(RAY_STAMP) ## two engine replicas on a Ray of its own: tokens, aborts, replicas killed under load (two minutes)
 	$(RAY)/bin/python -m pytest $(ARGS) tests/deploy/ray

@@ -1,0 +1,88 @@
+"""make article: stages are done once and in order, also after a stop."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine.errors import ConfigError
+from training.article import cli
+from training.article.workplace import SCALES, Workplace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path / "run", SCALES / "tiny")
+
+
+@pytest.fixture
+def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of stages as they are done; in place of the real ones, which would do too much."""
+    names: list[str] = []
+
+    def stage(name: str) -> Callable[[Workplace], dict[str, Any]]:
+        def work(place: Workplace) -> dict[str, Any]:
+            """Work."""
+            names.append(name)
+            (place.out / name).mkdir(exist_ok=True)
+            return {"name": name}
+
+        return work
+
+    monkeypatch.setattr(cli, "_stages", lambda: {name: (stage(name), (name,)) for name in cli.STAGES})
+    return names
+
+
+def test_stages_are_done_once_and_in_order(place: Workplace, done: list[str]) -> None:
+    cli.run(place)
+    cli.run(place)
+    assert done == [*cli.STAGES]
+    assert place.figures("align") == {"name": "align"}
+
+
+def test_a_stage_and_all_later_ones_can_be_done_again(place: Workplace, done: list[str]) -> None:
+    cli.run(place)
+    old = place.out / "align" / "old"
+    old.touch()
+    cli.run(place, begin="align")
+    assert done[len(cli.STAGES) :] == ["align", "int8", "evaluation", "serving"]
+    assert not old.exists()
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_stage_that_was_not_done(
+    place: Workplace, done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = cli._stages()
+
+    def stop(_: Workplace) -> dict[str, Any]:
+        """Stop."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_stages", lambda: {**stages, "seeds": (stop, ())})
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(place)
+    monkeypatch.setattr(cli, "_stages", lambda: stages)
+    cli.run(place)
+    assert done == [*cli.STAGES]
+
+
+def test_other_sizes_than_before_are_refused(place: Workplace, done: list[str], tmp_path: Path) -> None:
+    cli.run(place)
+    other = shutil.copytree(place.scale, tmp_path / "other")
+    recipe = other / "pretrain.yaml"
+    recipe.write_text(recipe.read_text() + "seed: 3\n")
+    with pytest.raises(ConfigError, match="--from corpus"):
+        cli.run(Workplace(place.out, other))
+    cli.run(Workplace(place.out, other), begin="corpus")
+    assert done == [*cli.STAGES, *cli.STAGES]
+
+
+def test_an_unknown_scale_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--scale", "huge", "--out", str(tmp_path / "run")]) == 2
+    assert "--scale huge is neither one of full, tiny nor a folder" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""The folder of one run of `make article`, and the sizes that it was made with.
+
+Each stage leaves its figures in figures/STAGE.json when it is done, and is passed over from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.errors import ConfigError
+from training.evaluation.report import write
+
+SCALES = Path(__file__).with_name("scales")
+DOMAINS = ("prose", "code")  # what is learnt first, and what next
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """One run.
+
+    Attributes:
+        out: its folder.
+        scale: the folder with scale.yaml, the models' config.json files and the recipes.
+    """
+
+    out: Path
+    scale: Path
+
+    @cached_property
+    def sizes(self) -> Figures:
+        """What scale.yaml says."""
+        sizes: Figures = yaml.safe_load((self.scale / "scale.yaml").read_text(encoding="utf-8"))
+        return sizes
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all files of the scale."""
+        files = sorted(path for path in self.scale.iterdir() if path.is_file())
+        return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
+
+    def train(self, kind: str) -> Path:
+        """Records to learn: of a domain, or "chats", "preferences", "safety"."""
+        return self.out / "corpus" / f"{kind}.train.jsonl"
+
+    def held_out(self, kind: str) -> Path:
+        """Records of that kind that are only tested."""
+        return self.out / "corpus" / f"{kind}.held-out.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.out / "tokenizer"
+
+    def model(self, run: str) -> Path:
+        """What a training run exported."""
+        return self.out / run / "export"
+
+    def figures(self, stage: str) -> Figures | None:
+        """What a stage found; None if it is not done.
+
+        Raises:
+            ConfigError: it was done at another scale.
+        """
+        path = self._record(stage)
+        if not path.exists():
+            return None
+        record: Figures = json.loads(path.read_text(encoding="utf-8"))
+        if record["scale"] != self.digest:
+            raise ConfigError(
+                f"{self.out} was made with other sizes than {self.scale} has now: name another folder with --out, or "
+                "begin anew with --from corpus"
+            )
+        figures: Figures = record["figures"]
+        return figures
+
+    def done(self, stage: str, figures: Figures, seconds: float) -> None:
+        """Keep a stage's figures."""
+        write(self._record(stage), {"scale": self.digest, "seconds": round(seconds, 1), "figures": figures})
+
+    def forget(self, stage: str) -> None:
+        """Let a stage be done again."""
+        self._record(stage).unlink(missing_ok=True)
+
+    def seconds(self, stage: str) -> float:
+        """How long a stage took that is done."""
+        return float(json.loads(self._record(stage).read_text(encoding="utf-8"))["seconds"])
+
+    def _record(self, stage: str) -> Path:
+        return self.out / "figures" / f"{stage}.json"
