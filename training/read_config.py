@@ -39,6 +39,11 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ConfigError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
 
 
+def write_settings(path: Path, settings: Settings) -> None:
+    """Write all settings as a recipe."""
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
 def _override(values: dict[str, Any], text: str) -> None:
     """Put one KEY=VALUE of the command line into the file's values."""
     key, equals, value = text.partition("=")

@@ -27,7 +27,8 @@ from training.model.dynamic_moe import DynamicMoE
 from training.optimizer import make_optimizer
 from training.parts import Parts, build_parts
 from training.progress import Progress
-from training.run_folder import CHECKPOINTS, EXPORT, check_is_free, locked
+from training.read_config import write_settings
+from training.run_folder import CHECKPOINTS, EXPORT, SETTINGS, check_is_free, locked
 from training.validation import Validation
 from training.work import TrainingWork, measure_peak
 from training.worker import DTYPES
@@ -55,6 +56,8 @@ def train(settings: Settings, *, resume: bool) -> int:
             stack.enter_context(locked(settings.output))
         stream = made.stream(settings.data.files)
         run = _make_run(made, stream, interrupt)
+        if made.worker.is_main:
+            write_settings(settings.output / SETTINGS, settings)
         stack.enter_context(run.progress)
         stack.enter_context(interrupt.listen())
         run.progress.say(_introduction(made, run))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-CHECKPOINTS, EXPORT = "checkpoints", "export"
+CHECKPOINTS, EXPORT, SETTINGS = "checkpoints", "export", "settings.yaml"
 
 
 def check_is_free(output: Path, *, resume: bool) -> None:

@@ -68,7 +68,7 @@ def test_a_run_does_not_write_over_another_and_goes_on_where_it_ended(
     assert "data's max_length changed" in _error(capsys, recipe, "data.max_length=16", "--resume")
     assert run_command([recipe, "--resume", "total_steps=6"]) == 0
     assert list(tiny_recipe.losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
-    assert run_command([recipe, "--resume", "total_steps=6"]) == 0  # there is nothing left to do
+    assert run_command([str(tmp_path / "run" / "settings.yaml"), "--resume"]) == 0  # there is nothing left to do
     assert list(checkpoint_folder.step_folders(tmp_path / "run" / "checkpoints")) == [6, 4]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import ConfigError
 from training.config import DPOSettings, Settings
-from training.read_config import read_settings
+from training.read_config import read_settings, write_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +48,12 @@ def test_overrides_are_yaml_and_reach_into_sections(recipe: Path) -> None:
 def test_an_objective_may_be_a_word(recipe: Path) -> None:
     assert read_settings(recipe, ["objective=dpo"]).objective == DPOSettings(kind="dpo", beta=0.1)
     assert read_settings(recipe, ["objective=dpo", "objective.beta=0.5"]).objective == DPOSettings(kind="dpo", beta=0.5)
+
+
+def test_settings_are_written_as_a_recipe(recipe: Path, tmp_path: Path) -> None:
+    settings = read_settings(recipe, ["learning_rate=1e-4", "objective=dpo", "validation.files=[b.jsonl]"])
+    write_settings(tmp_path / "again.yaml", settings)
+    assert read_settings(tmp_path / "again.yaml") == settings
 
 
 @pytest.mark.parametrize(
