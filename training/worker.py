@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from training.model.build import build_model
+from training.objectives.heads import freeze_body
 from training.router_load import router_load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from training.batch import Batch
     from training.config import Settings
@@ -159,8 +160,22 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 def local_worker(settings: Settings, description: ModelDescription, device: torch.device) -> LocalWorker:
     """A worker for one process, with new weights or the folder's."""
+    return LocalWorker(make_module(settings, description), device, DTYPES[settings.precision])
+
+
+def make_module(
+    settings: Settings,
+    description: ModelDescription,
+    *,
+    layers: range | None = None,
+    divide: Callable[[DynamicMoE], None] | None = None,
+) -> DynamicMoE:
+    """The model of a recipe, or a rank's part of it (training.model.build)."""
     weights = settings.model if settings.model.is_dir() else None
     may_be_new = settings.objective.kind in ("classification", "reasoning")
-    module = build_model(description, weights, seed=settings.seed, heads_may_be_new=may_be_new)
+    module = build_model(
+        description, weights, seed=settings.seed, layers=layers, heads_may_be_new=may_be_new, divide=divide
+    )
     module.activation_checkpointing = settings.activation_checkpointing
-    return LocalWorker(module, device, DTYPES[settings.precision])
+    freeze_body(module, settings)
+    return module

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from training.config import ClassificationSettings, ReasoningSettings
+from training.config import ClassificationSettings, HeadSettings, ReasoningSettings
 from training.errors import TrainingError
 from training.model.description import ModelDescription
 from training.model.dynamic_moe import last_hidden
@@ -44,6 +44,14 @@ def with_heads(description: ModelDescription, settings: Settings) -> ModelDescri
     else:
         return description
     return ModelDescription.parse({**description.raw, "task_heads": heads})
+
+
+def freeze_body(model: DynamicMoE, settings: Settings) -> None:
+    """With `train: head`, no other weight moves, not even by the balancing losses of stages without a head."""
+    objective = settings.objective
+    if isinstance(objective, HeadSettings) and objective.train == "head":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("heads."))
 
 
 def head_values(

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from training.model.build import build_model
 from training.parallel.ranks import started_ranks
 from training.parallel.tensor import divide
 from training.parallel.worker import ParallelWorker
-from training.worker import DTYPES
+from training.worker import DTYPES, make_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,17 +31,7 @@ def parallel_worker(
     Raises:
         ModelError: the folder's tensors do not fit the config.
     """
-    weights = settings.model if settings.model.is_dir() else None
-    may_be_new = settings.objective.kind in ("classification", "reasoning")
     with started_ranks(settings.parallelism, device) as ranks:
         layers = ranks.layers(description.config.num_hidden_layers)
-        module = build_model(
-            description,
-            weights,
-            seed=settings.seed,
-            layers=layers,
-            heads_may_be_new=may_be_new,
-            divide=partial(divide, ranks=ranks),
-        )
-        module.activation_checkpointing = settings.activation_checkpointing
+        module = make_module(settings, description, layers=layers, divide=partial(divide, ranks=ranks))
         yield ParallelWorker(module.to(ranks.device), ranks, DTYPES[settings.precision])
