@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from training.model.attention_dropout import attend_with_dropout
+from training.model.causal_attention import causal_attention
 from training.model.rotary import rotate
 from training.model.visible_blocks import BlockPlan, block_plan
 
@@ -58,6 +59,11 @@ class Attention(nn.Module):
 def attend_to_all(q_BTQD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.Tensor) -> torch.Tensor:
     """[B, T, Q, D]: each query sees all positions up to its own."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTQD, k_BTKD, v_BTKD))
+    if _prefers_products(q):
+        rows, num_kv_heads, num_tokens, dim = k.shape
+        k, v = (x.reshape(-1, num_tokens, dim) for x in (k, v))
+        out = causal_attention(q.reshape(rows * num_kv_heads, -1, num_tokens, dim), k, v)
+        return out.view(q.shape).transpose(1, 2)
     is_grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=is_grouped).transpose(1, 2)
 
@@ -76,9 +82,18 @@ def attend_to_blocks(q_BTQD: torch.Tensor, k_BTKD: torch.Tensor, v_BTKD: torch.T
     q = q.reshape(rows * num_kv_heads, n, group * size, dim)
     k, v = (_gather(x, plan) for x in (k_BTKD, v_BTKD))
     mask = plan.mask(q.dtype, group).to(q.device)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
+    if _prefers_products(q):
+        scores: torch.Tensor = (q * dim**-0.5) @ k.mT
+        out = scores.add_(mask).softmax(-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None])
     out = out.view(rows, num_kv_heads, n, group, size, dim).permute(0, 2, 4, 1, 3, 5)
     return out.reshape(rows, n * size, num_heads, dim)[:, :num_tokens]
+
+
+def _prefers_products(q: torch.Tensor) -> bool:
+    """Whether plain matrix products are faster than SDPA (training.model.causal_attention)."""
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
 def _gather(x_BTKD: torch.Tensor, plan: BlockPlan) -> torch.Tensor:

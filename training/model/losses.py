@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from training.model.dynamic_moe import DynamicMoE
 
 _CHUNK_VALUES = 1 << 23  # logits of a chunk
+_CACHED_VALUES = 1 << 19  # logits that caches hold
 
 
 def cross_entropy(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
@@ -85,23 +86,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         part: VocabularyPart | None,
     ) -> torch.Tensor:
         dtype = compute_dtype(hidden_NH)
-        needs_grad = any(ctx.needs_input_grad)
         weight = weight_VH.to(dtype)
         loss = torch.zeros((), device=hidden_NH.device)
-        grad_VH = torch.zeros_like(weight_VH) if needs_grad else None
+        grad_VH = torch.zeros_like(weight_VH) if any(ctx.needs_input_grad) else None
         grads_CH = []
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for hidden_CH, targets_C in _chunks(hidden_NH.to(dtype), weight_VH, targets_N):
-                logprobs_CV, target_logprobs_C, own_C1, minus_C1 = _chunk(
-                    (hidden_CH @ weight.T).float(), targets_C, part
-                )
-                loss -= target_logprobs_C.sum()
-                if grad_VH is None:
-                    continue
-                grad_CV = logprobs_CV.exp_().scatter_add_(1, own_C1, minus_C1).to(dtype)
-                grad_CH = grad_CV @ weight
-                grads_CH.append(grad_CH if part is None else part.sum_gradients(grad_CH))
-                grad_VH += grad_CV.T @ hidden_CH
+                grad_CV = None if grad_VH is None else weight.new_empty(len(targets_C), len(weight))
+                loss += _chunk_loss(hidden_CH, weight, targets_C, grad_CV)
+                if grad_VH is not None and grad_CV is not None:
+                    grads_CH.append(grad_CV @ weight)
+                    grad_VH += grad_CV.T @ hidden_CH
         if grad_VH is not None:
             grad_NH = torch.cat(grads_CH) if grads_CH else torch.zeros_like(hidden_NH)
             ctx.save_for_backward(grad_NH.to(hidden_NH.dtype), grad_VH)
@@ -126,3 +121,19 @@ def _chunk(
     own_C, is_own_C = part.own(targets_C, logits_CV.shape[1])
     minus_C1 = -is_own_C[:, None].to(logits_CV.dtype)
     return logits_CV.sub_(logsumexp_C[:, None]), target_logits_C - logsumexp_C, own_C[:, None], minus_C1
+
+
+def _chunk_loss(
+    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, targets_C: torch.Tensor, grad_CV: torch.Tensor | None
+) -> torch.Tensor:
+    """The summed loss of a chunk; the gradient of its logits is put into grad_CV. A few rows at a time, for caches."""
+    size = max(1, _CACHED_VALUES // len(weight_VH))
+    loss = torch.zeros((), device=hidden_CH.device)
+    for start in range(0, len(targets_C), size):
+        rows = slice(start, start + size)
+        target = targets_C[rows, None]
+        logprobs = (hidden_CH[rows] @ weight_VH.T).float().log_softmax(-1)
+        loss -= logprobs.gather(1, target).sum()
+        if grad_CV is not None:
+            grad_CV[rows] = logprobs.exp_().scatter_add_(1, target, logprobs.new_full(target.shape, -1.0))
+    return loss

@@ -15,7 +15,7 @@ import torch
 from kernels.attention_pattern import AttentionPattern, BlockSparseAttention, LocalAttention
 
 _LEAST_BLOCK = 64  # positions; below, matrix products are too small to be fast
-_HIDDEN = -1e30  # what is added to a score that is not visible; finite, since -inf less -inf is not a number
+HIDDEN = -1e30  # what is added to a score that is not visible; finite, since -inf less -inf is not a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +79,5 @@ def _mask(
     is_visible = (behind_nV11 >= 0) & (distance_nVSS >= 0)
     if window is not None:
         is_visible &= distance_nVSS < window
-    mask = torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, _HIDDEN)
+    mask = torch.zeros(is_visible.shape, dtype=dtype).masked_fill_(~is_visible, HIDDEN)
     return mask.transpose(1, 2).flatten(2).repeat(1, group, 1)

@@ -10,6 +10,8 @@ import torch
 from kernels.attention_pattern import FULL, AttentionPattern, BlockSparseAttention, LocalAttention
 from tests.support.tensor_sizes import LargestTensor, PeakMemory
 from tests.support.token_batches import make_tokens
+from training.model import attention
+from training.model import causal_attention as causal
 from training.model.attention import attend_to_all, attend_to_blocks
 from training.model.attention_dropout import attend_with_dropout
 from training.model.losses import cross_entropy
@@ -61,16 +63,29 @@ def without_dropout(q, k, v, pattern):
 @pytest.mark.parametrize("length", [1, 64, 131])
 @pytest.mark.parametrize("name", PATTERNS)
 def test_outputs_and_gradients_are_those_of_a_dense_mask(name, length, kv_heads, compute):
+    check(PATTERNS[name], length, kv_heads, compute)
+
+
+def check(pattern, length, kv_heads, compute):
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, length, heads, 16, generator=generator) for heads in (4, kv_heads, kv_heads)]
     out_grad = torch.randn(2, length, 4, 16, generator=generator)
     results = []
     for function in (dense, compute):
         leaves = [x.clone().requires_grad_() for x in inputs]
-        out = function(*leaves, PATTERNS[name])
+        out = function(*leaves, pattern)
         results.append([out, *torch.autograd.grad(out, leaves, out_grad)])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 131, 300])
+def test_products_for_bf16_are_exact_in_fp32(length, monkeypatch):
+    """The path that bf16 takes on CPUs, with parts of 32 queries."""
+    monkeypatch.setattr(causal, "_VALUES", 1)
+    monkeypatch.setattr(attention, "_prefers_products", lambda _: True)
+    for pattern in (FULL, PATTERNS["local 65"], PATTERNS["sparse 16"]):
+        check(pattern, length, 2, attend)
 
 
 def test_dropout_drops_its_share_of_the_weights_and_scales_the_others():
@@ -88,9 +103,9 @@ def test_dropout_drops_its_share_of_the_weights_and_scales_the_others():
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / (1 - dropout)))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("precision", "dropout"), [("float32", 0.0), ("float32", 0.1), ("bfloat16", 0.0)])
 @pytest.mark.parametrize("kind", ["full", "local", "block_sparse"])
-def test_training_on_4096_tokens_makes_no_tensor_of_4096_x_4096(make_model, kind, dropout):
+def test_training_on_4096_tokens_makes_no_tensor_of_4096_x_4096(make_model, kind, dropout, precision):
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "moe_intermediate_size": 16}
     model = make_model(
         "mixed",
@@ -105,7 +120,9 @@ def test_training_on_4096_tokens_makes_no_tensor_of_4096_x_4096(make_model, kind
     tokens = make_tokens(LONG)
 
     def step():
-        cross_entropy(model, model(tokens), tokens.token_ids_BT).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = cross_entropy(model, model(tokens), tokens.token_ids_BT)
+        loss.backward()
 
     with LargestTensor() as largest:
         step()
