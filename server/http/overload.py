@@ -31,14 +31,15 @@ class OverloadMiddleware:
     """Pure ASGI: nothing is buffered, and nothing is read of a request that is refused."""
 
     def __init__(self, app: ASGIApp, server: ServerState) -> None:
-        self._app, self._server = app, server
+        self._app, self._server, self._moderator = app, server, server.moderator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ADMITTING_PATHS:
+            answers = self._moderator if scope["path"] == "/v1/moderations" else self._server
             try:
                 if scope["path"] != "/detokenize":  # which needs no engine
-                    self._server.client.require_info()
-                self._server.admission.check(1, 1, scope["caller"].tenant)
+                    answers.client.require_info()
+                answers.admission.check(1, 1, scope["caller"].tenant)
             except (EngineUnavailableError, OverloadedError) as error:
                 count_refusal(self._server.metrics, error)
                 await refused(scope["path"], error)(scope, receive, send)
