@@ -74,7 +74,7 @@ _Loader.add_implicit_resolver(
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
+    return yaml.load(text, _Loader)  # noqa: S506  # nosec B506  # a SafeLoader
 
 
 _EXPECTED = {  # by pydantic's kind of mistake

@@ -115,7 +115,7 @@ def _serve(place: Workplace) -> int:
     from training.article.deployment import SERVED
 
     command = [sys.executable, "-m", "server.cli", str(place.out / SERVED)]
-    os.execv(sys.executable, command)  # noqa: S606  # this very interpreter
+    os.execv(sys.executable, command)  # noqa: S606  # nosec B606  # this very interpreter
 
 
 def _parser() -> Parser:

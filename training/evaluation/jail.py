@@ -52,7 +52,7 @@ def main() -> None:
         _end(report, f"{error.strerror}\n".encode())
     os.write(report, b"ready\n")
     try:
-        exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})  # noqa: S102  # what this file is for
+        exec(compile(source, "program.py", "exec"), {"__name__": "__main__"})  # noqa: S102  # nosec B102  # what this file is for
     except BaseException as error:  # noqa: BLE001  # the program's own, whatever it is
         _end(report, type(error).__name__.encode(errors="replace"))
     _end(report, os.read(0, 64))
