@@ -192,7 +192,8 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             grammar, key_name = await _grammar(call, len(prompts)), request.scope["caller"].key_name
             kept = call.kept_special_tokens
             if server.guard is not None:
-                check = server.guard.check_prompt(call.texts(), scheduling)
+                texts = await asyncio.to_thread(call.texts)  # of token ids, too
+                check = server.guard.check_prompt(texts, scheduling)
                 if await run_until_disconnect(request.receive, check) is None:
                     return Response(status_code=LEFT)
             generation = Generation(
