@@ -162,7 +162,10 @@ ROWS: dict[int, Row] = {
     36: Row(
         "ten times the load",
         "refused before any work, with Retry-After",
-        ("e2e/test_load.py::test_ten_times_what_it_can_take_is_refused_and_leaves_nothing",),
+        (
+            "e2e/test_load.py::test_ten_times_what_it_can_take_is_refused_and_leaves_nothing",
+            "server/http/test_overload.py::test_whatever_would_take_a_place_is_refused_unread",
+        ),
     ),
     37: Row(
         "a reader that stops",
