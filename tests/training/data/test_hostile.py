@@ -1,6 +1,5 @@
 """Data that would fill memory or take forever: a result or one error, in bounded memory and time."""
 
-import contextlib
 import json
 import os
 import time
@@ -8,8 +7,6 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from training.data import BatchStream, batches, documents
 from training.errors import TrainingError
@@ -86,17 +83,6 @@ def test_a_long_chat_takes_bounded_time(tokenizer, write) -> None:
     assert len(list(stream)) == 1
     assert stream.bad.counts == {"without an answer": 1}
     assert time.monotonic() - started < 20
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(content=st.binary(max_size=300) | st.text(max_size=100).map(lambda text: json.dumps({"text": text}).encode()))
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
-def test_any_bytes_are_a_result_or_an_error(tokenizer, tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with contextlib.suppress(TrainingError):
-        for batch in BatchStream([tmp_path], tokenizer, max_length=8, micro_batch_size=2, epochs=2):
-            assert int(batch.tokens.lengths_B.min()) >= 1
-            assert int(batch.tokens.token_ids_BT.max()) < tokenizer.vocab_size
 
 
 def test_memory_does_not_grow_with_the_data(
