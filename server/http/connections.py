@@ -178,7 +178,10 @@ class LimitedProtocol(PacedProtocol):
     # The ends of a connection.
 
     def shutdown(self) -> None:
-        """Called by uvicorn when the server ends."""
+        """Called by uvicorn when the server ends; what was read before is answered."""
+        if self.is_waiting:
+            self.loop.call_soon(self.shutdown)
+            return
         super().shutdown()
         if self.transport.is_closing():
             self._end()

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import random
 import subprocess
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.plant == "all":
         caught = [_is_caught(plant, args.seed) for plant in CATCHES]  # all of them, whatever the first says
         return int(not all(caught))
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each write to a connection that was refused
     seen = Observations(skipped=[CLOCK])
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         asyncio.run(_run(args, Path(folder), seen))

@@ -129,6 +129,21 @@ async def test_bytes_that_wait_for_a_turn_keep_their_connection() -> None:
         assert await answer(waiting) == (200, b"0")
 
 
+async def test_what_waits_for_a_turn_as_the_server_ends_is_answered() -> None:
+    async with Counted(max_connections=100).running() as server:
+        with no_turns(server):
+            readers = [(await server.connect(GET))[0] for _ in range(pacing._PER_TURN + 1)]
+            for reader in readers[:-1]:
+                assert await answer(reader) == (200, b"0")
+            await until(lambda: any(connection.is_waiting for connection in uvicorn_connections(server)))
+            for connection in uvicorn_connections(server):
+                connection.shutdown()
+            for reader in readers[:-1]:
+                assert await reader.read() == b""
+        assert await answer(readers[-1]) == (200, b"0")
+        assert await readers[-1].read() == b""
+
+
 @pytest.mark.parametrize("body", [b"x" * 600, b"x"])
 async def test_a_connection_whose_answer_did_not_wait_for_the_body_rests_behind_it(body: bytes) -> None:
     async with Counted().running() as server:
