@@ -64,6 +64,7 @@ def test_special_tokens_are_matched_whole_and_skipped_on_request(folder):
     assert tokenizer.decode(ids) == "ab"
     assert tokenizer.decode(ids, skip_special_tokens=False) == f"a{EOS}b"
     assert tokenizer.token_bytes(EOS_ID) == EOS.encode()
+    assert tokenizer.special_texts == {BOS, EOS}
 
 
 def test_half_a_surrogate_pair_is_refused(folder):
