@@ -1,4 +1,4 @@
-"""Returns memory to the system while a model is loaded, and keeps freed memory while it runs.
+"""Returns memory to the system while a model is loaded, and keeps freed memory while it runs. A server keeps little.
 
 The peak of a load is then the model alone, without the checkpoint. The temporaries of a step cause no page faults.
 """
@@ -9,8 +9,9 @@ import ctypes
 import mmap
 
 _TRIM_INTERVAL = 64 << 20  # bytes read between two trims
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # mallopt(3)
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = 1 << 30, 32 << 20  # glibc's largest mmap threshold is 32 MiB
+_FEW_ARENAS, _LARGE_BLOCK, _KEPT_AT_MOST = 2, 1 << 20, 16 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,3 +54,15 @@ def keep_freed_memory() -> None:
     if hasattr(_libc, "mallopt"):
         _libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
         _libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
+
+def give_back_freed_memory() -> None:
+    """Make the C library give large freed blocks back to the system at once, and keep little beside them.
+
+    By default each thread keeps what it freed, and so does whoever freed a large block once: four texts of 1 MB that
+    were tokenised left 400 MB.
+    """
+    if hasattr(_libc, "mallopt"):
+        _libc.mallopt(_M_ARENA_MAX, _FEW_ARENAS)
+        _libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        _libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_AT_MOST)

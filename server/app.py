@@ -31,7 +31,7 @@ from server.http.openapi import finish, operation_id
 from server.http.overload import OverloadMiddleware
 from server.http.proxies import ProxyMiddleware, TrustedProxies
 from server.http.query import refuse_unknown
-from server.memory import Trimming
+from server.large import LargeRequests
 from server.observe.load import Load
 from server.observe.metrics import Metrics
 from server.routes import (
@@ -136,7 +136,7 @@ def create_app(
     metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
         metrics.add_key(name)
-    app.state.trimming = Trimming()
+    app.state.large = LargeRequests(int(config.max_bodies_size * (1 << 20)))
     app.state.server = ServerState(
         client,
         health or Health(client, *([guard.client] if guard is not None else [])),
@@ -154,6 +154,7 @@ def create_app(
         embedding_defaults=read_embedding_defaults(config.pooling, model_root),
         guard=None if guard is None else _guard(guard, config, metrics),
     )
+    app.state.trimming = app.state.server.trimming
     routes = app.state.routes = _include_routes(app)
     if tracing is not None:
         tracing.model_name = model_name

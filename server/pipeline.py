@@ -22,6 +22,7 @@ from server.http.access import LEFT
 from server.http.client_limits import reserve_tokens
 from server.http.streaming import DataFrames, EventStream, Frames, run_until_disconnect
 from server.inputs import check_modality
+from server.large import apart, in_thread, run_if
 from server.protocol import GenerationRequest
 from server.submission import scheduling_of
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from server.state import ServerState
     from server.text.choice_text import Delta
 
+MANY_REPORTS = 64  # of tokens with their likeliest alternatives, which take a millisecond to write
 _MAX_GRAMMARS = 16 << 20  # characters: each prompt takes the grammar to the engine
 
 Json = dict[str, Any]
@@ -71,10 +73,11 @@ class ApiCall(ABC, Generic[Body]):
         Raises:
             RequestError: the text is too long, or not valid Unicode.
         """
-        server, special, cuts = self.server, self.add_special_tokens, self.body.truncate_prompt_tokens is not None
-        whole = await server.encode(prompt, add_special_tokens=special, modality=self.body.modality, any_length=cuts)
+        server, special, context = self.server, self.add_special_tokens, self.server.client.require_info().max_seq_len
+        keep = self.body.num_kept(context)
+        read = await server.encode(prompt, add_special_tokens=special, modality=self.body.modality, keep=keep)
         bos_id = server.tokenizer.bos_id if special and isinstance(prompt, str) else None
-        return self.body.truncate(whole, server.client.require_info().max_seq_len, bos_id)
+        return self.body.truncate(read, context, bos_id)
 
     @abstractmethod
     def chunks(self, generation: Generation) -> AsyncGenerator[Json, None]:
@@ -153,7 +156,8 @@ class CompletionsCall(ApiCall[Body]):
         options = self.body.usage_options
         async with contextlib.aclosing(generation.deltas()) as deltas:
             async for delta in deltas:
-                if (chunk := self.chunk(delta, generation)) is None:
+                chunk = await run_if(delta.num_reports > MANY_REPORTS, self.chunk, delta, generation)
+                if chunk is None:
                     continue
                 if options.include_usage:
                     chunk["usage"] = self.usage(generation) if options.continuous_usage_stats else None
@@ -180,9 +184,10 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
         info = server.client.require_info()
         info.check_task("generate")
         check_modality(body.modality, info.modalities)
-        call.validate(server.sampling(body, info.max_seq_len - 1))
+        sampling = await (in_thread if body.bad_words else apart)(server.sampling, body, info.max_seq_len - 1)
+        await apart(call.validate, sampling)
         with contextlib.ExitStack() as stack:
-            sizes = body.estimate_tokens()
+            sizes = await apart(body.estimate_tokens)
             admission = server.background if scheduling.background else server.admission
             num_sequences = len(sizes) * body.num_sequences
             num_tokens = sum(sizes) * info.num_computed(body.num_sequences)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from engine.errors import ConfigError
 from engine.loading.phases import FINDING
 from engine.loading.resolve import resolve_model
+from engine.memory import give_back_freed_memory
 from engine.names import name_thread
 from server.chat.chat_template import named_template
 from server.engine_client import EngineProcess
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_DIGITS = 640  # of a number in JSON, the least that Python takes: to read longer ones takes the square of the time
+_SWITCH_INTERVAL = 0.001  # seconds that the event loop waits for a thread that computes, instead of 5 ms
 _STARTED = time.monotonic()
 _BREAK_OFF_TIMEOUT = 2.0  # seconds that a download may take to clean up
 
@@ -59,6 +62,9 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     Raises:
         ConfigError, ModelError: the settings or the model are at fault.
     """
+    give_back_freed_memory()
+    sys.set_int_max_str_digits(_MAX_DIGITS)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     template = named_template(server_config.chat_template) if server_config.chat_template else None
     files, startup = ReloadedFiles(server_config), Startup(_STARTED)
     tracing = start_tracing() if server_config.traces == "otlp" else None

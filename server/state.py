@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -24,14 +24,17 @@ from server.guard.guard import Guard
 from server.heads.defaults import EmbeddingDefaults
 from server.health import Health
 from server.inputs import MarkedText, ModelInput, Prompt, preprocess
+from server.memory import Trimming
 from server.observe.load import Load
 from server.observe.metrics import Metrics
 from server.protocol import GenerationRequest
 from server.storage import Storage
+from server.text.long_texts import LongTexts, num_bytes
 from server.text.tokenizer import Tokenizer
 
 _MAX_BAD_TOKENS = 8192  # each step looks for their words in the output
 _LONG_TEXT = 4096  # characters; a longer text is tokenised in a thread, so that it does not delay streams
+_MOST_TOKENS = 1 << 18  # of a text of any length; more of a model whose context is longer
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,14 @@ class ServerState:
     background: Admission = field(default_factory=lambda: Admission(sys.maxsize, sys.maxsize))
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     embedding_defaults: EmbeddingDefaults = field(default_factory=EmbeddingDefaults)
+    trimming: Trimming = field(default_factory=Trimming)
     created: int = field(default_factory=lambda: int(time.time()))
     guard: Guard | None = None
+
+    @functools.cached_property
+    def texts(self) -> LongTexts:
+        """The long texts of all requests."""
+        return LongTexts(self.tokenizer, self.trimming)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -130,24 +139,49 @@ class ServerState:
             info.check([0], sampling)  # a text has at least one token
             self.check_length(prompt)
 
-    async def encode(self, prompt: Prompt, *, any_length: bool = False, **options: Any) -> ModelInput:
+    async def encode(
+        self, prompt: Prompt, *, any_length: bool = False, keep: int | None = None, **options: Any
+    ) -> ModelInput:
         """Return what the model reads of a prompt; the event loop is never blocked for long.
 
         Args:
             prompt: as server.inputs.preprocess takes it.
             any_length: whether a text may be too long for the context.
+            keep: how many tokens of a text's end are wanted, so that what stands far before them need not be read.
             **options: further arguments of server.inputs.preprocess.
 
         Raises:
             RequestError: the text is too long (unless `any_length`), or not valid Unicode.
         """
-        if not isinstance(prompt, list) and not any_length:
-            self.check_length(prompt)
+        if isinstance(prompt, str) and keep is not None and len(prompt) > _LONG_TEXT:
+            end = await self.texts.end_of(prompt, keep)
+            prompt, options["preceding"] = end, prompt[: len(prompt) - len(end)]
+        elif not isinstance(prompt, list):
+            await self.check_text(prompt, any_length=any_length or keep is not None)
         known = self.client.require_info().modalities
-        arguments = self.tokenizer, prompt, known
+        read = functools.partial(preprocess, self.tokenizer, prompt, known, **options)
         if isinstance(prompt, list) or len(prompt) <= _LONG_TEXT:
-            return preprocess(*arguments, **options)
-        return await asyncio.to_thread(preprocess, *arguments, **options)
+            return read()
+        return await self.texts.run(num_bytes(prompt if isinstance(prompt, str) else prompt.text), read)
+
+    async def check_text(self, prompt: str | MarkedText, *, any_length: bool = False) -> None:
+        """Refuse a text that is surely too long, before all of it is tokenised.
+
+        Raises:
+            RequestError: naming the limit.
+        """
+        if not any_length:
+            self.check_length(prompt)
+        if len(prompt) <= _LONG_TEXT:
+            return
+        text, context = prompt if isinstance(prompt, str) else prompt.text, self.client.require_info().max_seq_len
+        if not any_length and await self.texts.exceeds(text, context):
+            raise _too_long(context, text)
+        if any_length and await self.texts.exceeds(text, most := max(_MOST_TOKENS, 4 * context), usual=1):
+            message = (
+                f"The text has more than {most} tokens, the most that are looked at; it has {len(text)} characters."
+            )
+            raise RequestError(message, "prompt")
 
     def check_length(self, text: str | MarkedText) -> None:
         """Refuse a text that is too long however it is tokenised.
@@ -157,8 +191,12 @@ class ServerState:
         """
         context = self.client.require_info().max_seq_len
         if len(text) > context * self.tokenizer.max_token_bytes:  # too many tokens, however the text is split
-            message = f"This server's maximum context length is {context} tokens; {len(text)} characters have more."
-            raise RequestError(message, "prompt", "context_length_exceeded")
+            raise _too_long(context, text)
+
+
+def _too_long(context: int, text: str | MarkedText) -> RequestError:
+    message = f"This server's maximum context length is {context} tokens; {len(text)} characters have more."
+    return RequestError(message, "prompt", "context_length_exceeded")
 
 
 async def _from_request(request: Request) -> ServerState:  # async: FastAPI runs plain functions in threads

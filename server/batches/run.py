@@ -19,6 +19,7 @@ from server.batches.in_process import ask
 from server.batches.lines import LineChecker, LineSplitter, answered, not_run, parse, streams
 from server.http.api_keys import Caller
 from server.http.errors import error_body
+from server.large import in_thread
 from server.storage import BATCH_FILES_LAST
 from server.storage.batches import LEASE, LeaseLostError, Result
 from server.storage.files import UPLOAD
@@ -111,7 +112,7 @@ class BatchRun:
         checker = LineChecker(self._row.endpoint, runner.model_names, runner.max_lines, runner.max_line_bytes)
         async with contextlib.aclosing(self._lines()) as parts:
             async for lines in parts:
-                await asyncio.to_thread(checker.check, lines)
+                await in_thread(checker.check, lines)
                 if checker.is_full or self._status != "validating":
                     break
         if self._status != "validating":
@@ -195,7 +196,7 @@ class BatchRun:
             ]
 
         async for lines in self._lines():
-            results = await asyncio.to_thread(without_result, lines)
+            results = await in_thread(without_result, lines)
             for first in range(0, len(results), _GROUP):
                 await self._save(results[first : first + _GROUP])
 
@@ -207,7 +208,7 @@ class BatchRun:
         """Yield the input's lines, as many at a time as come in one part of it."""
         splitter = LineSplitter(self._runner.max_line_bytes)
         async for part in self._files.content(self._row.input_file_id, UPLOAD):
-            if lines := splitter.feed(part):
+            if lines := await in_thread(splitter.feed, part):
                 yield lines
         if lines := splitter.feed(b"", is_last=True):
             yield lines

@@ -5,7 +5,6 @@ A chat completion's request is the form that all chat APIs translate theirs to.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from engine.errors import RequestError
@@ -18,6 +17,7 @@ from server.chat.switches import template_variables
 from server.chat.tools.json_text import is_json_object
 from server.chat.tools.use import ToolUse
 from server.inputs.code_parts import CodeParts
+from server.large import in_thread
 from server.pipeline import ApiCall, Json, usage
 from server.protocol import ChatCompletionRequest
 from server.protocol.fields import strings_of
@@ -97,7 +97,7 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             return self._prompt
         code = CodeParts()
         marked = await prompt.render(self._template, self.body, self._tools, code.marked)
-        return await asyncio.to_thread(code.find, self._prompt, marked)
+        return await in_thread(code.find, self._prompt, marked)
 
     @property
     def kept_special_tokens(self) -> frozenset[int]:

@@ -5,6 +5,7 @@ What a template does not know is told in words: tools in a system message, calls
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from weakref import WeakKeyDictionary
 from engine.errors import RequestError
 from server.chat.switches import template_variables
 from server.chat.tools.hermes import call_as_text, result_as_text
+from server.large import apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,14 +34,9 @@ async def render(
     Raises:
         RequestError: the template refuses these messages.
     """
-    messages = [_in_newer_words(message.for_template(code)) for message in body.messages]
-    if tools.format.id_length is not None:
-        messages = [_with_short_ids(message, tools.format.id_length) for message in messages]
-    if "tool_calls" not in template.source:
-        messages = _as_text(messages)
-    elif any("tool_calls" in message for message in messages):
-        form = await _form_of(template)
-        messages = [_formed(message, form) for message in messages]
+    has_calls = any(message.tool_calls or message.function_call for message in body.messages)
+    form = await _form_of(template) if has_calls and "tool_calls" in template.source else None
+    messages = await apart(_written, template, body, tools, code, form)
     options = {
         "tools": tools.for_template,
         "documents": None,
@@ -47,16 +44,28 @@ async def render(
         "add_generation_prompt": body.adds_generation_prompt,
         "continue_final_message": body.continue_final_message,
     }
-    if tools.instructions is None:
+    if (instructions := await apart(lambda: tools.instructions)) is None:
         return await _text(template, messages, **options)
     try:
-        return await _text(template, _with_system(messages, tools.instructions), **options)
+        return await _text(template, _with_system(messages, instructions), **options)
     except RequestError:
         if messages[0]["role"] != "user":
             raise
     first, *rest = messages  # a template that knows no system messages
-    first = {**first, "content": f"{tools.instructions}\n\n{first['content']}"}
+    first = {**first, "content": f"{instructions}\n\n{first['content']}"}
     return await _text(template, [first, *rest], **options)
+
+
+def _written(
+    template: ChatTemplate, body: ChatCompletionRequest, tools: ToolUse, code: Callable[[str], str], form: _Form | None
+) -> list[_Message]:
+    """Return the messages as the template gets them."""
+    messages = [_in_newer_words(message.for_template(code)) for message in body.messages]
+    if tools.format.id_length is not None:
+        messages = [_with_short_ids(message, tools.format.id_length) for message in messages]
+    if "tool_calls" not in template.source:
+        return _as_text(messages)
+    return messages if form is None else [_formed(message, form) for message in messages]
 
 
 async def _text(template: ChatTemplate, messages: list[_Message], **options: Any) -> str:
@@ -147,23 +156,22 @@ def _arguments(text: str, form: _Form) -> Any:
 def _as_text(messages: list[_Message]) -> list[_Message]:
     """Return messages for a template that knows neither calls nor results."""
     written: list[_Message] = []
-    follows_result = False
-    for message in messages:
-        is_result = message["role"] == "tool"
-        if is_result and follows_result:  # one message, as users' and assistants' take turns
-            written[-1]["content"] += "\n" + result_as_text(message["content"])
-        elif is_result:
-            written.append({"role": "user", "content": result_as_text(message["content"])})
-        elif "tool_calls" in message:
-            functions = [call["function"] for call in message["tool_calls"]]
-            calls = [call_as_text(function["name"], function["arguments"]) for function in functions]
-            content = "\n".join(filter(None, (message["content"], *calls)))
-            others = {name: value for name, value in message.items() if name != "tool_calls"}
-            written.append(others | {"content": content})
+    for is_result, group in itertools.groupby(messages, key=lambda message: message["role"] == "tool"):
+        if is_result:  # one message, as users' and assistants' take turns
+            results = (result_as_text(message["content"]) for message in group)
+            written.append({"role": "user", "content": "\n".join(results)})
         else:
-            written.append(message)
-        follows_result = is_result
+            written += map(_calls_as_text, group)
     return written
+
+
+def _calls_as_text(message: _Message) -> _Message:
+    if "tool_calls" not in message:
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    calls = [call_as_text(function["name"], function["arguments"]) for function in functions]
+    others = {name: value for name, value in message.items() if name != "tool_calls"}
+    return others | {"content": "\n".join(filter(None, (message["content"], *calls)))}
 
 
 def _with_system(messages: list[_Message], text: str) -> list[_Message]:

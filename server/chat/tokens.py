@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from server.chat.call import ChatCall
+from server.large import apart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,7 +33,7 @@ async def rendered(server: ServerState, body: ChatCompletionRequest) -> Prompt:
         RequestError: the request is refused, in chat completions' words.
     """
     call = PromptCall(server, body)
-    call.prepare()
+    await apart(call.prepare)
     [prompt] = await call.prompts()
     return prompt
 
@@ -46,7 +47,7 @@ async def prompt_tokens(
         DeepseekServeError: the request is refused, in chat completions' words.
     """
     server.check_model(body.model)
-    with server.admission.admit(1, sum(body.estimate_tokens()), tenant):
+    with server.admission.admit(1, sum(await apart(body.estimate_tokens)), tenant):
         prompt = await rendered(server, body)
         found = await server.encode(prompt, add_special_tokens=add_special_tokens, any_length=True)
         return found.token_ids

@@ -22,6 +22,7 @@ import msgspec
 
 from engine.errors import EngineUnavailableError, RequestError
 from engine.grammar_check import read_frame, write_frame
+from server.large import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ class GrammarChecker:
         Raises:
             RequestError: with the reason against it.
         """
-        grammar = await asyncio.to_thread(make)
+        grammar = await in_thread(make)
         if grammar is None:
             return None
         if len(grammar) > self._max_size:

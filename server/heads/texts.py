@@ -5,7 +5,6 @@ Tokenising is done in threads, some texts at a time: thousands of texts hold up 
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -16,13 +15,15 @@ from server.heads.protocol import InputRequest, PoolingFields
 from server.heads.scores import ScoringRequest
 from server.heads.values import joined, paired
 from server.inputs import MarkedText, ModelInput, Prompt, check_modality, preprocess
+from server.large import in_thread
+from server.text.long_texts import num_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from server.state import ServerState
 
-_AT_A_TIME = 1 << 15  # characters that one turn of a thread tokenises
+_AT_A_TIME = 1 << 15  # bytes that one turn of a thread tokenises
 Body = TypeVar("Body", bound=PoolingFields)
 
 
@@ -73,11 +74,24 @@ class Texts(ABC, Generic[Body]):
         """Return texts without special tokens, cut to a limit; 0 is none."""
         if not limit and self.body.truncate_prompt_tokens is None:
             for text in texts:
-                self.server.check_length(text)
+                await self.server.check_text(text)
+        else:
+            texts = await self._shortened(texts, limit)
         encoded: list[ModelInput] = []
-        for some in _parts(texts):
-            encoded += await asyncio.to_thread(self._all_encoded, some)
+        for some, size in _parts(texts):
+            encoded += await self.server.texts.run(size, self._all_encoded, some)
         return [self.body.cut(item, limit) for item in encoded] if limit else encoded
+
+    async def _shortened(self, texts: Sequence[str | MarkedText], limit: int) -> list[str | MarkedText]:
+        """Return what is wanted of texts that will be cut, and some more."""
+        kept = [tokens for tokens in (limit, self._room(0)) if tokens]
+        is_beginning, shortened = self.body.truncation_side == "right", list(texts)
+        for i, text in enumerate(texts):
+            if isinstance(text, str):
+                shortened[i] = await self.server.texts.end_of(text, min(kept), is_beginning=is_beginning)
+            else:
+                await self.server.check_text(text, any_length=True)
+        return shortened
 
     def _all_encoded(self, prompts: Sequence[Prompt]) -> list[ModelInput]:
         return list(map(self._preprocess, prompts))
@@ -140,7 +154,7 @@ class Inputs(Texts[InputRequest]):
         if not encoded:
             encoded = await self._encoded([prompt for prompt in prompts if not isinstance(prompt, list)])
             if adds is not False:
-                return await asyncio.to_thread(self._all_framed, encoded)
+                return await in_thread(self._all_framed, encoded)
         room = self._room(0)
         return encoded if room is None else [body.cut(item, room) for item in encoded]
 
@@ -160,7 +174,7 @@ class Sides(Texts[ScoringRequest]):
         queries, documents = self.body.sides
         encoded = await self._encoded(queries, self.body.max_tokens_per_query)
         encoded += await self._encoded(documents, self.body.max_tokens_per_doc)
-        return await asyncio.to_thread(self._all_framed, encoded)
+        return await in_thread(self._all_framed, encoded)
 
 
 class Pairs(Texts[ScoringRequest]):
@@ -174,7 +188,7 @@ class Pairs(Texts[ScoringRequest]):
         queries, documents = self.body.sides
         first = await self._encoded(queries, self.body.max_tokens_per_query)
         second = await self._encoded(documents, self.body.max_tokens_per_doc)
-        return await asyncio.to_thread(self._all_joined, paired(first, second))
+        return await in_thread(self._all_joined, paired(first, second))
 
     def _all_joined(self, pairs: list[tuple[ModelInput, ModelInput]]) -> list[ModelInput]:
         room = self._room(self.server.tokenizer.num_special_tokens(2))
@@ -188,15 +202,15 @@ class Pairs(Texts[ScoringRequest]):
         return self.body.cut(first, limits[0]), self.body.cut(second, limits[1])
 
 
-def _parts(texts: Sequence[str | MarkedText]) -> Iterator[list[str | MarkedText]]:
-    """Yield texts some at a time, by their lengths."""
+def _parts(texts: Sequence[str | MarkedText]) -> Iterator[tuple[list[str | MarkedText], int]]:
+    """Yield texts some at a time, by their lengths, and their bytes."""
     part: list[str | MarkedText] = []
     size = 0
     for text in texts:
         part.append(text)
-        size += len(text)
+        size += num_bytes(text if isinstance(text, str) else text.text)
         if size >= _AT_A_TIME:
-            yield part
+            yield part, size
             part, size = [], 0
     if part:
-        yield part
+        yield part, size

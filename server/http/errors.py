@@ -171,13 +171,8 @@ def _response(path: str, status: int, body: dict[str, Any], headers: Any = None)
 
 
 def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
-    """Return pydantic's first problem as a sentence, and the request field at fault.
-
-    For a field of several types, pydantic reports one problem for each type. A problem with the value says more than
-    one with the type, so it is preferred.
-    """
-    same_field = [problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2]]
-    problem = next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])
+    """Return pydantic's first problem as a sentence, and the request field at fault."""
+    problem = telling_problem(problems)
     path = [part for part in map(str, problem["loc"][1:]) if not _TYPE_NAME.fullmatch(part)]  # 0: body, query, path
     path = [part for i, part in enumerate(path) if part.isdecimal() or part not in path[i - 1 : i]]  # a union's kind
     field = "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in path).removeprefix(".")
@@ -190,3 +185,13 @@ def first_problem(problems: Sequence[Any]) -> tuple[str, str | None]:
     if not path:
         return f"The body is not valid: {problem['msg'].removeprefix('Value error, ')}", param
     return f"Invalid '{field}': {problem['msg'].removeprefix('Value error, ')}", param
+
+
+def telling_problem(problems: Sequence[Any]) -> Any:
+    """Return the one of pydantic's problems that an answer tells of: of the field that has the first one.
+
+    For a field of several types, pydantic reports one problem for each type. A problem with the value says more than
+    one with the type, so it is preferred.
+    """
+    same_field = (problem for problem in problems if problem["loc"][:2] == problems[0]["loc"][:2])
+    return next((problem for problem in same_field if problem["type"] not in _WRONG_TYPE), problems[0])

@@ -55,6 +55,7 @@ ROUTES = {
         Access.KEY,
     ),
 }
+MAX_PARAMETERS = 64  # of a query: they are parsed several times, and all of them are told of where one is not known
 _OPEN = frozenset({Access.PROBE, Access.PAGE, Access.METRICS})
 OPEN_PATHS = frozenset(path for path, access in ROUTES.items() if access in _OPEN)
 _ON_ADMIN_PORT = frozenset({Access.PROBE, Access.METRICS, Access.ADMIN})
@@ -101,6 +102,11 @@ class GateMiddleware:
             if access is not Access.PROBE and (fault := hosts.fault(scope["headers"])) is not None:
                 self._metrics.count_refused("untrusted_host")
                 await error_response(400, fault, path=path)(scope, receive, send)
+                return
+            if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+                message = f"The query has more than {MAX_PARAMETERS} parameters, the most that is taken."
+                self._metrics.count_refused("invalid")
+                await error_response(400, message, path=path)(scope, receive, send)
                 return
             caller = Caller() if is_admin else self._keys.identify(scope["headers"])
             if caller is None and access not in _OPEN:

@@ -1,8 +1,8 @@
-"""Request bodies: read as JSON whatever their content type, within a bound that keeps the event loop free.
+"""Request bodies: read as JSON whatever their content type, and none of them holds the event loop.
 
-A decoder holds the event loop longer the more values and keys a body has. Both are counted before anything is decoded.
-Commas and brackets in strings count too: of these, a token has at most four. JSON is UTF-8 and nothing else, so that
-bytes can be counted.
+A decoder holds all threads longer the more values and keys a body has, so both are counted before anything is decoded.
+A body that is not small is decoded and validated in the thread for large requests (server.large). Commas and brackets
+in strings count too: of these, a token has at most four. JSON is UTF-8 and nothing else, so that bytes can be counted.
 """
 
 from __future__ import annotations
@@ -13,18 +13,25 @@ from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from server.memory import LARGE
+from server import large
+from server.http.errors import telling_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 MAX_VALUES = 320_000  # decoded in at most 30 ms; the 300,000 tokens that OpenAI takes for embeddings in one request
-MAX_KEYS = 50_000
+MAX_KEYS = (
+    20_000  # validated in at most 50 ms; OpenAI takes 5,000 properties in a schema, and 4,096 messages have 8,192
+)
+MOST_KEYS = 80_000  # of a model with a longer context
+SMALL_VALUES = 512  # of bodies that take at most 2 ms, for which no thread is worth it
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHOWN = 64  # characters of a key in an error
 _VALUES_PER_TOKEN = 4  # which a longer context allows
+_DECODED = b"-"  # in place of a large body's bytes, of which nobody reads more than that there are some
 
 
 class JsonRoute(APIRoute):
@@ -35,14 +42,38 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:
-            json_request = _JsonRequest(request)
-            try:
+            json_request, state = _JsonRequest(request), request.app.state
+            num_bytes = len(await json_request.body())
+            if json_request.is_small():
                 return await handle(json_request)
-            finally:
-                if json_request.is_large:
-                    request.app.state.trimming.soon()
+            with state.large.one(num_bytes, is_bounded_elsewhere=request.scope.get("is_background", False)):
+                try:
+                    await json_request.read_apart(self._validated)
+                    return await handle(json_request)
+                finally:
+                    state.trimming.count(num_bytes)
 
         return handle_json
+
+    def _validated(self, body: bytes) -> Any:
+        """Return the model of a body, which FastAPI takes as it is.
+
+        Raises:
+            RequestValidationError: with the problem that the answer tells of.
+        """
+        problem: dict[str, Any]
+        try:
+            value = _decoded(body)
+        except json.JSONDecodeError as error:  # which has the whole text
+            problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
+        else:
+            if self.body_field is None:
+                return value
+            model, problems = self.body_field.validate(value, loc=("body",))
+            if not problems:
+                return model
+            problem = {**telling_problem(problems), "input": None}  # which is a part of the body
+        raise RequestValidationError([problem])
 
 
 class _JsonRequest(Request):
@@ -50,31 +81,52 @@ class _JsonRequest(Request):
         headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
         scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
         super().__init__(scope, request.receive)
-        self.is_large = False
         info = request.app.state.server.client.info
-        context = info.max_seq_len if info else 0
-        self._max_values, self._max_keys = max(MAX_VALUES, _VALUES_PER_TOKEN * context), max(MAX_KEYS, context)
+        self._context = info.max_seq_len if info else 0
+
+    def is_small(self) -> bool:
+        """Whether the body, which has been read, is decoded and validated in no time.
+
+        Raises:
+            HTTPException: it has too many values or keys.
+        """
+        body = self._body
+        num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        if num_values <= SMALL_VALUES and len(body) <= large.SMALL_BYTES:
+            return True
+        max_values = max(MAX_VALUES, _VALUES_PER_TOKEN * self._context)
+        max_keys = max(MAX_KEYS, min(self._context, MOST_KEYS))
+        if num_values > max_values or _has_more_keys(body, max_keys):
+            raise HTTPException(400, f"The body has more than {max_values} values or {max_keys} keys: no prompt has.")
+        return False
+
+    async def read_apart(self, read: Callable[[bytes], Any]) -> None:
+        """Make of the body, in the thread for large requests, what `json` returns from now on."""
+        body, self._body = self._body, _DECODED
+        self._json = await large.in_thread(read, body)
 
     async def json(self) -> Any:
-        body = await self.body()
-        self.is_large = len(body) > LARGE
-        num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
-        if num_values > self._max_values or _has_more_keys(body, self._max_keys):
-            message = f"The body has more than {self._max_values} values or {self._max_keys} keys: no prompt has."
-            raise HTTPException(400, message)
-        try:
-            value = json.loads(
-                body.removeprefix(BOM_UTF8).decode(), object_pairs_hook=_unique
-            )  # of bytes, it takes UTF-16 too
-            if _SURROGATE.search(body):  # of an emoji, or half of one, which is no text and cannot be written again
-                json.dumps(value, ensure_ascii=False).encode()
-            return value
-        except json.JSONDecodeError:
-            raise
-        except UnicodeEncodeError:
-            raise json.JSONDecodeError("it has half a surrogate pair", "", 0) from None
-        except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
-            raise json.JSONDecodeError(str(error), "", 0) from None
+        return self._json if hasattr(self, "_json") else _decoded(await self.body())
+
+
+def _decoded(body: bytes) -> Any:
+    """Return the value of a body.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or has what JSON had better not have.
+    """
+    try:
+        # of bytes, json.loads takes UTF-16 too
+        value = json.loads(body.removeprefix(BOM_UTF8).decode(), object_pairs_hook=_unique)
+        if _SURROGATE.search(body):  # of an emoji, or half of one, which is no text and cannot be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError:
+        raise
+    except UnicodeEncodeError:
+        raise json.JSONDecodeError("it has half a surrogate pair", "", 0) from None
+    except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
+        raise json.JSONDecodeError(str(error), "", 0) from None
 
 
 def _has_more_keys(body: bytes, most: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Annotated, Any, Literal, get_args
 
@@ -55,6 +56,11 @@ class ToolUseBlock(Strict):
     cache_control: CacheControl | None = None
     caller: DirectCaller | None = None
     toolset_name: None = None
+
+    def for_chat(self) -> Json:
+        """Return the call as chat completions have it."""
+        function = {"name": self.name, "arguments": json.dumps(self.input, ensure_ascii=False)}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 class ToolResultBlock(Strict):
@@ -119,28 +125,22 @@ class InputMessage(Strict):
         if self.role == "assistant":
             return [self._answer()]
         messages: list[Json] = []
-        for block in self.blocks:
-            if isinstance(block, ToolResultBlock):
-                messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": block.text})
-            elif isinstance(block, TextBlock):
-                if messages and messages[-1]["role"] == self.role:
-                    messages[-1]["content"] += block.text
-                else:
-                    messages.append({"role": self.role, "content": block.text})
+        for is_text, group in itertools.groupby(self.blocks, key=lambda block: isinstance(block, TextBlock)):
+            if is_text:
+                texts = (block.text for block in group if isinstance(block, TextBlock))
+                messages.append({"role": self.role, "content": "".join(texts)})
+            else:
+                results = (block for block in group if isinstance(block, ToolResultBlock))
+                messages += [{"role": "tool", "tool_call_id": r.tool_use_id, "content": r.text} for r in results]
         return messages
 
     def _answer(self) -> Json:
-        message: Json = {"role": "assistant", "content": ""}
-        for block in self.blocks:
-            match block:
-                case TextBlock():
-                    message["content"] += block.text
-                case ThinkingBlock():
-                    message["reasoning_content"] = message.get("reasoning_content", "") + block.thinking
-                case ToolUseBlock():
-                    function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
-                    call = {"id": block.id, "type": "function", "function": function}
-                    message.setdefault("tool_calls", []).append(call)
+        blocks = self.blocks
+        message: Json = {"role": "assistant", "content": text_of([b for b in blocks if isinstance(b, TextBlock)])}
+        if thoughts := [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]:
+            message["reasoning_content"] = "".join(thoughts)
+        if calls := [block.for_chat() for block in blocks if isinstance(block, ToolUseBlock)]:
+            message["tool_calls"] = calls
         return message
 
 

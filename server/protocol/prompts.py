@@ -58,15 +58,17 @@ class PromptFields(AskedFields):
 
     def truncate(self, prompt: ModelInput, context: int, bos_id: int | None = None) -> ModelInput:
         """Return the end of a prompt as truncate_prompt_tokens asks; a `bos_id` at its beginning stays."""
-        keep = self.truncate_prompt_tokens
-        if keep is None:
-            return prompt
-        if keep == -1:
-            keep = max(1, context - self._num_reserved)
-        if len(prompt) <= keep:
+        keep = self.num_kept(context)
+        if keep is None or len(prompt) <= keep:
             return prompt
         num_first = int(bos_id is not None and prompt.token_ids[0] == bos_id)
         return (prompt[:num_first] + prompt[len(prompt) - keep + num_first :])[:keep]
+
+    def num_kept(self, context: int) -> int | None:
+        """Return how many tokens of a prompt's end truncate_prompt_tokens keeps; None is all of them."""
+        return (
+            max(1, context - self._num_reserved) if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
+        )
 
     @property
     def _num_reserved(self) -> int:

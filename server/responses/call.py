@@ -12,6 +12,7 @@ from server.chat.reports import AnswerReports
 from server.chat.translated import TranslatedCall
 from server.http.errors import error_body
 from server.http.streaming import NamedFrames
+from server.large import apart
 from server.pipeline import usage
 from server.responses.history import History, StoredResponse
 from server.responses.items import InputItem, Json
@@ -114,7 +115,9 @@ class ResponsesCall(TranslatedCall):
             "usage": self._usage(generation),
         }
         if self.request.store:
-            self._response["store"] = await self._history.keep(StoredResponse(self._response, self._numbered_input()))
+            self._response["store"] = await self._history.keep(
+                StoredResponse(self._response, await apart(self._numbered_input))
+            )
 
     def _head(self) -> Json:
         request, choice = self.request, self.request.tool_choice

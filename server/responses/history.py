@@ -14,6 +14,7 @@ import msgspec
 from pydantic import TypeAdapter
 
 from engine.errors import NotFoundError, RequestError, StorageError
+from server.large import apart, grows
 from server.responses.items import AnyItem, InputItem, ItemReference, Json
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class History:
         data = await self._responses.get(self._tenant, response_id)
         if data is None:
             raise NotFoundError(f"There is no stored response with the id '{response_id}'.", "response_id")
-        return StoredResponse(**json.loads(data))
+        grows(len(data))
+        return StoredResponse(**await apart(json.loads, data))
 
     async def delete(self, response_id: str) -> None:
         """Forget a response. Raises as `find` does."""
@@ -86,7 +88,7 @@ class History:
             *earlier,
             *[await self._look_up(item.id, found) if isinstance(item, ItemReference) else item for item in items],
         ]
-        stored = iter(_items.validate_python([item for item in whole if isinstance(item, dict)]))
+        stored = iter(await apart(_items.validate_python, [item for item in whole if isinstance(item, dict)]))
         return [next(stored) if isinstance(item, dict) else item for item in whole]
 
     async def _look_up(self, item_id: str, found: dict[str, dict[str, Json]]) -> Json:

@@ -182,6 +182,9 @@ def chat_messages(items: list[InputItem]) -> list[Json]:
             turn = {"role": "assistant"}
             messages.append(turn)
         _add(turn, item)
+    for message in messages:
+        if "reasoning_content" in message:
+            message["reasoning_content"] = "".join(message["reasoning_content"])
     return messages
 
 
@@ -195,7 +198,7 @@ def _fits(turn: Json, item: InputItem) -> bool:
 def _add(turn: Json, item: InputItem) -> None:
     match item:
         case ReasoningItem():
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
+            turn.setdefault("reasoning_content", []).append(item.text)
         case MessageItem():
             turn["content"] = text_of(item.content)
         case FunctionCallItem():

@@ -20,12 +20,15 @@ async def newest_turns(messages: list[Message], fits: Callable[[list[Message]], 
     while head < len(messages) and messages[head].role in ("system", "developer"):
         head += 1
     starts = [i for i, message in enumerate(messages) if i > head and message.role == "user"]
-    ends = [messages] + [messages[:head] + messages[start:] for start in starts]
-    low, high = 0, len(ends) - 1
+
+    def end(number: int) -> list[Message]:
+        return messages[:head] + messages[starts[number - 1] :] if number else messages
+
+    low, high = 0, len(starts)
     while low < high:
         middle = (low + high) // 2
-        if await fits(ends[middle]):
+        if await fits(end(middle)):
             high = middle
         else:
             low = middle + 1
-    return ends[low]
+    return end(low)

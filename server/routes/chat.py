@@ -13,7 +13,8 @@ from server.chat.openai_message import delta_json, message_json
 from server.chat.reports import token_report
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
-from server.pipeline import CompletionsCall, Json, respond, yielding
+from server.large import run_if
+from server.pipeline import MANY_REPORTS, CompletionsCall, Json, respond, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import ChatCompletionRequest
 from server.state import State
@@ -72,17 +73,21 @@ class ChatCompletionCall(ChatCall, CompletionsCall[ChatCompletionRequest]):
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
         written = [
-            self._choice(choice, "message", message_json(self.message(choice), older=self._is_older))
+            await run_if(choice.num_reports > MANY_REPORTS, self._whole_choice, choice)
             async for choice in yielding(await best_of(choices, generation, self.body.n))
         ]
         answer = {**self.head(self.kind), "choices": written, "usage": self.usage(generation)}
         if self.body.prompt_logprobs is not None:
             prompt, reports = generation.prompts[0], choices[0].prompt_logprobs or []
-            logprobs = write_prompt_logprobs(self.server.tokenizer, prompt, reports, self.body.prompt_logprobs)
-            answer["prompt_logprobs"] = logprobs
+            write, count = write_prompt_logprobs, self.body.prompt_logprobs
+            is_large = len(reports) > MANY_REPORTS
+            answer["prompt_logprobs"] = await run_if(is_large, write, self.server.tokenizer, prompt, reports, count)
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = generation.prompts[0]
         return answer
+
+    def _whole_choice(self, choice: Delta) -> Json:
+        return self._choice(choice, "message", message_json(self.message(choice), older=self._is_older))
 
     def _choice(self, delta: Delta, name: str, content: Json) -> Json:
         reports = [token_report(self.server.tokenizer, report) for report in delta.reports]

@@ -15,7 +15,8 @@ from server.best_of import best_of
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
 from server.inputs import ModelInput
-from server.pipeline import CompletionsCall, Json, respond, usage, yielding
+from server.large import run_if
+from server.pipeline import MANY_REPORTS, CompletionsCall, Json, respond, usage, yielding
 from server.prompt_logprobs import write_prompt_logprobs
 from server.protocol import CompletionRequest
 from server.state import State
@@ -81,7 +82,10 @@ class CompletionCall(CompletionsCall[CompletionRequest]):
 
     async def whole(self, choices: list[Delta], generation: Generation) -> Json:
         best = await best_of(choices, generation, self.body.n)
-        written = [self._choice(choice, generation) async for choice in yielding(best)]
+        written = [
+            await run_if(choice.num_reports > MANY_REPORTS, self._choice, choice, generation)
+            async for choice in yielding(best)
+        ]
         return {**self.head(self.kind), "choices": written, "usage": usage(generation)}
 
     def _choice(self, delta: Delta, generation: Generation) -> Json:

@@ -11,6 +11,7 @@ from server.chat.tokens import prompt_tokens
 from server.http.json_body import JsonRoute
 from server.http.openapi import answer, example
 from server.http.query import QueryModel
+from server.large import apart
 from server.messages.call import MessagesCall
 from server.messages.protocol import CountRequest, MessagesRequest
 from server.messages.schema import ERRORS, MessageObject, TokenCount
@@ -42,7 +43,7 @@ async def create_message(
 ) -> Response:
     """Answer a conversation."""
     body.check_thread()
-    return await respond(MessagesCall(server, body), request)
+    return await respond(await apart(MessagesCall, server, body), request)
 
 
 @router.post("/v1/messages/count_tokens", responses=answer(TokenCount), openapi_extra=example(_PROMPT))
@@ -54,7 +55,7 @@ async def count_tokens(
 ) -> dict[str, int]:
     """Return how many tokens the prompt of a conversation has, without answering it."""
     try:
-        tokens = await prompt_tokens(server, body.to_chat(), request.scope["caller"].tenant)
+        tokens = await prompt_tokens(server, await apart(body.to_chat), request.scope["caller"].tenant)
     except RequestError as error:
         raise body.reworded(error) from None
     return {"input_tokens": len(tokens)}

@@ -12,6 +12,7 @@ from server.chat.tokens import prompt_tokens
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example, links
 from server.http.query import QueryModel
+from server.large import apart
 from server.pipeline import respond
 from server.responses.call import ResponsesCall
 from server.responses.history import History
@@ -47,7 +48,7 @@ async def create_response(request: Request, body: ResponseRequest, server: State
     """Answer a conversation, given as items; earlier responses can be gone on with."""
     history = _history(request, server)
     items = await history.conversation(body.previous_response_id, body.items)
-    return await respond(ResponsesCall(server, body, items, history), request)
+    return await respond(await apart(ResponsesCall, server, body, items, history), request)
 
 
 @router.post("/v1/responses/input_tokens", responses=answer(InputTokens), openapi_extra=example(_PROMPT))
@@ -56,7 +57,7 @@ async def count_input_tokens(request: Request, body: InputTokensRequest, server:
     tenant = request.scope["caller"].tenant
     items = await _history(request, server).conversation(body.previous_response_id, body.items)
     try:
-        tokens = await prompt_tokens(server, body.to_chat(items), tenant)
+        tokens = await prompt_tokens(server, await apart(body.to_chat, items), tenant)
     except RequestError as error:
         raise body.reworded(error) from None
     return {"object": "response.input_tokens", "input_tokens": len(tokens)}

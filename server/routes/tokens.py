@@ -5,10 +5,11 @@ The work is done in threads, and counts as waiting while it lasts: many long tex
 
 from __future__ import annotations
 
-import asyncio
+import functools
 from typing import Annotated, Any, ClassVar
 
-from fastapi import APIRouter, Request
+import msgspec
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from engine.errors import RequestError
@@ -17,9 +18,11 @@ from server.chat.text_or_chat import TextOrChatRequest
 from server.chat.tokens import prompt_tokens
 from server.http.json_body import JsonRoute
 from server.http.openapi import ERRORS, answer, example
+from server.large import apart, in_thread
 from server.protocol import Strict
 from server.protocol.fields import TokenId
 from server.state import ServerState, State
+from server.text.long_texts import num_bytes
 
 router = APIRouter(route_class=JsonRoute, responses=ERRORS, tags=["Tokens"])
 
@@ -71,7 +74,7 @@ class TokenizerInfo(BaseModel):
 
 
 @router.post("/tokenize", responses=answer(Tokens), openapi_extra=example({"prompt": "three rivers"}))
-async def tokenize(request: Request, body: TokenizeRequest, server: State) -> dict[str, Any]:
+async def tokenize(request: Request, body: TokenizeRequest, server: State) -> Response:
     """Return the token ids of a text or of a conversation's prompt."""
     server.check_model(body.model)
     tenant, special = request.scope["caller"].tenant, body.add_special_tokens
@@ -79,28 +82,25 @@ async def tokenize(request: Request, body: TokenizeRequest, server: State) -> di
         if body.prompt is not None:
             ids = await _encode(server, body.prompt, tenant, add_special_tokens=special is not False)
         else:
-            ids = await prompt_tokens(server, body.to_chat(), tenant, add_special_tokens=special is True)
+            chat = await apart(body.to_chat)
+            ids = await prompt_tokens(server, chat, tenant, add_special_tokens=special is True)
     except RequestError as error:
         raise body.reworded(error) from None
-    names = await asyncio.to_thread(list, map(server.tokenizer.token_name, ids)) if body.return_token_strs else None
-    return {
-        "count": len(ids),
-        "max_model_len": server.client.require_info().max_seq_len,
-        "tokens": ids,
-        "token_strs": names,
-    }
+    names = await in_thread(list, map(server.tokenizer.token_name, ids)) if body.return_token_strs else None
+    max_model_len = server.client.require_info().max_seq_len
+    return _as_json({"count": len(ids), "max_model_len": max_model_len, "tokens": ids, "token_strs": names})
 
 
 @router.post("/detokenize", responses=answer(Detokenized), openapi_extra=example({"tokens": [1, 2, 3]}))
-async def detokenize(request: Request, body: DetokenizeRequest, server: State) -> dict[str, str]:
+async def detokenize(request: Request, body: DetokenizeRequest, server: State) -> Response:
     """Return the text of token ids, special tokens included."""
     server.check_model(body.model)
     vocab_size = server.tokenizer.vocab_size
     if (largest := max(body.tokens, default=0)) >= vocab_size:
         raise RequestError(f"'tokens' has {largest}, and the largest token id is {vocab_size - 1}.", "tokens")
     with server.admission.admit(1, len(body.tokens), request.scope["caller"].tenant):
-        text = await asyncio.to_thread(server.tokenizer.decode, body.tokens, skip_special_tokens=False)
-    return {"prompt": text}
+        text = await in_thread(functools.partial(server.tokenizer.decode, body.tokens, skip_special_tokens=False))
+    return _as_json({"prompt": text})
 
 
 @router.get("/tokenizer_info", responses=answer(TokenizerInfo))
@@ -116,4 +116,10 @@ async def tokenizer_info(server: State) -> dict[str, Any]:
 
 async def _encode(server: ServerState, text: str, tenant: bytes, *, add_special_tokens: bool) -> list[int]:
     with server.admission.admit(1, estimate_tokens(text), tenant):
-        return await asyncio.to_thread(server.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        await server.check_text(text, any_length=True)
+        encode = functools.partial(server.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        return await server.texts.run(num_bytes(text), encode)
+
+
+def _as_json(answer: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -52,6 +52,11 @@ class Delta:
         """Whether the choice ends where the guard flagged it."""
         return self.finish_reason == "content_filter"
 
+    @property
+    def num_reports(self) -> int:
+        """How many tokens have logprobs, the prompt's included."""
+        return len(self.reports) + len(self.prompt_logprobs or ())
+
     def extend(self, later: Delta) -> None:
         """Append the piece that follows."""
         self.text += later.text

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts come one by one: threads have no use
 
+_MAX_SPELLINGS = 512  # words that are remembered with their tokens, since a request asks for them twice
 _MAX_TOKENIZER, _MAX_TEMPLATE = 256 * MIB, MIB
 
 
@@ -42,6 +43,7 @@ class Tokenizer:
         config: what a checkpoint's tokenizer_config.json says of it.
         bos_id, eos_id: the tokens that begin and end a text; None if the model has none.
         fill_in_middle: the tokens of prompts with a suffix; None if the model has none.
+        spellings: returns the tokens of a word at the beginning of a text, and behind a space.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Tokenizer:
             "chat_template": chat_template,
         }
         self._bytes = TokenBytes(tokenizer) if is_byte_level(tokenizer) else None
+        self.spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spellings)
         self.special_tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
         self.chat_template = ChatTemplate(chat_template, self.special_tokens) if chat_template is not None else None
 
@@ -183,13 +186,16 @@ class Tokenizer:
                 part.trim_offsets = False
         return self._tokenizer
 
-    def spellings(self, word: str) -> set[tuple[int, ...]]:
+    def _spellings(self, word: str) -> set[tuple[int, ...]]:
         """Return the tokens of a word at the beginning of a text, and behind a space."""
         texts = (word, " " + word.lstrip())
         return {ids for text in texts if (ids := tuple(self.encode(text, add_special_tokens=False)))}
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; bytes that are not valid UTF-8 are U+FFFD."""
+        if self._bytes is not None:
+            of, skip = self._bytes.of, skip_special_tokens
+            return b"".join([of(token_id, skip_special=skip) for token_id in token_ids]).decode(errors="replace")
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return "".join(map(detokenizer.push, token_ids)) + detokenizer.flush()
 

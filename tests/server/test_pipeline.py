@@ -198,7 +198,7 @@ async def test_long_texts_are_tokenised_beside_the_event_loop(api, monkeypatch):
     to_thread = asyncio.to_thread
 
     def noted(function, *arguments, **named):
-        threads.append(function)
+        threads.append(getattr(function, "func", function))
         return to_thread(function, *arguments, **named)
 
     monkeypatch.setattr(asyncio, "to_thread", noted)

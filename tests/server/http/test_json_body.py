@@ -107,11 +107,12 @@ async def test_a_refused_body_is_not_kept_until_the_garbage_collector_comes(api)
 
 
 async def test_after_a_large_body_memory_is_given_back(api, monkeypatch):
-    asked = []
-    monkeypatch.setattr(api.app.state.trimming, "soon", lambda: asked.append(None))
+    counted = []
+    monkeypatch.setattr(api.app.state.trimming, "count", counted.append)
     for size, number in ((100, 0), (2_000_000, 1)):
         await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "a" * size}))
-        assert len(asked) == number
+        assert len(counted) == number
+    assert counted[0] > size
 
 
 async def test_memory_is_given_back_once_for_several_requests(monkeypatch):
@@ -121,8 +122,9 @@ async def test_memory_is_given_back_once_for_several_requests(monkeypatch):
     monkeypatch.setattr(memory.Trimmer, "trim", lambda _: loop.call_soon_threadsafe(trimmed.put_nowait, None))
     trimming = memory.Trimming()
     for _ in range(2):
-        trimming.soon()
-        trimming.soon()
+        trimming.count(memory.LARGE - 1)
+        for _ in range(2):
+            trimming.count(1)
         async with asyncio.timeout(10):
             await trimmed.get()
         assert trimmed.empty()
