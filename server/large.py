@@ -1,8 +1,8 @@
 """Where the work on large requests is done, and how many bytes of them are held.
 
 Python runs one thread at a time, and one that computes lets go every few milliseconds only, to whichever comes first:
-the event loop waits for all of them. So there is one thread for what takes more than a millisecond. server.http.json_body
-says which requests are large.
+the event loop waits for all of them. So there is one thread for what takes more than a millisecond.
+server.http.json_body says which requests are large.
 """
 
 from __future__ import annotations

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 MAX_VALUES = 320_000  # decoded in at most 30 ms; the 300,000 tokens that OpenAI takes for embeddings in one request
-MAX_KEYS = (
-    20_000  # validated in at most 50 ms; OpenAI takes 5,000 properties in a schema, and 4,096 messages have 8,192
-)
+MAX_KEYS = 20_000  # validated in at most 50 ms; OpenAI takes 5,000 properties in a schema, 4,096 messages have 8,192
 MOST_KEYS = 80_000  # of a model with a longer context
 SMALL_VALUES = 512  # of bodies that take at most 2 ms, for which no thread is worth it
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

@@ -66,9 +66,8 @@ class PromptFields(AskedFields):
 
     def num_kept(self, context: int) -> int | None:
         """Return how many tokens of a prompt's end truncate_prompt_tokens keeps; None is all of them."""
-        return (
-            max(1, context - self._num_reserved) if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
-        )
+        keep = self.truncate_prompt_tokens
+        return max(1, context - self._num_reserved) if keep == -1 else keep
 
     @property
     def _num_reserved(self) -> int:

@@ -115,9 +115,8 @@ class ResponsesCall(TranslatedCall):
             "usage": self._usage(generation),
         }
         if self.request.store:
-            self._response["store"] = await self._history.keep(
-                StoredResponse(self._response, await apart(self._numbered_input))
-            )
+            stored = StoredResponse(self._response, await apart(self._numbered_input))
+            self._response["store"] = await self._history.keep(stored)
 
     def _head(self) -> Json:
         request, choice = self.request, self.request.tool_choice

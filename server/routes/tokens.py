@@ -86,7 +86,7 @@ async def tokenize(request: Request, body: TokenizeRequest, server: State) -> Re
             ids = await prompt_tokens(server, chat, tenant, add_special_tokens=special is True)
     except RequestError as error:
         raise body.reworded(error) from None
-    names = await in_thread(list, map(server.tokenizer.token_name, ids)) if body.return_token_strs else None
+    names = await in_thread(server.tokenizer.token_names, ids) if body.return_token_strs else None
     max_model_len = server.client.require_info().max_seq_len
     return _as_json({"count": len(ids), "max_model_len": max_model_len, "tokens": ids, "token_strs": names})
 

@@ -226,9 +226,9 @@ class Tokenizer:
     def _special_ids(self) -> dict[str, int]:
         return {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
-    def token_name(self, token_id: int) -> str:
-        """Return a token as the vocabulary spells it; an id that the vocabulary lacks is an empty name."""
-        return self._tokenizer.id_to_token(token_id) or ""
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """Return tokens as the vocabulary spells them; an id that the vocabulary lacks is an empty name."""
+        return [self._tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return one token's bytes, as logprobs report them; a special token's bytes are its name."""

@@ -103,7 +103,7 @@ def _kept(kind, kept={}):  # noqa: B006 - kept on purpose
 def test_sentence_pieces_have_the_modality_of_their_first_character():
     tokenizer, text = KINDS["sentence-piece"](), TEXT.replace("🦊", "")
     found = preprocess(tokenizer, text, KNOWN, add_special_tokens=True)
-    names = [tokenizer.token_name(i) for i in found.token_ids]
+    names = tokenizer.token_names(found.token_ids)
     code = [name for name, modality in zip(names, found.modalities, strict=True) if modality]
     assert "".join(names) == "<s>▁" + text.replace(" ", "▁")
     assert "".join(code) == text.replace(" ", "▁").split("```")[1]
