@@ -89,6 +89,12 @@ def serve(server_config: ServerConfig, engine_config: EngineConfig) -> int:
     return 0
 
 
+def _load_tokenizer(source: ModelSource, template: str | None) -> Tokenizer:
+    tokenizer = Tokenizer.load(source, template)
+    tokenizer.measure()
+    return tokenizer
+
+
 async def _serve(
     server_config: ServerConfig,
     engine_config: EngineConfig,
@@ -115,7 +121,7 @@ async def _serve(
     running: asyncio.Task[None] | None = None
     prompts: TemplateProcess | None = None
     try:
-        tokenizer = await asyncio.to_thread(Tokenizer.load, source, template)
+        tokenizer = await asyncio.to_thread(_load_tokenizer, source, template)
         if tokenizer.chat_template is not None:
             prompts = tokenizer.chat_template.process
             prompts.start()

@@ -41,9 +41,10 @@ class JsonRoute(APIRoute):
 
         async def handle_json(request: Request) -> Response:
             json_request, state = _JsonRequest(request), request.app.state
-            num_bytes = len(await json_request.body())
-            if json_request.is_small():
+            num_bytes = len(body := await json_request.body())
+            if num_bytes <= large.SMALL_BYTES and _num_values(body) <= SMALL_VALUES:
                 return await handle(json_request)
+            del body
             with state.large.one(num_bytes, is_bounded_elsewhere=request.scope.get("is_background", False)):
                 try:
                     await json_request.read_apart(self._validated)
@@ -82,26 +83,23 @@ class _JsonRequest(Request):
         info = request.app.state.server.client.info
         self._context = info.max_seq_len if info else 0
 
-    def is_small(self) -> bool:
-        """Whether the body, which has been read, is decoded and validated in no time.
+    async def read_apart(self, read: Callable[[bytes], Any]) -> None:
+        """Make of the body, in the thread for large requests, what `json` returns from now on.
 
         Raises:
             HTTPException: it has too many values or keys.
         """
-        body = self._body
-        num_values = body.count(b",") + body.count(b"[") + body.count(b"{")
-        if num_values <= SMALL_VALUES and len(body) <= large.SMALL_BYTES:
-            return True
-        max_values = max(MAX_VALUES, _VALUES_PER_TOKEN * self._context)
-        max_keys = max(MAX_KEYS, min(self._context, MOST_KEYS))
-        if num_values > max_values or _has_more_keys(body, max_keys):
-            raise HTTPException(400, f"The body has more than {max_values} values or {max_keys} keys: no prompt has.")
-        return False
 
-    async def read_apart(self, read: Callable[[bytes], Any]) -> None:
-        """Make of the body, in the thread for large requests, what `json` returns from now on."""
+        def checked(body: bytes) -> Any:
+            max_values = max(MAX_VALUES, _VALUES_PER_TOKEN * self._context)
+            max_keys = max(MAX_KEYS, min(self._context, MOST_KEYS))
+            if _num_values(body) > max_values or _has_more_keys(body, max_keys):
+                message = f"The body has more than {max_values} values or {max_keys} keys: no prompt has."
+                raise HTTPException(400, message)
+            return read(body)
+
         body, self._body = self._body, _DECODED
-        self._json = await large.in_thread(read, body)
+        self._json = await large.in_thread(checked, body)
 
     async def json(self) -> Any:
         return self._json if hasattr(self, "_json") else _decoded(await self.body())
@@ -125,6 +123,10 @@ def _decoded(body: bytes) -> Any:
         raise json.JSONDecodeError("it has half a surrogate pair", "", 0) from None
     except (ValueError, RecursionError) as error:  # no Unicode; a number of thousands of digits
         raise json.JSONDecodeError(str(error), "", 0) from None
+
+
+def _num_values(body: bytes) -> int:
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _has_more_keys(body: bytes, most: int) -> bool:

@@ -90,10 +90,14 @@ class Tokenizer:
         except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:
             raise ModelError(f"the tokenizer in {source.path} is damaged: {error}") from None
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self._tokenizer.get_vocab().values()) + 1
+
+    def measure(self) -> None:
+        """Find out what is asked of the whole vocabulary, which takes some ten milliseconds, before it is asked."""
+        _ = self.vocab_size, self.max_token_bytes
 
     @functools.cached_property
     def max_token_bytes(self) -> int:
