@@ -11,7 +11,7 @@ MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
-.PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos fuzz mutants rollout-test \
+.PHONY: help install serve test check audit format bench bench-kernels load compare simulate soak chaos attack fuzz mutants rollout-test \
         batch-test train-parallel-test dashboards-test kubernetes-test kubernetes-rules page-test schema-test ray-test ray-bench image image-test clean \
         evaluate evaluate-test article
 .DEFAULT_GOAL := help
@@ -79,6 +79,9 @@ soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders
 
 chaos: $(STAMP) ## mixed traffic while the engine is killed, stopped and starved, and a verdict (ARGS="--minutes 10 --plant leak ...")
 	@$(BIN)/python -m tests.chaos.run $(ARGS)
+
+attack: $(STAMP) ## one client's worst: bodies, connections; what probes and memory do beside each (ARGS="-k keys --threads 32")
+	@$(BIN)/python -m tests.attack.run $(ARGS)
 
 fuzz: $(STAMP) ## hostile files, streams, templates, tool calls and schemas by the thousand (ARGS="-k gguf")
 	FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest -q tests/fuzz $(ARGS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SMALL_BYTES = 32 << 10  # of a request for which no thread is worth it, if it has few values
+SMALL_BYTES = 32 << 10  # of a request for which no thread is worth it, if it has few keys
 
 _thread = ThreadPoolExecutor(1, "large", name_thread, ("large",))
 _is_large: ContextVar[bool] = ContextVar("is_large", default=False)

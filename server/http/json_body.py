@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MAX_VALUES = 320_000  # decoded in at most 30 ms; the 300,000 tokens that OpenAI takes for embeddings in one request
 MAX_KEYS = 20_000  # validated in at most 50 ms; OpenAI takes 5,000 properties in a schema, 4,096 messages have 8,192
 MOST_KEYS = 80_000  # of a model with a longer context
-SMALL_VALUES = 512  # of bodies that take at most 2 ms, for which no thread is worth it
+SMALL_KEYS = 512  # of bodies that take at most 2 ms, for which no thread is worth it
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHOWN = 64  # characters of a key in an error
 _VALUES_PER_TOKEN = 4  # which a longer context allows
@@ -37,12 +37,12 @@ class JsonRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Called by FastAPI."""
-        handle = super().get_route_handler()
+        handle, has_body = super().get_route_handler(), self.body_field is not None
 
         async def handle_json(request: Request) -> Response:
             json_request, state = _JsonRequest(request), request.app.state
-            num_bytes = len(body := await json_request.body())
-            if num_bytes <= large.SMALL_BYTES and _num_values(body) <= SMALL_VALUES:
+            num_bytes = len(body := await json_request.body() if has_body else b"")
+            if num_bytes <= large.SMALL_BYTES and body.count(b":") <= SMALL_KEYS:
                 return await handle(json_request)
             del body
             with state.large.one(num_bytes, is_bounded_elsewhere=request.scope.get("is_background", False)):
@@ -66,8 +66,7 @@ class JsonRoute(APIRoute):
         except json.JSONDecodeError as error:  # which has the whole text
             problem = {"type": "json_invalid", "loc": ("body", error.pos), "msg": "", "ctx": {"error": error.msg}}
         else:
-            if self.body_field is None:
-                return value
+            assert self.body_field is not None
             model, problems = self.body_field.validate(value, loc=("body",))
             if not problems:
                 return model

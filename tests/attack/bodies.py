@@ -59,6 +59,8 @@ def _tools(number: int, num_arguments: int, text: str = "") -> list[dict[str, An
 _completion("keys", **{f"a{i}": 1 for i in range(24_000)})
 _completion("keys within the limit", **{f"a{i}": 1 for i in range(19_000)})
 _completion("keys of 4 MB", **{f"a{i}": 1 for i in range(300_000)})
+_raw("a small body of lists", COMPLETIONS, lambda: '{"prompt": ' + json.dumps([[]] * 8_000) + "}")
+_raw("a small body of objects", CHAT, lambda: '{"messages": ' + json.dumps([{}] * 8_000) + "}")
 _completion("a small body of keys", **{f"a{i}": 1 for i in range(500)})
 _add("keys of a message", CHAT, lambda: {"messages": [{**_ITEM, **{f"k{i}": i for i in range(19_000)}}]})
 _add("keys of many messages", CHAT, lambda: {"messages": [{**_ITEM, **{f"k{i}": i for i in range(19)}}] * 900})
@@ -106,9 +108,9 @@ _chat("choices", structured_outputs={"choice": [f"c{i}" for i in range(200_000)]
 # Texts that are slow to tokenise.
 for _name, _unit in (("words", "hello world "), ("two letters", "a b "), ("one letter", "a"), ("spaces", " "),
                      ("line ends", "\n"), ("digits", "0"), ("emoji", "\U0001f600"), ("fences", "```a\n")):  # fmt: skip
-    _completion(f"100 kB of {_name}", prompt=_unit * (100_000 // len(_unit)))
-    _completion(f"1 MB of {_name}", prompt=_unit * (1_000_000 // len(_unit)))
-    _add(f"count 1 MB of {_name}", TOKENIZE, lambda unit=_unit: {"prompt": unit * (1_000_000 // len(unit))})
+    _completion(f"100 kB of {_name}", prompt=_unit * (100_000 // len(_unit.encode())))
+    _completion(f"1 MB of {_name}", prompt=_unit * (1_000_000 // len(_unit.encode())))
+    _add(f"count 1 MB of {_name}", TOKENIZE, lambda unit=_unit: {"prompt": unit * (1_000_000 // len(unit.encode()))})
 _completion("a text of the context", prompt="hello world " * 2_500)
 _completion("4 kB of one letter", prompt="a" * 4_000)
 _completion("a text that is cut", prompt="hello world " * 300_000, truncate_prompt_tokens=16)
