@@ -82,7 +82,7 @@ def test_byte_level_tokens_have_the_modality_of_their_first_character(special):
         found = preprocess(tokenizer, TEXT, KNOWN, add_special_tokens=special)
         assert found.token_ids == tokenizer.encode(TEXT, add_special_tokens=special)
         assert found.modalities == modality_by_spelling(tokenizer, found.token_ids, [CODE])
-        assert {"Ġsum", "Ġand", "¦"} < set(map(tokenizer.token_name, found.token_ids)), "spaces, parts of a character"
+        assert {"Ġsum", "Ġand", "¦"} < set(tokenizer.token_names(found.token_ids)), "spaces, parts of a character"
 
 
 @given(st.integers(0, len(TEXT)), st.integers(0, len(TEXT)))
