@@ -10,6 +10,7 @@ import pytest
 
 from server import memory
 from server.http.json_body import MAX_KEYS, MAX_VALUES
+from server.large import LargeRequests
 from tests.server.conftest import COMPLETIONS, check_error
 
 
@@ -128,3 +129,31 @@ async def test_memory_is_given_back_once_for_several_requests(monkeypatch):
         async with asyncio.timeout(10):
             await trimmed.get()
         assert trimmed.empty()
+
+
+async def test_large_bodies_are_bounded_together(api):
+    large = LargeRequests(100_000)
+    api.app.state.large = large
+    body = json.dumps({"prompt": "a" * 60_000})
+    with large.one(60_000):
+        answer = await api.http.post(COMPLETIONS, content=body)
+        check_error(answer, 429)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await api.post(COMPLETIONS)).status_code == 200
+        with large.one(60_000, is_bounded_elsewhere=True):  # a line of a batch
+            pass
+    assert (await api.http.post(COMPLETIONS, content=body)).status_code == 400  # too long, which was found out
+
+
+async def test_a_large_body_gets_the_answer_that_a_small_one_gets(api):
+    padding = " " * 40_000
+    for fields in ({"prompt": "a", "max_tokens": 1}, {"prompt": 1}, {"prompt": "a", "nonsense": 1}, {"n": 0}):
+        body = json.dumps(fields)
+        answers = [await api.http.post(COMPLETIONS, content=content) for content in (body, body + padding)]
+        assert answers[0].status_code == answers[1].status_code
+        assert answers[0].json().get("error") == answers[1].json().get("error")
+
+
+async def test_queries_of_very_many_parameters_are_refused_before_they_are_parsed(api):
+    response = await api.http.get("/v1/files?" + "&".join(f"a{i}" for i in range(100)))
+    assert "64" in check_error(response, 400)["message"]
