@@ -68,7 +68,7 @@ def train(settings: Settings, *, resume: bool) -> int:
             return 128 + interrupt.signal
         run.progress.say(
             f"{run.state.num_tokens:,} tokens were read, after {stream.epoch} whole passes of the data; "
-            f"{stream.padding_share:.1%} padding; left out: {stream.bad}"
+            f"{stream.padding_share:.1%} padding; left out: {stream.bad}; steps skipped: {run.state.skipped_steps}"
         )
         folder = settings.output / EXPORT
         _export(made, folder)
