@@ -93,9 +93,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for hidden_CH, targets_C in _chunks(hidden_NH.to(dtype), weight_VH, targets_N):
                 grad_CV = None if grad_VH is None else weight.new_empty(len(targets_C), len(weight))
-                loss += _chunk_loss(hidden_CH, weight, targets_C, grad_CV)
+                loss += _chunk_loss(hidden_CH, weight, targets_C, part, grad_CV)
                 if grad_VH is not None and grad_CV is not None:
-                    grads_CH.append(grad_CV @ weight)
+                    grad_CH = grad_CV @ weight
+                    grads_CH.append(grad_CH if part is None else part.sum_gradients(grad_CH))
                     grad_VH += grad_CV.T @ hidden_CH
         if grad_VH is not None:
             grad_NH = torch.cat(grads_CH) if grads_CH else torch.zeros_like(hidden_NH)
@@ -124,16 +125,23 @@ def _chunk(
 
 
 def _chunk_loss(
-    hidden_CH: torch.Tensor, weight_VH: torch.Tensor, targets_C: torch.Tensor, grad_CV: torch.Tensor | None
+    hidden_CH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    targets_C: torch.Tensor,
+    part: VocabularyPart | None,
+    grad_CV: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The summed loss of a chunk; the gradient of its logits is put into grad_CV. A few rows at a time, for caches."""
-    size = max(1, _CACHED_VALUES // len(weight_VH))
+    """The summed loss of a chunk; the gradient of its logits is put into grad_CV.
+
+    A few rows at a time, for caches; ranks that share the vocabulary, which talk for each, take all at once.
+    """
+    size = max(1, _CACHED_VALUES // len(weight_VH)) if part is None else len(targets_C)
     loss = torch.zeros((), device=hidden_CH.device)
     for start in range(0, len(targets_C), size):
         rows = slice(start, start + size)
-        target = targets_C[rows, None]
-        logprobs = (hidden_CH[rows] @ weight_VH.T).float().log_softmax(-1)
-        loss -= logprobs.gather(1, target).sum()
+        logits = (hidden_CH[rows] @ weight_VH.T).float()
+        logprobs, target_logprobs, own, minus = _chunk(logits, targets_C[rows], part)
+        loss -= target_logprobs.sum()
         if grad_CV is not None:
-            grad_CV[rows] = logprobs.exp_().scatter_add_(1, target, logprobs.new_full(target.shape, -1.0))
+            grad_CV[rows] = logprobs.exp_().scatter_add_(1, own, minus)
     return loss
