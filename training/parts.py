@@ -54,6 +54,7 @@ class Parts:
             epochs=epochs,
             rank=self.worker.data_rank,
             num_ranks=self.worker.data_degree,
+            tells=self.worker.is_main,
         )
 
 

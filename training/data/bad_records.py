@@ -37,10 +37,12 @@ class BadRecords:
     Attributes:
         counts: bad records by kind.
         named: the first few of each kind, as "file:line: kind: reason".
+        is_told: whether these are logged, too; one of several ranks is enough.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
+    is_told: bool = True
     _last: tuple[int, int] = (-1, -1)  # chunk and offset; what is read again after a resume is not counted again
 
     def add(self, place: tuple[int, int], path: Path, offset: int, error: RecordError) -> None:
@@ -60,9 +62,13 @@ class BadRecords:
             line = _line_number(path, offset) if offset < _MOST_COUNTED else f"byte {offset}"
             name = f"{printable(str(path))}:{line}: {printable(f'{error.kind}: {error!s:.200}')}"
             self.named.append(name)
-            _logger.warning("left out %s", name)
+            self._tell("left out %s", name)
         elif self.counts[error.kind] == _NUM_NAMED + 1:
-            _logger.warning("left out more records that are %s; they are counted and not named", error.kind)
+            self._tell("left out more records that are %s; they are counted and not named", error.kind)
+
+    def _tell(self, message: str, what: str) -> None:
+        if self.is_told:
+            _logger.warning(message, what)
 
     def __str__(self) -> str:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.counts.items())) or "none"

@@ -73,6 +73,7 @@ class BatchStream:
         epochs: int | None = None,
         rank: int = 0,
         num_ranks: int = 1,
+        tells: bool = True,
     ) -> None:
         """Find the files; nothing is read yet.
 
@@ -91,6 +92,7 @@ class BatchStream:
             epochs: after which the stream ends; None is never.
             rank: this data-parallel rank.
             num_ranks: data-parallel ranks in all.
+            tells: whether bad records are logged here, and not only counted.
 
         Raises:
             TrainingError: files or settings cannot be used.
@@ -100,6 +102,7 @@ class BatchStream:
             raise TrainingError(f"micro_batch_size is {micro_batch_size}; expected an even number: pairs have two rows")
         found = find_files(files)
         self._records = RecordStream(found, kind, labels, seed=seed, shuffle=shuffle)
+        self._records.bad.is_told = tells
         self._maker = ExampleMaker(
             tokenizer, max_length=max_length, num_modalities=num_modalities, long_documents=long_documents
         )

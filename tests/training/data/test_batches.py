@@ -187,6 +187,13 @@ def test_of_each_kind_a_few_are_named(make, write, caplog: pytest.LogCaptureFixt
     assert "bad.jsonl:1: not JSON" in caplog.messages[0]
 
 
+def test_one_rank_tells_of_bad_records(make, write, caplog: pytest.LogCaptureFixture) -> None:
+    stream = make([write("bad.jsonl", [b"{", {"text": "abc"}])], micro_batch_size=1, tells=False)
+    next(stream)
+    assert stream.bad.counts == {"not JSON": 1}
+    assert not caplog.messages
+
+
 def test_data_without_a_usable_record_is_an_error(make, write) -> None:
     for options in ({}, {"epochs": 3}):
         stream = make([write("bad.jsonl", [b"{", {"text": " "}, {"text": 1}])], **options)
