@@ -53,8 +53,8 @@ class Stream(Protocol):
 class Penalty(Protocol):
     """A term of the loss that depends on weights alone (training.continual)."""
 
-    def add_gradients(self, module: nn.Module) -> float:
-        """Add its gradients to those that are there; its value."""
+    def add_gradients(self, module: nn.Module) -> Mapping[str, float]:
+        """Add its gradients to those that are there; its value, parameter by parameter."""
         ...
 
 
@@ -112,7 +112,9 @@ def _step(run: Run, step: int) -> dict[str, float]:
     batches = [batch.to(worker.device) for batch in batches]
 
     sums = worker.forward_backward(run.objective, batches, 1 / max(count, 1))
-    penalty = {} if run.penalty is None else {"penalty": run.penalty.add_gradients(worker.module)}
+    penalty = {}
+    if run.penalty is not None:
+        penalty["penalty"] = worker.sum_over_parts(run.penalty.add_gradients(worker.module))
     norm = worker.clip_gradients(settings.gradient_clipping or math.inf)
     if math.isfinite(norm):
         run.optimizer.step()

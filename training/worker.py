@@ -63,6 +63,10 @@ class Worker(Protocol):
         """Sums over the data ranks, the same on each rank."""
         ...
 
+    def sum_over_parts(self, values: Mapping[str, float]) -> float:
+        """The sum over the whole model of what each rank tells of its parts of parameters."""
+        ...
+
     def max_over_ranks(self, value: int) -> int:
         """The largest of the ranks' numbers, the same on each rank."""
         ...
@@ -121,6 +125,10 @@ class LocalWorker:
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
         """There is one data rank."""
         return list(values)
+
+    def sum_over_parts(self, values: Mapping[str, float]) -> float:
+        """All parts are here."""
+        return sum(values.values())
 
     def max_over_ranks(self, value: int) -> int:
         """There is one rank."""

@@ -187,11 +187,11 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 
 def test_a_penalty_adds_gradients_and_is_shown(tmp_path: Path) -> None:
     class Penalty:
-        def add_gradients(self, module: torch.nn.Module) -> float:
+        def add_gradients(self, module: torch.nn.Module) -> dict[str, float]:
             for parameter in module.parameters():
                 if parameter.grad is not None:
                     parameter.grad.fill_(1.0)
-            return 7.0
+            return {"one": 3.0, "other": 4.0}
 
     run = tiny_recipe.run(tmp_path, "total_steps=1", penalty=Penalty())
     train(run)

@@ -46,20 +46,20 @@ class EWCPenalty:
             )
 
     @torch.no_grad()
-    def add_gradients(self, module: nn.Module) -> float:
-        """Add the gradients; the penalty's value, of a rank's own part where there are several ranks."""
-        value = 0.0
+    def add_gradients(self, module: nn.Module) -> dict[str, float]:
+        """Add the gradients; each parameter's share of the penalty's value, or that of a rank's part of it."""
+        values = {}
         for name, parameter in module.named_parameters():
             if name not in self._held:
                 continue
             fisher, old = self._held[name]
             moved = _local(parameter) - old
             pull = fisher * moved
-            value += float((pull * moved).sum())
+            values[name] = self._strength / 2 * float((pull * moved).sum())
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             _local(parameter.grad).add_(pull, alpha=self._strength)
-        return self._strength / 2 * value
+        return values
 
 
 def _placed(values: torch.Tensor, name: str, parameter: nn.Parameter) -> torch.Tensor:

@@ -21,7 +21,7 @@ from training.model.vocabulary import VocabularyPart, own_rows
 if TYPE_CHECKING:
     from training.model.dynamic_moe import DynamicMoE
 
-_CHUNK_VALUES = 1 << 23  # logits of a chunk
+CHUNK_VALUES = 1 << 23  # logits of a chunk
 _CACHED_VALUES = 1 << 19  # logits that caches hold
 
 
@@ -59,7 +59,7 @@ def _with_targets(hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> tuple[t
 def _chunks(
     hidden_NH: torch.Tensor, weight_VH: torch.Tensor, targets_N: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, _CHUNK_VALUES // len(weight_VH))
+    size = max(1, CHUNK_VALUES // len(weight_VH))
     return list(zip(hidden_NH.split(size), targets_N.split(size), strict=True)) if len(targets_N) else []
 
 

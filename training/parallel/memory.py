@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from training.model.losses import CHUNK_VALUES
 from training.model.visible_blocks import block_plan
 from training.parallel.sizes import end_count, layer_count, stage_count
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from training.config import Settings
 
 _FLOAT, _HALF, _INDEX = 4, 2, 8  # bytes
-_CHUNK_VALUES = 1 << 23  # logits in memory at once (training.model.losses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,10 @@ def layer_activations(settings: Settings, config: ModelConfig, layer: int) -> in
 
 
 def _attention(settings: Settings, config: ModelConfig, layer: int) -> int:
-    """Queries, keys, values and results; where blocks of keys are gathered, those, and their mask."""
+    """Queries, keys, values and results; where blocks of keys are gathered, those, and their mask.
+
+    On CPUs in bf16, the weights of gathered keys come on top: there, flash attention is not the fastest way.
+    """
     rows, width = settings.data.micro_batch_size, settings.data.max_length
     size, tensor = _compute_size(settings), settings.parallelism.tensor
     queries = config.num_attention_heads * config.head_dim // tensor
@@ -153,4 +156,4 @@ def _compute_size(settings: Settings) -> int:
 def _output(settings: Settings, config: ModelConfig) -> int:
     table = end_count(config, settings.parallelism.tensor, 2).matrices
     logits = settings.data.micro_batch_size * settings.data.max_length * table // config.hidden_size
-    return _FLOAT * table + 2 * _FLOAT * min(logits, _CHUNK_VALUES)
+    return _FLOAT * table + 2 * _FLOAT * min(logits, CHUNK_VALUES)

@@ -1,4 +1,4 @@
-"""What one rank sends in a step, by axis, in bytes. Imports no torch.
+"""What one rank sends in a step, by axis, in bytes.
 
 All-reduces, all-gathers and reduce-scatters are counted as rings: of n ranks, each sends (n - 1) / n of the data in
 each of their passes, and an all-reduce has two. The statistics of a step and the norm of its gradients are a few
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from training.model.losses import CHUNK_VALUES
 from training.parallel.sizes import divides_vocabulary, layer_count, stage_count
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def _tensor(settings: Settings, config: ModelConfig, stage: int) -> AxisTraffic:
         if stage == 0:
             total, messages = total + _FLOAT * values, messages + 1
         if stage == pipeline - 1:
-            total, messages = total + size * values + 3 * _FLOAT * values // config.hidden_size, messages + 4
+            rows = values // config.hidden_size
+            num_chunks = -(-rows * config.vocab_size // tensor // CHUNK_VALUES)
+            total, messages = total + size * values + 3 * _FLOAT * rows, messages + 4 * num_chunks
     count = num_micro_batches(settings)
     return AxisTraffic(count * _ring(2 * total, tensor), count * messages, tensor)
 

@@ -43,11 +43,11 @@ class ParallelWorker:
         self.data_rank, self.data_degree = ranks.data, degrees.data
         self.rank, self.is_main = ranks.rank, ranks.rank == 0
         self._shared = _shared_table(model, ranks)
-        self._counted = [  # each value of the model is counted by one rank
-            parameter
+        self._counted = {  # each value of the model is counted by one rank
+            name: parameter
             for name, parameter in model.named_parameters()
             if (ranks.tensor == 0 or name in divided) and not (parameter is self._shared and ranks.is_first_stage)
-        ]
+        }
 
     def forward_backward(self, objective: Objective, batches: Sequence[Batch], scale: float) -> Mapping[str, float]:
         """In a pipeline, by its schedule; else one micro batch after the other."""
@@ -86,13 +86,17 @@ class ParallelWorker:
         """Over the ranks with the same part of the model."""
         return self._ranks.sum(values, "data")
 
+    def sum_over_parts(self, values: Mapping[str, float]) -> float:
+        """Of values that several ranks have, one of them counts."""
+        return self._ranks.sum([sum(value for name, value in values.items() if name in self._counted)])[0]
+
     def max_over_ranks(self, value: int) -> int:
         """Over all of them."""
         return int(self._ranks.max(value))
 
     def clip_gradients(self, max_norm: float) -> float:
         """By the norm of the whole model."""
-        return gradients.clip(self.module.parameters(), self._counted, max_norm, self._ranks)
+        return gradients.clip(self.module.parameters(), self._counted.values(), max_norm, self._ranks)
 
     def gather(self) -> Iterator[tuple[str, torch.Tensor]]:
         """From the ranks that have them."""

@@ -40,7 +40,7 @@ def test_value_and_gradient_are_those_of_the_formula(measured, make_model):
     some = {name: torch.ones_like(parameter) for name, parameter in model.named_parameters() if "norm" in name}
     for name, parameter in model.named_parameters():
         parameter.grad = some[name].clone() if name in some else None
-    value = EWCPenalty(path, strength, model).add_gradients(model)
+    value = sum(EWCPenalty(path, strength, model).add_gradients(model).values())
     assert value == pytest.approx(float(strength / 2 * expected.detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
         added = parameter.grad - some[name] if name in some else parameter.grad
@@ -48,7 +48,7 @@ def test_value_and_gradient_are_those_of_the_formula(measured, make_model):
 
 
 def test_weights_that_have_not_moved_cost_nothing(measured, make_model):
-    assert EWCPenalty(measured[1], 1e6, make_model()).add_gradients(make_model()) == 0
+    assert not any(EWCPenalty(measured[1], 1e6, make_model()).add_gradients(make_model()).values())
 
 
 def test_a_file_of_another_model_or_of_none_is_refused(tmp_path, measured):

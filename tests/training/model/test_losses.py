@@ -16,7 +16,7 @@ B, T = 3, 17
 
 @pytest.fixture(params=[1, 7 * 258, 1 << 23], ids=["rows", "chunks", "whole"])
 def _chunk_values(request, monkeypatch):
-    monkeypatch.setattr(losses, "_CHUNK_VALUES", request.param)
+    monkeypatch.setattr(losses, "CHUNK_VALUES", request.param)
 
 
 def inputs(model, share_ignored):
@@ -73,7 +73,7 @@ def test_nothing_to_learn_is_zero(make_model, loss):
 
 @pytest.mark.parametrize("loss", [cross_entropy, lambda *args: target_logprobs(*args).sum()])
 def test_all_logits_are_never_in_memory(make_model, monkeypatch, loss):
-    monkeypatch.setattr(losses, "_CHUNK_VALUES", 4 * 258)
+    monkeypatch.setattr(losses, "CHUNK_VALUES", 4 * 258)
     model = make_model("mixed")
     hidden = torch.randn(8, 80, 64, requires_grad=True)
     with LargestTensor() as largest:
@@ -82,7 +82,7 @@ def test_all_logits_are_never_in_memory(make_model, monkeypatch, loss):
 
 
 def test_evaluation_computes_no_gradients(make_model, monkeypatch):
-    monkeypatch.setattr(losses, "_CHUNK_VALUES", 4 * 258)
+    monkeypatch.setattr(losses, "CHUNK_VALUES", 4 * 258)
     model = make_model("mixed")
     hidden, targets = inputs(model, 0.0)
     exact = cross_entropy(model, hidden, targets)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.training.parallel.spawn import run_ranks
 from tests.training.parallel.training_steps import (
@@ -21,6 +22,8 @@ from tests.training.parallel.training_steps import (
     settings_of,
     train,
 )
+from training.continual.ewc import EWCPenalty
+from training.continual.fisher import FISHER, WEIGHT
 from training.model.build import build_model
 from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
@@ -73,6 +76,25 @@ def test_each_rank_reads_its_part_of_a_folder(tmp_path: Path) -> None:
 def _read_and_gather(ranks: Ranks, folder: Path) -> dict[str, list[float]]:
     worker = make_worker(ranks, CASE, folder)
     return {name: tensor.flatten().tolist() for name, tensor in worker.gather()}
+
+
+def test_a_penalty_on_weights_is_that_of_the_whole_model(tmp_path: Path) -> None:
+    path, model = tmp_path / "fisher", build_model(ModelDescription.parse(CONFIG), None, seed=2)
+    fisher = {FISHER + name: torch.rand(parameter.shape) for name, parameter in model.named_parameters()}
+    save_file(fisher | {WEIGHT + name: parameter.detach() for name, parameter in model.named_parameters()}, path)
+
+    alone = _with_penalty(None, path)
+
+    assert run_ranks(_with_penalty, (2, 1, 2), path) == [pytest.approx(alone)] * 4
+    assert alone[0] > 1
+
+
+def _with_penalty(ranks: Ranks | None, path: Path) -> tuple[float, float]:
+    worker = make_worker(ranks, CASE)
+    own = range(worker.data_rank, 2, worker.data_degree)
+    worker.forward_backward(NextTokens(), [micro_batch(number) for number in own], 0.01)
+    values = EWCPenalty(path, 100.0, worker.module).add_gradients(worker.module)
+    return worker.sum_over_parts(values), worker.clip_gradients(1.0)
 
 
 def test_a_gradient_that_is_no_number_on_one_rank_is_known_to_all() -> None:
