@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ConfigError, DeepseekServeError
 from server.arguments import Parser
-from training.article.workplace import SCALES, Workplace
+from training.article.workplace import SCALES, STAGES, Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +79,7 @@ def report_of(place: Workplace, path: Path | None) -> str:
 
 
 def _stages() -> Mapping[str, tuple[Callable[[Workplace], Figures], tuple[str, ...]]]:
-    """The stages in order, each with the folders that it makes."""
+    """The stages, in the order of STAGES, each with the folders that it makes."""
     from training.article import deployment, stages  # they import torch, which --help need not wait for
 
     return {
@@ -87,15 +87,12 @@ def _stages() -> Mapping[str, tuple[Callable[[Workplace], Figures], tuple[str, .
         "tokenizer": (stages.make_tokenizer, ("tokenizer",)),
         "pretrain": (stages.pretrain, ("pretrain",)),
         "continual": (stages.continue_training, ("plain", "ewc")),
-        "seeds": (stages.repeat_with_seeds, ("seeds",)),
         "align": (deployment.align, ("sft", "dpo", "safety")),
         "int8": (deployment.quantise, tuple(deployment.SCHEMES)),
         "evaluation": (deployment.evaluate_served, ("evaluation",)),
         "serving": (deployment.serve, ()),
+        "seeds": (stages.repeat_with_seeds, ("seeds",)),
     }
-
-
-STAGES = ("corpus", "tokenizer", "pretrain", "continual", "seeds", "align", "int8", "evaluation", "serving")
 
 
 def _forget(place: Workplace, names: Sequence[str]) -> None:

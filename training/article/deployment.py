@@ -58,7 +58,7 @@ def quantise(place: Workplace) -> Figures:
     for name, scheme in SCHEMES.items():
         out = place.out / name
         shutil.rmtree(out, ignore_errors=True)
-        shares[name] = _quantize(full, out, scheme, calibration)["shares"]
+        shares[name] = _quantize(full, out, scheme, calibration, place.sizes["calibration_tokens"])["shares"]
         losses[name] = model_losses(out, rows)
     changes = {
         name: {domain: math.exp(losses[name][domain] - losses["full"][domain]) - 1 for domain in DOMAINS}
@@ -113,15 +113,15 @@ def _write_calibration(place: Workplace, path: Path) -> None:
     path.write_text("".join(itertools.chain(*documents)), encoding="utf-8")
 
 
-def _quantize(model: Path, out: Path, scheme: str, calibration: Path) -> Figures:
+def _quantize(model: Path, out: Path, scheme: str, calibration: Path, num_tokens: int) -> Figures:
     """Run the command; what it reports.
 
     Raises:
         TrainingError: it failed; it has said why.
     """
-    flags = ["--model", model, "--out", out, "--scheme", scheme, "--calibration", calibration, "--json"]
+    flags = ["--model", model, "--out", out, "--scheme", scheme, "--calibration", calibration, "--tokens", num_tokens]
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        status = quantize.main(list(map(str, flags)))
+        status = quantize.main([*map(str, flags), "--json"])
     if status != 0:
         raise TrainingError(f"deepseek-serve quantize ended with status {status}")
     figures: Figures = json.loads(output.getvalue())

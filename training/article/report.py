@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.article import curves
-from training.article.workplace import DOMAINS
+from training.article.workplace import DOMAINS, STAGES
 from training.evaluation import report as evaluation
 
 if TYPE_CHECKING:
@@ -144,8 +144,6 @@ def _serving(place: Workplace) -> str:
 
 
 def _times(place: Workplace) -> str:
-    from training.article.cli import STAGES
-
     rows = [[name, f"{place.seconds(name):.0f}"] for name in STAGES]
     return f"## Seconds of each stage\n\n{_table(['stage', 'seconds'], rows)}"
 

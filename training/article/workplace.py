@@ -20,6 +20,19 @@ from training.evaluation.report import write
 SCALES = Path(__file__).with_name("scales")
 DOMAINS = ("prose", "code")  # what is learnt first, and what next
 
+_FILES: dict[str, tuple[str, ...]] = {  # of a scale, that each stage is the first to use
+    "corpus": ("scale.yaml",),
+    "tokenizer": (),
+    "pretrain": ("model.json", "pretrain.yaml"),
+    "continual": ("continual.yaml",),
+    "align": ("sft.yaml", "dpo.yaml", "safety.yaml"),
+    "int8": (),
+    "evaluation": (),
+    "serving": (),
+    "seeds": ("seeds_model.json", "seeds_pretrain.yaml", "seeds_continual.yaml"),
+}
+STAGES = tuple(_FILES)  # in order
+
 Figures = dict[str, Any]
 
 
@@ -40,12 +53,6 @@ class Workplace:
         """What scale.yaml says."""
         sizes: Figures = yaml.safe_load((self.scale / "scale.yaml").read_text(encoding="utf-8"))
         return sizes
-
-    @cached_property
-    def digest(self) -> str:
-        """Of all files of the scale."""
-        files = sorted(path for path in self.scale.iterdir() if path.is_file())
-        return hashlib.sha256(b"\0".join(path.name.encode() + path.read_bytes() for path in files)).hexdigest()[:16]
 
     def train(self, kind: str) -> Path:
         """Records to learn: of a domain, or "chats", "preferences", "safety"."""
@@ -68,23 +75,23 @@ class Workplace:
         """What a stage found; None if it is not done.
 
         Raises:
-            ConfigError: it was done at another scale.
+            ConfigError: it was done with other settings.
         """
         path = self._record(stage)
         if not path.exists():
             return None
         record: Figures = json.loads(path.read_text(encoding="utf-8"))
-        if record["scale"] != self.digest:
+        if record["scale"] != self._digest(stage):
             raise ConfigError(
-                f"{self.out} was made with other sizes than {self.scale} has now: name another folder with --out, or "
-                "begin anew with --from corpus"
+                f"{self.out} has a stage {stage} that was done with other settings than {self.scale} has now: do it "
+                f"again with --from {stage}, or name another folder with --out"
             )
         figures: Figures = record["figures"]
         return figures
 
     def done(self, stage: str, figures: Figures, seconds: float) -> None:
         """Keep a stage's figures."""
-        write(self._record(stage), {"scale": self.digest, "seconds": round(seconds, 1), "figures": figures})
+        write(self._record(stage), {"scale": self._digest(stage), "seconds": round(seconds, 1), "figures": figures})
 
     def forget(self, stage: str) -> None:
         """Let a stage be done again."""
@@ -96,3 +103,9 @@ class Workplace:
 
     def _record(self, stage: str) -> Path:
         return self.out / "figures" / f"{stage}.json"
+
+    def _digest(self, stage: str) -> str:
+        """Of the files of the scale that this stage and those before it use."""
+        before = STAGES[: STAGES.index(stage) + 1]
+        files = [self.scale / name for one in before for name in _FILES[one]]
+        return hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()[:16]

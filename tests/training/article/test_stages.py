@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import ConfigError
 from training.article import cli
-from training.article.workplace import SCALES, Workplace
+from training.article.workplace import SCALES, STAGES, Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,14 +35,14 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return work
 
-    monkeypatch.setattr(cli, "_stages", lambda: {name: (stage(name), (name,)) for name in cli.STAGES})
+    monkeypatch.setattr(cli, "_stages", lambda: {name: (stage(name), (name,)) for name in STAGES})
     return names
 
 
 def test_stages_are_done_once_and_in_order(place: Workplace, done: list[str]) -> None:
     cli.run(place)
     cli.run(place)
-    assert done == [*cli.STAGES]
+    assert done == [*STAGES]
     assert place.figures("align") == {"name": "align"}
 
 
@@ -51,7 +51,7 @@ def test_a_stage_and_all_later_ones_can_be_done_again(place: Workplace, done: li
     old = place.out / "align" / "old"
     old.touch()
     cli.run(place, begin="align")
-    assert done[len(cli.STAGES) :] == ["align", "int8", "evaluation", "serving"]
+    assert done[len(STAGES) :] == ["align", "int8", "evaluation", "serving", "seeds"]
     assert not old.exists()
 
 
@@ -69,18 +69,19 @@ def test_a_run_that_was_stopped_goes_on_with_the_stage_that_was_not_done(
         cli.run(place)
     monkeypatch.setattr(cli, "_stages", lambda: stages)
     cli.run(place)
-    assert done == [*cli.STAGES]
+    assert done == [*STAGES]
 
 
-def test_other_sizes_than_before_are_refused(place: Workplace, done: list[str], tmp_path: Path) -> None:
+def test_a_stage_that_was_done_with_other_settings_is_named(place: Workplace, done: list[str], tmp_path: Path) -> None:
     cli.run(place)
-    other = shutil.copytree(place.scale, tmp_path / "other")
-    recipe = other / "pretrain.yaml"
+    other = Workplace(place.out, shutil.copytree(place.scale, tmp_path / "other"))
+    cli.run(other)
+    recipe = other.scale / "dpo.yaml"
     recipe.write_text(recipe.read_text() + "seed: 3\n")
-    with pytest.raises(ConfigError, match="--from corpus"):
-        cli.run(Workplace(place.out, other))
-    cli.run(Workplace(place.out, other), begin="corpus")
-    assert done == [*cli.STAGES, *cli.STAGES]
+    with pytest.raises(ConfigError, match="--from align"):
+        cli.run(other)
+    cli.run(other, begin="align")
+    assert done == [*STAGES, *STAGES[STAGES.index("align") :]]
 
 
 def test_an_unknown_scale_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
