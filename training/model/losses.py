@@ -21,8 +21,8 @@ from training.model.vocabulary import VocabularyPart, own_rows
 if TYPE_CHECKING:
     from training.model.dynamic_moe import DynamicMoE
 
-CHUNK_VALUES = 1 << 23  # logits of a chunk
-_CACHED_VALUES = 1 << 19  # logits that caches hold
+CHUNK_VALUES = 1 << 22  # logits of a chunk
+_CACHED_VALUES = 1 << 20  # logits that caches hold
 
 
 def cross_entropy(model: DynamicMoE, hidden_BTH: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
