@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -39,12 +40,16 @@ def sees(pattern: AttentionPattern, query: int, key: int) -> bool:
     return key // pattern.block_size in pattern.visible_blocks(query // pattern.block_size)
 
 
+@functools.cache
+def dense_mask(pattern: AttentionPattern, length: int) -> torch.Tensor:
+    return torch.tensor([[sees(pattern, query, key) for key in range(length)] for query in range(length)])
+
+
 def dense(q, k, v, pattern):
     """[B, T, Q, D], by a T x T mask."""
     group = q.shape[2] // k.shape[2]
     k, v = (x.repeat_interleave(group, dim=2) for x in (k, v))
-    length = range(q.shape[1])
-    mask = torch.tensor([[sees(pattern, query, key) for key in length] for query in length])
+    mask = dense_mask(pattern, q.shape[1])
     scores = torch.einsum("btnd,bsnd->bnts", q, k) / math.sqrt(q.shape[-1])
     return torch.einsum("bnts,bsnd->btnd", scores.masked_fill(~mask, -math.inf).softmax(-1), v)
 
