@@ -69,7 +69,7 @@ simulate: $(STAMP) ## how a deployment would fare under each policy (ARGS="--rat
 rollout-test: $(STAMP) ## rehearse a rollout behind HAProxy: drain and replace one of two servers, then kill the other
 	$(BIN)/python -m tests.deploy.rollout $(ARGS)
 
-train-parallel-test: $(STAMP) ## one recipe on five layouts of processes, whose losses must agree; layouts changed half-way (minutes)
+train-parallel-test: $(STAMP) ## one recipe on six layouts of processes, whose losses must agree; layouts changed half-way (minutes)
 	$(BIN)/python -m tests.training.parallel.table $(ARGS)
 
 soak: $(STAMP) ## the batcher under 10,000 seeds of random load and 3,000 orders of calls (ten minutes)

@@ -39,8 +39,11 @@ def clip(parameters: Iterable[nn.Parameter], counted: Iterable[nn.Parameter], ma
 
 
 def add_over_ends(table: nn.Parameter, ranks: Ranks) -> None:
-    """Sum the gradient of a table that the first and the last stage have."""
-    assert table.grad is not None
+    """Sum the gradient of a table that the first and the last stage have; one that a loss did not use has none."""
+    if not table.requires_grad:
+        return
+    if table.grad is None:
+        table.grad = torch.zeros_like(table)
     dist.all_reduce(local_part(table.grad), group=ranks.ends())
 
 

@@ -61,8 +61,8 @@ def _head(settings: Settings, config: ModelConfig, ranks_per_node: int) -> list[
     tokens = settings.accumulation_steps * data.micro_batch_size * data.max_length
     idle = (pipeline - 1) / (count + pipeline - 1)
     return [
-        f"layout    tensor {degrees.tensor} x pipeline {pipeline} x data {degrees.data}: {degrees.num_ranks} ranks, "
-        f"{ranks_per_node} a node",
+        f"layout    tensor {degrees.tensor} x pipeline {pipeline} x data {degrees.data}: {degrees.num_ranks} "
+        f"rank{'s' * (degrees.num_ranks > 1)}, {ranks_per_node} a node",
         f"model     {total:,} parameters; {config.num_hidden_layers // pipeline} layers a stage",
         f"a step    {settings.accumulation_steps} micro batches of {data.micro_batch_size} x {data.max_length} tokens "
         f"({tokens:,} tokens), {count} on each data rank"

@@ -21,7 +21,7 @@ from tests.support.tiny import write_byte_tokenizer
 from tests.training.parallel.training_steps import CONFIG
 
 Layout = tuple[int, int, int]
-LAYOUTS: list[Layout] = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2)]
+LAYOUTS: list[Layout] = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 2), (1, 4, 1)]
 CHANGES: list[tuple[Layout, Layout]] = [((2, 2, 2), (1, 1, 1)), ((1, 1, 1), (2, 2, 2)), ((2, 1, 1), (1, 2, 2))]
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of config.json and of the recipe
     "plain": ({}, {}),

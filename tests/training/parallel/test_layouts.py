@@ -27,6 +27,7 @@ from training.continual.fisher import FISHER, WEIGHT
 from training.model.build import build_model
 from training.model.checkpoint_files import export
 from training.model.description import ModelDescription
+from training.objectives.classification import Classification
 from training.parallel.gradients import local_part
 from training.parallel.memory import stage_memory
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from training.parallel.ranks import Ranks
 
-CASE = Case(steps=3, config={}, settings={})
+CASE = Case(steps=2, config={}, settings={})
 
 
 def test_eight_ranks_train_as_one_process_does() -> None:
@@ -59,6 +60,18 @@ def test_two_stages_share_the_table_of_tokens() -> None:
     main, _ = run_ranks(train, (1, 2, 1), case)
 
     _assert_alike(main, train(None, case))
+
+
+def test_a_shared_table_that_the_loss_does_not_use_has_its_gradient() -> None:
+    assert run_ranks(_norm_of_labels, (1, 2, 1)) == pytest.approx([_norm_of_labels(None)] * 2, rel=1e-5)
+
+
+def _norm_of_labels(ranks: Ranks | None) -> float:
+    heads = {"task_heads": {"classification": {"labels": ["a", "b"]}}, "tie_word_embeddings": True}
+    worker = make_worker(ranks, replace(CASE, config=heads))
+    batches = [replace(micro_batch(number), labels_B=torch.tensor([0, 1])) for number in range(2)]
+    worker.forward_backward(Classification(only_head=False), batches, 0.5)
+    return worker.clip_gradients(1.0)
 
 
 def test_each_rank_reads_its_part_of_a_folder(tmp_path: Path) -> None:
