@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_VALUES = 320_000  # decoded in at most 30 ms; the 300,000 tokens that OpenAI takes for embeddings in one request
 MAX_KEYS = 20_000  # validated in at most 50 ms; OpenAI takes 5,000 properties in a schema, 4,096 messages have 8,192
+MAX_KEYS_OF_OBJECT = 5_000  # pydantic reports each that it does not know
 MOST_KEYS = 80_000  # of a model with a longer context
 SMALL_KEYS = 512  # of bodies that take at most 2 ms, for which no thread is worth it
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -139,9 +140,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object, whose keys must differ: what stands before this server may read the other value of the two.
 
     Raises:
-        ValueError: naming a key that comes twice.
+        ValueError: naming a key that comes twice; or there are too many.
     """
     found = dict(pairs)
+    if len(pairs) > MAX_KEYS_OF_OBJECT:
+        raise ValueError(f"an object has more than {MAX_KEYS_OF_OBJECT} keys, the most that are taken")
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]

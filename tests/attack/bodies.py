@@ -57,12 +57,12 @@ def _tools(number: int, num_arguments: int, text: str = "") -> list[dict[str, An
 
 # Keys, values, depth, and how they are written.
 _completion("keys", **{f"a{i}": 1 for i in range(24_000)})
-_completion("keys within the limit", **{f"a{i}": 1 for i in range(19_000)})
+_completion("keys within the limit", **{f"a{i}": 1 for i in range(4_900)})
 _completion("keys of 4 MB", **{f"a{i}": 1 for i in range(300_000)})
 _raw("a small body of lists", COMPLETIONS, lambda: '{"prompt": ' + json.dumps([[]] * 8_000) + "}")
 _raw("a small body of objects", CHAT, lambda: '{"messages": ' + json.dumps([{}] * 8_000) + "}")
 _completion("a small body of keys", **{f"a{i}": 1 for i in range(500)})
-_add("keys of a message", CHAT, lambda: {"messages": [{**_ITEM, **{f"k{i}": i for i in range(19_000)}}]})
+_add("keys of a message", CHAT, lambda: {"messages": [{**_ITEM, **{f"k{i}": i for i in range(4_900)}}]})
 _add("keys of many messages", CHAT, lambda: {"messages": [{**_ITEM, **{f"k{i}": i for i in range(19)}}] * 900})
 _completion("keys of metadata", metadata={f"k{i}": "v" for i in range(19_000)})
 _chat("keys of the template", chat_template_kwargs={f"k{i}": i for i in range(19_000)})

@@ -2,7 +2,7 @@
 
 python -m tests.attack.run                              # starts the default model's server; ten minutes
 python -m tests.attack.run --threads 32 -k tokens       # the attacks with this in their names, by 32 threads
-python -m tests.attack.run --flags "--model tiny --modalities"
+python -m tests.attack.run --flags "--model /models/my-model --max-bodies-size 64"
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from server import memory
-from server.http.json_body import MAX_KEYS, MAX_VALUES
+from server.http.json_body import MAX_KEYS, MAX_KEYS_OF_OBJECT, MAX_VALUES
 from server.large import LargeRequests
 from tests.server.conftest import COMPLETIONS, check_error
 
@@ -83,6 +83,13 @@ async def test_half_a_surrogate_pair_is_refused_wherever_it_is(api, body):
     assert "surrogate" in check_error(response, 400, type="invalid_request_error")["message"]
     whole = await api.http.post(COMPLETIONS, content=json.dumps({"prompt": "\N{GRINNING FACE}", "max_tokens": 1}))
     assert whole.status_code == 200
+
+
+async def test_one_object_has_so_many_keys(api):
+    for size, reason in ((MAX_KEYS_OF_OBJECT + 1, "more than 5000 keys"), (MAX_KEYS_OF_OBJECT, "'k0'")):
+        body = {"prompt": "a", "stream_options": {f"k{i}": 1 for i in range(size)}}
+        error = check_error(await api.http.post(COMPLETIONS, content=json.dumps(body)), 400)
+        assert reason.strip("'") in error["message"]
 
 
 async def test_punctuation_in_a_text_is_no_key(api):
