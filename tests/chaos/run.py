@@ -140,8 +140,10 @@ async def _run(args: argparse.Namespace, folder: Path, seen: Observations) -> No
                 await _disturb(args, subject, traffic, rng, seen)
                 await asyncio.sleep(_WARM_UP)  # undisturbed, so that what the last engine leaks adds up
             await subject.until_idle()
-            await subject.rest()
-            if args.overload:
+            is_there = await subject.is_ready()  # else the verdict has failed by now
+            if is_there:
+                await subject.rest()
+            if is_there and args.overload:
                 _say(f"ten times the load, for {args.overload:g} s")
                 seen.at_10x = await overload(subject, args.overload, 2 * _BATCH)
                 seen.raw_at_10x = await raw_overload(subject, args.overload, 2 * _BATCH)
