@@ -1,10 +1,9 @@
 """Grouped-query attention of one layer, by its pattern, never with a tensor of T x T values.
 
 Full attention is torch's causal flash attention, whose memory grows with T, on CPUs too. Local and block-sparse
-attention gather the keys that a block of queries sees (training.model.visible_blocks) and compute each block with that
-same kernel: O(T) in time and memory. FlexAttention has no backward pass on CPUs (torch 2.13).
-
-Padding is on the right, so that causality hides it.
+attention gather the keys that a block of queries sees (training.model.visible_blocks): O(T) in time and memory. In bf16
+on CPUs, matrix products take flash attention's place (training.model.causal_attention). FlexAttention has no backward
+pass on CPUs (torch 2.13). Padding is on the right, so that causality hides it.
 
 Shapes: B rows, T padded tokens, H hidden, Q query heads, K key heads, G = Q / K, D values of a head; n, S, V as in
 training.model.visible_blocks.

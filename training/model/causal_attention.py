@@ -1,7 +1,7 @@
 """Full causal attention in bf16 on CPUs: some queries after the other, with scores that are computed again.
 
 Torch's flash kernel for CPUs does not reach its matrix products' speed in bf16: on an EPYC (Zen 5), forward and
-backward take it 2.6 times as long as this. In fp32 the flash kernel is the faster one.
+backward take it twice as long as this. In fp32 the flash kernel is the faster one.
 
 Shapes: Z rows and key heads, G query heads of a key head, T tokens, D values of a head, C queries of a part, M = G * C.
 """
