@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from server.config import ServerConfig
     from server.http.certificate import Certificate
 
@@ -131,8 +133,8 @@ class LimitedProtocol(PacedProtocol):
             self._refuse(413, self._too_large)
         else:
             self.body_left = int(announced) if announced.isdigit() else None
-            self._start_read_timer(self._shared.body_timeout)
             super().on_headers_complete()
+            self._start_read_timer(self._shared.body_timeout)
 
     def on_body(self, body: bytes) -> None:
         if self._is_refused:
@@ -166,6 +168,8 @@ class LimitedProtocol(PacedProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self._read_timer is None and (self._in_head or self._in_body):  # it is read on
+            self._start_read_timer(self._shared.header_timeout if self._in_head else self._shared.body_timeout)
         if self._read_timer is None and self.cycle.response_complete:  # no request is being read, none is queued
             self._shared.abortable[self] = None
 
@@ -200,12 +204,13 @@ class LimitedProtocol(PacedProtocol):
         self._is_refused = True
         self._release_body()
         self.drop_held()
-        is_answering = self._awaits_answer and self.cycle.response_started
-        if self._awaits_answer:
-            self.cycle.disconnected = True  # the request's task ends as if the client had gone
-            self.cycle.message_event.set()
+        self.pipeline.clear()
+        answered = self._unanswered
+        if answered is not None:
+            answered.disconnected = True  # the request's task ends as if the client had gone
+            answered.message_event.set()
             self.flow.resume_reading()  # what was paused until the task takes more of the body
-        if is_answering:
+        if answered is not None and answered.response_started:
             self.transport.close()
             return
         if not self._is_answered:
@@ -220,7 +225,7 @@ class LimitedProtocol(PacedProtocol):
         headers = {"Connection": "close", **headers_for(self._shared.origins, self.headers or ())}
         if status in (429, 503):
             headers["Retry-After"] = "1"
-        path = self.cycle.scope["path"] if self._awaits_answer else ""
+        path = self._unanswered.scope["path"] if self._unanswered else ""
         response = error_response(status, message, headers, path=path)
         self._shared.answered(status, self.client[0] if self.client else "-", len(response.body))
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
@@ -235,8 +240,9 @@ class LimitedProtocol(PacedProtocol):
             self.tcp.abort()
 
     @property
-    def _awaits_answer(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+    def _unanswered(self) -> RequestResponseCycle | None:
+        """The request that is being answered; others may wait behind it."""
+        return self.answered if self.answered is not None and not self.answered.response_complete else None
 
     @property
     def _is_answered(self) -> bool:
@@ -246,7 +252,7 @@ class LimitedProtocol(PacedProtocol):
         )
 
     def _time_out(self) -> None:
-        if not self._is_refused and (self._in_head or self._awaits_answer):
+        if not self._is_refused and (self._in_head or self._unanswered):
             self._refuse(408, "The request did not arrive in time.")
         else:
             self._end()
@@ -257,8 +263,10 @@ class LimitedProtocol(PacedProtocol):
         self._body_bytes = 0
 
     def _start_read_timer(self, seconds: float) -> None:
+        """Give the client so long; while a request waits for the answer to another, nothing is read of it."""
         self._stop_read_timer()
-        self._read_timer = self.loop.call_later(seconds, self._time_out)
+        if not self.pipeline:
+            self._read_timer = self.loop.call_later(seconds, self._time_out)
 
     def _stop_read_timer(self) -> None:
         if self._read_timer is not None:

@@ -20,6 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from uvicorn._types import ASGI3Application
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
 MAX_READ = 64 << 10  # bytes that are read of a connection at a time, and so the most that is held of it
 _PIECE = 512  # bytes of heads that are parsed at a time: 28 requests at most
 _CHUNKED_PIECE = 4 << 10  # bytes of a chunked body
@@ -96,6 +99,7 @@ class PacedProtocol(HttpToolsProtocol):
     Attributes:
         is_waiting: it has bytes for a later turn.
         body_left: bytes that are to come of a body of known length; None in a chunked one, 0 outside of bodies.
+        answered: the request that is being answered, or was last; uvicorn's `cycle` is the one that was read last.
     """
 
     flow: _Flow
@@ -107,6 +111,7 @@ class PacedProtocol(HttpToolsProtocol):
         self._is_between = True  # messages
         self.is_waiting = False
         self.body_left: int | None = 0
+        self.answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -116,6 +121,9 @@ class PacedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._held = b""
         super().connection_lost(exc)
+        if self.answered is not None:  # uvicorn tells the request that was read last
+            self.answered.disconnected = not self.answered.response_complete
+            self.answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._held = self._held + data if self._held else data
@@ -129,6 +137,10 @@ class PacedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_between, self.body_left = True, 0
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from server.http import pacing
+from server.http import connections, pacing
 from server.http.pacing import Lane
 from tests.server.http.test_connections import GET, Server, answer, chunk, post, until
 
@@ -48,17 +48,21 @@ async def test_a_turn_takes_so_many_and_the_others_take_turns() -> None:
 
 
 class Counted(Server):
-    """Counts the requests that are being answered; `/hold` is not answered until it is told."""
+    """Counts the requests that are being answered; `/hold` is not answered until it is told, `/listen` never."""
 
     def __init__(self, **limits: float) -> None:
         super().__init__(**limits)
         self.num_begun = 0
-        self.held = asyncio.Event()
+        self.held, self.left = asyncio.Event(), asyncio.Event()
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
         self.num_begun += 1
         if scope["path"] == "/hold":
             await self.held.wait()
+        while scope["path"] == "/listen":
+            if (await receive())["type"] == "http.disconnect":
+                self.left.set()
+                return
         if scope["path"] == "/early":
             body = [(b"content-length", b"2")]
             await send({"type": "http.response.start", "status": 401, "headers": body})
@@ -92,6 +96,45 @@ async def test_a_client_that_sends_ahead_is_read_no_further() -> None:
         writer.transport.abort()
         await asyncio.sleep(0)
         server.held.set()
+
+
+async def test_a_client_that_leaves_ends_its_request_with_others_behind_it() -> None:
+    async with Counted().running() as server:
+        _, writer = await server.connect(GET.replace(b"/x", b"/listen") + GET)
+        await until(lambda: server.num_begun == 1)
+        writer.transport.abort()
+        await until(server.left.is_set)
+        assert server.num_begun == 1
+
+
+@pytest.mark.parametrize("num_sent", [0, 600])
+async def test_the_time_for_a_body_begins_behind_the_answer_to_the_request_before(num_sent: int) -> None:
+    async with Counted(body_timeout=0.2).running() as server:
+        reader, _ = await server.connect(GET.replace(b"/x", b"/hold") + post(600, b"x" * num_sent))
+        await asyncio.sleep(0.4)
+        server.held.set()
+        assert await answer(reader) == (200, b"0")
+        status, body = await answer(reader)
+        assert (status, body) == (200, b"600") if num_sent else status == 408
+
+
+async def test_the_time_for_a_head_begins_behind_the_answer_to_the_request_before() -> None:
+    async with Counted(header_timeout=0.2).running() as server:
+        reader, _ = await server.connect(GET.replace(b"/x", b"/hold") + GET + GET[:-2])
+        await asyncio.sleep(0.4)
+        server.held.set()
+        assert [await answer(reader) for _ in range(2)] == [(200, b"0")] * 2
+        assert (await answer(reader))[0] == 408
+
+
+async def test_no_http_behind_requests_ends_them_and_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_LINGER", 0.05)
+    async with Counted().running() as server:
+        reader, _ = await server.connect(GET.replace(b"/x", b"/listen") + GET + b"\0\r\n\r\n")
+        assert (await answer(reader))[0] == 400
+        await until(lambda: server.connections.num_open == 0)
+        assert server.left.is_set()
+        assert server.num_begun == 1
 
 
 @contextlib.contextmanager
