@@ -141,11 +141,11 @@ class ServerConfig(Settings):
         ge=1,
     )
     max_connections: int = setting(
-        1000, "connections at a time; beyond it, one that has sent no whole request makes room for a new one", ge=1
+        2500, "connections at a time; beyond it, one that has sent no whole request makes room for a new one", ge=1
     )
     max_body_size: float = setting(4.0, "MiB of a request's body; more is refused with 413", metavar="MiB", gt=0)
     max_bodies_size: float = setting(
-        128.0, "MiB of all bodies that are arriving; more is refused with 503", metavar="MiB", gt=0
+        64.0, "MiB of all bodies that are arriving; more is refused with 503", metavar="MiB", gt=0
     )
     header_timeout: float = setting(
         10.0, "seconds in which a request's headers must arrive, else 408", metavar="SECONDS", gt=0
