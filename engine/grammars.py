@@ -187,11 +187,14 @@ class Grammars:
         compiler.start(self._future(grammar).result(), ())
 
     def _start(self, seq: Sequence, future: Future[Compiled]) -> Matcher | None:
-        try:
-            return self._require_compiler().start(future.result(), seq.stop_token_ids)
-        except RequestError as error:
-            logger.warning("the grammar of request %s cannot be used: %s", seq.request_id, error)
-            return None
+        error = future.exception()  # of whatever kind: a compiler that panics ends a sequence, not the engine
+        if error is None:
+            try:
+                return self._require_compiler().start(future.result(), seq.stop_token_ids)
+            except RequestError as refused:
+                error = refused
+        logger.warning("the grammar of request %s cannot be used: %r", seq.request_id, error)
+        return None
 
     def _future(self, grammar: str) -> Future[Compiled]:
         future = self._cached.get(grammar)

@@ -417,3 +417,14 @@ def test_a_bad_grammar_ends_its_sequences_alone(engine, caplog):
     results = finish(engine, [bad, good])
     assert [result.finish_reason for result in results] == ["error", "error", "length"]
     assert "unknown name" in caplog.text
+
+
+def test_a_compiler_that_fails_in_another_way_ends_its_sequences_alone(engine, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a fault of the compiler's own")
+
+    monkeypatch.setattr(Compiler, "compile", fail)
+    bad, good = request([65], SamplingParams(grammar='start: "never compiled"')), request([65], greedy_params(2))
+    for asked in (bad, good):
+        engine.add(asked)
+    assert [result.finish_reason for result in finish(engine, [bad, good])] == ["error", "length"]
