@@ -156,7 +156,7 @@ class LimitedProtocol(PacedProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_refused:
+        if self._is_refused or self.is_behind_upgrade:
             return
         self._in_body = False
         self._shared.abortable.pop(self, None)

@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -100,6 +102,7 @@ class PacedProtocol(HttpToolsProtocol):
         is_waiting: it has bytes for a later turn.
         body_left: bytes that are to come of a body of known length; None in a chunked one, 0 outside of bodies.
         answered: the request that is being answered, or was last; uvicorn's `cycle` is the one that was read last.
+        is_behind_upgrade: the parser takes the head for a whole message, since it asks for another protocol.
     """
 
     flow: _Flow
@@ -112,6 +115,7 @@ class PacedProtocol(HttpToolsProtocol):
         self.is_waiting = False
         self.body_left: int | None = 0
         self.answered: RequestResponseCycle | None = None
+        self.is_behind_upgrade = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -134,6 +138,10 @@ class PacedProtocol(HttpToolsProtocol):
         self._is_between = False
         super().on_message_begin()
 
+    def on_headers_complete(self) -> None:
+        self.is_behind_upgrade = self.parser.should_upgrade() and bool(_framing(self.headers))
+        super().on_headers_complete()
+
     def on_message_complete(self) -> None:
         self._is_between, self.body_left = True, 0
         super().on_message_complete()
@@ -148,8 +156,17 @@ class PacedProtocol(HttpToolsProtocol):
             self._go_on()
 
     def parse(self, piece: bytes) -> None:
-        """Take in bytes; called for one piece after another."""
-        super().data_received(piece)
+        """Take in bytes; called for one piece after another. No other protocol is spoken, whoever asks for one."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._held = piece[upgrade.args[0] :] + self._held
+            if self.is_behind_upgrade:
+                self.is_behind_upgrade = False
+                self.parser = _parser_of_body(self, _framing(self.headers))
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
 
     def drop_held(self) -> None:
         """Forget what was read and not parsed, and read on."""
@@ -174,3 +191,24 @@ class PacedProtocol(HttpToolsProtocol):
             piece, self._held = self._held[:size], self._held[size:]
             self.parse(piece)
         self.flow.hold(bool(self._held))
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the headers that say where the body ends; none if there is no body."""
+    kept = [(n, v) for n, v in headers if n == b"transfer-encoding" or (n == b"content-length" and int(v))]
+    return b"".join(b"%b: %b\r\n" % header for header in kept)
+
+
+def _parser_of_body(protocol: PacedProtocol, framing: bytes) -> Any:
+    """Return a parser that goes on behind a head."""
+    is_head = True
+
+    def behind_head(call: Callable[..., None]) -> Callable[..., None]:
+        return lambda *args: None if is_head else call(*args)
+
+    heads = ("on_message_begin", "on_url", "on_header", "on_headers_complete")
+    calls = {name: behind_head(getattr(protocol, name)) for name in (*heads, "on_body", "on_message_complete")}
+    parser = httptools.HttpRequestParser(SimpleNamespace(**calls))
+    parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+    is_head = False
+    return parser

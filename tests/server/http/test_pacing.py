@@ -137,6 +137,31 @@ async def test_no_http_behind_requests_ends_them_and_the_connection(monkeypatch:
         assert server.num_begun == 1
 
 
+UPGRADE = b"\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAI\r\n"
+
+
+@pytest.mark.parametrize("is_at_once", [True, False])
+@pytest.mark.parametrize("is_chunked", [True, False])
+async def test_a_body_behind_a_wish_for_another_protocol_is_no_request(is_at_once: bool, is_chunked: bool) -> None:
+    framing = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % (20 * len(GET))
+    head = b"POST /x HTTP/1.1\r\nHost: x\r\n" + framing + UPGRADE + b"\r\n"
+    rest = (chunk(GET * 20) + chunk(b"") if is_chunked else GET * 20) + GET + post(3, b"abc")
+    async with Counted().running() as server:
+        reader, writer = await server.connect(head + rest if is_at_once else head)
+        if not is_at_once:
+            await until(lambda: server.num_begun == 1)
+            writer.write(rest)
+        assert [await answer(reader) for _ in range(3)] == [(200, b"%d" % (20 * len(GET))), (200, b"0"), (200, b"3")]
+        assert server.num_begun == 3
+
+
+async def test_requests_behind_a_wish_for_another_protocol_are_answered() -> None:
+    async with Counted().running() as server:
+        wishes = [GET[:-4] + UPGRADE + more + b"\r\n" for more in (b"", b"Content-Length: 0\r\n")]
+        reader, _ = await server.connect(wishes[0] + GET + wishes[1] + GET)
+        assert [await answer(reader) for _ in range(4)] == [(200, b"0")] * 4
+
+
 @contextlib.contextmanager
 def no_turns(server: Server) -> Iterator[None]:
     """The event loop goes on, and no turn begins."""
