@@ -49,6 +49,7 @@ class ServerState:
         sampling_defaults: values of SamplingParams for what requests leave out (server.generation_config).
         embedding_defaults: the same for how embeddings are pooled.
         guard: reads prompts and answers; None without --guard.
+        guard_texts: the guard's long texts, where the guard is the model.
     """
 
     client: EngineClient
@@ -69,11 +70,12 @@ class ServerState:
     trimming: Trimming = field(default_factory=Trimming)
     created: int = field(default_factory=lambda: int(time.time()))
     guard: Guard | None = None
+    guard_texts: LongTexts | None = None
 
     @functools.cached_property
     def texts(self) -> LongTexts:
         """The long texts of all requests."""
-        return LongTexts(self.tokenizer, self.trimming)
+        return self.guard_texts or LongTexts(self.tokenizer, self.trimming)
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ class ServerState:
         """Whether the engine is there, and the guard's, if there is a guard."""
         return self.client.info is not None and (self.guard is None or self.guard.client.info is not None)
 
-    @property
+    @functools.cached_property
     def moderator(self) -> ServerState:
         """Who answers /v1/moderations: the guard, by each of the served model's names too, else the served model."""
         if (guard := self.guard) is None:
@@ -99,6 +101,7 @@ class ServerState:
             aliases=self.model_names,
             admission=guard.admission,
             guard=None,
+            guard_texts=guard.texts,
         )
 
     def check_model(self, name: str | None) -> None:

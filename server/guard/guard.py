@@ -6,7 +6,6 @@ refused (503).
 
 from __future__ import annotations
 
-import asyncio
 import time
 from array import array
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ from engine.protocol import PoolingParams, PoolRequest
 from server.heads.values import joined
 from server.http.request_record import engine_id
 from server.inputs import preprocess
+from server.memory import Trimming
+from server.text.long_texts import LongTexts, num_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from server.inputs import ModelInput, Prompt
 
 _CLASSIFY = PoolingParams(task="classify")
-_LONG_TEXT = 4096  # characters; longer texts are tokenised in a thread
+_LONG_TEXT = 4096  # characters of all texts together; more are tokenised in threads
 _LATE = "The request was ended unfinished while the guard was reading: its time was over."
 
 
@@ -41,11 +42,13 @@ class Guard:
     Attributes:
         admission: counts what waits at /v1/moderations, which the guard answers too; prompts and answers under way
             hold places in the served model's own queue.
+        texts: its long texts, of whichever route.
         window: tokens of an answer that wait for a check at most, while it grows.
     """
 
     def __init__(self, model: GuardModel, safety: Safety, window: int, admission: Admission, metrics: GuardMetrics):
         self.model, self.client, self.window, self.admission = model, model.client, window, admission
+        self.texts = LongTexts(model.tokenizer, Trimming())
         self._safety, self._metrics = safety, metrics
 
     async def check_prompt(self, texts: Sequence[str], scheduling: SchedulingParams) -> bool:
@@ -88,10 +91,13 @@ class Guard:
     async def _first_hit(self, texts: list[tuple[str, str]], scheduling: SchedulingParams) -> str | None:
         """Return the label that flags one of the texts, if one does; texts are (text, what precedes it)."""
         info, some = self.client.require_info(), []
+        are_long = sum(len(text) for text, _ in texts) > _LONG_TEXT
         for text, preceding in texts:
             arguments = info, text, preceding
-            is_long = len(text) > _LONG_TEXT
-            some += await asyncio.to_thread(self._pieces, *arguments) if is_long else self._pieces(*arguments)
+            if are_long:
+                some += await self.texts.run(num_bytes(text), self._pieces, *arguments)
+            else:
+                some += self._pieces(*arguments)
             while len(some) >= 2 * info.max_batch_size:  # thousands of texts take the guard from nobody
                 now, some = some[: 2 * info.max_batch_size], some[2 * info.max_batch_size :]
                 if (label := await self._hit(info, now, scheduling)) is not None:

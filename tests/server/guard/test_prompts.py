@@ -7,6 +7,7 @@ import pytest
 from engine.protocol import SequenceOutput
 from server.engine_client import EngineState
 from server.guard.checked import CheckedDeltas
+from server.text.long_texts import LongTexts
 from tests.server.conftest import CHAT, COMPLETIONS, check_error
 
 HI = [{"role": "user", "content": "hi"}]
@@ -119,3 +120,20 @@ async def test_moderations_are_the_guards(guard):
         assert response.json()["model"] == "sentry"
         assert [result["flagged"] for result in response.json()["results"]] == [True, False]
     check_error(await guarded.api.http.post("/v1/moderations", json={"input": "a", "model": "x"}), 404, param="model")
+
+
+async def test_many_texts_and_those_for_moderation_share_a_bound(guard, monkeypatch):
+    guarded = await guard()
+    server, sizes = guarded.api.app.state.server, []
+    run = LongTexts.run
+
+    async def counted(texts, num_bytes, *call):
+        if texts is server.guard.texts and num_bytes:
+            sizes.append(num_bytes)
+        return await run(texts, num_bytes, *call)
+
+    monkeypatch.setattr(LongTexts, "run", counted)
+    await guarded.api.http.post(COMPLETIONS, json={"prompt": ["x" * 50] * 82, "max_tokens": 1})
+    assert sizes == [50] * 82
+    await guarded.api.http.post("/v1/moderations", json={"input": "y" * 40})
+    assert sizes[82:] == [40]
