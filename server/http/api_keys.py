@@ -127,6 +127,8 @@ def _read(path: str) -> list[str]:
 def _parse_line(line: str, where: str, name: str, limits: RateLimits) -> Caller:
     key, *words = line.split()
     weight, own = 1.0, {}
+    if not key.isprintable():  # a damaged file, such as one cut in the middle of a write
+        raise ConfigError(f"{where}: the key has control characters, which no header can carry")
     while words and "=" in words[-1]:
         limit, _, value = words.pop().partition("=")
         if limit not in _LIMITS or _LIMITS[limit] in own or not _is_limit(value):

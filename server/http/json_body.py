@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from server import large
+from server.http.access import LEFT
 from server.http.errors import telling_problem
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ class JsonRoute(APIRoute):
 
         async def handle_json(request: Request) -> Response:
             json_request, state = _JsonRequest(request), request.app.state
-            num_bytes = len(body := await json_request.body() if has_body else b"")
+            try:
+                num_bytes = len(body := await json_request.body() if has_body else b"")
+            except ClientDisconnect:
+                raise HTTPException(LEFT, "The client left.") from None
             if num_bytes <= large.SMALL_BYTES and body.count(b":") <= SMALL_KEYS:
                 return await handle(json_request)
             del body

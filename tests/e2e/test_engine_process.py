@@ -64,7 +64,7 @@ class Parent:
 @contextlib.contextmanager
 def start(folder: Path, config: EngineConfig) -> Iterator[Parent]:
     endpoint = f"ipc://{folder}/engine"
-    settings = {"engine": config.model_dump(), "log_level": "info", "log_format": "text"}
+    settings = {"name": "engine", "engine": config.model_dump(), "log_level": "info", "log_format": "text"}
     log_path = folder / "log"
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket, log_path.open("wb") as log:
         socket.linger = 0

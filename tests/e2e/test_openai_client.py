@@ -139,7 +139,7 @@ def test_an_unknown_model_raises_not_found(client: openai.OpenAI) -> None:
 
 def test_a_route_that_is_not_there_raises_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
-        client.moderations.create(input="a")
+        client.images.generate(prompt="a")
 
 
 def test_embeddings_come_as_base64_and_as_numbers(client: openai.OpenAI) -> None:

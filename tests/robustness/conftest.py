@@ -24,7 +24,7 @@ def flags(make_llama: Callable[..., Path]) -> tuple[str, ...]:
     return (*model, "--dtype", "float32", "--device", "cpu", "--threads", "1", "--num-kv-blocks", "256")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keyed_server(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("robustness")
     (folder / "keys").write_text(f"{KEY}\n{OTHER_KEY}\n")
@@ -34,7 +34,7 @@ def keyed_server(flags: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def canaries(keyed_server: ServerProcess) -> Iterator[Canaries]:
     with Canaries(keyed_server.url, HEADERS) as canaries:
         yield canaries

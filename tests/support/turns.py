@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ class Turns:
 def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     """Measure each callback of asyncio, which is what runs between two chances for others."""
     turns, run = Turns(), asyncio.Handle._run
+    gc.collect()
+    gc.freeze()  # what other tests have made is not the server's to look through
 
     def timed(handle: Any) -> None:
         started = time.thread_time()
@@ -37,3 +40,4 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
     with monkeypatch.context() as patch:
         patch.setattr(asyncio.Handle, "_run", timed)
         yield turns
+    gc.unfreeze()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -24,8 +25,8 @@ READ_BY_THE_SERVER = ("tokenizer.json", "tokenizer_config.json", "chat_template.
 
 
 def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)  # a socket's path has 107 bytes at most
 
 
 THINGS: dict[str, Callable[[Path], object]] = {

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_an_answer_ends_before_what_is_flagged(guard, speak, path, stream,
     chunks, sent = await answers(guarded.api, path, stream)
     text = text_of(*chunks)
     assert TEXT.startswith(text)
-    assert "bad" not in sent
+    assert "bad" not in re.sub(r'"id":"[^"]*"', "", sent), "an id may have these letters"
     assert not text or text in guarded.read, "it has passed as it is"
     assert reasons_of(chunks)[-1] == "content_filter"
     await guarded.api.until_idle()

@@ -52,7 +52,13 @@ def test_a_key_may_have_limits_of_its_own(tmp_path):
 
 
 def test_an_error_of_the_file_says_nothing_that_is_in_it(tmp_path):
-    for content in (b"sk-secret 1 2 3", b"sk-secret \xff", b"sk-secret requests=sk-secret", b"sk-ok\nsk-secret a b c"):
+    for content in (
+        b"sk-secret 1 2 3",
+        b"sk-secret \xff",
+        b"sk-secret requests=sk-secret",
+        b"sk-ok\nsk-secret a b c",
+        b"sk-\0secret",
+    ):
         (tmp_path / "keys").write_bytes(content)
         with pytest.raises(ConfigError) as info:
             ApiKeys.load(None, str(tmp_path / "keys"))
