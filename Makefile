@@ -29,8 +29,8 @@ install: $(STAMP) ## make .venv with all that running and testing needs (TORCH_I
 serve: $(STAMP) ## serve the default model on http://127.0.0.1:8000 (ARGS="--port 9000 ..." for flags)
 	@exec $(BIN)/deepseek-serve $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS="-k sampler" for a part)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, a file a core at a time (ARGS="-k sampler" for a part)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## lint, types, import direction
 	$(BIN)/ruff check .
