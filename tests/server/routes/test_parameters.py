@@ -69,7 +69,7 @@ async def test_echo_with_logprobs_computes_the_prompt_once_for_all_choices(api, 
         return compute(plan)
 
     monkeypatch.setattr(api.engine.executor, "execute", noted)
-    body = {"prompt": "x" * 330, "echo": True, "logprobs": 0, "n": 8, "max_tokens": 1, "seed": 1}
+    body = {"prompt": "unheard of " * 30, "echo": True, "logprobs": 0, "n": 8, "max_tokens": 1, "seed": 1}
     if stream:
         chunks = await api.stream(COMPLETIONS, **body)
         first = {c["index"]: c for chunk in reversed(chunks) for c in chunk["choices"]}
