@@ -163,9 +163,9 @@ class BatchingSettings(Settings):
     )
     batch_invariant: Literal["on", "off"] = setting(
         "off",
-        "the bits of an answer never depend on what runs beside it or is cached, also of DeepSeek's MLA in bf16 and "
-        "int8, whose prompts of 512 tokens then take 1.1 times as long, of 2,048 tokens 1.5 times; other models are so "
-        "anyway. On the native CPU kernels",
+        "no answer's bits depend on what runs beside it or is cached. It slows long prompts of DeepSeek's MLA (1.1 "
+        "times the time at 512 tokens, 1.5 times at 2,048, on a small model); other models are so anyway. On the "
+        "native CPU kernels, in bfloat16",
     )
     seed: int = setting(0, "base of the random seeds of requests that bring none", ge=0)
 
