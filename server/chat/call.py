@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.errors import RequestError
-from server.chat import grammar, prompt
+from server.chat import grammar
+from server.chat.conversation import Conversation
 from server.chat.pieces import ChatMessage, Piece, Reasoning
 from server.chat.reader import ChatReader
 from server.chat.reasoning import MARKERS, ReasoningSplitter, starts_inside, stays_inside
 from server.chat.reasoning_tokens import ReasoningTokens
-from server.chat.switches import template_variables
 from server.chat.tools.json_text import is_json_object
-from server.chat.tools.use import ToolUse
-from server.inputs.code_parts import CodeParts
-from server.large import in_thread
 from server.pipeline import ApiCall, Json, usage
 from server.protocol import ChatCompletionRequest
 from server.protocol.fields import strings_of
@@ -26,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from engine.protocol import SamplingParams
-    from server.chat.chat_template import ChatTemplate
     from server.chat.grammar import Reasons
+    from server.chat.tools.use import ToolUse
     from server.generation import Generation
     from server.inputs import Prompt
     from server.state import ServerState
@@ -41,30 +37,18 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
 
     def __init__(self, server: ServerState, body: ChatCompletionRequest) -> None:
         super().__init__(server, body)
-        self._prompt, self._is_inside = "", False
+        self._is_inside = False
         self._readers: list[ChatReader] = []
         self._watching: list[ChatReader] = []  # answers whose first call ends them
         self._reasoning_tokens: list[ReasoningTokens] = []
 
     def validate(self, sampling: SamplingParams) -> None:
-        self.prepare()
+        self._conversation = Conversation(self.server, self.body)
         self.server.check_prompt("", sampling)  # the conversation is rendered later
 
-    def prepare(self) -> None:
-        """Find out what the template and the model's tools make of the request; called once, before `prompts`.
-
-        Raises:
-            RequestError: the conversation cannot become a prompt.
-        """
-        if self.server.tokenizer.chat_template is None:
-            message = "This model has no chat template: start the server with --chat-template, or use /v1/completions."
-            raise RequestError(message, "messages")
-        template_variables(self.body, self._template)
-        self._tools = ToolUse(self.body, self._template, self.server.config.tool_parser)
-
     async def prompts(self) -> Sequence[Prompt]:
-        self._prompt = await self.text()
-        self._is_inside = starts_inside(self._prompt) or (
+        prompt = await self._conversation.render()
+        self._is_inside = starts_inside(self._conversation.text) or (
             self.body.continue_final_message and stays_inside(self.body.messages[-1].text)
         )
         self._readers = [self._reader() for _ in range(self.body.num_sequences)]
@@ -75,29 +59,12 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
             self._reasoning_tokens = [
                 ReasoningTokens(self._splitter(), detokenizer(keep=self.kept_special_tokens)) for _ in self._readers
             ]
-        return [await self._with_code()]
+        return [prompt]
 
     def texts(self) -> list[str]:
         body = self.body
         of_messages = (text for message in body.messages for text in message.texts())
         return [*of_messages, *body.tool_texts(), *strings_of(body.chat_template_kwargs)]
-
-    async def text(self) -> str:
-        """Return the conversation as the template renders it.
-
-        Raises:
-            RequestError: the template refuses these messages.
-        """
-        return await prompt.render(self._template, self.body, self._tools)
-
-    async def _with_code(self) -> Prompt:
-        """Return the prompt, with the places of its parts that are code if the model reads code otherwise than text."""
-        knows_code = "code" in self.server.client.require_info().modalities
-        if not knows_code or not any(message.num_code_parts for message in self.body.messages):
-            return self._prompt
-        code = CodeParts()
-        marked = await prompt.render(self._template, self.body, self._tools, code.marked)
-        return await in_thread(code.find, self._prompt, marked)
 
     @property
     def kept_special_tokens(self) -> frozenset[int]:
@@ -119,7 +86,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         if self._is_inside:
             return "inside"
         opened, closed = MARKERS
-        return "maybe" if opened in self._template.source and not self._prompt.rstrip().endswith(closed) else "no"
+        template, text = self._conversation.template, self._conversation.text
+        return "maybe" if opened in template.source and not text.rstrip().endswith(closed) else "no"
 
     def is_enough(self, delta: Delta) -> bool:
         if not self._watching:
@@ -162,10 +130,8 @@ class ChatCall(ApiCall[ChatCompletionRequest]):
         return {**usage(generation), "completion_tokens_details": details}
 
     @property
-    def _template(self) -> ChatTemplate:
-        template = self.server.tokenizer.chat_template
-        assert template is not None  # `validate` saw to it
-        return template
+    def _tools(self) -> ToolUse:
+        return self._conversation.tools
 
     @property
     def _splits_reasoning(self) -> bool:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from server.chat.call import ChatCall
+from server.chat.conversation import Conversation
 from server.large import apart
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from server.generation import Generation
     from server.inputs import Prompt
     from server.protocol import ChatCompletionRequest
     from server.state import ServerState
-
-
-class PromptCall(ChatCall):
-    """A call that nothing is generated for."""
-
-    def chunks(self, generation: Generation) -> AsyncGenerator[dict[str, Any], None]:
-        raise NotImplementedError
-
-    async def answer(self, generation: Generation) -> dict[str, Any]:
-        raise NotImplementedError
 
 
 async def rendered(server: ServerState, body: ChatCompletionRequest) -> Prompt:
@@ -32,10 +19,8 @@ async def rendered(server: ServerState, body: ChatCompletionRequest) -> Prompt:
     Raises:
         RequestError: the request is refused, in chat completions' words.
     """
-    call = PromptCall(server, body)
-    await apart(call.prepare)
-    [prompt] = await call.prompts()
-    return prompt
+    conversation = await apart(Conversation, server, body)
+    return await conversation.render()
 
 
 async def prompt_tokens(
