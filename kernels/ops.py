@@ -13,6 +13,7 @@ import torch
 from typing_extensions import override
 
 from kernels import (
+    block_linear,
     causal_attention,
     compression,
     draw,
@@ -36,6 +37,7 @@ from kernels import (
     store_latents,
     take_rows,
 )
+from kernels.block_weight import BlockWeight, MixedWeight
 from kernels.kv_cache import Cache
 from kernels.latent_attention.native import NativeLatentAttention, NativeSparseLatentAttention
 from kernels.linear_int8 import QuantizedWeight
@@ -64,6 +66,7 @@ class Ops(Protocol):
         can_capture: calls can be captured and replayed (kernels.native.capture).
         has_own_threads: operations compute on threads that are not torch's.
         reads_int8_cache: attention takes an Int8Cache.
+        keeps_blocks: a weight in blocks stays packed; else it is expanded to the activations' dtype.
         sums_in_fp32: a `linear` with bf16 operands and fp32 results rounds neither its products nor its sums to bf16.
     """
 
@@ -71,6 +74,7 @@ class Ops(Protocol):
     can_capture: bool = False
     has_own_threads: bool = False
     reads_int8_cache: bool = True
+    keeps_blocks: bool = False
     sums_in_fp32: bool = False
     paged_attention: PagedAttention
     latent_attention: LatentAttention
@@ -86,6 +90,11 @@ class Ops(Protocol):
         self, weight: QuantizedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
     ) -> Linear:
         """Pack the int8 weight of a linear layer."""
+
+    def block_linear(
+        self, weight: BlockWeight | MixedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
+    ) -> Linear:
+        """Pack the weight of a linear layer that is in blocks."""
 
     def head_linear(self, weight_NKM: Tensor) -> HeadLinear:
         """Pack the weights of a linear layer that each head has for itself."""
@@ -139,7 +148,7 @@ class Ops(Protocol):
     def routing(self, logits_TE: Tensor, bias_E: Tensor | None, rule: RoutingRule) -> tuple[Tensor, Tensor]:
         """Choose each token's experts and weigh them."""
 
-    def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
+    def embedding(self, weight_VH: Tensor | BlockWeight, token_ids_T: Tensor) -> Tensor:
         """Look embeddings up, in fp32: the residual stream's beginning."""
 
     def modality_embedding(
@@ -169,9 +178,11 @@ class Ops(Protocol):
         """Choose one token for each row of logits."""
 
     def projection(self, weight: Weight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None) -> Linear:
-        """Pack the weight of a linear layer, of either kind."""
+        """Pack the weight of a linear layer, of any kind."""
         if isinstance(weight, QuantizedWeight):
             return self.linear_int8(weight, bias_O, out_dtype)
+        if isinstance(weight, BlockWeight | MixedWeight):
+            return self.block_linear(weight, bias_O, out_dtype)
         return self.linear(weight, bias_O, out_dtype)
 
 
@@ -179,6 +190,7 @@ class ReferenceOps(Ops):
     """The obvious versions, which all others are tested against."""
 
     name = "reference"
+    keeps_blocks = True
     sums_in_fp32 = True
 
     def __init__(self, _: torch.dtype) -> None:
@@ -188,6 +200,7 @@ class ReferenceOps(Ops):
 
     linear = staticmethod(linear.reference.linear)
     linear_int8 = staticmethod(linear_int8.reference.linear_int8)
+    block_linear = staticmethod(block_linear.reference.block_linear)
     head_linear = staticmethod(head_linear.reference.head_linear)
     rms_norm = staticmethod(rms_norm.reference.rms_norm)
     rotary = staticmethod(rotary.reference.rotary)
@@ -213,6 +226,7 @@ class TorchOps(Ops):
     name = "torch"
 
     def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self.paged_attention: PagedAttention = TorchAttention(dtype)
         self.latent_attention: LatentAttention = latent_attention.torch_ops.TorchLatentAttention(dtype)
         self.sparse_latent_attention: LatentAttention = latent_attention.torch_ops.TorchLatentAttention(dtype)
@@ -234,6 +248,11 @@ class TorchOps(Ops):
     gelu = staticmethod(gelu.torch_ops.gelu)
     correct = staticmethod(compression.torch_ops.correct)
 
+    def block_linear(
+        self, weight: BlockWeight | MixedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
+    ) -> Linear:
+        return self.linear(weight.dequantize(self._dtype), bias_O, out_dtype)
+
     def grouped_mlp(self, experts: Iterable[tuple[Weight, Weight]]) -> GroupedMLP:
         return grouped_mlp.torch_ops.grouped_mlp(self.projection, self.silu_mul, experts)
 
@@ -244,11 +263,11 @@ class NativeOps(TorchOps):
     name = "native"
     can_capture = True
     has_own_threads = True
+    keeps_blocks = True
     sums_in_fp32 = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self._dtype = dtype
         self.paged_attention = NativeAttention()
         self.latent_attention = NativeLatentAttention()
         self.sparse_latent_attention = NativeSparseLatentAttention()
@@ -323,7 +342,9 @@ class NativeOps(TorchOps):
         return native.library.routing(logits_TE, bias_E, **rule._asdict())
 
     @override
-    def embedding(self, weight_VH: Tensor, token_ids_T: Tensor) -> Tensor:
+    def embedding(self, weight_VH: Tensor | BlockWeight, token_ids_T: Tensor) -> Tensor:
+        if isinstance(weight_VH, BlockWeight):
+            return embedding.reference.embedding(weight_VH, token_ids_T)
         return native.library.embedding(weight_VH, token_ids_T)
 
     @override

@@ -5,9 +5,10 @@ from typing import Protocol
 
 import torch
 
+from kernels.block_weight import BlockWeight, MixedWeight
 from kernels.quantized_weight import QuantizedWeight
 
-Weight = torch.Tensor | QuantizedWeight
+Weight = torch.Tensor | QuantizedWeight | BlockWeight | MixedWeight
 Layer = tuple[Weight, torch.Tensor | None]  # a weight and its bias
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -15,7 +16,7 @@ GroupedMLP = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Projection(Protocol):
-    """Ops.projection: packs a weight of either kind."""
+    """Ops.projection: packs a weight of any kind."""
 
     def __call__(self, weight: Weight, bias_O: torch.Tensor | None, out_dtype: torch.dtype | None = None) -> Linear: ...
 

@@ -58,4 +58,4 @@ def _is_int8(weight: Weight) -> bool:
 
 
 def _in_bf16(weight: Weight) -> torch.Tensor:
-    return weight.dequantize(torch.bfloat16) if isinstance(weight, QuantizedWeight) else weight
+    return weight if isinstance(weight, torch.Tensor) else weight.dequantize(torch.bfloat16)

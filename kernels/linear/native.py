@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import native
+from kernels.block_weight import BlockWeight, MixedWeight
 from kernels.quantized_weight import Input, QuantizedWeight
 from kernels.types import Linear, Weight
 
@@ -25,6 +26,8 @@ def pack(weight: Weight, dtype: torch.dtype, parts: int = 1) -> PackedWeight:
 
     A weight in floats is computed with in its own dtype, whatever x is.
     """
+    if isinstance(weight, BlockWeight | MixedWeight):
+        weight = weight.dequantize(dtype)
     if not isinstance(weight, QuantizedWeight):
         return native.library.PackedWeight(weight.contiguous(), None, weight.dtype, 0.0, 0, parts)
     operand = dtype if weight.input is Input.FLOAT else torch.uint8
