@@ -82,19 +82,22 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
 
 
 def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> Decoder:
-    is_int8 = config.model.int8 is not None
+    model, quantization = config.model, config.settings.quantization
+    is_quantized = model.int8 is not None or model.packed is not None
     weights = Weights(
-        config.source.open_tensors(config.model),
+        config.source.open_tensors(model),
         config.device,
         config.dtype,
-        fp8_block=config.model.weight_block_size,
+        fp8_block=model.weight_block_size,
         progress=progress,
         tell_share=phases.share,
-        int8=config.model.int8,
-        quantizes=lambda layer: config.settings.quantization == "int8" and (not is_int8 or layer == "lm_head"),
+        int8=model.int8,
+        packed=model.packed,
+        quantizes=lambda layer: quantization == "int8" and (not is_quantized or layer == "lm_head"),
+        keeps_blocks=quantization != "none" and config.ops.keeps_blocks,
     )
     try:
-        return registry.model_class(config.model)(config.model, weights, config.ops, config.max_seq_len)
+        return registry.model_class(model)(model, weights, config.ops, config.max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
 

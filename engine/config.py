@@ -85,11 +85,12 @@ class ModelSettings(Settings):
         "number type of weights, activations and KV cache; auto is the checkpoint's own on a GPU and "
         "bfloat16 on a CPU that computes in it, else float32",
     )
-    quantization: Literal["none", "int8"] = setting(
-        "none",
-        "int8: make the weights of linear layers int8 while loading, from any checkpoint, their inputs as they come; "
-        "a checkpoint that is int8 already is served so by itself, and int8 then adds its lm_head "
-        "(deepseek-serve quantize makes one)",
+    quantization: Literal["auto", "none", "int8"] = setting(
+        "auto",
+        "auto: compute with weights as they are stored, in blocks of 4 to 8 bits (docs/quantization.md); none: expand "
+        "these blocks to --dtype; int8: make the weights of linear layers int8 while loading, from any checkpoint, "
+        "their inputs as they come; a checkpoint that is int8 already is served so by itself, and int8 then adds its "
+        "lm_head (deepseek-serve quantize makes one)",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
     kernels: Literal["auto", "native", "torch", "flash-attn", "reference"] = setting(

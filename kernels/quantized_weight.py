@@ -62,6 +62,11 @@ class QuantizedWeight:
         return self.values_OI.shape
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.values_OI.nbytes
+
+    @property
     def grid(self) -> tuple[float, int]:
         """Scale and zero point of the input; scale 0 where they are not known in advance."""
         return (self.input.scale, self.input.zero_point) if isinstance(self.input, StaticInput) else (0.0, 0)

@@ -1,12 +1,18 @@
-"""DeepSeek-V3's block-wise FP8: e4m3 values, and one fp32 scale for each block of rows and columns.
+"""DeepSeek-V3's block-wise FP8: e4m3 values, and one scale (fp32, bf16 or E8M0) for each block of rows and columns.
 
-The blocks at the right and lower edge may be smaller. Shapes: M rows, N columns.
+The blocks at the right and lower edge may be smaller. A scale for each row, or one for all, is a block of that size.
+Shapes: M rows, N columns, G groups of 128 columns.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from kernels.block_weight import FORMATS, BlockWeight
+from kernels.linear_int8 import Input
+
+_FORMAT = FORMATS["fp8_128"]
 
 
 def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
@@ -17,6 +23,23 @@ def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, .
 def dequantize(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """The weight in fp32."""
     return weight_MN.float() * _expand(scales.float(), weight_MN.shape, block)
+
+
+def to_blocks(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> BlockWeight | None:
+    """The weight in kernels.block_weight's fp8_128; None if the columns of a scale are not whole groups of 128."""
+    (num_rows, num_columns), group = weight_MN.shape, _FORMAT.values
+    if block[1] % group and block[1] < num_columns:
+        return None
+    num_groups = _FORMAT.num_blocks(num_columns)
+    columns = torch.arange(num_groups) * group // block[1]
+    scale_MG = scales.float()[torch.arange(num_rows) // block[0]][:, columns].contiguous()
+    blocks = torch.empty(num_rows, num_groups, _FORMAT.bytes, dtype=torch.uint8)
+    blocks[..., :4] = scale_MG[..., None].view(torch.uint8)
+    values = weight_MN.view(torch.uint8)
+    if padding := -num_columns % group:
+        values = F.pad(values, (0, padding))
+    blocks[..., 4:] = values.unflatten(1, (-1, group))
+    return BlockWeight(blocks.flatten(1), _FORMAT, num_columns, Input.FLOAT)
 
 
 def quantize(weight_MN: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:

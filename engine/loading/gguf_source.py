@@ -1,14 +1,19 @@
-"""A GGUF file's tensors under Hugging Face names, quantised blocks dequantized. For `llama` and `deepseek2`.
+"""A GGUF file's tensors under Hugging Face names. For `llama` and `deepseek2`.
 
-The source undoes what converters to GGUF change: they reorder Llama's query and key rows (rotary dimensions as
-neighbouring pairs; here as halves), stack all experts in one tensor, and split kv_b into its key and value parts. The
-names are llama.cpp's (gguf-py's tensor_mapping).
+Matrices in blocks that kernels.block_weight has are handed out as they lie in the file, others dequantized. The source
+undoes what converters to GGUF change: they reorder Llama's query and key rows (rotary dimensions as neighbouring pairs;
+here as halves), stack all experts in one tensor, and split kv_b into its key and value parts. The names are llama.cpp's
+(gguf-py's tensor_mapping).
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import re
+import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +23,16 @@ from gguf.quants import dequantize
 
 from engine.errors import ModelError
 from engine.memory import drop_pages
+from kernels.block_weight import FORMATS, BlockWeight
+from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.loading.gguf_file import GGUFFile
+    from engine.loading.gguf_file import GGUFFile, GGUFTensor
     from engine.models.config import ModelConfig
+
+logger = logging.getLogger(__name__)
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",  # nosec B105  # no secret
@@ -57,6 +66,7 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+_EXPANDED_SIZE = 2  # bytes of a value, mostly
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
 
@@ -69,21 +79,43 @@ class GGUFSource:
         self._is_llama = config.mla is None
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
-        self._readers: dict[str, Callable[[], torch.Tensor]] = {}
+        self._readers: dict[str, Callable[[], torch.Tensor | BlockWeight]] = {}
+        self._mapped: list[tuple[int, int]] = []  # address and size of what was handed out as it lies in the file
         for name in file.tensors:
             self._add(name)
+        self._warn_of_expanded()
 
     def names(self) -> set[str]:
         return set(self._readers)
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor | BlockWeight:
+        for address, size in self._mapped:
+            drop_pages(address, size)
+        self._mapped.clear()
         return self._readers[name]()
+
+    def _warn_of_expanded(self) -> None:
+        """Say once for each type of blocks that no kernel knows what it takes in memory."""
+        stored, values = Counter[str](), Counter[str]()
+        for name, tensor in self._file.tensors.items():
+            kind, values_per_block, bytes_per_block = _kind(name, tensor)
+            if kind not in _PLAIN and kind.name.lower() not in FORMATS:
+                count = math.prod(tensor.shape)
+                values[kind.name] += count
+                stored[kind.name] += count // values_per_block * bytes_per_block
+        for kind_name, size in stored.items():
+            logger.warning(
+                "%.3g GiB of weights are stored as %s, which no kernel multiplies with: expanded, they take %.3g GiB",
+                size / 2**30,
+                kind_name,
+                values[kind_name] * _EXPANDED_SIZE / 2**30,
+            )
 
     def _add(self, name: str) -> None:
         """Register how to read the Hugging Face tensors that one tensor of the file holds."""
         match = _LAYER_NAME.fullmatch(name)
         if match is None:
-            self._readers[_TOP.get(name, name)] = functools.partial(self._floats, name)
+            self._readers[_TOP.get(name, name)] = functools.partial(self._stored, name)
             return
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}"
@@ -91,23 +123,24 @@ class GGUFSource:
             stored = next(iter(self._file.tensors[name].shape), 0)
             for expert in range(min(stored, self._num_experts + 1)):  # one surplus: Weights.finish reports it
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
-                self._readers[hf_name] = functools.partial(self._floats, name, expert)
+                self._readers[hf_name] = functools.partial(self._stored, name, expert)
         elif part == "attn_k_b":
             self._readers[f"{prefix}.self_attn.kv_b_proj.weight"] = functools.partial(self._joined_kv_b, f"blk.{layer}")
         elif part == "exp_probs_b":
-            self._readers[f"{prefix}.mlp.gate.e_score_correction_bias"] = functools.partial(self._floats, name)
+            self._readers[f"{prefix}.mlp.gate.e_score_correction_bias"] = functools.partial(self._stored, name)
         elif part in self._heads and self._is_llama:
             hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}"
             self._readers[hf_name] = functools.partial(self._half_split, name, self._heads[part])
         elif part != "attn_v_b":  # read with attn_k_b
             hf_name = f"{prefix}.{_IN_LAYER[part]}.{kind}" if part in _IN_LAYER else name
-            self._readers[hf_name] = functools.partial(self._floats, name)
+            self._readers[hf_name] = functools.partial(self._stored, name)
 
-    def _half_split(self, name: str, num_heads: int) -> torch.Tensor:
-        value = self._floats(name)
-        if len(value) % (2 * num_heads):
+    def _half_split(self, name: str, num_heads: int) -> torch.Tensor | BlockWeight:
+        value = self._stored(name)
+        if value.shape[0] % (2 * num_heads):
             return value  # misshapen: Weights.take reports it
-        return value.reshape(num_heads, -1, 2, *value.shape[1:]).transpose(1, 2).reshape(value.shape)
+        order = torch.arange(value.shape[0]).view(num_heads, -1, 2).transpose(1, 2).flatten()
+        return value.rows(order) if isinstance(value, BlockWeight) else value[order]
 
     def _joined_kv_b(self, prefix: str) -> torch.Tensor:
         keys_NCD = self._floats(f"{prefix}.attn_k_b.weight")
@@ -119,22 +152,28 @@ class GGUFSource:
             )
         return torch.cat([keys_NCD.transpose(1, 2), values_NVC], dim=1).flatten(0, 1)
 
-    def _floats(self, name: str, index: int | None = None) -> torch.Tensor:
-        """A tensor, or one entry of its first dimension: in its stored dtype, or fp32 if it is quantised."""
+    def _floats(self, name: str) -> torch.Tensor:
+        """A tensor in its stored dtype, or in fp32 if it is quantised."""
+        value = self._stored(name)
+        return value.dequantize(torch.float32) if isinstance(value, BlockWeight) else value
+
+    def _stored(self, name: str, index: int | None = None) -> torch.Tensor | BlockWeight:
+        """A tensor, or one entry of its first dimension: in its stored dtype, in its blocks, or else in fp32."""
         tensor = self._file.tensors.get(name)
         if tensor is None:
             raise ModelError(f"{self._file.path} lacks {name}")
-        try:
-            kind = GGMLQuantizationType(tensor.ggml_type)
-            values_per_block, bytes_per_block = GGML_QUANT_SIZES[kind]
-        except (ValueError, KeyError):
-            raise ModelError(f"{name} has GGML type {tensor.ggml_type}, which the gguf package does not know") from None
+        kind, values_per_block, bytes_per_block = _kind(name, tensor)
         shape = tensor.shape if index is None else tensor.shape[1:]
-        num_bytes = int(np.prod(shape)) // values_per_block * bytes_per_block
+        if shape and shape[-1] % values_per_block:
+            raise ModelError(f"{name} has rows of {shape[-1]} values, which are no whole blocks of {kind.name}")
+        num_bytes = math.prod(shape) // values_per_block * bytes_per_block
         offset = tensor.offset + (index or 0) * num_bytes
         if offset + num_bytes > len(self._file.data):
             raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
         raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
+        if len(shape) == 2 and (form := FORMATS.get(kind.name.lower())) is not None:
+            self._mapped.append((raw.ctypes.data, num_bytes))
+            return BlockWeight(_read_only(raw).view(shape[0], -1), form, shape[1], Input.DYNAMIC)
         try:
             if kind in _PLAIN:
                 return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
@@ -144,3 +183,19 @@ class GGUFSource:
         finally:
             drop_pages(raw.ctypes.data, num_bytes)
         return torch.from_numpy(np.require(values, np.float32, "W")).reshape(shape)
+
+
+def _kind(name: str, tensor: GGUFTensor) -> tuple[GGMLQuantizationType, int, int]:
+    """A tensor's type, and the values and bytes of its blocks."""
+    try:
+        kind = GGMLQuantizationType(tensor.ggml_type)
+        return kind, *GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise ModelError(f"{name} has GGML type {tensor.ggml_type}, which the gguf package does not know") from None
+
+
+def _read_only(raw: np.ndarray) -> torch.Tensor:
+    """A tensor of memory that must not be written, of which torch warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(raw)

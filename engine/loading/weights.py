@@ -17,14 +17,16 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import ModelError
-from engine.loading import fp8
+from engine.loading import awq, compressed_int4, fp4, fp8, gptq
 from engine.memory import Trimmer
+from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.models.int8_scheme import Int8Scheme
+    from engine.models.packed_scheme import PackedScheme
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,12 @@ _MAX_NAMES_SHOWN = 10  # in one error
 _MAX_FAULTS = 1000  # loading stops at once after so many
 _MAX_PLACEHOLDER = 1 << 28  # values; loading stops at once where a faulty tensor is larger
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_READERS = {  # of layers in 4 bits, by their layout: a part of a layer's tensors' names, and what reads them
+    "compressed-tensors": ("weight_packed", compressed_int4.read),
+    "awq": ("qweight", awq.read),
+    "gptq": ("qweight", gptq.read),
+    "gptq_v2": ("qweight", gptq.read),
+}
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints store this buffer; it is computed from the config
 
 
@@ -43,14 +51,18 @@ class TensorSource(Protocol):
     def names(self) -> set[str]:
         """The names of all tensors."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in its stored dtype; a GGUF file's quantised blocks as fp32."""
+    def read(self, name: str) -> torch.Tensor | BlockWeight:
+        """One tensor on the CPU, as it is stored; a GGUF file's blocks that no kernel knows as fp32.
+
+        A BlockWeight may be a view of the file, whose pages leave memory when the next tensor is read.
+        """
 
 
 class Weights:
     """Hands out a source's tensors on a device, in one dtype, and checks that the model took all of them.
 
-    The weights of linear layers can be int8: stored as int8 (`int8`), or quantised at load (`quantizes`).
+    The weights of linear layers can be int8: stored as int8 (`int8`), or quantised at load (`quantizes`). They can stay
+    in the blocks that they are stored in (`keeps_blocks`).
     """
 
     def __init__(
@@ -63,17 +75,22 @@ class Weights:
         progress: bool,
         tell_share: Callable[[float], None] = lambda _: None,
         int8: Int8Scheme | None = None,
+        packed: PackedScheme | None = None,
         quantizes: Callable[[str], bool] = lambda _: False,
+        keeps_blocks: bool = False,
     ) -> None:
         """List the source's tensors.
 
-        All are handed out in `dtype`, except int8 weights. `fp8_block` is the rows and columns that share a scale in
-        FP8 weights, `int8` says which layers are stored in int8, and `quantizes` whether the layer of this name is
-        quantised at load, with dynamic inputs. `tell_share` is called with the share of the tensors that is read.
+        All are handed out in `dtype`, except int8 weights and blocks that are kept. `fp8_block` is the rows and columns
+        that share a scale in FP8 weights, `int8` and `packed` say which layers are stored in int8 and in 4 bits, and
+        `quantizes` whether the layer of this name is quantised at load, with dynamic inputs. `tell_share` is called
+        with the share of the tensors that is read.
         """
         self.device, self.dtype = device, dtype
         self._source, self._fp8_block = source, fp8_block
         self._int8, self._quantizes, self._tell_share = int8, quantizes, tell_share
+        self._packed, self._keeps_blocks = packed, keeps_blocks
+        self._linear_bytes = self._linear_values = 0
         self._unused = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -87,29 +104,52 @@ class Weights:
         stored = self._read(name, shape)
         if stored is None:
             return self._placeholder(shape, dtype)
-        if isinstance(stored, QuantizedWeight):
+        if not isinstance(stored, torch.Tensor):
             stored = stored.dequantize(dtype or self.dtype)
         return stored.to(self.device, dtype or self.dtype)
 
-    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight:
-        """The weight [O, I] of a linear layer: in int8 if it is stored or quantised so, else as `take` returns it."""
-        stored = self._read(f"{layer}.weight", shape)
+    def take_rows(self, name: str, shape: tuple[int, int]) -> torch.Tensor | BlockWeight:
+        """A table of which rows are looked up: in the blocks of the file, if blocks are kept, else as `take`."""
+        stored = self._read(name, shape)
         if stored is None:
             return self._placeholder(shape, None)
-        if isinstance(stored, QuantizedWeight):
-            return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
-        return self.as_linear(layer, stored)
+        if isinstance(stored, BlockWeight) and self._keeps_blocks:
+            return stored
+        return (stored if isinstance(stored, torch.Tensor) else stored.dequantize(self.dtype)).to(
+            self.device, self.dtype
+        )
+
+    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight | BlockWeight:
+        """The weight [O, I] of a linear layer: in int8 or in blocks if it is to be so, else as `take` returns it."""
+        stored = self._read(f"{layer}.weight", shape)
+        return self._placeholder(shape, None) if stored is None else self.as_linear(layer, stored)
+
+    def as_linear(
+        self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight
+    ) -> torch.Tensor | QuantizedWeight | BlockWeight:
+        """A weight that was read before (a tied embedding), as the weight of this linear layer."""
+        weight = self._made_linear(layer, stored)
+        self._linear_values += weight.shape.numel()
+        self._linear_bytes += weight.nbytes
+        return weight
 
     @property
-    def linear_size(self) -> int:
-        """Bytes of one value in the weights of most linear layers."""
-        return 1 if self._int8 is not None or self._quantizes("lm_head") else self.dtype.itemsize
+    def linear_size(self) -> float:
+        """Bytes of one value in the weights of linear layers: the mean over those that were taken so far."""
+        return self._linear_bytes / self._linear_values if self._linear_values else self.dtype.itemsize
 
-    def as_linear(self, layer: str, weight_OI: torch.Tensor) -> torch.Tensor | QuantizedWeight:
-        """A weight that was read before (a tied embedding), as the weight of this linear layer."""
+    def _made_linear(
+        self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight
+    ) -> torch.Tensor | QuantizedWeight | BlockWeight:
+        if isinstance(stored, QuantizedWeight):
+            return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
+        if isinstance(stored, BlockWeight):
+            if self._keeps_blocks and not self._quantizes(layer):
+                return stored
+            stored = stored.dequantize(self.dtype)
         if self._quantizes(layer):
-            return quantize_weight(weight_OI.to(self.device), Input.DYNAMIC)
-        return weight_OI.to(self.device, self.dtype)
+            return quantize_weight(stored.to(self.device), Input.DYNAMIC)
+        return stored.to(self.device, self.dtype)
 
     def ignore(self, name: str) -> None:
         """Do not count a tensor as unused."""
@@ -138,26 +178,68 @@ class Weights:
         if problems:
             raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
 
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | None:
-        """A stored tensor, FP8 dequantized; None if the tensor is faulty, and the fault is noted."""
-        tensor = self._read_stored(name, shape)
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name that was not taken yet."""
+        return name in self._unused
+
+    def take_stored(self, name: str, *shapes: tuple[int, ...]) -> torch.Tensor | None:
+        """A tensor as it is stored; None if it is missing or has none of the shapes, which is noted."""
+        stored = self._read_stored(name, *shapes)
+        if isinstance(stored, BlockWeight):
+            return stored.dequantize(torch.float32)
+        return stored
+
+    def fault(self, text: str) -> None:
+        """Note that a tensor cannot be used; `finish` raises later."""
+        self._misshapen.append(text)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | BlockWeight | None:
+        """A tensor of the model, out of what is stored of it; None if that is faulty, and the fault is noted."""
+        layer = name.removesuffix(".weight")
+        if self._packed is not None and len(shape) == 2:
+            part, read = _READERS[self._packed.layout]
+            if self.holds(f"{layer}.{part}"):
+                return read(self, layer, (shape[0], shape[1]), self._packed)
+        scales_name = self._scales_name(name)
+        halved = (shape[0], shape[1] // 2) if len(shape) == 2 and self.holds(scales_name) else shape  # 2 values a byte
+        tensor = self._read_stored(name, shape, halved)
         if tensor is None:
-            self._unused.discard(f"{name}_scale_inv")
+            self._unused.discard(scales_name)
             return None
+        if isinstance(tensor, BlockWeight):
+            return tensor
+        if tuple(tensor.shape) != shape and tensor.dtype in (torch.int8, torch.uint8):
+            scales = self.take_stored(scales_name, fp4.scales_shape(shape))
+            return None if scales is None else fp4.to_blocks(tensor, scales, Input.DYNAMIC)
         if tensor.dtype == torch.float8_e4m3fn:
-            scales = self._read_stored(f"{name}_scale_inv", fp8.scales_shape(shape, self._fp8_block))
-            return None if scales is None else fp8.dequantize(tensor, scales, self._fp8_block)
-        if tensor.dtype == torch.int8 and self._int8 is not None and name.endswith(".weight"):
-            return self._read_int8(name.removesuffix(".weight"), tensor)
+            return self._read_fp8(scales_name, tensor)
+        if tensor.dtype == torch.int8 and self._int8 is not None and name != layer:
+            return self._read_int8(layer, tensor)
         if tensor.dtype not in _FLOAT_DTYPES:
-            self._misshapen.append(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+            self.fault(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+        elif tuple(tensor.shape) != shape:
+            self.fault(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+        else:
+            return tensor
+        return None
+
+    def _scales_name(self, name: str) -> str:
+        """DeepSeek-V3 calls the scales of a weight weight_scale_inv, V4 scale."""
+        of_v4 = f"{name.removesuffix('.weight')}.scale"
+        return of_v4 if self.holds(of_v4) else f"{name}_scale_inv"
+
+    def _read_fp8(self, scales_name: str, weight_MN: torch.Tensor) -> torch.Tensor | BlockWeight | None:
+        block = self._fp8_block
+        scales = self.take_stored(scales_name, fp8.scales_shape(tuple(weight_MN.shape), block))
+        if scales is None:
             return None
-        return tensor
+        blocks = fp8.to_blocks(weight_MN, scales, block) if self._keeps_blocks else None
+        return fp8.dequantize(weight_MN, scales, block) if blocks is None else blocks
 
     def _read_int8(self, layer: str, values_OI: torch.Tensor) -> QuantizedWeight | None:
         assert self._int8 is not None
         kind = self._int8.input_kind(layer)
-        scale_O1 = self._read_stored(f"{layer}.weight_scale", (len(values_OI), 1))
+        scale_O1 = self.take_stored(f"{layer}.weight_scale", (len(values_OI), 1))
         if kind is None:
             self._misshapen.append(f"{layer}.weight is int8, but in no group of quantization_config")
         input_ = self._read_static_input(layer) if kind == "static" else Input(kind) if kind else None
@@ -166,9 +248,9 @@ class Weights:
         )
 
     def _read_static_input(self, layer: str) -> StaticInput | None:
-        stored = self._read_stored(f"{layer}.input_scale", (1,))
+        stored = self.take_stored(f"{layer}.input_scale", (1,))
         has_zero = f"{layer}.input_zero_point" in self._unused
-        stored_zero = self._read_stored(f"{layer}.input_zero_point", (1,)) if has_zero else None
+        stored_zero = self.take_stored(f"{layer}.input_zero_point", (1,)) if has_zero else None
         if stored is None:
             return None
         scale, zero = float(stored), 0 if stored_zero is None else int(stored_zero)
@@ -177,8 +259,8 @@ class Weights:
             return None
         return StaticInput(scale, zero + 128)  # the file's zero point is for int8 inputs, ours for uint8
 
-    def _read_stored(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """A tensor in its stored dtype; None if it is missing or misshapen. A scalar counts as shape (1,)."""
+    def _read_stored(self, name: str, *shapes: tuple[int, ...]) -> torch.Tensor | BlockWeight | None:
+        """A tensor as it is stored; None if it is missing or misshapen. A scalar counts as shape (1,)."""
         if name not in self._unused:
             self._missing.append(name)
             return None
@@ -190,10 +272,10 @@ class Weights:
             logger.info("loading weights: %.0f%%", 100 - 100 * len(self._unused) / self._num_tensors)
         tensor = self._source.read(name)
         self._trimmer.count(tensor.nbytes)
-        if shape == (1,) and tensor.dim() == 0:
+        if (1,) in shapes and isinstance(tensor, torch.Tensor) and tensor.dim() == 0:
             tensor = tensor[None]
-        if tuple(tensor.shape) != shape:
-            self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+        if tuple(tensor.shape) not in shapes:
+            self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shapes[0])}")
             return None
         return tensor
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from engine.engine_info import LabelActivation, Task
     from engine.models.int8_scheme import Int8Scheme
+    from engine.models.packed_scheme import PackedScheme
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,7 @@ class ModelConfig:
         attention_patterns: which positions the queries of each layer see; if empty, all up to their own.
         num_nextn_predict_layers: layers for multi-token prediction after the last one. The main model ignores them.
         int8: which layers are stored in int8, and how they quantise inputs; None if no layer is.
+        packed: which layers are stored in 4 bits, and how; None if no layer is.
         weight_block_size: rows and columns that share a scale in FP8 weights.
         eos_token_ids: tokens that end a sequence.
         dtype: the stored dtype that the checkpoint names.
@@ -177,6 +179,7 @@ class ModelConfig:
     moe: MoEConfig | None = None
     num_nextn_predict_layers: int = 0
     int8: Int8Scheme | None = None
+    packed: PackedScheme | None = None
     weight_block_size: tuple[int, int] = (128, 128)
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None

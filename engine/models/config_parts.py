@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models.config_keys import LARGEST, Keys, is_positive
-from engine.models.int8_scheme import Int8Scheme
+from engine.models.quantization_config import read_quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,8 +43,7 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
         "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
         **_rope(keys),
-        "int8": _int8(raw),
-        "weight_block_size": _block_size(raw),
+        **read_quantization(raw),
         "eos_token_ids": _eos_token_ids(raw, generation),
         "dtype": _dtype(keys),
     }
@@ -72,35 +71,6 @@ def _dtype(keys: Keys) -> str | None:
     """The dtype of the weights, which transformers 5 calls dtype and earlier versions torch_dtype."""
     name = next((name for name in ("dtype", "torch_dtype") if keys.get(name, None) is not None), None)
     return None if name is None else keys.choice(name, "", DTYPES)
-
-
-def _int8(raw: Mapping[str, Any]) -> Int8Scheme | None:
-    """The checkpoint's int8 scheme; None if weights are floats, or FP8, which is dequantized at load."""
-    quantization = raw.get("quantization_config")
-    if not quantization:
-        return None
-    if not isinstance(quantization, dict):
-        raise ModelError(f"quantization_config in config.json is {quantization!r}; expected an object")
-    method = quantization.get("quant_method")
-    if method == "compressed-tensors":
-        return Int8Scheme.from_config(quantization)
-    if method != "fp8":
-        raise ModelError(
-            f"quant_method in quantization_config is {method!r}; supported are DeepSeek's block-wise 'fp8' and int8 "
-            "weights of 'compressed-tensors'"
-        )
-    return None
-
-
-def _block_size(raw: Mapping[str, Any]) -> tuple[int, int]:
-    size = (raw.get("quantization_config") or {}).get("weight_block_size") or (128, 128)
-    if (
-        not isinstance(size, list | tuple)
-        or len(size) != 2
-        or not all(isinstance(length, int) and length > 0 for length in size)
-    ):
-        raise ModelError(f"weight_block_size in config.json is {size!r}; expected two positive whole numbers")
-    return size[0], size[1]
 
 
 def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -80,7 +80,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: Weights, ops: Ops, max_seq_len: int) -> None:
         """Build and load; a checkpoint with missing or unused tensors is refused (Weights.finish)."""
         build = Builder(config, weights, ops)
-        self.config, self.ops, self.weight_size = config, ops, weights.linear_size
+        self.config, self.ops = config, ops
         self._embedding = self.embedding_class(build)
         self._layers = [self.layer_class(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
@@ -90,6 +90,7 @@ class Decoder:
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
+        self.weight_size = weights.linear_size
 
     @property
     def attention(self) -> PagedAttention | LatentAttention:

@@ -7,11 +7,11 @@ Supported are symmetric int8 weights with one scale for each channel, and inputs
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+from engine.models.targets import find, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,12 +46,7 @@ class Int8Scheme:
 
     def input_kind(self, layer: str) -> str | None:
         """The kind of a layer's input; None if the layer is not quantised."""
-        if any(_matches(target, layer) for target in self.ignore):
-            return None
-        for kind, targets in self.groups:
-            if any(_matches(target, layer) for target in targets):
-                return kind
-        return next((kind for kind, targets in self.groups if "Linear" in targets), None)
+        return find(self.groups, self.ignore, layer)
 
     def to_config(self) -> dict[str, Any]:
         """quantization_config of config.json."""
@@ -91,7 +86,7 @@ class Int8Scheme:
         if not isinstance(groups, dict) or not groups:
             raise ModelError(f"quantization_config has no config_groups; {_SUPPORTED}")
         read = [_read_group(name, group, config.get("format")) for name, group in groups.items()]
-        return cls(tuple(read), _strings("ignore", config.get("ignore") or []))
+        return cls(tuple(read), read_targets("ignore", config.get("ignore") or []))
 
 
 def _read_group(name: str, group: Any, format_: Any) -> tuple[str, tuple[str, ...]]:
@@ -106,7 +101,7 @@ def _read_group(name: str, group: Any, format_: Any) -> tuple[str, tuple[str, ..
     if group.get("output_activations"):
         raise ModelError(f"{where} has output_activations; {_SUPPORTED}")
     inputs = group.get("input_activations")
-    targets = _strings(f"{where}.targets", group.get("targets"))
+    targets = read_targets(f"{where}.targets", group.get("targets"))
     if inputs is None:
         return "float", targets
     for kind, wanted in _INPUTS.items():
@@ -117,21 +112,3 @@ def _read_group(name: str, group: Any, format_: Any) -> tuple[str, tuple[str, ..
 
 def _short(value: Any) -> str:
     return repr({key: value.get(key) for key in _WEIGHTS} if isinstance(value, dict) else value)
-
-
-def _strings(where: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ModelError(f"{where} is {value!r}; expected a list of names")
-    for item in value:
-        try:
-            _matches(item, "")
-        except re.error as error:
-            raise ModelError(f"{where} has {item!r}, which is no regular expression: {error}") from None
-    return tuple(value)
-
-
-def _matches(target: str, layer: str) -> bool:
-    """Whether a target names a layer; an expression matches from the name's start, as in compressed-tensors."""
-    if target.startswith("re:"):
-        return re.match(target[3:], layer) is not None
-    return target == layer

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kernels import block_weight
+from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import QuantizedWeight, stack
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class Builder:
     ) -> tuple[Weight, torch.Tensor | None]:
         """The weights (and biases) of several layers that read the same input, stacked: name -> size of its output.
 
-        Int8 weights are dequantized if their kinds of input differ, or if `dequantize` is set.
+        Weights in blocks stay so, whatever their formats. Int8 weights are dequantized if their kinds of input differ.
+        All are dequantized if some are in blocks, int8 or floats and others are not, or if `dequantize` is set.
         """
         take, layers = self.weights.take, sizes.items()
         biases = torch.cat([take(f"{name}.bias", (size,)) for name, size in layers]) if bias else None
@@ -39,8 +42,11 @@ class Builder:
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         if len(quantized) == len(weights) and (stacked := stack(quantized)) is not None:
             return stacked, biases
+        in_blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
+        if len(in_blocks) == len(weights):
+            return block_weight.stack(in_blocks), biases
         dtype = self.weights.dtype
-        parts = [weight.dequantize(dtype) if isinstance(weight, QuantizedWeight) else weight for weight in weights]
+        parts = [weight if isinstance(weight, torch.Tensor) else weight.dequantize(dtype) for weight in weights]
         return torch.cat(parts), biases
 
     def linear(self, sizes: dict[str, int], in_size: int, *, bias: bool = False, dequantize: bool = False) -> Linear:

@@ -33,7 +33,6 @@ from engine.models.indexer import Indexer
 from engine.models.mla_plan import MLAPlan, make_plan
 from kernels.attention_pattern import FULL
 from kernels.kv_cache import Int8Cache, take
-from kernels.linear_int8 import QuantizedWeight
 
 if TYPE_CHECKING:
     from engine.model_batch import AttentionView, ModelBatch
@@ -207,7 +206,7 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def _rows(weight: Weight, order: torch.Tensor) -> Weight:
-    return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
+    return weight[order] if isinstance(weight, torch.Tensor) else weight.rows(order)
 
 
 def _half_split_rows(num_heads: int, plain: int, rotary: int, stride: int) -> torch.Tensor:

@@ -32,8 +32,8 @@ def quantize(
     """
     resolved = resolve(EngineConfig(device="cpu"), source)
     config = resolved.model
-    if config.int8 is not None:
-        raise ModelError(f"{source.path} is an int8 checkpoint already")
+    if config.int8 is not None or config.packed is not None:
+        raise ModelError(f"{source.path} is an int8 or int4 checkpoint already")
     prompts = [prompt[: config.max_position_embeddings] for prompt in prompts]
     if not prompts:
         raise ConfigError("the calibration text has no tokens")

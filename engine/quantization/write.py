@@ -18,6 +18,7 @@ from engine.loading.shards import ShardWriter
 from engine.models.config_keys import read_json
 from engine.models.int8_scheme import INPUT_KINDS, Int8Scheme
 from engine.quantization.choose import kind_of
+from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import StaticInput, quantize_weight
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ def _stored(
     name: str, tensors: TensorSource, config: ModelConfig, recipe: Recipe, *, is_gguf: bool
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that are written for one tensor of the source."""
-    tensor = tensors.read(name)
+    tensor = _read(tensors, name)
     layer = name.removesuffix(".weight")
     if tensor.dtype == torch.float8_e4m3fn:
-        scales = tensors.read(f"{name}_scale_inv")
+        scales = _read(tensors, f"{name}_scale_inv")
         tensor = fp8.dequantize(tensor, scales, config.weight_block_size).bfloat16()
     if name == layer or (input_ := recipe.inputs.get(layer)) is None:
         # A GGUF file stores small tensors as fp32, and its quantised blocks are read as fp32. Both are written as bf16.
@@ -102,6 +103,11 @@ def _stored(
         yield f"{layer}.input_scale", torch.tensor([input_.scale])
         # the file's zero point is for int8 inputs, ours for uint8
         yield f"{layer}.input_zero_point", torch.tensor([input_.zero_point - 128], dtype=torch.int8)
+
+
+def _read(tensors: TensorSource, name: str) -> torch.Tensor:
+    stored = tensors.read(name)
+    return stored.dequantize(torch.float32) if isinstance(stored, BlockWeight) else stored
 
 
 def _raw_config(source: ModelSource, config: ModelConfig) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def zeros(*shape):
 def test_parity_of_llama_for_every_stored_type(tiny_llama, tmp_path, kind):
     stored = write_gguf(tiny_llama, tmp_path / "model.gguf", kind)
     reference = reference_with(tiny_llama, tmp_path / "twin", stored)
-    assert_parity(load(tmp_path / "model.gguf"), reference, make_prompt(37), 32)
+    assert_parity(load(tmp_path / "model.gguf", quantization="none"), reference, make_prompt(37), 32)
 
 
 @both_forms
@@ -41,7 +41,9 @@ def test_parity_of_deepseek_for_every_stored_type(make_deepseek, tmp_path, kind,
     folder, path = make_deepseek("v3", **WHOLE_BLOCKS), tmp_path / "model.gguf"
     stored = write_gguf(folder, path, kind, split_kv_b=split_kv_b)
     assert {Kind(tensor.ggml_type) for tensor in GGUFFile(path).tensors.values()} == {kind, Kind.F32}
-    assert_parity(load(path), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32)
+    assert_parity(
+        load(path, quantization="none"), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32
+    )
 
 
 def test_keys_and_values_of_kv_b_may_have_different_types(make_deepseek, tmp_path):
@@ -49,7 +51,9 @@ def test_keys_and_values_of_kv_b_may_have_different_types(make_deepseek, tmp_pat
     stored = write_gguf(folder, path, Kind.Q8_0)
     kinds = [GGUFFile(path).tensors[f"blk.1.attn_{part}_b.weight"].ggml_type for part in "kv"]
     assert kinds == [Kind.F16, Kind.Q8_0]
-    assert_parity(load(path), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32)
+    assert_parity(
+        load(path, quantization="none"), reference_with(folder, tmp_path / "twin", stored), make_prompt(37), 32
+    )
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_json_file_that_cannot_be_read_is_named(folder, name, content, reason)
         ({"architectures": None}, ["names no 'architectures'", "LlamaForCausalLM"]),
         ({"architectures": 5}, ["architectures"]),
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["is 'gptq'", "'compressed-tensors'"]),
+        ({"quantization_config": {"quant_method": "aqlm", "bits": 4}}, ["is 'aqlm'", "'compressed-tensors'"]),
         ({"quantization_config": "fp8"}, ["quantization_config"]),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": 5}}, ["weight_block_size"]),
         ({"num_key_value_heads": 3}, ["num_attention_heads (4)", "num_key_value_heads (3)"]),

@@ -1,0 +1,50 @@
+"""Layers in 4 bits as compressed-tensors stores them: the formats pack-quantized (int4) and mxfp4-pack-quantized.
+
+    weight_packed      int32 [O, I / 8]: 8 codes each, the first in the lowest bits; a code is q + 8
+    weight_scale       [O, G]
+    weight_zero_point  int32 [O / 8, G]: packed along O, as q + 8; not in symmetric layers
+    weight_shape       int64 [2]: O and I
+
+MXFP4 has uint8 [O, I / 2] and E8M0 scales (engine.loading.fp4), and no more. Shapes: O rows, I inputs, G groups.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.loading import fp4, int4
+from kernels.linear_int8 import Input
+
+if TYPE_CHECKING:
+    from engine.loading.weights import Weights
+    from engine.models.packed_scheme import PackedScheme
+    from kernels.block_weight import BlockWeight
+
+
+def read(
+    weights: Weights, layer: str, shape: tuple[int, int], scheme: PackedScheme
+) -> BlockWeight | torch.Tensor | None:
+    """The weight of a layer; None if its tensors are missing or do not fit, which is noted."""
+    (num_rows, in_size), group = shape, scheme.group_of(layer)
+    if group is None:
+        weights.fault(f"{layer}.weight_packed is in no group of quantization_config")
+        return None
+    num_groups, input_ = group.num_groups(in_size), Input(group.input)
+    scale_OG = weights.take_stored(f"{layer}.weight_scale", (num_rows, num_groups))
+    if group.is_float:
+        packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, in_size // 2))
+        return None if packed is None or scale_OG is None else fp4.to_blocks(packed, scale_OG, input_)
+    packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, -(-in_size // 8)))
+    zero_point, zero_OG = None, None
+    if not group.symmetric:
+        zero_point = weights.take_stored(f"{layer}.weight_zero_point", (-(-num_rows // 8), num_groups))
+        zero_OG = None if zero_point is None else int4.unpack(zero_point, 0)[:num_rows]
+    weights.take_stored(f"{layer}.weight_shape", (2,))
+    if weights.holds(f"{layer}.weight_g_idx"):
+        weights.fault(f"{layer} has a weight_g_idx: groups of inputs that are not neighbours (actorder 'group')")
+        return None
+    if packed is None or scale_OG is None or (zero_point is None and not group.symmetric):
+        return None
+    return int4.to_blocks(int4.unpack(packed, 1)[:, :in_size], scale_OG, zero_OG, group.group_size, input_)
