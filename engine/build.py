@@ -23,6 +23,7 @@ from engine.memory import keep_freed_memory
 from engine.model_runner import ModelRunner
 from engine.models import registry
 from engine.resolve import resolve
+from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from engine.resolve import ResolvedConfig
 
 logger = logging.getLogger(__name__)
+
+_BLOCK_INPUTS = {"auto": None, "int8": Input.DYNAMIC, "float": Input.FLOAT}
 
 
 def load_engine(config: EngineConfig, *, progress: bool = False, phases: Phases | None = None) -> Engine:
@@ -95,6 +98,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         packed=model.packed,
         quantizes=lambda layer: quantization == "int8" and (not is_quantized or layer == "lm_head"),
         keeps_blocks=quantization != "none" and config.ops.keeps_blocks,
+        block_input=_BLOCK_INPUTS[config.settings.activations],
     )
     try:
         return registry.model_class(model)(model, weights, config.ops, config.max_seq_len)

@@ -92,6 +92,11 @@ class ModelSettings(Settings):
         "their inputs as they come; a checkpoint that is int8 already is served so by itself, and int8 then adds its "
         "lm_head (deepseek-serve quantize makes one)",
     )
+    activations: Literal["auto", "int8", "float"] = setting(
+        "auto",
+        "inputs of weights that are stored in blocks: int8 (fast; each 32 to 128 values have a scale of their own), or "
+        "float; auto is float for FP8 and where a compressed-tensors checkpoint says so, else int8",
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
     kernels: Literal["auto", "native", "torch", "flash-attn", "reference"] = setting(
         "auto",

@@ -25,7 +25,7 @@ class BlockFormat:
     Attributes:
         values: per block.
         bytes: per block.
-        group: inputs that share a scale where a product makes them int8.
+        group: inputs that share a scale where a product makes them int8; 0 if products take inputs in floats only.
         dequantize: uint8 [..., bytes] -> fp32 [..., values].
     """
 
@@ -59,6 +59,7 @@ class BlockWeight:
 
     def __post_init__(self) -> None:
         assert self.rows_OB.dtype is torch.uint8, self.rows_OB.dtype
+        assert self.format.group or self.input is Input.FLOAT, self.format.name
         assert self.rows_OB.shape[1] == self.format.num_blocks(self.in_size) * self.format.bytes, self.rows_OB.shape
 
     @property
@@ -173,6 +174,6 @@ FORMATS = {
         BlockFormat("int4_32", 32, 19, 32, _int4),
         BlockFormat("int4_64", 64, 35, 64, _int4),
         BlockFormat("int4_128", 128, 67, 128, _int4),
-        BlockFormat("fp8_128", 128, 132, 128, _fp8),
+        BlockFormat("fp8_128", 128, 132, 0, _fp8),
     )
 }

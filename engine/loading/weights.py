@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -78,19 +79,22 @@ class Weights:
         packed: PackedScheme | None = None,
         quantizes: Callable[[str], bool] = lambda _: False,
         keeps_blocks: bool = False,
+        block_input: Input | None = None,
     ) -> None:
         """List the source's tensors.
 
         All are handed out in `dtype`, except int8 weights and blocks that are kept. `fp8_block` is the rows and columns
         that share a scale in FP8 weights, `int8` and `packed` say which layers are stored in int8 and in 4 bits, and
-        `quantizes` whether the layer of this name is quantised at load, with dynamic inputs. `tell_share` is called
-        with the share of the tensors that is read.
+        `quantizes` whether the layer of this name is quantised at load, with dynamic inputs. `block_input` is the kind
+        of input of blocks (None: as the checkpoint says), if their format has products of that kind. `tell_share` is
+        called with the share of the tensors that is read.
         """
         self.device, self.dtype = device, dtype
         self._source, self._fp8_block = source, fp8_block
         self._int8, self._quantizes, self._tell_share = int8, quantizes, tell_share
-        self._packed, self._keeps_blocks = packed, keeps_blocks
+        self._packed, self._keeps_blocks, self._block_input = packed, keeps_blocks, block_input
         self._linear_bytes = self._linear_values = 0
+        self._warnings: set[str] = set()
         self._unused = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
@@ -145,7 +149,8 @@ class Weights:
             return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
         if isinstance(stored, BlockWeight):
             if self._keeps_blocks and not self._quantizes(layer):
-                return stored
+                input_ = self._block_input if stored.format.group else None
+                return stored if input_ is None else replace(stored, input=input_)
             stored = stored.dequantize(self.dtype)
         if self._quantizes(layer):
             return quantize_weight(stored.to(self.device), Input.DYNAMIC)
@@ -233,8 +238,17 @@ class Weights:
         scales = self.take_stored(scales_name, fp8.scales_shape(tuple(weight_MN.shape), block))
         if scales is None:
             return None
-        blocks = fp8.to_blocks(weight_MN, scales, block) if self._keeps_blocks else None
-        return fp8.dequantize(weight_MN, scales, block) if blocks is None else blocks
+        if self._keeps_blocks:
+            if (blocks := fp8.to_blocks(weight_MN, scales, block)) is not None:
+                return blocks
+            self._warn_once(f"FP8 weights whose scales are of {block[0]} x {block[1]} values are expanded: only scales "
+                            "of 128 columns have kernels")  # fmt: skip
+        return fp8.dequantize(weight_MN, scales, block)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.add(text)
+            logger.warning("%s", text)
 
     def _read_int8(self, layer: str, values_OI: torch.Tensor) -> QuantizedWeight | None:
         assert self._int8 is not None

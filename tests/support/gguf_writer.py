@@ -7,6 +7,7 @@ part, and describes the cached latent as the one key and value head; the older o
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file
 
 from tests.support import tiny_deepseek
+from tests.support.blocks import random_weight
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GGUF_VARIANTS = [variant for variant, (kind, _) in tiny_deepseek.VARIANTS.items() if kind in ("v2", "v3")]
@@ -54,7 +57,7 @@ _EXPERT = re.compile(r"(?<=\.experts\.)(\d+)\.")
 def write_gguf(
     folder: Path,
     path: Path,
-    kind: Kind = Kind.F32,
+    kind: Kind | Callable[[str], Kind] = Kind.F32,
     *,
     split_kv_b: bool = True,
     extra: dict[str, np.ndarray | None] | None = None,
@@ -63,7 +66,8 @@ def write_gguf(
     """Convert a folder.
 
     `extra` adds to, replaces or (None) leaves out tensors, `metadata` keys, with dots written as double underscores.
-    Vectors and router gates stay F32, and rows that do not divide into blocks of `kind` are F16.
+    `kind` is of all tensors, or says of each. Vectors and router gates stay F32, and rows that do not divide into
+    blocks of `kind` are F16.
 
     Returns:
         The weights as stored, quantisation undone, under their Hugging Face names and in Hugging Face's order.
@@ -78,7 +82,7 @@ def write_gguf(
     stored = {}
     for name, array in _converted(config, tensors, split_kv_b).items():
         used = _kind_of(name, array, kind)
-        data = gguf.quants.quantize(array, used)
+        data = quantize(array, used)
         stored[name] = gguf.quants.dequantize(data, used)
         if name not in (extra or {}):
             writer.add_tensor(name, data, raw_dtype=used)
@@ -90,6 +94,16 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return {name: torch.tensor(_taken_back(config, name, stored)) for name in tensors}
+
+
+def quantize(array: np.ndarray, kind: Kind) -> np.ndarray:
+    """Blocks of an array's values; random blocks of a type that the gguf package cannot write."""
+    try:
+        return gguf.quants.quantize(array, kind)
+    except NotImplementedError:
+        rows = math.prod(array.shape[:-1])
+        weight = random_weight(kind.name.lower(), rows, array.shape[-1], seed=rows)
+        return weight.rows_OB.numpy().reshape(*array.shape[:-1], -1)
 
 
 def gguf_name(name: str) -> str:
@@ -105,7 +119,8 @@ def _is_llama(config: dict[str, Any]) -> bool:
     return config["architectures"] == ["LlamaForCausalLM"]
 
 
-def _kind_of(name: str, array: np.ndarray, kind: Kind) -> Kind:
+def _kind_of(name: str, array: np.ndarray, kind: Kind | Callable[[str], Kind]) -> Kind:
+    kind = kind if isinstance(kind, Kind) else kind(name)
     if array.ndim == 1 or "ffn_gate_inp" in name:
         return Kind.F32
     return kind if array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16

@@ -1,7 +1,9 @@
 """FP8 checkpoints as DeepSeek-V3's: the same model as their dequantized twin."""
 
 import pytest
+import torch
 
+from engine.loading.fp8 import dequantize, quantize, to_blocks
 from tests.support import checkpoints, tiny_deepseek
 from tests.support.running import generate, greedy_params, load, make_prompt, prompt_logits, relative_error
 
@@ -46,3 +48,45 @@ def test_an_fp8_mtp_layer_is_ignored(fp8):
 
     checkpoints.edit_weights(fp8, add_mtp)
     assert generate(load(fp8), [make_prompt(20)], greedy_params(8)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize(("shape", "block"), [((200, 256), (128, 128)), ((96, 300), (128, 128)), ((5, 300), (1, 300))])
+def test_blocks_have_the_same_values(shape, block, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weight, scales = quantize(torch.randn(shape, generator=generator), block)
+    scales = torch.exp2(torch.log2(scales).ceil()).to(dtype)
+    blocks = to_blocks(weight, scales, block)
+    assert blocks is not None
+    assert blocks.format.name == "fp8_128"
+    assert torch.equal(blocks.dequantize(torch.float32), dequantize(weight, scales, block))
+
+
+def test_scales_of_other_columns_have_no_blocks(make_deepseek, tmp_path, caplog):
+    weight, scales = quantize(torch.ones(48, 200), (48, 20))
+    assert to_blocks(weight, scales, (48, 20)) is None
+    tiny_deepseek.quantize_fp8(make_deepseek("v3"), tmp_path / "fp8", tmp_path / "twin", block=(48, 20))
+    load(tmp_path / "fp8", num_kv_blocks=4)
+    assert [line for line in caplog.messages if "expanded" in line] == [
+        "FP8 weights whose scales are of 48 x 20 values are expanded: only scales of 128 columns have kernels"
+    ]
+
+
+@pytest.mark.parametrize("scale_name", ["weight_scale_inv", "scale"])
+def test_scales_may_be_powers_of_two_and_have_the_name_of_v4(make_deepseek, tmp_path, scale_name):
+    tiny_deepseek.quantize_fp8(make_deepseek("v3"), tmp_path / "fp8", tmp_path / "twin")
+    stored = checkpoints.read_weights(tmp_path / "fp8")
+    twin = checkpoints.read_weights(tmp_path / "twin")
+    changed = {}
+    for name, tensor in stored.items():
+        if not name.endswith("_scale_inv"):
+            changed[name] = tensor
+            continue
+        weight = name.removesuffix("_scale_inv")
+        scales = torch.exp2(torch.log2(tensor).round()).to(torch.float8_e8m0fnu)
+        twin[weight] = dequantize(stored[weight], scales, (128, 128))
+        changed[f"{weight.removesuffix('weight')}{scale_name}"] = scales
+    checkpoints.write_weights(tmp_path / "fp8", changed)
+    checkpoints.write_weights(tmp_path / "twin", twin)
+    logits = [prompt_logits(load(tmp_path / name), make_prompt(30), 16) for name in ("fp8", "twin")]
+    assert relative_error(*logits) <= 1e-5
