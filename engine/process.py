@@ -1,4 +1,4 @@
-"""The engine's process: `python -m engine.process ENDPOINT SETTINGS`, started and watched by server.engine_client.
+"""The engine's process: `python -m engine.process ENDPOINT SETTINGS`, started and watched by server.engine_process.
 
 Messages (engine.protocol) come and go over one ZeroMQ socket, a unix socket in a folder that only this user may
 enter. Standard input is the line to the parent: it never carries anything, and its end means that the parent is gone.

@@ -25,7 +25,7 @@ from engine.loading.resolve import resolve_model
 from engine.memory import give_back_freed_memory
 from engine.names import name_thread
 from server.chat.chat_template import named_template
-from server.engine_client import EngineProcess
+from server.engine_process import EngineProcess
 from server.generation_config import describe, read_defaults
 from server.guard.model import GuardModel, find_guard, guard_settings
 from server.health import Health

@@ -17,7 +17,7 @@ from deploy.ray.client import Report, shift_times
 from engine.errors import EngineUnavailableError
 from engine.loading.resolve import resolve_model
 from engine.protocol import GenerateRequest, encode
-from server.engine_client import EngineProcess
+from server.engine_process import EngineProcess
 from server.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

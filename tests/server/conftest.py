@@ -22,7 +22,7 @@ from engine.loading.resolve import ModelSource
 from engine.step import SampledToken, StepResult
 from server.app import create_app
 from server.config import ServerConfig
-from server.engine_client import InProcessEngine
+from server.in_process_engine import InProcessEngine
 from server.text.tokenizer import Tokenizer
 from tests.support.no_engine import POOLING_INFO, PoolingEngine
 

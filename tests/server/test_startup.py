@@ -11,7 +11,8 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import EngineUnavailableError
-from server.engine_client import EngineProcess, EngineState
+from server.engine_client import EngineState
+from server.engine_process import EngineProcess
 from server.startup import Startup
 
 FAKE_ENGINE = """

@@ -62,7 +62,7 @@ def _death() -> None:
 
 def _deaf() -> None:
     """A hang is not noticed."""
-    from server.engine_client import EngineProcess
+    from server.engine_process import EngineProcess
 
     async def watch(*_: Any) -> None:
         await asyncio.Event().wait()
@@ -72,7 +72,7 @@ def _deaf() -> None:
 
 def _stuck() -> None:
     """The third engine is never started."""
-    from server.engine_client import EngineProcess
+    from server.engine_process import EngineProcess
 
     run_once, starts = EngineProcess._run_once, []
 

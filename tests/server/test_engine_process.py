@@ -13,7 +13,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineUnavailableError
 from engine.process import ZmqTransport
 from engine.protocol import MAX_UNREAD, EngineStats, StepOutput
-from server.engine_client import EngineProcess
+from server.engine_process import EngineProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
