@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-_MESSAGES = 4000
+_MESSAGES = 20_000  # far more than what sockets hold
 
 
 async def test_an_engine_that_is_not_there_refuses_to_start_requests(serve):
