@@ -47,6 +47,11 @@ struct PackedWeight {
         scales = whole_panels(scale_O->packed<const float>("scale_O", {out_size}), parts);
     }
 
+    // How many panels pair i has: two, or one at the end.
+    int64_t panels_of(int64_t i) const {
+        return std::min<int64_t>(2, parts * ((out_size / parts + PANEL - 1) / PANEL) - 2 * i);
+    }
+
     template <typename A>
     const Weight<A>* data() const {
         return static_cast<const Weight<A>*>(panels.get());

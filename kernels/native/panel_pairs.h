@@ -10,16 +10,6 @@ namespace native {
 
 constexpr int64_t BLOCK = 32;  // rows and columns computed at a time
 
-// The operands of one product: rows, and one or two panels that follow each other. B may be narrower than what the rows
-// are multiplied with: int8 that stands for floats.
-template <typename A, typename B = Weight<A>>
-struct Pair {
-    Matrix<const A> rows;
-    int64_t num_rows;
-    const B* panels;
-    int64_t num_panels;
-};
-
 // task(first, last, next) for spans that together are 0 to num_pairs. Spans are short, so that threads end together: of
 // 18 pairs in 16 spans, one of two threads would get 10, as two spans have two. `next` is the pair at which the thread
 // will go on, if all are equally fast.
@@ -30,36 +20,53 @@ void parallel_pairs(int64_t num_pairs, const Task& task) {
     parallel(count, [&](int64_t i) { task(begin(i), begin(i + 1), begin(std::min(i + threads, count - 1))); });
 }
 
-// A pair's panels as the rows are multiplied with: where they lie, or made wide in cache.
-template <typename A, typename B>
-inline Matrix<const Weight<A>> as_wide(const B* panels, int64_t num_panels, int64_t size) {
-    if constexpr (std::is_same_v<B, Weight<A>>) {
-        return {panels, size};
-    } else {
-        A* const copy = reinterpret_cast<A*>(scratch(2 * size * sizeof(A)));
-        for (int64_t i = 0; i < num_panels * size; i += LANES) store(copy + i, load(panels + i));
-        return {copy, size};
-    }
-}
+// The operands of one product: rows, and one or two panels that follow each other. B may be narrower than what the rows
+// are multiplied with: int8 that stands for floats.
+template <typename A, typename B = Weight<A>>
+struct Pair {
+    typedef native::Sum<A> Sum;
+    Matrix<const A> rows;
+    int64_t num_rows;
+    const B* panels;
+    int64_t num_panels, K;
 
-// epilogue(i, row, M, sums[M][32]) for each M <= 32 rows from `row` on of each product pair_at(i).
-template <typename A, typename PairAt, typename Epilogue>
-void multiply_pairs(int64_t num_pairs, int64_t K, const PairAt& pair_at, const Epilogue& epilogue) {
-    const int64_t size = K * PANEL;
+    // The panels as the rows are multiplied with: where they lie, or made wide in cache.
+    Matrix<const Weight<A>> unpacked() const {
+        const int64_t size = K * PANEL;
+        if constexpr (std::is_same_v<B, Weight<A>>) {
+            return {panels, size};
+        } else {
+            A* const copy = reinterpret_cast<A*>(scratch(2 * size * sizeof(A)));
+            for (int64_t i = 0; i < num_panels * size; i += LANES) store(copy + i, load(panels + i));
+            return {copy, size};
+        }
+    }
+
+    // The sums of M rows from `row` on. Where there is a next pair, it is fetched on the way.
+    void multiply(Matrix<const Weight<A>> unpacked, int64_t row, int64_t M, Sum* sums, const Pair* next) const {
+        const char* const piece = reinterpret_cast<const char*>(next ? next->panels : nullptr);
+        Ahead ahead{};
+        if (next && (num_rows > 1 || !std::is_same_v<A, float>))  // one row of fp32 is slower with it
+            ahead = {&piece, 1, next->num_panels * K * PANEL * int64_t(sizeof(B)),
+                     unpacked.data == static_cast<const void*>(panels)};
+        product<false, A>(rows.from(row), M, unpacked, num_panels * PANEL, {sums, BLOCK}, K, ahead);
+    }
+};
+
+// epilogue(i, row, M, sums[M][32]) for each M <= 32 rows from `row` on of each product pair_at(i): a Pair, or what has
+// its functions.
+template <typename PairAt, typename Epilogue>
+void multiply_pairs(int64_t num_pairs, const PairAt& pair_at, const Epilogue& epilogue) {
+    typedef typename decltype(pair_at(0))::Sum Sum;
     parallel_pairs(num_pairs, [&](int64_t begin, int64_t end, int64_t next_pair) {
         const Tiles tiles;
-        alignas(64) Sum<A> sums[BLOCK * BLOCK];
+        alignas(64) Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const auto pair = pair_at(i), next = pair_at(i + 1 < end ? i + 1 : next_pair);
-            const Matrix<const Weight<A>> panels = as_wide<A>(pair.panels, pair.num_panels, size);
-            const char* const piece = reinterpret_cast<const char*>(next.panels);
-            const Ahead ahead{&piece, 1, next.num_panels * size * int64_t(sizeof *next.panels),
-                              panels.data == static_cast<const void*>(pair.panels)};
-            const bool fetches = pair.num_rows > 1 || !std::is_same_v<A, float>;  // one row of fp32 is slower with it
+            const auto unpacked = pair.unpacked();
             for (int64_t row = 0; row < pair.num_rows; row += BLOCK) {
                 const int64_t M = std::min(BLOCK, pair.num_rows - row);
-                product<false, A>(pair.rows.from(row), M, panels, pair.num_panels * PANEL, {sums, BLOCK}, K,
-                                  fetches && !row ? ahead : Ahead{});
+                pair.multiply(unpacked, row, M, sums, row ? nullptr : &next);
                 epilogue(i, row, M, sums);
             }
         }
@@ -83,9 +90,9 @@ void multiply_weight(Matrix<const A> rows, int64_t num_rows, const B* weight, in
                      const Value& value) {
     const int64_t K = padded<A>(size), num_panels = (N + PANEL - 1) / PANEL;
     const auto pair_at = [&](int64_t i) {
-        return Pair<A, B>{rows, num_rows, weight + 2 * i * K * PANEL, std::min<int64_t>(2, num_panels - 2 * i)};
+        return Pair<A, B>{rows, num_rows, weight + 2 * i * K * PANEL, std::min<int64_t>(2, num_panels - 2 * i), K};
     };
-    multiply_pairs<A>((num_panels + 1) / 2, K, pair_at, [&](int64_t i, int64_t row, int64_t M, const Sum<A>* sums) {
+    multiply_pairs((num_panels + 1) / 2, pair_at, [&](int64_t i, int64_t row, int64_t M, const Sum<A>* sums) {
         for (int64_t column = i * BLOCK; column < std::min((i + 1) * BLOCK, N); column += PANEL)
             store_panel(sums + column - i * BLOCK, row, M, column, N, Matrix<Y>{y, N}, value);
     });
