@@ -3,7 +3,8 @@
 python -m benchmarks.kernels --only paged_attention
 
 The lower bound ("best") is the larger of two times: bytes read, at the bandwidth of a sum over a large tensor; and
-flops, at the rate of a large matrix product in the same dtype. KV caches are larger than the processor's cache, and
+flops, at the rate of a large matrix product in the same dtype (half of them count where products are of int8, of which
+an instruction computes twice as many). KV caches are larger than the processor's cache, and
 blocks are scattered, as in a server. Each time is the fastest of several calls.
 """
 
@@ -23,9 +24,11 @@ from engine import device as devices
 from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels import native
 from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
+from kernels.block_weight import FORMATS, BlockWeight
 from kernels.kv_cache import Int8Cache, values_of
 from kernels.ops import Ops, resolve
 from kernels.paged_attention import AttentionBatch
+from kernels.quantized_weight import Input, quantize_weight
 from kernels.routing import RoutingRule
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from kernels.attention_pattern import AttentionPattern
     from kernels.kv_cache import Cache
+    from kernels.types import Weight
 
 _CPU = torch.device("cpu")
 _BLOCK = 16
@@ -142,6 +146,16 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
         _head_linear("head_linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
         _head_linear("head_linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
+        *(
+            _linear(f"linear {kind} {rows} x 2048 x 2048", rows, 2048, 2048, kind, dtype)
+            for kind in ("int8", "q4_0", "q8_0", "q4_k", "q6_k", "q5_0")
+            for rows in (1, 8, 32, 512)
+        ),
+        *(
+            _experts(f"grouped_mlp {kind} {rows}, V2-Lite", rows, kind, dtype)
+            for kind in ("int8", "q4_0")
+            for rows in (1, 8, 32, 512)
+        ),
         _route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
         _route("routing 32, V3", 32, 256, _V3_RULE),
         _route("routing 512, V3", 512, 256, _V3_RULE),
@@ -288,6 +302,45 @@ def _head_linear(name: str, num_tokens: int, num_heads: int, num_in: int, num_ou
         return _round_robin([(apply,) for apply in copies], lambda apply: apply(x_TNK, out_TNM))
 
     return Case(name, make, num_bytes, 2.0 * num_tokens * num_heads * num_in * num_out)
+
+
+def _weight(num_out: int, in_size: int, kind: str) -> Weight:
+    """Random bits, of values that do not matter: int8 with a dynamic input, or a format of kernels.block_weight."""
+    if kind == "int8":
+        return quantize_weight(torch.randn(num_out, in_size), Input.DYNAMIC)
+    form = FORMATS[kind]
+    rows_OB = torch.randint(0, 64, (num_out, form.num_blocks(in_size) * form.bytes), dtype=torch.uint8)
+    return BlockWeight(rows_OB, form, in_size, Input.DYNAMIC)
+
+
+def _num_bytes(weight: Weight) -> int:
+    return weight.rows_OB.nbytes if isinstance(weight, BlockWeight) else weight.shape[0] * weight.shape[1]
+
+
+def _linear(name: str, num_tokens: int, num_out: int, in_size: int, kind: str, dtype: torch.dtype) -> Case:
+    """Weights of more layers than the processor's cache holds."""
+    weight, x_TI = _weight(num_out, in_size, kind), torch.randn(num_tokens, in_size).to(dtype)
+
+    def make(ops: Ops) -> Callable[[], object]:
+        num_layers = -(-(64 << 20) // _num_bytes(weight)) if ops.keeps_blocks else 1
+        return _round_robin([(ops.projection(weight, None),) for _ in range(num_layers)], lambda apply: apply(x_TI))
+
+    return Case(name, make, _num_bytes(weight), 1.0 * num_tokens * num_out * in_size)
+
+
+def _experts(name: str, num_tokens: int, kind: str, dtype: torch.dtype) -> Case:
+    """A layer of V2-Lite's: 6 of 64 experts for each token."""
+    hidden, inter, top_k = 2048, 1408, 6
+    gate_up, down = _weight(2 * inter, hidden, kind), _weight(hidden, inter, kind)
+    ids_TK = torch.stack([torch.randperm(64)[:top_k] for _ in range(num_tokens)])
+    weights_TK, x_TH = torch.rand(num_tokens, top_k), torch.randn(num_tokens, hidden).to(dtype)
+
+    def make(ops: Ops) -> Callable[[], object]:
+        apply = ops.grouped_mlp((gate_up, down) for _ in range(64))
+        return lambda: apply(x_TH, ids_TK, weights_TK)
+
+    num_bytes = len(ids_TK.unique()) * (_num_bytes(gate_up) + _num_bytes(down))
+    return Case(name, make, num_bytes, 3.0 * num_tokens * top_k * hidden * inter)
 
 
 def _route(name: str, num_tokens: int, num_experts: int, rule: RoutingRule) -> Case:

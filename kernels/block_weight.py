@@ -132,7 +132,8 @@ def quantize_groups(x_TI: torch.Tensor, group: int) -> tuple[torch.Tensor, torch
     """
     padded = torch.nn.functional.pad(x_TI.float(), (0, -x_TI.shape[1] % group)).unflatten(1, (-1, group))
     largest = padded.abs().amax(2, keepdim=True)
-    x_q = (padded * torch.where(largest == 0, 0.0, 127 / largest)).round_()
+    inverse = torch.full_like(largest, 127) / largest  # 127 / largest would be rounded twice
+    x_q = (padded * torch.where(largest == 0, 0.0, inverse)).round_()
     return x_q.nan_to_num_(0).to(torch.int8), largest / 127
 
 

@@ -283,6 +283,14 @@ class NativeOps(TorchOps):
         return linear.native.linear(weight, bias_O, self._dtype, out_dtype or self._dtype)
 
     @override
+    def block_linear(
+        self, weight: BlockWeight | MixedWeight, bias_O: Tensor | None, out_dtype: torch.dtype | None = None
+    ) -> Linear:
+        if not block_linear.native.is_native(weight):
+            return super().block_linear(weight, bias_O, out_dtype)
+        return block_linear.native.block_linear(weight, bias_O, out_dtype or self._dtype)
+
+    @override
     def head_linear(self, weight_NKM: Tensor) -> HeadLinear:
         return native.library.HeadLinear(weight_NKM.contiguous()).forward
 
@@ -344,7 +352,7 @@ class NativeOps(TorchOps):
     @override
     def embedding(self, weight_VH: Tensor | BlockWeight, token_ids_T: Tensor) -> Tensor:
         if isinstance(weight_VH, BlockWeight):
-            return embedding.reference.embedding(weight_VH, token_ids_T)
+            return block_linear.native.embedding(weight_VH, token_ids_T)
         return native.library.embedding(weight_VH, token_ids_T)
 
     @override

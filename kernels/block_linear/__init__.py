@@ -14,6 +14,6 @@ gain nothing by int8, compute on the expanded weight with inputs in floats.
 Shapes: T tokens, I in_size, O out_size.
 """
 
-from kernels.block_linear import reference
+from kernels.block_linear import native, reference
 
-__all__ = ["reference"]
+__all__ = ["native", "reference"]

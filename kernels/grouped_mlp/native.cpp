@@ -31,6 +31,24 @@ struct PanelExpert {
     const PackedWeight& first() const { return gate_up; }
 };
 
+// An expert in blocks.
+struct BlockExpert {
+    PackedBlocks gate, up, down;
+
+    BlockPair up_pair(const GroupedRows& rows, const Span& span, int64_t i) const {
+        return {&rows, span, span.count, {gate.panel(i), up.panel(i)}, 2};
+    }
+    WidePair<bf16> up_pair(const FloatRows& rows, const Span& span, int64_t i) const {
+        const Matrix<const bf16> own = rows.values.from(span.first);
+        return {own, span.count, {gate.panel(i), up.panel(i)}, 2, padded<bf16>(gate.in_size)};
+    }
+    template <typename Rows>
+    auto down_pair(const Rows& rows, const Span& span, int64_t i) const {
+        return pair_of(rows, span, down, i);
+    }
+    const PackedBlocks& first() const { return gate; }
+};
+
 // The experts of a layer of one kind, which says what their products' rows are; null where an expert is of another.
 template <typename R, typename E>
 struct Kind {
@@ -74,7 +92,7 @@ struct Pass {
         each_row([&](int64_t row, const Span& span) {
             const T* from = x + rows.token[row] * H;
             if constexpr (!Rows::IS_FLOAT) {
-                in.put(span, row, from, H, expert(rows.of_expert[row]).first());
+                put_row(in, span, row, from, H, expert(rows.of_expert[row]).first());
             } else {
                 if (gathered.data) {
                     std::memcpy(gathered.row(row), from, H * sizeof(T));
@@ -113,7 +131,7 @@ struct Pass {
                  });
         if constexpr (!Rows::IS_FLOAT)
             each_row([&](int64_t row, const Span& span) {
-                inner.put(span, row, activated.row(row), F, expert(rows.of_expert[row]).down);
+                put_row(inner, span, row, activated.row(row), F, expert(rows.of_expert[row]).down);
             });
     }
 
@@ -197,6 +215,17 @@ class Experts {
         is_int8 ? put<Kind<GridRows, PanelExpert>>(expert) : put<Kind<FloatRows, PanelExpert>>(expert);
     }
 
+    void add_blocks(const PackedBlocks& gate, const PackedBlocks& up, const PackedBlocks& down) {
+        check_sizes(gate.in_size, gate.out_size + up.out_size, down.in_size, down.out_size);
+        check_value(gate.out_size == up.out_size, "gate and up must be of one size");
+        const bool is_dynamic = gate.is_dynamic;
+        check_value(up.is_dynamic == is_dynamic && down.is_dynamic == is_dynamic &&
+                        (!is_dynamic || gate.codec->group == up.codec->group),
+                    "gate, up and down must take the same kind of input, and gate and up groups of one size");
+        const auto expert = std::make_shared<const BlockExpert>(BlockExpert{gate, up, down});
+        is_dynamic ? put<Kind<GroupedRows, BlockExpert>>(expert) : put<Kind<FloatRows, BlockExpert>>(expert);
+    }
+
     static Tensor forward(std::shared_ptr<Experts> self, Tensor x_TH, std::optional<Tensor> ids_TK,
                           std::optional<Tensor> weights_TK, std::optional<Tensor> onto_TH) {
         check_value(self->num_experts > 0, "there must be an expert");
@@ -244,7 +273,9 @@ class Experts {
     }
 
     int64_t hidden = 0, inter = 0, num_experts = 0;
-    std::tuple<Kind<FloatRows, PanelExpert>, Kind<GridRows, PanelExpert>> kinds;
+    std::tuple<Kind<FloatRows, PanelExpert>, Kind<GridRows, PanelExpert>, Kind<FloatRows, BlockExpert>,
+               Kind<GroupedRows, BlockExpert>>
+        kinds;
 };
 
 // A token's y = sum over k of weights[k] * rows[where[k]], in fp32.
@@ -269,6 +300,7 @@ void native::bind_grouped_mlp(nb::module_& m) {
     nb::class_<Experts>(m, "Experts")
         .def(nb::init<>())
         .def("add", &Experts::add, "gate_up"_a, "down"_a)
+        .def("add_blocks", &Experts::add_blocks, "gate"_a, "up"_a, "down"_a)
         .def("forward", &Experts::forward, "x_TH"_a, "ids_TK"_a = nb::none(), "weights_TK"_a = nb::none(),
              "onto_TH"_a = nb::none());
     m.def(

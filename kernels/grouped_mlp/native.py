@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from kernels import native
+from kernels.block_linear.native import is_native as has_native_blocks
+from kernels.block_linear.native import pack as pack_blocks
+from kernels.block_weight import BlockWeight, MixedWeight
 from kernels.grouped_mlp.torch_ops import pack_with
 from kernels.linear.native import pack
 from kernels.quantized_weight import Input, QuantizedWeight
@@ -35,8 +39,9 @@ def grouped_mlp(
 
 def is_native(dtype: torch.dtype, gate_up: Weight, down: Weight) -> bool:
     """Whether `pack_experts` computes an expert as its weights say, in the dtype of x."""
-    has_floats = not isinstance(gate_up, QuantizedWeight) and not isinstance(down, QuantizedWeight)
-    return dtype is torch.bfloat16 and (has_floats or (_is_int8(gate_up) and _is_int8(down)))
+    both = gate_up, down
+    has_floats = all(isinstance(weight, torch.Tensor) for weight in both)
+    return dtype is torch.bfloat16 and (has_floats or all(map(_is_int8, both)) or _in_blocks(*both) is not None)
 
 
 def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Experts:
@@ -46,14 +51,38 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Experts:
     """
     layer = native.library.Experts()
     for expert in experts:
+        if blocks := _in_blocks(*expert):
+            layer.add_blocks(*map(pack_blocks, blocks))
+            continue
         is_int8 = all(map(_is_int8, expert))
         gate_up, down = expert if is_int8 else map(_in_bf16, expert)
         layer.add(pack(gate_up, torch.bfloat16, parts=2), pack(down, torch.bfloat16))
     return layer
 
 
+def _in_blocks(gate_up: Weight, down: Weight) -> tuple[BlockWeight, BlockWeight, BlockWeight] | None:
+    """Gate, up and down in blocks with one kind of input; None if one of them is of another kind of weight."""
+    if not isinstance(gate_up, BlockWeight | MixedWeight) or not isinstance(down, BlockWeight):
+        return None
+    if not has_native_blocks(gate_up) or not has_native_blocks(down):
+        return None
+    size = gate_up.shape[0] // 2
+    parts = (
+        gate_up.parts
+        if isinstance(gate_up, MixedWeight)
+        else tuple(replace(gate_up, rows_OB=rows_OB) for rows_OB in gate_up.rows_OB.split(size))
+    )
+    if len(parts) != 2 or parts[0].shape[0] != size:
+        return None
+    gate, up = parts
+    kinds = {gate.input, up.input, down.input}
+    if kinds != {Input.DYNAMIC} or gate.format.group != up.format.group:
+        gate, up, down = (replace(part, input=Input.FLOAT) for part in (gate, up, down))
+    return gate, up, down
+
+
 def _is_int8(weight: Weight) -> bool:
-    """Whether the weight is multiplied in integers."""
+    """Whether the weight is multiplied in integers, on one grid for a row."""
     return isinstance(weight, QuantizedWeight) and weight.input is not Input.FLOAT
 
 

@@ -1,17 +1,13 @@
 // The rows of one call's experts: which token and expert each has, and their values as products take them.
 #pragma once
 
+#include "../block_linear/packed_blocks.h"
 #include "../native/packed.h"
 #include "../native/panel_pairs.h"
 
 #include <vector>
 
 namespace native {
-
-// An expert's rows: from a multiple of 16 on.
-struct Span {
-    int64_t first, count;
-};
 
 // A row for each pair of token and expert, sorted by expert.
 struct SortedRows {
@@ -85,15 +81,22 @@ struct GridRows {
         values = {memory.room(total * K), K};
         grids = grid_memory.room(total);
     }
-    template <typename T>
-    void put(const Span&, int64_t row, const T* x, int64_t size, const PackedWeight& weight) const {
-        grids[row] = quantize_row(x, size, values.stride, values.row(row), weight.grid);
-    }
 
  private:
     Scratch<uint8_t> memory;
     Scratch<Grid> grid_memory;
 };
+
+// A row of so many values, as its product with a weight takes it.
+template <typename T>
+void put_row(const GridRows& rows, const Span&, int64_t row, const T* x, int64_t size, const PackedWeight& weight) {
+    rows.grids[row] = quantize_row(x, size, rows.values.stride, rows.values.row(row), weight.grid);
+}
+template <typename T>
+void put_row(const GroupedRows& rows, const Span& span, int64_t row, const T* x, int64_t size,
+             const PackedBlocks& weight) {
+    rows.put(span, row, x, size, weight.codec->group);
+}
 
 // Pair i of the panels of a weight, with an expert's rows.
 inline Pair<bf16> pair_of(const FloatRows& rows, const Span& span, const PackedWeight& weight, int64_t i) {
@@ -109,9 +112,13 @@ inline Pair<uint8_t> pair_of(const GridRows& rows, const Span& span, const Packe
             K};
 }
 
+inline WidePair<bf16> pair_of(const FloatRows& rows, const Span& span, const PackedBlocks& weight, int64_t i) {
+    return pair_of<bf16>(rows.values.from(span.first), span.count, weight, i);
+}
+
 // What sums of products of rows with a weight are worth.
-template <typename Rows>
-Scaling scaling_of(const Rows& rows, const PackedWeight& weight) {
+template <typename Rows, typename Weight>
+Scaling scaling_of(const Rows& rows, const Weight& weight) {
     if constexpr (std::is_same_v<Rows, GridRows>)
         return {weight.scales.get(), weight.totals.get(), rows.grids};
     else

@@ -144,7 +144,8 @@ void check_value(bool is_valid, const char* message);  // else ValueError
 void check_indices(const int64_t* indices, int64_t num, int64_t count, const char* name);
 
 // Every operation's binding, in kernels/<operation>/native.cpp.
-void bind_graph(nb::module_&), bind_plan(nb::module_&), bind_causal_attention(nb::module_&);
+void bind_graph(nb::module_&), bind_plan(nb::module_&), bind_block_linear(nb::module_&),
+    bind_causal_attention(nb::module_&);
 void bind_compression(nb::module_&), bind_draw(nb::module_&), bind_embedding(nb::module_&), bind_gelu(nb::module_&);
 void bind_grouped_mlp(nb::module_&), bind_head_linear(nb::module_&), bind_latent_attention(nb::module_&);
 void bind_lightning_indexer(nb::module_&), bind_linear(nb::module_&), bind_modality_embedding(nb::module_&),

@@ -1,4 +1,4 @@
-"""Compile kernels/*/*.cpp into one extension module for each instruction set.
+"""Compile kernels/**/*.cpp into one extension module for each instruction set.
 
 Called when the package is installed (hatch_build.py), or by hand: `python kernels/native/build.py [ISA...]`. Needs a
 C++ compiler, Python's headers and nanobind; imports nothing of the project. Sources pick their paths by what the
@@ -77,10 +77,10 @@ def build(isas: list[str] | None = None) -> list[Path]:
         jobs.append(([*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"], module, objects_at / isa / "module.o"))
         jobs += [
             ([*command, *_KERNEL_FLAGS, *ISAS[isa]], path, objects_at / isa / f"{path.parent.name}_{path.stem}.o")
-            for path in sorted(HERE.parent.glob("*/*.cpp"))
+            for path in sorted(HERE.parent.rglob("*.cpp"))
             if path.parent != HERE
         ]
-    headers = max(path.stat().st_mtime for path in (*HERE.parent.glob("*/*.h"), Path(__file__)))
+    headers = max(path.stat().st_mtime for path in (*HERE.parent.rglob("*.h"), Path(__file__)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(lambda job: _compile(*job, newer_than=headers), jobs))
     for isa in known:
@@ -93,7 +93,7 @@ def build(isas: list[str] | None = None) -> list[Path]:
 
 def _hash_of_sources() -> str:
     digest = hashlib.sha256()
-    for path in sorted((*HERE.parent.glob("*/*.cpp"), *HERE.parent.glob("*/*.h"))):
+    for path in sorted((*HERE.parent.rglob("*.cpp"), *HERE.parent.rglob("*.h"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

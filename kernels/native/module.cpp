@@ -47,6 +47,7 @@ NB_MODULE(JOIN(_kernels_, ISA), m) {
     m.def("set_threads", &set_threads, "count"_a);
     for (auto bind : {bind_graph,
                       bind_plan,
+                      bind_block_linear,
                       bind_causal_attention,
                       bind_compression,
                       bind_draw,

@@ -4,13 +4,26 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import block_linear, ops
+from kernels import block_linear, embedding, native, ops
 from kernels.block_weight import FORMATS, stack
+from kernels.native.capture import Graph, MemoryPool
 from kernels.quantized_weight import Input
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, randn
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 from tests.support.blocks import random_weight
 
 REFERENCE = block_linear.reference.block_linear
+NATIVES = natives(block_linear.native.block_linear)
+PACKED = [name for name in FORMATS if native.ISA and native.library.has_blocks(name)]
+CASES = [
+    (name, input_)
+    for name in PACKED
+    for input_ in Input
+    if name != "fp8_128" or input_ is Input.FLOAT  # whose products are in floats only
+]
+
+
+def case_id(case: tuple[str, Input]) -> str:
+    return f"{case[0]}-{case[1].value}"
 
 
 def rounded(x: np.ndarray, group: int) -> np.ndarray:
@@ -58,3 +71,105 @@ def test_a_row_of_zeros_gives_the_bias_and_one_that_is_not_finite_spoils_no_othe
     assert torch.equal(y[1], bias)
     assert y[2:].isnan().all()
     assert torch.equal(y[0], REFERENCE(weight, bias)(x[:1])[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("shape", [(1, 512, 40), (5, 256, 17), (33, 768, 7)], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("isa", NATIVES)
+def test_native_products_match_the_reference(isa, case, shape, dtype):
+    """In integers to the last bits of fp32; in floats up to the rounding of the values to bf16."""
+    num_tokens, in_size, num_out = shape
+    weight, x = random_weight(case[0], num_out, in_size, case[1]), randn(num_tokens, in_size, dtype=dtype)
+    bias = randn(num_out, dtype=dtype, seed=3)
+    y, expected = NATIVES[isa](weight, bias, torch.float32)(x), REFERENCE(weight, bias, torch.float32)(x)
+    is_exact = case[1] is Input.DYNAMIC or dtype is torch.float32
+    tolerance = 2e-6 if is_exact else 4e-3
+    assert ((y - expected).norm() / expected.norm()).item() < tolerance
+    assert_close(NATIVES[isa](weight, bias, dtype)(x), y.to(dtype))
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+@pytest.mark.parametrize("isa", NATIVES)
+def test_a_row_has_the_same_bits_however_many_are_computed_beside_it(isa, case):
+    weight = random_weight(case[0], 40, 256, case[1])
+    apply, x = NATIVES[isa](weight, None, torch.float32), randn(40, 256, dtype=torch.bfloat16)
+    alone = torch.cat([apply(x[i : i + 1]) for i in range(len(x))])
+    for num_rows in range(1, len(x) + 1):
+        assert torch.equal(apply(x[:num_rows]), alone[:num_rows])
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("isa", NATIVES)
+def test_the_largest_products_do_not_saturate(isa, name):
+    """All bits of the codes are set, and all inputs are the largest, of either sign."""
+    if name == "fp8_128":
+        return  # its products are in floats
+    weight = random_weight(name, 16, 256)
+    head = {"q6_k": 0, "q4_k": 16, "q5_k": 16, "mxfp4": 1, "q4_1": 4, "q5_1": 4}.get(name, 3 if "int4" in name else 2)
+    codes = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[..., head:]
+    (codes[..., :192] if name == "q6_k" else codes).fill_(127 if name in ("mxfp4", "q8_0") else 255)
+    x = torch.ones(3, 256)
+    x[1], x[2, ::2] = -1, -1
+    expected = REFERENCE(weight, None)(x)
+    torch.testing.assert_close(NATIVES[isa](weight, None, torch.float32)(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("input_", Input)
+@pytest.mark.parametrize("isa", NATIVES)
+def test_parts_of_several_formats_are_one_product(isa, input_):
+    names = [*PACKED[:1], *PACKED[-1:], *PACKED[:1]]
+    if "fp8_128" in names and input_ is Input.DYNAMIC:
+        names[1] = PACKED[-2]
+    weight = stack(
+        [random_weight(name, size, 256, input_, seed=size) for name, size in zip(names, (33, 16, 5), strict=True)]
+    )
+    x, bias = randn(9, 256, dtype=torch.bfloat16), randn(54, dtype=torch.float32)
+    y, expected = NATIVES[isa](weight, bias, torch.float32)(x), REFERENCE(weight, bias, torch.float32)(x)
+    assert ((y - expected).norm() / expected.norm()).item() < (2e-6 if input_ is Input.DYNAMIC else 4e-3)
+
+
+@pytest.mark.parametrize("isa", NATIVES)
+def test_native_rows_that_are_not_finite_spoil_no_other(isa):
+    weight, bias = random_weight("q4_0", 8, 64), randn(8, dtype=torch.float32)
+    x = randn(4, 64, dtype=torch.float32)
+    x[1], x[2, 5], x[3, 40] = 0, float("nan"), float("inf")
+    y = NATIVES[isa](weight, bias, torch.float32)(x)
+    assert torch.equal(y[1], bias)
+    assert y[2:].isnan().all()
+    assert_close(y[0], REFERENCE(weight, bias)(x[:1])[0])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("isa", NATIVES)
+def test_rows_of_blocks_are_looked_up(isa, name):
+    weight, ids = random_weight(name, 9, 512), torch.tensor([8, 0, 3, 0])
+    x = natives(block_linear.native.embedding)[isa](weight, ids)
+    torch.testing.assert_close(x, embedding.reference.embedding(weight, ids), rtol=1e-6, atol=1e-7)
+
+
+def test_rows_that_do_not_exist_and_wrong_sizes_are_refused():
+    weight = random_weight("q4_0", 9, 64)
+    with pytest.raises(IndexError, match="token_ids_T must lie in 0 to 8"):
+        NATIVE.embedding(weight, torch.tensor([9]))
+    with pytest.raises(ValueError, match="rows_OB must have shape"):
+        native.library.PackedBlocks(weight.rows_OB, "q8_0", 64, is_dynamic=True)
+    with pytest.raises(ValueError, match="no such format"):
+        native.library.PackedBlocks(weight.rows_OB, "q9_0", 64, is_dynamic=True)
+
+
+def test_products_and_look_ups_are_replayed():
+    table, most = random_weight("q4_0", 9, 64), 12
+    weight = random_weight("q8_0", 40, 64)
+    apply, ids = NATIVE.projection(weight, None), torch.zeros(most, dtype=torch.int64)
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        return apply(NATIVE.embedding(table, ids))
+
+    graph = Graph(MemoryPool(), most)
+    with graph.capture():
+        y = run(ids)
+    for num_rows in (1, 12, 7):
+        ids[:num_rows] = torch.randint(9, (num_rows,))
+        graph.replay(num_rows)
+        assert torch.equal(y[:num_rows], run(ids[:num_rows]))

@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from kernels import grouped_mlp, linear, linear_int8, silu_mul
+from kernels import block_linear, grouped_mlp, linear, linear_int8, silu_mul
+from kernels.block_weight import stack
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
+from tests.support.blocks import random_weight
 
 VERSIONS = {
     "torch": lambda *arguments, dtype: grouped_mlp.torch_ops.grouped_mlp(*arguments),
@@ -112,3 +114,31 @@ def test_a_token_without_weight_gets_nothing_and_one_that_is_nan_spoils_no_other
     actual = apply(x, ids, weights)
     assert actual[1].isnan().all()
     assert_close(actual[2], expected[2])
+
+
+def block_experts(version, input_, names):
+    """Experts of 64 by 96 in blocks of these formats: gate, up, down."""
+
+    def expert(seed):
+        gate, up = (random_weight(names[i], 96, 64, input_, seed=3 * seed + i) for i in range(2))
+        return stack([gate, up]), random_weight(names[2], 64, 96, input_, seed=3 * seed + 2)
+
+    def projection(weight, bias):
+        return block_linear.reference.block_linear(weight, bias)
+
+    experts = [expert(seed) for seed in range(NUM_EXPERTS)]
+    if version == "reference":
+        return grouped_mlp.reference.grouped_mlp(projection, silu_mul.reference.silu_mul, experts)
+    return VERSIONS[version](projection, silu_mul.reference.silu_mul, experts, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("names", [("q4_0", "q4_0", "q4_0"), ("q4_0", "q8_0", "q8_0")], ids="-".join)
+@pytest.mark.parametrize("input_", Input)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_experts_in_blocks_match_reference(version, input_, names):
+    apply, reference = block_experts(version, input_, names), block_experts("reference", input_, names)
+    for num_tokens in (1, 3, 40):
+        x, (ids, weights) = randn(num_tokens, 64, dtype=torch.bfloat16), route(num_tokens, 3, list(range(6)))
+        actual, expected = apply(x, ids, weights), reference(x, ids, weights)
+        assert ((actual - expected).norm() / expected.norm()).item() < 0.01
+        assert torch.equal(apply(x[-1:], ids[-1:], weights[-1:])[0], actual[-1])

@@ -1,0 +1,53 @@
+// What products, embeddings and packing need of a format of blocks (kernels/block_weight.py), whichever it is.
+//
+// A new format is a file formats/<name>.cpp (format.h says what it must hold) and a name at the end of this one.
+#pragma once
+
+#include "rows.h"
+
+#include <cstdint>
+
+namespace native {
+
+struct BlockPanel;
+
+struct Codec {
+    const char* name;
+    int64_t values, bytes;  // of a block
+    int64_t head;           // bytes of a block that hold its scales
+    int64_t group;          // inputs that share a scale
+
+    // A block's values.
+    void (*decode)(const uint8_t* block, float* out);
+    // Blocks of 16 columns to a panel's; both parts are 0 before.
+    void (*pack)(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes);
+    // sums[m][column] of the first M rows of a tile; rows of sums are BLOCK apart, and there is memory for
+    // one more. `ahead`, if it is not null, is memory to fetch on the way. Null for a format of floats.
+    void (*multiply)(const BlockPanel& panel, const RowTile& tile, int64_t M, float* sums, const BlockPanel* ahead);
+    // A panel as products in floats take it.
+    void (*widen_bf16)(const BlockPanel& panel, bf16* out);
+    void (*widen_float)(const BlockPanel& panel, float* out);
+
+    // Bytes of a panel's heads, which come first; of a whole panel.
+    int64_t heads_size(int64_t num_blocks) const { return round_up(num_blocks * PANEL * head, 64); }
+    int64_t panel_size(int64_t num_blocks) const {
+        return heads_size(num_blocks) + num_blocks * PANEL * (bytes - head);
+    }
+};
+
+// 16 columns of a weight: the scales of all blocks, then the codes of all blocks, which begin at a cache line.
+struct BlockPanel {
+    const Codec* codec;
+    const uint8_t* data;
+    int64_t num_blocks;
+
+    int64_t size() const { return codec->panel_size(num_blocks); }
+    const uint8_t* codes() const { return data + codec->heads_size(num_blocks); }
+};
+
+const Codec* find_codec(const char* name);  // or null
+
+extern const Codec Q4_0, Q8_0, Q4_K, Q6_K;
+constexpr const Codec* CODECS[] = {&Q4_0, &Q8_0, &Q4_K, &Q6_K};
+
+}  // namespace native

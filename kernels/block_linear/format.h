@@ -1,0 +1,292 @@
+// From what one format says of its blocks to its codec.
+//
+// A format is a struct with
+//
+//     VALUES, BYTES  of a block, as kernels/block_weight.py has them
+//     HEAD           how many of these bytes hold scales, minima and the like
+//     BITS           of a code as it is packed: 4, 5, 6 or 8
+//     GROUP          values that share a scale: 16, or a multiple of 32
+//     OFFSET         what is subtracted of a code
+//     HAS_MIN        whether a group has a minimum too: value = scale * (code - OFFSET) + min
+//     unpack(block, codes)             the codes of a block's values, in their order
+//     pack_head(block, column, heads)  its scales to the heads of 16 columns' blocks, 16 * HEAD bytes
+//     scales(heads, scales, mins)      of each group of these blocks, for 16 columns
+//
+// and, where a code is no number by itself,
+//
+//     TABLE          16 numbers, which codes of 4 bits stand for before OFFSET is subtracted; MOST, the largest
+//     values(four)   fp32 values of 16 columns' codes, 4 inputs of each, which the scales are multiplied with: a format
+//                    of floats, whose products are never computed in integers
+//
+// Packed codes lie in units of 32 inputs: 64 bytes hold the low 4 bits of 8 inputs of 16 columns, those of inputs 0 to
+// 3 in the low halves of bytes [column][input]; behind the four of them 64 bytes have a 5th bit (bit k of a byte: of
+// step k, which is inputs 4k to 4k + 3), or twice 64 the 5th and 6th (of steps 0 to 3 and of 4 to 7). 8 bits: 64 bytes
+// a step.
+#pragma once
+
+#include "../native/panel_pairs.h"
+#include "codec.h"
+#include "dot.h"
+
+#include <array>
+
+namespace native {
+
+template <typename F, typename = void>
+struct HasTable : std::false_type {};
+template <typename F>
+struct HasTable<F, std::void_t<decltype(F::TABLE)>> : std::true_type {};
+
+template <typename F, typename = void>
+struct IsFloat : std::false_type {};
+template <typename F>
+struct IsFloat<F, std::void_t<decltype(&F::values)>> : std::true_type {};
+
+template <typename F>
+constexpr int INPUT_GROUP = F::GROUP < 32 ? 32 : F::GROUP;
+template <typename F>
+constexpr int NUM_GROUPS = F::VALUES / F::GROUP;
+template <typename F>
+constexpr int UNIT = 64 * F::BITS;  // bytes of 32 inputs of 16 columns
+
+template <typename F>
+constexpr int most_of() {
+    if constexpr (HasTable<F>::value)
+        return F::MOST;
+    else
+        return (1 << F::BITS) - 1;
+}
+
+// The codes of inputs 4 * step to 4 * step + 3 of 16 columns: bytes [column][input].
+template <typename F>
+__attribute__((always_inline)) inline u16x codes_at(const uint8_t* unit, int step) {
+    if constexpr (F::BITS == 8) return dwords(unit + 64 * step);
+    const u16x pair = dwords(unit + step / 2 * 64);
+    u16x codes = (step % 2 ? pair >> 4 : pair) & 0x0f0f0f0fu;
+    if constexpr (F::BITS == 5) {
+        const u16x high = dwords(unit + 256);
+        codes |= (step < 4 ? high << (4 - step) : high >> (step - 4)) & 0x10101010u;
+    }
+    if constexpr (F::BITS == 6) {
+        const u16x high = dwords(unit + 256 + step / 4 * 64);
+        const int at = 2 * (step % 4);
+        codes |= (at < 4 ? high << (4 - at) : high >> (at - 4)) & 0x30303030u;
+    }
+    if constexpr (HasTable<F>::value) {
+#if defined(__AVX512BW__)
+        const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(F::TABLE)));
+        codes = (u16x)_mm512_shuffle_epi8(table, (__m512i)codes);
+#else
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(F::TABLE)));
+        __m256i half[2];
+        std::memcpy(half, &codes, sizeof half);
+        for (auto& own : half) own = _mm256_shuffle_epi8(table, own);
+        std::memcpy(&codes, half, sizeof codes);
+#endif
+    }
+    return codes;
+}
+
+// 32 codes of a column to their places in a unit.
+template <typename F>
+inline void put_codes(const uint8_t* codes, int column, uint8_t* unit) {
+    for (int step = 0; step < 8; ++step)
+        for (int i = 0; i < 4; ++i) {
+            const int code = codes[4 * step + i], place = 4 * column + i;
+            if constexpr (F::BITS == 8) {
+                unit[64 * step + place] = uint8_t(code);
+            } else {
+                unit[step / 2 * 64 + place] |= uint8_t((code & 15) << 4 * (step % 2));
+                if constexpr (F::BITS == 5) unit[256 + place] |= uint8_t((code >> 4) << step);
+                if constexpr (F::BITS == 6) unit[256 + step / 4 * 64 + place] |= uint8_t((code >> 4) << 2 * (step % 4));
+            }
+        }
+}
+
+template <typename F>
+void pack_blocks(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes) {
+    for (int column = 0; column < PANEL; ++column) {
+        uint8_t own[F::VALUES];
+        F::unpack(blocks[column], own);
+        F::pack_head(blocks[column], column, heads);
+        for (int unit = 0; unit < F::VALUES / 32; ++unit) put_codes<F>(own + 32 * unit, column, codes + unit * UNIT<F>);
+    }
+}
+
+// Four inputs' values of 16 columns, before their scale.
+template <typename F>
+__attribute__((always_inline)) inline std::array<v16, 4> numbers(u16x codes) {
+    if constexpr (IsFloat<F>::value) {
+        return F::values(codes);
+    } else {
+        std::array<v16, 4> values;
+        for (int i = 0; i < 4; ++i) values[i] = __builtin_convertvector((i16x)(codes >> 8 * i & 255u) - F::OFFSET, v16);
+        return values;
+    }
+}
+
+// to(step of four inputs, their values of 16 columns) for each of a panel.
+template <typename F, typename To>
+__attribute__((always_inline)) inline void each_four(const uint8_t* heads, const uint8_t* codes, const To& to) {
+    v16 scales[NUM_GROUPS<F>], mins[NUM_GROUPS<F>];
+    F::scales(heads, scales, mins);
+    for (int unit = 0; unit < F::VALUES / 32; ++unit)
+#pragma GCC unroll 8
+        for (int step = 0; step < 8; ++step) {
+            std::array<v16, 4> values = numbers<F>(codes_at<F>(codes + unit * UNIT<F>, step));
+            const int group = (32 * unit + 4 * step) / F::GROUP;
+            for (v16& value : values)
+                if constexpr (F::HAS_MIN)
+                    value = multiply_add(mins[group], value, scales[group]);
+                else
+                    value *= scales[group];
+            to(8 * unit + step, values);
+        }
+}
+
+template <typename F>
+void decode_block(const uint8_t* block, float* out) {
+    uint8_t heads[16 * F::HEAD + 1] = {}, codes[F::VALUES / 32 * UNIT<F>] = {}, own[F::VALUES];
+    F::unpack(block, own);
+    F::pack_head(block, 0, heads);
+    for (int unit = 0; unit < F::VALUES / 32; ++unit) put_codes<F>(own + 32 * unit, 0, codes + unit * UNIT<F>);
+    each_four<F>(heads, codes, [&](int step, const std::array<v16, 4>& values) {
+        for (int i = 0; i < 4; ++i) out[4 * step + i] = values[i][0];
+    });
+}
+
+// Two inputs' values of 16 columns as a panel of bf16 holds them.
+inline void store_pairs(v16 first, v16 second, bf16* to) {
+#if defined(__AVX512BF16__)
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(places, both));
+#else
+    const auto rounded = [](v16 x) {
+        const u16x bits = (u16x)x;
+        return bits + 0x7fffu + ((bits >> 16) & 1u);
+    };
+    const u16x both = (rounded(first) >> 16) | (rounded(second) & 0xffff0000u);
+    std::memcpy(to, &both, sizeof both);
+#endif
+}
+
+template <typename F, typename A>
+void widen(const BlockPanel& panel, A* out) {
+    const uint8_t *heads = panel.data, *codes = panel.codes();
+    for (int64_t b = 0; b < panel.num_blocks; ++b) {
+        each_four<F>(heads, codes, [&](int step, const std::array<v16, 4>& values) {
+            A* const to = out + step * 4 * PANEL;
+            if constexpr (sizeof(A) == 2) {
+                store_pairs(values[0], values[1], to);
+                store_pairs(values[2], values[3], to + 2 * PANEL);
+            } else {
+                for (int i = 0; i < 4; ++i) store(to + i * PANEL, values[i]);
+            }
+        });
+        heads += PANEL * F::HEAD, codes += F::VALUES / 32 * UNIT<F>, out += F::VALUES * PANEL;
+    }
+}
+
+// M rows of a tile by a panel. A sum's products are added in an order that is the same for every M.
+template <typename F, int M>
+void multiply_rows(const BlockPanel& panel, const int8_t* x, const RowGroup* groups, int64_t tile_rows, float* sums,
+                   const char* ahead, int64_t ahead_size) {
+    constexpr int X = INPUT_GROUP<F>, PARTS = X / F::GROUP;
+    static_assert(PARTS == 1 || !F::HAS_MIN);
+    const uint8_t *heads = panel.data, *codes = panel.codes();
+    v16 totals[M] = {};
+    for (int64_t b = 0; b < panel.num_blocks; ++b) {
+        for (int64_t line = 0; line < ahead_size; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
+        ahead += ahead_size;
+        v16 scales[NUM_GROUPS<F>], mins[NUM_GROUPS<F>];
+        F::scales(heads, scales, mins);
+        for (int g = 0; g < NUM_GROUPS<F>; g += PARTS) {
+            v16 values[M];
+#pragma GCC unroll 2
+            for (int part = 0; part < PARTS; ++part) {
+                Dot<most_of<F>()> dots[M];
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m)
+                    if constexpr (F::OFFSET == 0)
+                        dots[m].start(i16x{});
+                    else
+                        dots[m].start((i16x{} + (PARTS == 1 ? groups[m].negated : groups[m].halves[part])) * F::OFFSET);
+#pragma GCC unroll 32
+                for (int step = 0; step < F::GROUP / 4; ++step) {
+                    const int at = part * F::GROUP / 4 + step;
+                    const u16x own = codes_at<F>(codes + at / 8 * UNIT<F>, at % 8);
+#pragma GCC unroll 8
+                    for (int m = 0; m < M; ++m) dots[m].add(own, x + m * X + 4 * at, step);
+                }
+#pragma GCC unroll 8
+                for (int m = 0; m < M; ++m) {
+                    if constexpr (F::HAS_MIN)
+                        values[m] = multiply_add(mins[g + part] * groups[m].sum, dots[m].floats(), scales[g + part]);
+                    else if (part == 0)
+                        values[m] = dots[m].floats() * scales[g];
+                    else
+                        values[m] = multiply_add(values[m], dots[m].floats(), scales[g + part]);
+                }
+            }
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) totals[m] = multiply_add(totals[m], groups[m].scale, values[m]);
+            codes += X / 32 * UNIT<F>;
+            x += tile_rows * X, groups += tile_rows;
+        }
+        heads += PANEL * F::HEAD;
+    }
+    for (int m = 0; m < M; ++m) store(sums + m * BLOCK, totals[m]);
+}
+
+template <typename F>
+void multiply(const BlockPanel& panel, const RowTile& tile, int64_t M, float* sums, const BlockPanel* next) {
+    const char* ahead = next ? reinterpret_cast<const char*>(next->data) : nullptr;
+    int64_t size = next ? (next->size() + panel.num_blocks - 1) / panel.num_blocks : 0;
+    int64_t m = 0;
+    const auto rows = [&](auto count) {
+        multiply_rows<F, count>(panel, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
+                                sums + m * BLOCK, ahead, size);
+        m += count;
+        ahead = nullptr, size = 0;
+    };
+    while (M - m >= DOT_ROWS) rows(std::integral_constant<int, DOT_ROWS>());
+    if constexpr (DOT_ROWS > 2) switch (M - m) {  // one row more costs less than a call
+            case 7:
+                return rows(std::integral_constant<int, 8>());
+            case 6:
+            case 5:
+                return rows(std::integral_constant<int, 6>());
+            case 4:
+                return rows(std::integral_constant<int, 4>());
+            case 3:
+                return rows(std::integral_constant<int, 3>());
+            case 2:
+                return rows(std::integral_constant<int, 2>());
+        }
+    if (M - m == 1) rows(std::integral_constant<int, 1>());
+}
+
+template <typename F>
+constexpr Codec codec_of(const char* name) {
+    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,        INPUT_GROUP<F>, decode_block<F>,
+                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>};
+    if constexpr (!IsFloat<F>::value) codec.multiply = multiply<F>;
+    return codec;
+}
+
+// 16 halves as floats.
+inline v16 load_halves(const uint8_t* from) {
+#if defined(__AVX512F__)
+    return (v16)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+    const auto* const half = reinterpret_cast<const __m128i*>(from);
+    const __m256 both[2] = {_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
+    v16 x;
+    std::memcpy(&x, both, sizeof x);
+    return x;
+#endif
+}
+
+}  // namespace native

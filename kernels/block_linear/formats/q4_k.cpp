@@ -1,0 +1,18 @@
+// ggml's Q4_K: {fp16 d, dmin; 12 bytes of 8 scales and minima in 6 bits; of each 64 values byte j: value j | value
+// j + 32 << 4}; value = d * scale * code - dmin * minimum, each of 32 values.
+#include "k_scales.h"
+
+namespace {
+
+struct Format : native::KScales {
+    static constexpr int VALUES = 256, BYTES = 144, BITS = 4, GROUP = 32, OFFSET = 0;
+    static constexpr bool HAS_MIN = true;
+
+    static void unpack(const uint8_t* block, uint8_t* codes) {
+        for (int i = 0; i < 256; ++i) codes[i] = block[16 + i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+    }
+};
+
+}  // namespace
+
+const native::Codec native::Q4_K = native::codec_of<Format>("q4_k");

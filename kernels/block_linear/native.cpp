@@ -1,0 +1,157 @@
+// A linear layer with a weight in blocks, and embeddings from rows of blocks. Contracts:
+// kernels/block_linear/__init__.py, kernels/embedding/__init__.py.
+#include "../native/packed.h"
+#include "packed_blocks.h"
+
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <vector>
+
+const native::Codec* native::find_codec(const char* name) {
+    for (const Codec* codec : CODECS)
+        if (!std::strcmp(codec->name, name)) return codec;
+    return nullptr;
+}
+
+namespace {
+
+using namespace native;
+
+// Weights that are multiplied with the same rows, in several formats: the columns of one behind those of another.
+struct BlockLinear {
+    struct Part {
+        PackedBlocks weight;
+        std::shared_ptr<float> bias;  // with memory for whole panels, or null
+        int64_t first;                // column
+    };
+    std::vector<Part> parts;
+    Element out;
+    int64_t in_size, out_size = 0;
+
+    BlockLinear(const std::vector<PackedBlocks>& weights, std::optional<Tensor> bias_O, DType out_dtype)
+        : out(out_dtype.element()) {
+        check_value(!weights.empty(), "there must be a weight");
+        in_size = weights[0].in_size;
+        for (const PackedBlocks& weight : weights) {
+            check_value(weight.in_size == in_size, "weights must have one in_size");
+            parts.push_back({weight, nullptr, out_size});
+            out_size += weight.out_size;
+        }
+        if (!bias_O) return;
+        const float* const bias = bias_O->packed<const float>("bias_O", {out_size}).data;
+        for (Part& part : parts) part.bias = whole_panels({bias + part.first, {part.weight.out_size}, {1}});
+    }
+};
+
+// Columns of y of those parts that `takes` them; pair(weight, i) is a pair of rows and panels.
+template <typename Y, typename Takes, typename PairOf>
+void multiply_parts(const BlockLinear& layer, Y* y, const Takes& takes, const PairOf& pair) {
+    struct Place {
+        const BlockLinear::Part* part;
+        int64_t begin;  // the first of its pairs
+    };
+    std::vector<Place> places;
+    int64_t num_pairs = 0;
+    for (const auto& part : layer.parts) {
+        if (!takes(part.weight)) continue;
+        places.push_back({&part, num_pairs});
+        num_pairs += part.weight.num_pairs();
+    }
+    if (!num_pairs) return;
+    const auto place_of = [&](int64_t i) -> const Place& {
+        size_t p = places.size() - 1;
+        while (places[p].begin > i) --p;
+        return places[p];
+    };
+    const auto pair_at = [&](int64_t i) {
+        const Place& place = place_of(i);
+        return pair(place.part->weight, i - place.begin);
+    };
+    multiply_pairs(num_pairs, pair_at, [&](int64_t i, int64_t row, int64_t M, const float* sums) {
+        const Place& place = place_of(i);
+        const int64_t begin = (i - place.begin) * BLOCK, width = place.part->weight.out_size;
+        const auto value = [bias = place.part->bias.get()](const float* own, int64_t, int64_t column) {
+            return bias ? load(own) + load(bias + column) : load(own);
+        };
+        for (int64_t column = begin; column < std::min(begin + BLOCK, width); column += PANEL)
+            store_panel(sums + column - begin, row, M, column, width, Matrix<Y>{y + place.part->first, layer.out_size},
+                        value);
+    });
+}
+
+template <typename X, typename Y>
+void multiply(const BlockLinear& layer, const View<const X, 2>& x, int64_t num_rows, Y* y) {
+    static thread_local GroupedRows own_rows;
+    GroupedRows& rows = own_rows;  // this thread's, in the others too
+    const Span all{0, num_rows};
+    for (const int64_t group : {32, 64, 128}) {
+        const auto takes = [&](const PackedBlocks& weight) {
+            return weight.is_dynamic && weight.codec->group == group;
+        };
+        if (std::none_of(layer.parts.begin(), layer.parts.end(), [&](const auto& part) { return takes(part.weight); }))
+            continue;
+        rows.make_room(round_up(num_rows, TILE_ROWS), layer.in_size);
+        parallel_rows(num_rows, 1, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, group); });
+        multiply_parts(layer, y, takes,
+                       [&](const PackedBlocks& weight, int64_t i) { return pair_of(rows, all, weight, i); });
+    }
+    const auto takes = [](const PackedBlocks& weight) { return !weight.is_dynamic; };
+    if (std::none_of(layer.parts.begin(), layer.parts.end(), [&](const auto& part) { return takes(part.weight); }))
+        return;
+    const Matrix<const X> floats = whole_rows<X>(x.data, x.stride[0], num_rows, layer.in_size);
+    multiply_parts(layer, y, takes,
+                   [&](const PackedBlocks& weight, int64_t i) { return pair_of(floats, num_rows, weight, i); });
+}
+
+template <typename X, typename Y>
+Tensor forward(const std::shared_ptr<BlockLinear>& layer, const Tensor& x_TI) {
+    const auto x = x_TI.view<const X>("x_TI", {ANY, layer->in_size});
+    const auto y = x_TI.make<Y>({x.shape[0], layer->out_size});
+    launch(x.shape[0], [=, y = y.view.data](int64_t rows) { multiply(*layer, x, rows, y); });
+    return y.tensor;
+}
+
+Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, const Tensor& token_ids_T) {
+    const Codec* const codec = find_codec(format);
+    check_value(codec, "there is no such format of blocks");
+    check_value(size > 0, "size must be positive");
+    const int64_t num_blocks = (size + codec->values - 1) / codec->values;
+    const auto weight = rows_VB.view<const uint8_t>("rows_VB", {ANY, num_blocks * codec->bytes});
+    const auto token_ids = token_ids_T.packed<const int64_t>("token_ids_T", {ANY});
+    const auto x = rows_VB.make<float>({token_ids.shape[0], size});
+    launch(token_ids.shape[0], [=, x = x.view](int64_t rows) {
+        check_indices(token_ids.data, rows, weight.shape[0], "token_ids_T");
+        parallel_rows(rows, 1, [&](int64_t row) {
+            const uint8_t* const blocks = weight.row(token_ids.data[row]);
+            for (int64_t b = 0; b < num_blocks; ++b) {
+                float values[256];
+                codec->decode(blocks + b * codec->bytes, values);
+                const int64_t first = b * codec->values;
+                std::memcpy(x.row(row) + first, values, std::min(codec->values, size - first) * sizeof(float));
+            }
+        });
+    });
+    return x.tensor;
+}
+
+}  // namespace
+
+void native::bind_block_linear(nb::module_& m) {
+    nb::class_<PackedBlocks>(m, "PackedBlocks")
+        .def(nb::init<Tensor, const char*, int64_t, bool>(), "rows_OB"_a, "format"_a, "in_size"_a, "is_dynamic"_a);
+    nb::class_<BlockLinear>(m, "BlockLinear")
+        .def(nb::init<const std::vector<PackedBlocks>&, std::optional<Tensor>, DType>(), "weights"_a, "bias_O"_a.none(),
+             "out_dtype"_a)
+        .def(
+            "forward",
+            [](std::shared_ptr<BlockLinear> self, Tensor x_TI) {
+                return with_dtype(x_TI, "x_TI", [&](auto number) {
+                    using X = decltype(number);
+                    return self->out == Element::FLOAT32 ? forward<X, float>(self, x_TI) : forward<X, bf16>(self, x_TI);
+                });
+            },
+            "x_TI"_a);
+    m.def("has_blocks", [](const char* format) { return find_codec(format) != nullptr; }, "format"_a);
+    m.def("embed_blocks", &embed_blocks, "rows_VB"_a, "format"_a, "size"_a, "token_ids_T"_a);
+}

@@ -1,0 +1,42 @@
+"""Weights in blocks, packed for native products. Contract: kernels.block_linear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kernels import native
+from kernels.block_weight import BlockWeight, MixedWeight
+from kernels.embedding import reference
+from kernels.quantized_weight import Input
+from kernels.types import Linear
+
+if TYPE_CHECKING:
+    from kernels.native._kernels import PackedBlocks
+
+
+def block_linear(weight: BlockWeight | MixedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype) -> Linear:
+    """For x in bf16 or fp32; y is in out_dtype: bf16 or fp32."""
+    parts = weight.parts if isinstance(weight, MixedWeight) else (weight,)
+    bias = None if bias_O is None else bias_O.float()
+    return native.library.BlockLinear([pack(part) for part in parts], bias, out_dtype).forward
+
+
+def pack(weight: BlockWeight) -> PackedBlocks:
+    """Pack a weight, into as much memory as it has."""
+    is_dynamic = weight.input is Input.DYNAMIC
+    return native.library.PackedBlocks(weight.rows_OB, weight.format.name, weight.in_size, is_dynamic)
+
+
+def is_native(weight: BlockWeight | MixedWeight) -> bool:
+    """Whether there are native products for all its formats."""
+    parts = weight.parts if isinstance(weight, MixedWeight) else (weight,)
+    return all(native.library.has_blocks(part.format.name) for part in parts)
+
+
+def embedding(weight_VH: BlockWeight, token_ids_T: torch.Tensor) -> torch.Tensor:
+    """Look up rows, in fp32. Contract: kernels.embedding."""
+    if not is_native(weight_VH):
+        return reference.embedding(weight_VH, token_ids_T)
+    return native.library.embed_blocks(weight_VH.rows_OB, weight_VH.format.name, weight_VH.in_size, token_ids_T)
