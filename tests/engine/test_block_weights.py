@@ -37,7 +37,7 @@ def error(path, **options) -> float:
     return float(((logits - twin).norm(dim=1) / twin.norm(dim=1)).median())
 
 
-def check(path, int8: float = 0.04) -> None:
+def check(path, int8: float = 0.06) -> None:
     assert error(path, activations="float") < 0.01
     assert error(path, activations="int8") < int8
     assert_batched_equals_alone(load(path, dtype="bfloat16"), PROMPTS, 12)
