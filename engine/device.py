@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from engine import host_memory
 from engine.errors import ConfigError
 from kernels import native
 
@@ -55,21 +56,4 @@ def available_bytes(device: torch.device) -> int:
     """Bytes of memory that are free now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return _available_host_bytes()
-
-
-def _available_host_bytes() -> int:
-    """Free host memory: the kernel's estimate, or the rest of the container's limit if that is less."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        kib = next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:"))
-    available = kib * 1024
-    try:
-        with (
-            open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit,
-            open("/sys/fs/cgroup/memory.current", encoding="ascii") as current,
-        ):
-            if (text := limit.read().strip()) != "max":
-                available = min(available, max(0, int(text) - int(current.read())))
-    except FileNotFoundError:
-        pass  # no cgroup v2 limit
-    return available
+    return host_memory.available_bytes()

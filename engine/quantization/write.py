@@ -58,12 +58,12 @@ def write(
             copy = folder / path.relative_to(source.path)
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
-    shards = ShardWriter(folder)
     names = sorted(name for name in tensors.names() if not name.endswith("_scale_inv"))
-    for name in tqdm(names, "writing int8", unit="tensor", file=sys.stderr, disable=not progress):
-        for made, tensor in _stored(name, tensors, config, recipe, is_gguf=source.is_gguf):
-            shards.add(made, tensor)
-    return shards.finish()
+    with ShardWriter(folder) as shards:
+        for name in tqdm(names, "writing int8", unit="tensor", file=sys.stderr, disable=not progress):
+            for made, tensor in _stored(name, tensors, config, recipe, is_gguf=source.is_gguf):
+                shards.add(made, tensor)
+        return shards.finish()
 
 
 def to_scheme(recipe: Recipe) -> Int8Scheme:

@@ -91,10 +91,10 @@ def export(
     if tokenizer is not None:
         for path in {path for pattern in _TOKENIZER_FILES for path in tokenizer.glob(pattern) if path.is_file()}:
             shutil.copy(path, partial / path.name)
-    shards = ShardWriter(partial)
-    for name, tensor in tensors:
-        shards.add(name, tensor.detach().to("cpu", dtype))
-    shards.finish()
+    with ShardWriter(partial) as shards:
+        for name, tensor in tensors:
+            shards.add(name, tensor.detach().to("cpu", dtype))
+        shards.finish()
     _replace(folder, partial)
 
 

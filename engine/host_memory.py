@@ -1,0 +1,69 @@
+"""How much memory this process may still take: what the system has, less where a control group or a limit says so.
+
+Linux alone: cgroup v1 and v2, of the process and of the groups around it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes no limit as a number beyond this
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the process can take before the system or a limit stops it; memory of cached files counts as free."""
+    rooms = [_fields(proc / "meminfo")["MemAvailable"], *_cgroup_rooms(proc, cgroups), *_process_rooms(proc)]
+    return max(0, min(rooms))
+
+
+def resident_bytes(proc: Path = Path("/proc")) -> int:
+    """Bytes of memory that the process has now, without what it has of files that are mapped to be read."""
+    status = _fields(proc / "self/status")
+    return status["RssAnon"] + status["RssShmem"]
+
+
+def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
+    """The limit of each group less what its processes have, of which cached files can be dropped."""
+    for line in (proc / "self/cgroup").read_text(encoding="ascii").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            roots, names = (cgroups, cgroups / "unified"), ("memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            roots, names = (cgroups / "memory",), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for root in roots:
+            for group in (own, *own.parents):  # a container sees its own group as the root, whatever its path
+                with contextlib.suppress(FileNotFoundError):
+                    yield from _room(root / group, *names)
+
+
+def _room(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
+    text = (group / limit).read_text(encoding="ascii").strip()
+    if text == "max" or int(text) >= _NO_LIMIT:
+        return
+    stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    cached = sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
+    yield int(text) - max(0, int((group / usage).read_text(encoding="ascii")) - cached)
+
+
+def _process_rooms(proc: Path) -> Iterator[int]:
+    """What `ulimit -v` and `ulimit -d` leave."""
+    status = _fields(proc / "self/status")
+    for kind, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit, _ = resource.getrlimit(kind)
+        if limit != resource.RLIM_INFINITY:
+            yield limit - status[used]
+
+
+def _fields(file: Path) -> dict[str, int]:
+    """The sizes in a file of `name: number kB`, in bytes."""
+    lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[2:] == ["kB"]}
