@@ -98,11 +98,10 @@ def test_what_a_killed_writer_leaves_is_no_checkpoint(tmp_path, mixed):
 
 
 def test_only_the_newest_tensors_are_in_memory(tmp_path):
-    with PeakMemory() as peak:
-        with ShardWriter(tmp_path) as writer:
-            for number in range(16):
-                writer.add(str(number), torch.ones(4 << 20))
-            writer.finish()
+    with PeakMemory() as peak, ShardWriter(tmp_path) as writer:
+        for number in range(16):
+            writer.add(str(number), torch.ones(4 << 20))
+        writer.finish()
     assert peak.bytes < 90e6  # of 268 MB
 
 
