@@ -1,7 +1,7 @@
 """Random checkpoints with a real model's structure, for tests, benchmarks and trials of the server.
 
-A decoder is built without memory for its weights, to learn which tensors it takes: the checkpoint has all tensors that
-a load needs. Then each is made and written, as many at a time as there are cores.
+A checkpoint has the tensors that a load takes (engine.loading.taken_tensors). Each is made and written, as many at a
+time as there are cores.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from engine.device import DTYPES, num_cores
 from engine.errors import ConfigError
 from engine.loading import fp8 as fp8_blocks
 from engine.loading.shards import ShardWriter, check_free_space
-from engine.loading.weights import Weights
+from engine.loading.taken_tensors import taken_tensors
 from engine.models import registry
-from kernels.ops import TorchOps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,9 +123,7 @@ def _parts(flat: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def _tensors_of(config: dict[str, Any], dtype: torch.dtype, *, fp8: bool) -> list[_Tensor]:
     """All tensors that the model takes, in the order in which it does."""
-    model_config = registry.parse(config, {})
-    weights = _NamedWeights(dtype)
-    registry.model_class(model_config)(model_config, weights, TorchOps(dtype), max_seq_len=1)
+    names = {taken.name: taken.shape for taken in taken_tensors(registry.parse(config, {}), dtype)}
     return [
         _Tensor(
             name,
@@ -134,7 +131,7 @@ def _tensors_of(config: dict[str, Any], dtype: torch.dtype, *, fp8: bool) -> lis
             torch.float32 if name.endswith("e_score_correction_bias") else dtype,
             fp8 and len(shape) == 2 and not any(part in name for part in _NOT_FP8),
         )
-        for name, shape in weights.shapes.items()
+        for name, shape in names.items()
     ]
 
 
@@ -149,28 +146,3 @@ def _in_order(tensors: list[_Tensor], seed: int) -> Iterator[dict[str, torch.Ten
             ahead.append(threads.submit(tensor.make, seed))
         while ahead:
             yield ahead.popleft().result()
-
-
-class _NamedWeights(Weights):
-    """Hands out tensors without memory, and keeps their names and shapes."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__(_NoTensors(), torch.device("meta"), dtype, fp8_block=_FP8_BLOCK, progress=False)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        self.shapes[name] = shape
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-    def finish(self) -> None:
-        pass
-
-
-class _NoTensors:
-    """A source without tensors."""
-
-    def names(self) -> set[str]:
-        return set()
-
-    def read(self, name: str) -> torch.Tensor:
-        raise AssertionError(f"{name} is read from a source without tensors")

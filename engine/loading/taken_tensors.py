@@ -1,0 +1,107 @@
+"""Which tensors a model takes from a checkpoint: it is built without memory for its weights, and what it asks for noted.
+
+Nothing is read, and the list has what any family takes, whatever its parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from typing_extensions import override
+
+from engine.loading.weights import Weights
+from engine.models import registry
+from kernels.ops import TorchOps
+
+if TYPE_CHECKING:
+    from engine.models.config import ModelConfig
+    from kernels.types import HeadLinear
+
+
+@dataclass(frozen=True)
+class TakenTensor:
+    """A tensor that a model asks for.
+
+    Attributes:
+        name: in the checkpoint.
+        dtype: in which it is used, if it is not quantised.
+        layer: the linear layer whose weight it is, which may be quantised; None if it is something else.
+        is_table: rows of it are looked up.
+        num_in_heads: its values as kernels.head_linear packs them, which are as many again for each arrangement of
+            them; 0 if they are not packed so.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layer: str | None = None
+    is_table: bool = False
+    num_in_heads: int = 0
+
+
+def taken_tensors(config: ModelConfig, dtype: torch.dtype) -> list[TakenTensor]:
+    """What a model in this dtype takes, in that order; a tied embedding is there again as the weight of the head."""
+    weights = _NotingWeights(dtype)
+    registry.model_class(config)(config, weights, _NotingOps(weights), max_seq_len=1)
+    return [taken for taken, _ in weights.taken]
+
+
+class _NotingWeights(Weights):
+    """Hands out tensors without memory."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__(_NoTensors(), torch.device("meta"), dtype, fp8_block=(1, 1), progress=False)
+        self.taken: list[tuple[TakenTensor, torch.Tensor]] = []
+
+    @override
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
+        return self._hand_out(TakenTensor(name, shape, dtype or self.dtype))
+
+    @override
+    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+        return self._hand_out(TakenTensor(f"{layer}.weight", shape, self.dtype, layer))
+
+    @override
+    def as_linear(self, layer: str, weight_OI: torch.Tensor) -> torch.Tensor:
+        name = next(taken.name for taken, tensor in self.taken if tensor is weight_OI)
+        return self._hand_out(TakenTensor(name, tuple(weight_OI.shape), self.dtype, layer))
+
+    @override
+    def finish(self) -> None:
+        pass
+
+    def pack_heads(self, weight_NKM: torch.Tensor) -> None:
+        """Note that a view of a tensor is packed for head_linear."""
+        number = next(n for n in reversed(range(len(self.taken))) if self.taken[n][1] is weight_NKM._base)
+        taken, tensor = self.taken[number]
+        self.taken[number] = replace(taken, num_in_heads=taken.num_in_heads + weight_NKM.numel()), tensor
+
+    def _hand_out(self, taken: TakenTensor) -> torch.Tensor:
+        tensor = torch.empty(taken.shape, dtype=taken.dtype, device=self.device)
+        self.taken.append((taken, tensor))
+        return tensor
+
+
+class _NotingOps(TorchOps):
+    """Packs nothing."""
+
+    def __init__(self, weights: _NotingWeights) -> None:
+        super().__init__(weights.dtype)
+        self._weights = weights
+
+    @override
+    def head_linear(self, weight_NKM: torch.Tensor) -> HeadLinear:
+        self._weights.pack_heads(weight_NKM)
+        return super().head_linear(weight_NKM)
+
+
+class _NoTensors:
+    """A source without tensors."""
+
+    def names(self) -> set[str]:
+        return set()
+
+    def read(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} is read from a source without tensors")
