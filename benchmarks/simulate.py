@@ -9,7 +9,7 @@ A trace has one JSON object a line: {"time": seconds, "prompt": tokens, "output"
 "weight", "priority" and "prefix"; requests with the same prefix share their first tokens: {"prefix": ["system", 1024]}.
 
 The time of a step is `base + decode * decodes + prefill * prompt tokens + context * attended positions`; --fit measures
-the four costs on a model.
+the four costs on a model, and the memory that it takes with a KV cache of --num-kv-blocks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from tqdm import tqdm
 
@@ -29,6 +30,7 @@ from benchmarks.load.report import plot_shares
 from benchmarks.load.workload import parse_rate, positive
 from engine.cache_groups import group_layers
 from engine.chunk_budget import fit_costs
+from engine.config import flag
 from engine.dynamic_batcher import PREFILL_SHARE, DynamicBatcher
 from engine.kv_cache_manager import KVCacheManager
 from engine.policies import POLICIES
@@ -42,8 +44,10 @@ from server.commands.output import report, table
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from engine.engine_info import EngineInfo, EngineMemory
     from kernels.attention_pattern import AttentionPattern
 
+_OF_FIT = ("dtype", "quantization", "kv_cache_dtype")
 TIMES = ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
 
@@ -172,20 +176,29 @@ def simulate(
     return outcome
 
 
-def fit(model: str | None) -> StepCost:
-    """Measure several kinds of steps on a model, and fit the four costs."""
+def fit(model: str | None, **options: str) -> tuple[StepCost, EngineInfo]:
+    """Measure several kinds of steps on a model, and fit the four costs; what the engine says of itself, too.
+
+    `options` are settings of the engine.
+    """
     from benchmarks.offline import compute  # imports torch
     from engine.build import load_engine
     from engine.config import EngineConfig
 
-    engine = load_engine(EngineConfig(model=model, prefix_caching="off", max_batch_size=32, max_batched_tokens=512))
+    limits = {"prefix_caching": "off", "max_batch_size": 32, "max_batched_tokens": 512}
+    engine = load_engine(EngineConfig(model=model, **limits, **options))
     sizes = ((1, 16), (1, 512), (4, 64), (8, 128), (32, 32), (32, 128), (16, 400), (32, 16))
     longest = engine.info.max_seq_len - 12
     steps = [
         step for num_seqs, length in sizes for step in compute(engine, num_seqs, min(length, longest), 12, seed=0)[0]
     ]
     rows, times = [counts(plan) for plan, _ in steps], [seconds for _, seconds in steps]
-    return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times)))
+    return StepCost(*fit_costs(np.array(rows, dtype=float), np.array(times))), engine.info
+
+
+def deployed_memory(info: EngineInfo, num_blocks: int) -> EngineMemory:
+    """The memory of the measured engine, with a KV cache of so many blocks."""
+    return msgspec.structs.replace(info.memory, kv_cache=info.memory.kv_cache // info.num_blocks * num_blocks)
 
 
 def read_trace(path: Path) -> list[Arrival]:
@@ -228,7 +241,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--trace", type=Path, help="a recorded trace instead of a synthetic one")
     add("--policy", nargs="+", default=list(POLICIES), choices=list(POLICIES))
-    add("--fit", nargs="?", const="", metavar="MODEL", help="measure step times on this model")
+    add("--fit", nargs="?", const="", metavar="MODEL", help="measure step times and memory on this model")
+    for name in _OF_FIT:
+        add(flag(name), help="with --fit: as of deepseek-serve")
     add("--max-batch-size", type=positive, default=32)
     add("--max-batched-tokens", type=positive, default=512)
     add("--num-kv-blocks", dest="num_blocks", metavar="NUM_KV_BLOCKS", type=positive, default=8192)
@@ -246,6 +261,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--trace: {error}")
     if not args.arrivals:
         parser.error("the trace is empty")
+    args.options = {name: value for name in _OF_FIT if (value := getattr(args, name)) is not None}
+    if args.options and args.fit is None:
+        parser.error(f"{flag(next(iter(args.options)))} is a setting of the model that --fit names")
     args.attention = tuple(args.attention)
     try:
         windows = group_layers(args.attention).windows(16)
@@ -265,7 +283,7 @@ def summarise(policy: str, outcome: Outcome) -> dict[str, Any]:
     return {"policy": policy, **times, **rates, "preemptions": outcome.preemptions, "cached": outcome.cached}
 
 
-def show(cost: StepCost, lines: list[dict[str, Any]]) -> str:
+def show(cost: StepCost, memory: EngineMemory | None, lines: list[dict[str, Any]]) -> str:
     """The results as a table for people."""
     rows = [["policy", "TTFT mean", "p50", "p99", "ITL p50", "p99", "tokens/s", "packing", "preempted", "cached"]]
     for line in lines:
@@ -273,13 +291,17 @@ def show(cost: StepCost, lines: list[dict[str, Any]]) -> str:
         rates = [f"{line['output_tokens_per_second']:.0f}", f"{line['packing']:.1%}"]
         rows.append([line["policy"], *times, *rates, str(line["preemptions"]), f"{line['cached']:.1%}"])
     costs = ", ".join(f"{1e3 * value:.3g} ms {name}" for name, value in dataclasses.asdict(cost).items())
-    return f"a step costs {costs}\n{table(rows)}"
+    needs = "" if memory is None else f"it needs {memory.total / 2**30:.2f} GiB of memory: {memory}\n"
+    return f"a step costs {costs}\n{needs}{table(rows)}"
 
 
 def main() -> None:
     """Print a table for people or a JSON line for each policy; draw the plot."""
     args = parse()
-    cost = StepCost() if args.fit is None else fit(args.fit or None)
+    cost, memory = StepCost(), None
+    if args.fit is not None:
+        cost, info = fit(args.fit or None, **args.options)
+        memory = deployed_memory(info, args.num_blocks)
     lines = []
     limits = ("max_batch_size", "max_batched_tokens", "num_blocks", "prefill_share", "target_itl", "attention")
     outcomes = {}
@@ -288,7 +310,9 @@ def main() -> None:
         with tqdm(total=len(args.arrivals), desc=policy, unit="request", leave=False, disable=None) as bar:
             outcomes[policy] = simulate(args.arrivals, policy, cost, **chosen, on_end=bar.update)
         lines.append(summarise(policy, outcomes[policy]))
-    report(show(cost, lines), lines, as_json=args.json)
+        if memory is not None:
+            lines[-1]["memory_bytes"] = msgspec.structs.asdict(memory)
+    report(show(cost, memory, lines), lines, as_json=args.json)
     if args.plot:
         panels = {"time to first token (s)": "ttft", "inter-token latency (s)": "itl"}
         curves = {

@@ -9,10 +9,12 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine import device as devices
 from engine.dynamic_batcher import DynamicBatcher
 from engine.engine import Engine
-from engine.engine_info import MODALITIES, EngineInfo
+from engine.engine_info import MODALITIES, EngineInfo, EngineMemory
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.kv_cache_manager import KVCacheManager
@@ -53,7 +55,9 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
     started, phases = time.monotonic(), phases or Phases()
     phases.begin(WEIGHTS)
     devices.set_threads(config.threads)
+    before = devices.used_bytes(config.device)
     model = _load_model(config, phases, progress=progress)
+    weights = max(0, devices.used_bytes(config.device) - before)
     if config.ops.has_own_threads:
         devices.leave_cores_to_kernels()
     keep_freed_memory()
@@ -66,6 +70,9 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
     seed = config.settings.seed
     phases.begin(WARMING_UP)
     Engine(info, batcher, executor, eos_token_ids, seed).warm_up()
+    other = max(0, devices.used_bytes(config.device) - weights)
+    memory = EngineMemory(weights, num_blocks * config.kv_cache.bytes_per_block, other)
+    info = msgspec.structs.replace(info, memory=memory)
     engine = Engine(info, _make_batcher(config, num_blocks), executor, eos_token_ids, seed)  # with nothing counted yet
     logger.info(
         "loaded %s in %.1f s, warmed up in %.1f s: %s, %s, %d threads, kernels %s, "
@@ -81,6 +88,7 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
         num_blocks,
         info.block_size,
     )
+    logger.info("memory: %s; %.2f GiB are free", memory, devices.available_bytes(config.device) / devices.GIB)
     return engine
 
 

@@ -52,6 +52,11 @@ def default_kv_cache_bytes(device: torch.device) -> int:
     return int(available_bytes(device) * (0.85 if device.type == "cuda" else 0.25))
 
 
+def used_bytes(device: torch.device) -> int:
+    """Bytes of memory that this process has now, without the pages of mapped files."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else host_memory.resident_bytes()
+
+
 def available_bytes(device: torch.device) -> int:
     """Bytes of memory that are free now."""
     if device.type == "cuda":

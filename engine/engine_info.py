@@ -24,6 +24,29 @@ _TASKS: dict[Task, str] = {  # as errors say it
 }
 
 
+class EngineMemory(msgspec.Struct, frozen=True):
+    """Bytes of memory that the engine takes, by part; all together once every block of the KV cache has been used.
+
+    Attributes:
+        weights: as they lie packed in memory; pages of a mapped file, which the system may drop, are not counted.
+        kv_cache: all of its blocks.
+        other: what was there beside the weights when the engine was ready: the program and its working memory.
+    """
+
+    weights: int = 0
+    kv_cache: int = 0
+    other: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return self.weights + self.kv_cache + self.other
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "KV cache": self.kv_cache, "other": self.other}
+        return ", ".join(f"{name} {num_bytes / 2**30:.2f} GiB" for name, num_bytes in parts.items())
+
+
 class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     """Sent once, when the engine can take requests: the limits that requests are checked against.
 
@@ -38,6 +61,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
         labels: the names of what "classify" tells apart, in the order of their logits.
         label_activation: "softmax" where labels exclude each other, "sigmoid" where each is a yes or no, "none" where
             the logits are the scores (a regression).
+        memory: that the engine takes.
     """
 
     max_seq_len: int
@@ -53,6 +77,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     hidden_size: int = 0
     labels: tuple[str, ...] = ()
     label_activation: LabelActivation = "softmax"
+    memory: EngineMemory = EngineMemory()
 
     def num_computed(self, n: int) -> int:
         """How many times a prompt is computed for n sequences; what they do not share is less than a block each."""

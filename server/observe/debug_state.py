@@ -87,6 +87,8 @@ def _lines(state: dict[str, Any]) -> list[str]:
         *([f"guard    {_pairs(state['guard'])}"] if state["guard"] else []),
         f"engine   {_pairs({k: engine[k] for k in ('state', 'pid', 'restarts', 'last_end', 'heard_seconds_ago')})}",
     ]
+    if (limits := engine["limits"]) is not None:
+        lines.append(f"memory   {_pairs({part: f'{n / 2**30:.2f} GiB' for part, n in limits['memory'].items()})}")
     batcher = engine["batcher"]
     if batcher is None:
         return [*lines, f"         {engine['reason']}"]

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
+import msgspec
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -19,6 +20,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from engine.engine_info import EngineMemory
 from engine.protocol import EngineStats
 from server.http.request_record import current
 from server.observe.http_metrics import HttpMetrics
@@ -190,6 +192,7 @@ class Metrics:
         yield gauge("requests_running", "Sequences in the running batch.", stats.num_running)
         yield gauge("requests_waiting", "Sequences that wait for their first step, or again.", stats.num_waiting)
         yield gauge("kv_cache_usage_ratio", "KV blocks that live sequences hold, over all.", stats.kv_cache_usage_ratio)
+        yield self._memory()
         yield counter("engine_restarts", "Starts of the engine after it died.", self._client.num_restarts)
         yield counter("preemptions", "Sequences sent back to wait because blocks ran out.", stats.num_preemptions)
         yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.num_prompt_tokens)
@@ -203,6 +206,15 @@ class Metrics:
             "The sum over steps of how full each was, from 0 to 1; rate(packed_steps) / rate(steps) is the packing.",
             stats.packing,
         )
+
+    def _memory(self) -> Metric:
+        """The engine's memory by part, 0 until it is known."""
+        text = "Memory that the engine takes once all of its KV cache has been used, by part."
+        family = GaugeMetricFamily("deepseek_serve_memory_bytes", text, labels=["model_name", "part"])
+        info = self._client.info
+        for part, num_bytes in msgspec.structs.asdict(info.memory if info is not None else EngineMemory()).items():
+            family.add_metric([self._model_name, part], num_bytes)
+        return family
 
 
 class Reloads:

@@ -103,10 +103,13 @@ def test_a_trace_is_read_back(tmp_path, capsys, monkeypatch):
 
 
 def test_costs_are_fitted_to_measured_steps(tiny_llama):
-    cost = simulate.fit(str(tiny_llama))
+    cost, info = simulate.fit(str(tiny_llama), kv_cache_dtype="int8")
     assert isinstance(cost, StepCost)
     assert min(cost.base, cost.decode, cost.prefill, cost.context) >= 0
     assert cost.base + cost.prefill > 0
+    memory = simulate.deployed_memory(info, 100)
+    assert memory.kv_cache == 100 * 2 * 2 * (16 + 4) * 3 * 16  # keys and values, 2 heads of 16 and a scale, 3 layers
+    assert (memory.weights, memory.other) == (info.memory.weights, info.memory.other)
 
 
 def test_a_window_lets_more_run_at_once_than_all_positions_would():

@@ -29,6 +29,14 @@ def test_the_default_pool_holds_no_more_than_a_full_batch_needs(tiny_llama):
     assert load(tiny_llama, max_batch_size=3, max_seq_len=33).info.num_blocks == 3 * 3
 
 
+def test_the_memory_is_told_by_part(tiny_llama, caplog):
+    with caplog.at_level("INFO"):
+        memory = load(tiny_llama, num_kv_blocks=50).info.memory
+    assert memory.kv_cache == 50 * 2 * 2 * 16 * 4 * 3 * 16  # keys and values, 2 heads of 16 in fp32, 3 layers, 16 slots
+    assert memory.other > 0
+    assert f"memory: {memory}; " in caplog.text
+
+
 @pytest.mark.parametrize("max_seq_len", [1, 2, 3])
 def test_the_shortest_contexts_load_and_compute(tiny_llama, max_seq_len):
     engine = load(tiny_llama, max_seq_len=max_seq_len)

@@ -1,15 +1,17 @@
 """Metric names, buckets and what they count."""
 
+import msgspec
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.engine_info import EngineMemory
 from engine.protocol import EngineStats
 from server.app import create_app
 from server.http.api_keys import ApiKeys, Caller
 from server.observe.metrics import Metrics
 from server.observe.request_timer import RequestTimer
-from tests.support.no_engine import NoEngine
+from tests.support.no_engine import POOLING_INFO, NoEngine
 
 HISTOGRAMS = [
     "time_to_first_token_seconds",
@@ -75,6 +77,14 @@ def test_load_is_the_engines_latest_word(metrics):
     assert found["deepseek_serve_requests_waiting"] == 2
     assert found["deepseek_serve_kv_cache_usage_ratio"] == 0.25
     assert found["deepseek_serve_preemptions_total"] == 7
+
+
+def test_memory_is_there_by_part_once_the_engine_is_ready(metrics):
+    name = "deepseek_serve_memory_bytes"
+    parts = {"weights": 5, "kv_cache": 7, "other": 9}
+    assert {part: samples(metrics)[f"{name} {part}"] for part in parts} == dict.fromkeys(parts, 0)
+    metrics._client._ready(msgspec.structs.replace(POOLING_INFO, memory=EngineMemory(**parts)))
+    assert {part: samples(metrics)[f"{name} {part}"] for part in parts} == parts
 
 
 def test_reasons_for_an_end_are_counted_from_zero(metrics):

@@ -70,6 +70,8 @@ async def test_it_says_who_runs_and_who_waits(api: Api, admin: httpx.AsyncClient
     assert {one["request_id"].rpartition(".")[0] for one in batcher["running"]} == {"mine-1"}
     assert state["server"]["status"] == "ready"
     assert "16 run, 4 wait" in text
+    assert state["engine"]["limits"]["memory"]["kv_cache"] > 0
+    assert "memory   weights 0.00 GiB, kv cache 0.00 GiB, other " in text
     assert text.count("mine-1.") == 6
     assert "seats of the batch are taken" in text
     assert TEXT not in text + response.text
