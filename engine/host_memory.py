@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes no limit as a number beyond this
 
 
-def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that the process can take before the system or a limit stops it; memory of cached files counts as free."""
-    rooms = [_fields(proc / "meminfo")["MemAvailable"], *_cgroup_rooms(proc, cgroups), *_process_rooms(proc)]
-    return max(0, min(rooms))
+def available_bytes(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup"), *, with_swap: bool = False
+) -> int:
+    """Bytes that the process can take before the system or a limit stops it; memory of cached files counts as free.
+
+    `with_swap` adds what the system can swap out of others.
+    """
+    system = _fields(proc / "meminfo")
+    free = system["MemAvailable"] + (system.get("SwapFree", 0) if with_swap else 0)
+    return max(0, min([free, *_cgroup_rooms(proc, cgroups), *_process_rooms(proc)]))
 
 
 def resident_bytes(proc: Path = Path("/proc")) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError
@@ -16,11 +17,9 @@ from engine.loading.files import check_regular
 from engine.memory import drop_pages
 from engine.models.config_keys import read_json
 
-if TYPE_CHECKING:
-    import torch
-
 _INDEX = "model.safetensors.index.json"
 _MAX_NAMES_SHOWN = 10  # in one error
+_COPIED_AT_ONCE = 16 << 20  # bytes
 
 
 class SafetensorsSource:
@@ -46,10 +45,19 @@ class SafetensorsSource:
         return set(self._handles)
 
     def read(self, name: str) -> torch.Tensor:
-        mapped: torch.Tensor = self._handles[name].get_tensor(name)
-        tensor = mapped.clone()  # a copy: a file that changes later must not change a running server's weights
-        drop_pages(mapped.data_ptr(), mapped.nbytes)
-        return tensor
+        """Read a copy: a file that changes later must not change a running server's weights."""
+        return _copy(self._handles[name].get_tensor(name))
+
+
+def _copy(mapped: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor in a mapped file, whose pages are in memory for a moment only, a part at a time."""
+    tensor = torch.empty_like(mapped)
+    from_, to = (x.reshape(-1).view(torch.uint8) for x in (mapped, tensor))
+    for first in range(0, mapped.nbytes, _COPIED_AT_ONCE):
+        part = slice(first, first + _COPIED_AT_ONCE)
+        to[part] = from_[part]
+        drop_pages(from_.data_ptr(), min(part.stop, mapped.nbytes))
+    return tensor
 
 
 def _find_files(folder: Path) -> list[Path]:

@@ -42,6 +42,13 @@ def test_without_a_limit_it_is_what_the_system_has(proc):
     assert available(proc) == 8 * GIB
 
 
+def test_swap_is_counted_where_it_is_asked_for(proc):
+    with (proc / "meminfo").open("a") as meminfo:
+        meminfo.write("SwapFree: 1048576 kB\n")
+    assert available(proc) == 8 * GIB
+    assert host_memory.available_bytes(proc, proc.parent / "cgroup", with_swap=True) == 9 * GIB
+
+
 def test_a_limit_counts_without_cached_files(proc):
     """A model that was just downloaded fills a container's memory with its file, which the kernel drops when asked."""
     v2_group(proc, ".", 4 * GIB, 3 * GIB)
