@@ -17,6 +17,7 @@ from engine.engine import Engine
 from engine.engine_info import MODALITIES, EngineInfo, EngineMemory
 from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
+from engine.fit import check_fits, least_kv_blocks
 from engine.kv_cache_manager import KVCacheManager
 from engine.loading.phases import ALLOCATING, WARMING_UP, WEIGHTS, Phases
 from engine.loading.resolve import resolve_model
@@ -95,8 +96,10 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
 def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> Decoder:
     model, quantization = config.model, config.settings.quantization
     is_quantized = model.int8 is not None or model.packed is not None
+    tensors = config.source.open_tensors(model)
+    check_fits(config, tensors)
     weights = Weights(
-        config.source.open_tensors(model),
+        tensors,
         config.device,
         config.dtype,
         fp8_block=model.weight_block_size,
@@ -116,7 +119,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
 
 def _size_kv_cache(config: ResolvedConfig) -> int:
     """The number of KV blocks, once the weights are loaded: as set, if they fit; else as many as fit."""
-    least = len(config.model.cache_groups.groups)  # the first token has a block in each
+    least = least_kv_blocks(config)
     if config.num_kv_blocks is None:
         num_fitting = devices.default_kv_cache_bytes(config.device) // config.kv_cache.bytes_per_block
         return max(least, min(num_fitting, config.max_kv_blocks))

@@ -57,8 +57,8 @@ def used_bytes(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else host_memory.resident_bytes()
 
 
-def available_bytes(device: torch.device) -> int:
-    """Bytes of memory that are free now."""
+def available_bytes(device: torch.device, *, with_swap: bool = False) -> int:
+    """Bytes of memory that are free now; of a CPU, with what the system can swap out if that is asked for."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return host_memory.available_bytes()
+    return host_memory.available_bytes(with_swap=with_swap)

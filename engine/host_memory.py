@@ -39,9 +39,9 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
     for line in (proc / "self/cgroup").read_text(encoding="ascii").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            roots, names = (cgroups, cgroups / "unified"), ("memory.max", "memory.current", "")
+            roots, names = [cgroups, cgroups / "unified"], ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
-            roots, names = (cgroups / "memory",), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            roots, names = [cgroups / "memory"], ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         own = Path(path.lstrip("/"))

@@ -10,23 +10,28 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from engine.loading.taken_tensors import taken_tensors
+from engine.loading.weights import StoredTensor
 from kernels import native
 from kernels.block_weight import FORMATS
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.loading.taken_tensors import TakenTensor
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
     from kernels.ops import Ops
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_FORMAT_OF = {"F8_E4M3": "fp8_128", "I32": "int4_128", "parts": "int4_128"}  # others: the block format is the kind
-_INT8_OF_ROW = 8  # bytes beside a row's values: a scale, and their sum
-_PANEL = 16  # rows that native weights are padded to
-_TILE = 64  # bytes of a row that native weights are padded to
+_FORMATS = {
+    "F8_E4M3": "fp8_128",
+    "": "int4_128",
+}  # by how a weight is stored, beside GGUF's own; "" is in several parts
+_INT8_OF_ROW = 8  # bytes beside the values of a row: a scale, and their sum
+_PANEL, _TILE = 16, 64  # rows, and bytes of a row, that native weights are padded to whole ones of
+_HEADS_IN_BF16 = ("amx", "avx512_bf16")  # instruction sets that multiply heads in bf16; others do so in fp32
+_HEAD_ITEMSIZE = 4
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Footprint:
 
     Attributes:
         weights: as they stay, packed.
-        passing: of the largest tensor that is there beside them while it is packed.
+        passing: of the largest tensor, which is there beside them while it is packed.
     """
 
     weights: int
@@ -50,30 +55,48 @@ class Estimate:
         self._ops, self._is_quantized = ops, config.int8 is not None or config.packed is not None
         self._taken = taken_tensors(config, dtype)
         self._stored = {name: source.stored(name) for name in source.names()}
-        self._of_layer = Counter[str]()  # bytes of all that is stored of a layer's weight
+        self._parts = Counter[str]()  # bytes of all tensors of a layer
         for name, stored in self._stored.items():
-            if not name.endswith(".bias"):
-                self._of_layer[name.rpartition(".")[0]] += stored.num_bytes
+            self._parts[name.rpartition(".")[0]] += stored.num_bytes
 
     def footprint(self, quantization: str) -> Footprint:
         """With this --quantization."""
-        kept = [self._kept(taken, quantization) for taken in self._taken]
-        packed = [self._num_stored(taken) for taken in self._taken if taken.layer is not None or taken.num_in_heads]
-        return Footprint(sum(kept), max(packed, default=0))
+        packed = [taken for taken in self._taken if taken.layer is not None or taken.num_in_heads]
+        return Footprint(
+            sum(self._kept(taken, quantization) for taken in self._taken),
+            max((self._num_stored(taken) for taken in packed), default=0),
+        )
 
     def _kept(self, taken: TakenTensor, quantization: str) -> int:
         """Bytes that stay of a tensor."""
+        kind, num_stored = self._stored.get(taken.name, StoredTensor("", 0))
+        block, itemsize = FORMATS.get(_FORMATS.get(kind, kind.lower())), taken.dtype.itemsize
         keeps_blocks = quantization != "none" and self._ops.keeps_blocks
-        kind = self._kind(taken)
         if taken.num_in_heads:
-            return taken.num_in_heads * native.head_itemsize(taken.dtype) if self._is_native else _floats(taken)
+            return self._in_heads(taken)
         if taken.layer is None:
-            is_mapped = taken.is_table and kind in FORMATS and keeps_blocks  # its rows are read in the file
-            return 0 if is_mapped else _floats(taken)
-        if quantization in _AT_LOAD and (not self._is_quantized or taken.layer == "lm_head"):
-            return 0
-        if kind == "I8":
-            return self._padded(taken, 1) + taken.shape[0] * _INT8_OF_ROW
-        if kind in _FLOATS or not keeps_blocks or (block := FORMATS.get(_FORMAT_OF.get(kind, kind))) is None:
-            return self._padded(taken, taken.dtype.itemsize)
-        return max(taken.shape[0] * block.num_blocks(taken.shape[1]) * block.bytes, self._num_stored(taken))
+            is_mapped = taken.is_table and keeps_blocks and block is not None  # rows are read where they lie
+            return 0 if is_mapped else math.prod(taken.shape) * itemsize
+        rows, columns = taken.shape
+        if quantization == "int8" and (not self._is_quantized or taken.layer == "lm_head"):
+            return self._padded(rows, columns) + rows * _INT8_OF_ROW
+        if kind == "I8" and num_stored == rows * columns:  # not FP4, two values a byte
+            return self._padded(rows, columns) + rows * _INT8_OF_ROW
+        if kind in _FLOATS or block is None or not keeps_blocks:
+            return self._padded(rows, columns * itemsize)
+        return max(rows * block.num_blocks(columns) * block.bytes, self._num_stored(taken))
+
+    def _num_stored(self, taken: TakenTensor) -> int:
+        """Bytes that are read for a tensor, with what belongs to it."""
+        return self._parts[taken.layer or taken.name.rpartition(".")[0]]
+
+    def _padded(self, num_rows: int, row_bytes: int) -> int:
+        if self._ops.name != "native":
+            return num_rows * row_bytes
+        return -(-num_rows // _PANEL) * _PANEL * -(-row_bytes // _TILE) * _TILE
+
+    def _in_heads(self, taken: TakenTensor) -> int:
+        """What kernels.head_linear holds: views of the tensor, or native copies."""
+        if self._ops.name != "native":
+            return math.prod(taken.shape) * taken.dtype.itemsize
+        return taken.num_in_heads * (taken.dtype.itemsize if native.ISA in _HEADS_IN_BF16 else _HEAD_ITEMSIZE)

@@ -14,7 +14,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +22,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.errors import ModelError
+from engine.loading.weights import StoredTensor
 from engine.memory import drop_pages
 from kernels.block_weight import FORMATS, BlockWeight
 from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine.loading.gguf_file import GGUFFile, GGUFTensor
     from engine.models.config import ModelConfig
 
@@ -79,7 +78,7 @@ class GGUFSource:
         self._is_llama = config.mla is None
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
-        self._readers: dict[str, Callable[[], torch.Tensor | BlockWeight]] = {}
+        self._readers: dict[str, functools.partial[Any]] = {}
         self._mapped: list[tuple[int, int]] = []  # address and size of what was handed out as it lies in the file
         for name in file.tensors:
             self._add(name)
@@ -92,7 +91,24 @@ class GGUFSource:
         for address, size in self._mapped:
             drop_pages(address, size)
         self._mapped.clear()
-        return self._readers[name]()
+        value: torch.Tensor | BlockWeight = self._readers[name]()
+        return value
+
+    def stored(self, name: str) -> StoredTensor:
+        reader = self._readers[name]
+        if reader.func == self._joined_kv_b:
+            parts = [f"{reader.args[0]}.attn_{part}_b.weight" for part in "kv"]
+        else:
+            parts = [reader.args[0]]
+        num_bytes, kind_name = 0, ""
+        for part in parts:
+            if (tensor := self._file.tensors.get(part)) is not None:
+                kind, values_per_block, bytes_per_block = _kind(part, tensor)
+                num_bytes += math.prod(tensor.shape) // values_per_block * bytes_per_block
+                kind_name = kind.name
+        if reader.func == self._stored and len(reader.args) > 1:  # an expert of many
+            num_bytes //= self._file.tensors[parts[0]].shape[0]
+        return StoredTensor(kind_name, num_bytes)
 
     def _warn_of_expanded(self) -> None:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""

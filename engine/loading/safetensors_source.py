@@ -6,6 +6,7 @@ Pickled weights are refused, because a pickle can run code.
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError
 from engine.loading.files import check_regular
+from engine.loading.weights import StoredTensor
 from engine.memory import drop_pages
 from engine.models.config_keys import read_json
 
 _INDEX = "model.safetensors.index.json"
 _MAX_NAMES_SHOWN = 10  # in one error
+_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _COPIED_AT_ONCE = 16 << 20  # bytes
 
 
@@ -47,6 +50,11 @@ class SafetensorsSource:
     def read(self, name: str) -> torch.Tensor:
         """Read a copy: a file that changes later must not change a running server's weights."""
         return _copy(self._handles[name].get_tensor(name))
+
+    def stored(self, name: str) -> StoredTensor:
+        header = self._handles[name].get_slice(name)
+        kind = header.get_dtype()
+        return StoredTensor(kind, math.prod(header.get_shape()) * _SIZES.get(kind, 1))
 
 
 def _copy(mapped: torch.Tensor) -> torch.Tensor:

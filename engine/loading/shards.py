@@ -169,7 +169,7 @@ class _Shard:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _entry_size(name: str, tensor: torch.Tensor) -> int:

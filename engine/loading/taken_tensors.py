@@ -1,6 +1,6 @@
-"""Which tensors a model takes from a checkpoint: it is built without memory for its weights, and what it asks for noted.
+"""Which tensors a model takes from a checkpoint: it is built without memory for weights, and what it asks for is noted.
 
-Nothing is read, and the list has what any family takes, whatever its parts.
+Nothing is read. The list has what a model of any family takes, whatever its parts.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 from typing_extensions import override
 
-from engine.loading.weights import Weights
+from engine.loading.weights import StoredTensor, Weights
 from engine.models import registry
 from kernels.ops import TorchOps
 
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig
+    from kernels.block_weight import BlockWeight
+    from kernels.linear_int8 import QuantizedWeight
     from kernels.types import HeadLinear
 
 
@@ -60,13 +62,17 @@ class _NotingWeights(Weights):
         return self._hand_out(TakenTensor(name, shape, dtype or self.dtype))
 
     @override
+    def take_rows(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
+        return self._hand_out(TakenTensor(name, shape, self.dtype, is_table=True))
+
+    @override
     def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
         return self._hand_out(TakenTensor(f"{layer}.weight", shape, self.dtype, layer))
 
     @override
-    def as_linear(self, layer: str, weight_OI: torch.Tensor) -> torch.Tensor:
-        name = next(taken.name for taken, tensor in self.taken if tensor is weight_OI)
-        return self._hand_out(TakenTensor(name, tuple(weight_OI.shape), self.dtype, layer))
+    def as_linear(self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight) -> torch.Tensor:
+        name = next(taken.name for taken, tensor in self.taken if tensor is stored)
+        return self._hand_out(TakenTensor(name, tuple(stored.shape), self.dtype, layer))
 
     @override
     def finish(self) -> None:
@@ -105,3 +111,6 @@ class _NoTensors:
 
     def read(self, name: str) -> torch.Tensor:
         raise AssertionError(f"{name} is read from a source without tensors")
+
+    def stored(self, name: str) -> StoredTensor:
+        raise AssertionError(f"{name} is looked for in a source without tensors")

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
@@ -46,6 +46,13 @@ _READERS = {  # of layers in 4 bits, by their layout: a part of a layer's tensor
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints store this buffer; it is computed from the config
 
 
+class StoredTensor(NamedTuple):
+    """How a tensor lies in a checkpoint: safetensors' name of its dtype, or ggml's of its type; and its bytes."""
+
+    kind: str
+    num_bytes: int
+
+
 class TensorSource(Protocol):
     """Tensors by their Hugging Face names."""
 
@@ -57,6 +64,9 @@ class TensorSource(Protocol):
 
         A BlockWeight may be a view of the file, whose pages leave memory when the next tensor is read.
         """
+
+    def stored(self, name: str) -> StoredTensor:
+        """How a tensor is stored; no tensor is read."""
 
 
 class Weights:

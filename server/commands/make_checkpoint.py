@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve make-checkpoint: error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 130
     sys.stdout.write(f"{args.out}: {num_parameters / 1e6:.1f} M random parameters; deepseek-serve --model {args.out}\n")
     return 0
 

@@ -2,9 +2,6 @@
 
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from safetensors.torch import save_file
 from engine.loading import weights as weights_module
 from engine.loading.safetensors_source import SafetensorsSource
 from engine.models.int8_scheme import Int8Scheme
-from server.commands import make_checkpoint
 from tests.support import checkpoints
 from tests.support.checkpoints import edit_weights, refusal
 from tests.support.int8 import make_int8
@@ -97,38 +93,6 @@ def test_damaged_int8_checkpoints_are_refused_by_tensor(int8, tmp_path, damage, 
     tensors = checkpoints.read_weights(int8) | damage
     checkpoints.write_weights(damaged, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     assert message in refusal(damaged, num_kv_blocks=16)
-
-
-PEAK = """
-import sys
-from engine.config import EngineConfig
-from engine.build import load_engine
-from engine.engine import Engine
-
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
-def load(model):
-    load_engine(EngineConfig(model=model, dtype="bfloat16", device="cpu", num_kv_blocks=4, max_seq_len=64, threads=1))
-
-load(sys.argv[1])  # what libraries need, once, is not the model's
-before = peak()
-load(sys.argv[2])
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_a_load_needs_the_model_s_memory_once(tmp_path, tiny_llama):
-    """Neither the mapped file nor what conversion leaves behind may stand beside the model."""
-    small = ["--layers", "7", "--hidden", "1024", "--intermediate", "4096", "--moe-intermediate", "1024"]
-    arguments = ["--like", "v2-lite", "--experts", "8", "--tokenizer", str(tiny_llama), *small]
-    assert make_checkpoint.main(["--out", str(tmp_path / "model"), *arguments]) == 0
-    size = (tmp_path / "model" / "model.safetensors").stat().st_size
-    assert size > 300e6
-    command = [sys.executable, "-c", PEAK, str(tiny_llama), str(tmp_path / "model")]
-    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert peak < 1.3 * size
 
 
 def test_a_log_without_a_terminal_is_told_how_far_it_is(tmp_path, monkeypatch, caplog):

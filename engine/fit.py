@@ -1,0 +1,77 @@
+"""Whether a model fits into the memory that is free, before its tensors are read; and if not, what would fit."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, get_args
+
+from engine import device as devices
+from engine.config import ModelSettings
+from engine.errors import ConfigError
+from engine.loading.footprint import Estimate
+
+if TYPE_CHECKING:
+    from engine.loading.footprint import Footprint
+    from engine.loading.weights import TensorSource
+    from engine.resolve import ResolvedConfig
+
+logger = logging.getLogger(__name__)
+
+_MARGIN = 0.03  # by which an estimate may be above what is free: it may be too high by as much
+
+
+def least_kv_blocks(config: ResolvedConfig) -> int:
+    """Blocks of the KV cache without which nothing is computed: the first token has one in each group of layers."""
+    return len(config.model.cache_groups.groups)
+
+
+def check_fits(config: ResolvedConfig, tensors: TensorSource) -> None:
+    """Refuse a model whose weights and KV cache need more memory than is free.
+
+    The KV cache is as large as it was set, or else of as few blocks as there can be.
+
+    Raises:
+        ConfigError: the text says what is needed and free, and which settings need less.
+    """
+    chosen, free = config.settings.quantization, devices.available_bytes(config.device, with_swap=True)
+    estimate = Estimate(config.model, tensors, config.ops, config.dtype)
+    footprint = estimate.footprint(chosen)
+    logger.info("estimated: weights of %.2f GiB", footprint.weights / devices.GIB)
+    kv_cache = (config.num_kv_blocks or least_kv_blocks(config)) * config.kv_cache.bytes_per_block
+    if _fits(needed := _needed(footprint, kv_cache), free):
+        return
+    text = (
+        f"{config.source.path} needs {_gib(needed)} GiB; {_gib(free)} are free (weights {_gib(footprint.weights)}, "
+        f"KV cache {_gib(kv_cache)})"
+    )
+    smallest = least_kv_blocks(config) * config.kv_cache.bytes_per_block
+    if _fits(_needed(footprint, smallest), free):
+        room = (free - footprint.weights) / devices.GIB
+        raise ConfigError(f"{text}. It fits with --kv-cache-memory {room:.3g}, or less, or fewer --num-kv-blocks")
+    raise ConfigError(f"{text}. {_advice(estimate, chosen, smallest, free)}")
+
+
+def _advice(estimate: Estimate, chosen: str, kv_cache: int, free: int) -> str:
+    """Which --quantization needs less."""
+    needs = {}
+    for other in get_args(ModelSettings.model_fields["quantization"].annotation):
+        needs[other] = _needed(estimate.footprint(other), kv_cache)
+    less = sorted((needed, other) for other, needed in needs.items() if needed < (1 - _MARGIN) * needs[chosen])
+    if not less:
+        return "No --quantization needs less"
+    if fitting := [(needed, other) for needed, other in less if _fits(needed, free)]:
+        return "It needs " + ", ".join(f"{_gib(needed)} with --quantization {other}" for needed, other in fitting)
+    return f"The least is {_gib(less[0][0])} with --quantization {less[0][1]}"
+
+
+def _needed(footprint: Footprint, kv_cache: int) -> int:
+    """The peak of the load, or what is there after it."""
+    return footprint.weights + max(footprint.passing, kv_cache)
+
+
+def _fits(needed: int, free: int) -> bool:
+    return needed * (1 - _MARGIN) <= free
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / devices.GIB:.3g}"
