@@ -105,6 +105,8 @@ def _forget(place: Workplace, names: Sequence[str]) -> None:
             recipes.remove(place, folder)
     if "continual" in names:
         (place.out / "fisher.safetensors").unlink(missing_ok=True)
+    if "align" in names:
+        (place.out / "language.fisher").unlink(missing_ok=True)
 
 
 def _serve(place: Workplace) -> int:

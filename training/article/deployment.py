@@ -39,11 +39,14 @@ _CHOICES, _CONTEXT, _CONTINUATION = 4, 200, 80  # of a question; and characters
 
 
 def align(place: Workplace) -> Figures:
-    """Chats, then preferences, then the safety head, each from where the one before ended."""
+    """Chats, then preferences, then the safety head, each from where the one before ended; EWC holds the language."""
     figures: Figures = {}
-    model = place.model("ewc")
+    model, fisher = place.model("ewc"), place.out / "language.fisher"
+    language = [place.train(domain) for domain in DOMAINS]
+    recipes.measure_fisher(place, "continual", model, language, fisher, place.sizes["fisher_batches"])
     for recipe, data in (("sft", "chats"), ("dpo", "preferences"), ("safety", "safety")):
-        figures[recipe] = recipes.train(place, recipe, recipe, model, place.train(data), place.held_out(data))
+        files = place.train(data), place.held_out(data)
+        figures[recipe] = recipes.train(place, recipe, recipe, model, *files, settings={"ewc.fisher": str(fisher)})
         model = place.model(recipe)
     return figures
 
@@ -164,7 +167,7 @@ def _continue(api: RemoteServer, server: Served, prompt: tuple[str, str], num_to
         "prompt": text,
         "modality": modality,
         "max_tokens": num_tokens,
-        "temperature": 0.3,
+        "temperature": 0.7,
         "seed": 0,
     }
     answer: str = api.post("/v1/completions", body)["choices"][0]["text"]

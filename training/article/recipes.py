@@ -10,7 +10,7 @@ from training import run as training_run
 from training.read_config import read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from training.article.workplace import Figures, Workplace
@@ -62,15 +62,18 @@ def train(
     return _outcome(chosen.output)
 
 
-def measure_fisher(place: Workplace, recipe: str, model: Path, learnt: Path, path: Path, num_batches: int) -> None:
+def measure_fisher(
+    place: Workplace, recipe: str, model: Path, learnt: Sequence[Path], path: Path, num_batches: int
+) -> None:
     """Write what a model needs for these records (deepseek-train --fisher), from so many micro batches; once.
 
     Raises:
         DeepseekServeError: a file, a setting or the data is at fault.
     """
     if not path.exists():
-        values = {"total_steps": num_batches, "warmup_steps": 0}
-        training_run.write_fisher(_settings(place, "fisher", recipe, model, learnt, values), path)
+        files = [str(one) for one in learnt]
+        values = {"total_steps": num_batches, "warmup_steps": 0, "data.files": files, "ewc": None}
+        training_run.write_fisher(_settings(place, "fisher", recipe, model, learnt[0], values), path)
 
 
 def metrics(place: Workplace, name: str) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def _beginning(place: Workplace) -> str:
     found = _figures(place, "pretrain")
     return f"""# The whole way
 
-`make article` made this at the scale `{place.scale.name}`, on {_processor()} with {os.cpu_count()} cores: from the text
+`make article` made this at the scale `{place.scale.name}`, on {_processor()} with {len(os.sched_getaffinity(0))} cores: from the text
 of installed Python packages to a served int8 model of {found["parameters"] / 1e6:.1f} million parameters.
 [training.md](training.md) explains the parts."""
 
@@ -95,6 +95,9 @@ def _alignment(place: Workplace) -> str:
     ]
     return f"""## Alignment
 
+Elastic weight consolidation holds what the model knows of both domains here, too: without it chats alone make the
+model worse on text than a bigram.
+
 {_table(["stage", "steps", "loss", "held-out loss", "accuracy in training"], rows)}
 
 Of {seen["texts"]} held-out requests, half of them harmful and all asked in ways that were not trained,
@@ -111,7 +114,8 @@ def _int8(place: Workplace) -> str:
     head = ["", f"{OLD}", f"{NEW}", f"{OLD}, change", f"{NEW}, change", "linear layers"]
     return f"""## Int8
 
-Perplexity on held-out text, computed by the serving engine, after `deepseek-serve quantize`:
+Perplexity on held-out text of the aligned model, computed by the serving engine, after `deepseek-serve quantize`; a
+bigram's on the same {OLD} is {math.exp(_figures(place, "pretrain")["losses"]["bigram"]):.1f}:
 
 {_table(head, rows)}"""
 
@@ -135,7 +139,7 @@ def _serving(place: Workplace) -> str:
     return "\n\n".join(
         [
             "## What it says",
-            "Beginnings of held-out texts and, after the triangle, how the model goes on (temperature 0.3):",
+            "Beginnings of held-out texts and, after the triangle, how the model goes on (temperature 0.7):",
             *map(_block, texts),
             "Held-out questions and, after the triangle, its answers (greedy):",
             _block("\n\n".join(chats)),

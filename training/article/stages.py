@@ -81,7 +81,7 @@ def _continue(
 ) -> Figures:
     """Fisher of the old domain, then plain fine-tuning and EWC's; held-out losses before and after."""
     model, fisher = place.model(base), folder / "fisher.safetensors"
-    recipes.measure_fisher(place, old_recipe, model, place.train(OLD), fisher, place.sizes["fisher_batches"])
+    recipes.measure_fisher(place, old_recipe, model, [place.train(OLD)], fisher, place.sizes["fisher_batches"])
     files = place.train(NEW), place.held_out(NEW)
     recipes.train(place, f"{prefix}plain", recipe, model, *files, settings={"seed": seed, "ewc": None})
     recipes.train(place, f"{prefix}ewc", recipe, model, *files, settings={"seed": seed, "ewc.fisher": str(fisher)})
