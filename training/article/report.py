@@ -35,8 +35,9 @@ def _beginning(place: Workplace) -> str:
     found = _figures(place, "pretrain")
     return f"""# The whole way
 
-`make article` made this at the scale `{place.scale.name}`, on {_processor()} with {len(os.sched_getaffinity(0))} cores: from the text
-of installed Python packages to a served int8 model of {found["parameters"] / 1e6:.1f} million parameters.
+`make article` made this at the scale `{place.scale.name}`, on {_processor()}, cores: {len(os.sched_getaffinity(0))}.
+It goes from the text of installed Python packages to a served int8 model of {found["parameters"] / 1e6:.1f} million
+parameters.
 [training.md](training.md) explains the parts."""
 
 
