@@ -11,19 +11,32 @@ namespace native {
 
 struct BlockPanel;
 
+// Pieces of memory that a product fetches on its way, so that memory is read all the time: a share in each block.
+struct Fetch {
+    const char* pieces[2] = {};
+    int64_t share = 0;
+
+    void operator()(int64_t block) const {
+        for (const char* piece : pieces)
+            for (int64_t line = 0; piece && line < share; line += 64)
+                _mm_prefetch(piece + block * share + line, _MM_HINT_T1);
+    }
+};
+
 struct Codec {
     const char* name;
     int64_t values, bytes;  // of a block
     int64_t head;           // bytes of a block that hold its scales
-    int64_t group;          // inputs that share a scale
+    RowKind rows;           // what its products want
 
     // A block's values.
     void (*decode)(const uint8_t* block, float* out);
     // Blocks of 16 columns to a panel's; both parts are 0 before.
     void (*pack)(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes);
-    // sums[m][column] of the first M rows of a tile; rows of sums are BLOCK apart, and there is memory for
-    // one more. `ahead`, if it is not null, is memory to fetch on the way. Null for a format of floats.
-    void (*multiply)(const BlockPanel& panel, const RowTile& tile, int64_t M, float* sums, const BlockPanel* ahead);
+    // sums[m][column] of the first M rows of a tile, by one or two panels that are 16 columns apart; rows of sums are
+    // BLOCK apart. Null for a format of floats.
+    void (*multiply)(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums,
+                     Fetch fetch);
     // A panel as products in floats take it.
     void (*widen_bf16)(const BlockPanel& panel, bf16* out);
     void (*widen_float)(const BlockPanel& panel, float* out);

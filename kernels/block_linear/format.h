@@ -12,9 +12,10 @@
 //     pack_head(block, column, heads)  its scales to the heads of 16 columns' blocks, 16 * HEAD bytes
 //     scales(heads, scales, mins)      of each group of these blocks, for 16 columns
 //
-// and, where a code is no number by itself,
+// and, where they are needed,
 //
-//     TABLE          16 numbers, which codes of 4 bits stand for before OFFSET is subtracted; MOST, the largest
+//     WIDE_SCALES    that scales have more than 22 significant bits
+//     TABLE          16 uint8, which codes of 4 bits stand for before OFFSET is subtracted, and MOST, their largest
 //     values(four)   fp32 values of 16 columns' codes, 4 inputs of each, which the scales are multiplied with: a format
 //                    of floats, whose products are never computed in integers
 //
@@ -41,6 +42,11 @@ template <typename F, typename = void>
 struct IsFloat : std::false_type {};
 template <typename F>
 struct IsFloat<F, std::void_t<decltype(&F::values)>> : std::true_type {};
+
+template <typename F, typename = void>
+struct HasWideScales : std::false_type {};
+template <typename F>
+struct HasWideScales<F, std::void_t<decltype(F::WIDE_SCALES)>> : std::true_type {};
 
 template <typename F>
 constexpr int INPUT_GROUP = F::GROUP < 32 ? 32 : F::GROUP;
@@ -189,88 +195,107 @@ void widen(const BlockPanel& panel, A* out) {
     }
 }
 
-// M rows of a tile by a panel. A sum's products are added in an order that is the same for every M.
-template <typename F, int M>
-void multiply_rows(const BlockPanel& panel, const int8_t* x, const RowGroup* groups, int64_t tile_rows, float* sums,
-                   const char* ahead, int64_t ahead_size) {
+// M rows of a tile by P panels. A sum's products are added in an order that is the same for every M and P.
+template <typename F, int M, int P>
+void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* groups, int64_t tile_rows, float* sums,
+                   const Fetch& fetch) {
     constexpr int X = INPUT_GROUP<F>, PARTS = X / F::GROUP;
     static_assert(PARTS == 1 || !F::HAS_MIN);
-    const uint8_t *heads = panel.data, *codes = panel.codes();
-    v16 totals[M] = {};
-    for (int64_t b = 0; b < panel.num_blocks; ++b) {
-        for (int64_t line = 0; line < ahead_size; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T1);
-        ahead += ahead_size;
-        v16 scales[NUM_GROUPS<F>], mins[NUM_GROUPS<F>];
-        F::scales(heads, scales, mins);
+    const int64_t num_blocks = panels[0].num_blocks;
+    const uint8_t *heads[P], *codes[P];
+    for (int p = 0; p < P; ++p) heads[p] = panels[p].data, codes[p] = panels[p].codes();
+    v16 totals[M][P] = {};
+    for (int64_t b = 0; b < num_blocks; ++b) {
+        if (fetch.share) fetch(b);
+        v16 scales[P][NUM_GROUPS<F>], mins[P][NUM_GROUPS<F>];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) F::scales(heads[p], scales[p], mins[p]), heads[p] += PANEL * F::HEAD;
         for (int g = 0; g < NUM_GROUPS<F>; g += PARTS) {
-            v16 values[M];
+            v16 values[M][P];
 #pragma GCC unroll 2
             for (int part = 0; part < PARTS; ++part) {
-                Dot<most_of<F>()> dots[M];
+                Dot<most_of<F>()> dots[M][P];
 #pragma GCC unroll 8
-                for (int m = 0; m < M; ++m)
-                    if constexpr (F::OFFSET == 0)
-                        dots[m].start(i16x{});
-                    else
-                        dots[m].start((i16x{} + (PARTS == 1 ? groups[m].negated : groups[m].halves[part])) * F::OFFSET);
+                for (int m = 0; m < M; ++m) {
+                    const i16x from = i16x{} + (F::OFFSET ? groups[m].starts[part] : BIAS_BITS);
+#pragma GCC unroll 2
+                    for (int p = 0; p < P; ++p) dots[m][p].start(from);
+                }
 #pragma GCC unroll 32
                 for (int step = 0; step < F::GROUP / 4; ++step) {
                     const int at = part * F::GROUP / 4 + step;
-                    const u16x own = codes_at<F>(codes + at / 8 * UNIT<F>, at % 8);
+                    u16x own[P];
+#pragma GCC unroll 2
+                    for (int p = 0; p < P; ++p) own[p] = codes_at<F>(codes[p] + at / 8 * UNIT<F>, at % 8);
 #pragma GCC unroll 8
-                    for (int m = 0; m < M; ++m) dots[m].add(own, x + m * X + 4 * at, step);
+                    for (int m = 0; m < M; ++m) {
+                        const Four four = four_at(x + m * X + 4 * at);
+#pragma GCC unroll 2
+                        for (int p = 0; p < P; ++p) dots[m][p].add(own[p], four, step);
+                    }
                 }
 #pragma GCC unroll 8
-                for (int m = 0; m < M; ++m) {
-                    if constexpr (F::HAS_MIN)
-                        values[m] = multiply_add(mins[g + part] * groups[m].sum, dots[m].floats(), scales[g + part]);
-                    else if (part == 0)
-                        values[m] = dots[m].floats() * scales[g];
-                    else
-                        values[m] = multiply_add(values[m], dots[m].floats(), scales[g + part]);
-                }
+                for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+                    for (int p = 0; p < P; ++p) {
+                        const v16 scale = scales[p][g + part], dot = dots[m][p].biased();
+                        const v16 value = HasWideScales<F>::value ? (dot - BIAS) * scale
+                                                                  : multiply_add(scale * -BIAS, dot, scale);  // exact
+                        values[m][p] = part ? values[m][p] + value : value;
+                    }
             }
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) totals[m] = multiply_add(totals[m], groups[m].scale, values[m]);
-            codes += X / 32 * UNIT<F>;
+            for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
+                for (int p = 0; p < P; ++p) {
+                    totals[m][p] = multiply_add(totals[m][p], groups[m].scale, values[m][p]);
+                    if constexpr (F::HAS_MIN) totals[m][p] = multiply_add(totals[m][p], groups[m].sum, mins[p][g]);
+                }
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p) codes[p] += X / 32 * UNIT<F>;
             x += tile_rows * X, groups += tile_rows;
         }
-        heads += PANEL * F::HEAD;
     }
-    for (int m = 0; m < M; ++m) store(sums + m * BLOCK, totals[m]);
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(sums + m * BLOCK + p * PANEL, totals[m][p]);
+}
+
+// f(N), f(N - 1), ... f(1): the one whose number is `count`, which is known to the compiler there.
+template <int N, typename Function>
+void with_count(int64_t count, const Function& f) {
+    if (count == N)
+        f(std::integral_constant<int, N>());
+    else if constexpr (N > 1)
+        with_count<N - 1>(count, f);
+}
+
+template <typename F, int P>
+void multiply_panels(const BlockPanel* panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
+    int64_t m = 0;
+    const auto rows = [&](auto count) {
+        multiply_rows<F, count, P>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
+                                   sums + m * BLOCK, fetch);
+        m += count;
+        fetch = {};
+    };
+    for (int64_t calls = (M + DOT_ROWS - 1) / DOT_ROWS; calls > 0; --calls) {
+        const int64_t count = (M - m + calls - 1) / calls;
+        with_count<DOT_ROWS>(count, rows);
+    }
 }
 
 template <typename F>
-void multiply(const BlockPanel& panel, const RowTile& tile, int64_t M, float* sums, const BlockPanel* next) {
-    const char* ahead = next ? reinterpret_cast<const char*>(next->data) : nullptr;
-    int64_t size = next ? (next->size() + panel.num_blocks - 1) / panel.num_blocks : 0;
-    int64_t m = 0;
-    const auto rows = [&](auto count) {
-        multiply_rows<F, count>(panel, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
-                                sums + m * BLOCK, ahead, size);
-        m += count;
-        ahead = nullptr, size = 0;
-    };
-    while (M - m >= DOT_ROWS) rows(std::integral_constant<int, DOT_ROWS>());
-    if constexpr (DOT_ROWS > 2) switch (M - m) {  // one row more costs less than a call
-            case 7:
-                return rows(std::integral_constant<int, 8>());
-            case 6:
-            case 5:
-                return rows(std::integral_constant<int, 6>());
-            case 4:
-                return rows(std::integral_constant<int, 4>());
-            case 3:
-                return rows(std::integral_constant<int, 3>());
-            case 2:
-                return rows(std::integral_constant<int, 2>());
-        }
-    if (M - m == 1) rows(std::integral_constant<int, 1>());
+void multiply(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
+    int64_t p = 0;
+    for (; p + DOT_PANELS <= num_panels; p += DOT_PANELS, fetch = {})
+        multiply_panels<F, DOT_PANELS>(panels + p, tile, M, sums + p * PANEL, fetch);
+    if (p < num_panels) multiply_panels<F, 1>(panels + p, tile, M, sums + p * PANEL, fetch);
 }
 
 template <typename F>
 constexpr Codec codec_of(const char* name) {
-    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,        INPUT_GROUP<F>, decode_block<F>,
+    constexpr RowKind rows{INPUT_GROUP<F>, F::OFFSET, F::GROUP < 32};
+    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,        rows, decode_block<F>,
                 pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>};
     if constexpr (!IsFloat<F>::value) codec.multiply = multiply<F>;
     return codec;

@@ -85,14 +85,13 @@ void multiply(const BlockLinear& layer, const View<const X, 2>& x, int64_t num_r
     static thread_local GroupedRows own_rows;
     GroupedRows& rows = own_rows;  // this thread's, in the others too
     const Span all{0, num_rows};
-    for (const int64_t group : {32, 64, 128}) {
-        const auto takes = [&](const PackedBlocks& weight) {
-            return weight.is_dynamic && weight.codec->group == group;
-        };
-        if (std::none_of(layer.parts.begin(), layer.parts.end(), [&](const auto& part) { return takes(part.weight); }))
-            continue;
+    for (size_t i = 0; i < layer.parts.size(); ++i) {
+        const RowKind kind = layer.parts[i].weight.codec->rows;
+        const auto takes = [&](const PackedBlocks& weight) { return weight.is_dynamic && weight.codec->rows == kind; };
+        const auto is_taken = [&](const BlockLinear::Part& part) { return takes(part.weight); };
+        if (std::find_if(layer.parts.begin(), layer.parts.end(), is_taken) != layer.parts.begin() + i) continue;
         rows.make_room(round_up(num_rows, TILE_ROWS), layer.in_size);
-        parallel_rows(num_rows, 1, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, group); });
+        parallel_rows(num_rows, 1, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, kind); });
         multiply_parts(layer, y, takes,
                        [&](const PackedBlocks& weight, int64_t i) { return pair_of(rows, all, weight, i); });
     }
@@ -139,7 +138,8 @@ Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, con
 
 void native::bind_block_linear(nb::module_& m) {
     nb::class_<PackedBlocks>(m, "PackedBlocks")
-        .def(nb::init<Tensor, const char*, int64_t, bool>(), "rows_OB"_a, "format"_a, "in_size"_a, "is_dynamic"_a);
+        .def(nb::init<Tensor, const char*, int64_t, bool>(), "rows_OB"_a, "format"_a, "in_size"_a, "is_dynamic"_a)
+        .def("shares_rows", &PackedBlocks::shares_rows, "other"_a);
     nb::class_<BlockLinear>(m, "BlockLinear")
         .def(nb::init<const std::vector<PackedBlocks>&, std::optional<Tensor>, DType>(), "weights"_a, "bias_O"_a.none(),
              "out_dtype"_a)

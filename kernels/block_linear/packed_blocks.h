@@ -29,6 +29,10 @@ struct PackedBlocks {
         launch_uncaptured("packing a weight", [&] { fill(rows); });
     }
 
+    // Whether products with both want the same rows.
+    bool shares_rows(const PackedBlocks& other) const {
+        return is_dynamic == other.is_dynamic && (!is_dynamic || codec->rows == other.codec->rows);
+    }
     int64_t num_panels() const { return (out_size + PANEL - 1) / PANEL; }
     int64_t num_pairs() const { return (num_panels() + 1) / 2; }
     BlockPanel panel(int64_t i) const { return {codec, panels.get() + i * panel_size, num_blocks}; }
@@ -64,14 +68,29 @@ struct BlockPair {
     int64_t num_panels;
 
     const BlockPanel* unpacked() const { return panels; }
+
     void multiply(const BlockPanel*, int64_t row, int64_t M, float* sums, const BlockPair* next) const {
-        for (int64_t p = 0; p < num_panels; ++p)
+        const bool together = num_panels == 1 || panels[0].codec == panels[1].codec;
+        for (int64_t p = 0; p < num_panels; p += together ? num_panels : 1) {
+            const Codec& codec = *panels[p].codec;
+            const int64_t count = together ? num_panels : 1;
             for (int64_t m = 0; m < M; m += TILE_ROWS) {
-                const Codec& codec = *panels[p].codec;
-                codec.multiply(panels[p], rows->tile(span, row + m, codec.group), std::min(TILE_ROWS, M - m),
-                               sums + m * BLOCK + p * PANEL,
-                               next && !m && p < next->num_panels ? next->panels + p : nullptr);
+                codec.multiply(panels + p, count, rows->tile(span, row + m, codec.rows.group),
+                               std::min(TILE_ROWS, M - m), sums + m * BLOCK + p * PANEL,
+                               next && !m ? next->fetch(p, count, panels[p].num_blocks) : Fetch{});
             }
+        }
+    }
+
+ private:
+    // Of panel p, or of both, in so many blocks.
+    Fetch fetch(int64_t p, int64_t count, int64_t num_blocks) const {
+        Fetch fetch;
+        for (int64_t i = 0; i < count && p + i < num_panels; ++i) {
+            fetch.pieces[i] = reinterpret_cast<const char*>(panels[p + i].data);
+            fetch.share = std::max(fetch.share, (panels[p + i].size() + num_blocks - 1) / num_blocks);
+        }
+        return fetch;
     }
 };
 

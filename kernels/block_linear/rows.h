@@ -3,7 +3,7 @@
 // Rows lie in tiles of 16 or fewer, in the order in which products read them: [groups][rows of the tile][group].
 #pragma once
 
-#include "../native/panels.h"
+#include "dot.h"
 
 namespace native {
 
@@ -14,11 +14,22 @@ struct Span {
     int64_t first, count;
 };
 
+// How products with a format of blocks want rows.
+struct RowKind {
+    int64_t group;   // inputs that share a scale
+    int64_t offset;  // what the format subtracts of a code
+    bool is_halved;  // sums of either half of a group are added up apart
+
+    bool operator==(const RowKind& other) const {
+        return group == other.group && offset == other.offset && is_halved == other.is_halved;
+    }
+};
+
 // A row's group of inputs: x is about scale * x_q.
 struct RowGroup {
-    float scale, sum;   // sum over x_q
-    int32_t negated;    // the same, times -1,
-    int32_t halves[2];  // and of either half of the group
+    float scale, sum;   // sum over x
+    int32_t starts[2];  // of the sums of products with codes: -offset times the sum over x_q, as Dot wants it (dot.h);
+                        // if they are halved, of either half
 };
 
 struct RowTile {
@@ -41,10 +52,10 @@ inline i16x rounded(v16 x) {
 #endif
 }
 
-// `size` inputs, a multiple of 32, of which a row has `count`, to int8; the largest becomes 127 or -127. A group that
-// is not finite gets a NaN scale.
+// A group of inputs, of which a row has `count`, to int8; the largest becomes 127 or -127. A group that is not finite
+// gets a NaN scale.
 template <typename T>
-inline RowGroup quantize_group(const T* x, int64_t count, int64_t size, int8_t* out) {
+inline RowGroup quantize_group(const T* x, int64_t count, const RowKind& kind, int8_t* out) {
     v16 largest{}, check{};
     for (int64_t i = 0; i < count; i += LANES) {
         const v16 v = load_from(x, i, count);
@@ -54,15 +65,16 @@ inline RowGroup quantize_group(const T* x, int64_t count, int64_t size, int8_t* 
     const float most = max(largest);
     const v16 inverse = splat(most > 1e-30f ? 127.0f / most : 0.0f);
     i16x sums[2]{};
-    for (int64_t i = 0; i < size; i += LANES) {
+    for (int64_t i = 0; i < kind.group; i += LANES) {
         const i16x q = i < count ? rounded(load_from(x, i, count) * inverse) : i16x{};
         const b16 bytes = __builtin_convertvector(q, b16);
         std::memcpy(out + i, &bytes, sizeof bytes);
-        sums[2 * i >= size] += q;
+        sums[kind.is_halved && 2 * i >= kind.group] += q;
     }
-    const int32_t first = int32_t(sum(__builtin_convertvector(sums[0], v16))),
-                  second = int32_t(sum(__builtin_convertvector(sums[1], v16)));
-    return {most / 127.0f + sum(check), float(first + second), -first - second, {-first, -second}};
+    const float scale = most / 127.0f + sum(check);
+    const float first = sum(__builtin_convertvector(sums[0], v16)), second = sum(__builtin_convertvector(sums[1], v16));
+    const auto start = [&](float part) { return BIAS_BITS - int32_t(kind.offset) * int32_t(part); };
+    return {scale, scale * (first + second), {start(first), start(second)}};
 }
 
 // Rows of any number and size, kept from call to call.
@@ -76,19 +88,16 @@ class GroupedRows {
         groups = group_memory.room((total + 1) * K / 32 + TILE_ROWS);
     }
 
-    // A row of so many inputs, in groups, to its place in its span.
+    // A row of so many inputs to its place in its span.
     template <typename T>
-    void put(const Span& span, int64_t row, const T* x, int64_t size, int64_t group) const {
-        const int64_t number = row - span.first, in_tile = number % TILE_ROWS;
+    void put(const Span& span, int64_t row, const T* x, int64_t size, const RowKind& kind) const {
+        const int64_t number = row - span.first, in_tile = number % TILE_ROWS, group = kind.group;
         const RowTile to = tile(span, number - in_tile, group);
         for (int64_t g = 0; g < K / group; ++g) {
             const int64_t at = g * to.num_rows + in_tile;
-            const int64_t count = size - g * group;
-            const_cast<RowGroup*>(to.groups)[at] = quantize_group(x + g * group,
-                                                                  count < 0       ? 0
-                                                                  : count < group ? count
-                                                                                  : group,
-                                                                  group, const_cast<int8_t*>(to.values) + at * group);
+            const int64_t count = std::clamp<int64_t>(size - g * group, 0, group);
+            const_cast<RowGroup*>(to.groups)[at] =
+                quantize_group(x + g * group, count, kind, const_cast<int8_t*>(to.values) + at * group);
         }
     }
 

@@ -218,10 +218,9 @@ class Experts {
     void add_blocks(const PackedBlocks& gate, const PackedBlocks& up, const PackedBlocks& down) {
         check_sizes(gate.in_size, gate.out_size + up.out_size, down.in_size, down.out_size);
         check_value(gate.out_size == up.out_size, "gate and up must be of one size");
+        check_value(gate.shares_rows(up), "gate and up must want the same rows");
         const bool is_dynamic = gate.is_dynamic;
-        check_value(up.is_dynamic == is_dynamic && down.is_dynamic == is_dynamic &&
-                        (!is_dynamic || gate.codec->group == up.codec->group),
-                    "gate, up and down must take the same kind of input, and gate and up groups of one size");
+        check_value(down.is_dynamic == is_dynamic, "gate, up and down must take one kind of input");
         const auto expert = std::make_shared<const BlockExpert>(BlockExpert{gate, up, down});
         is_dynamic ? put<Kind<GroupedRows, BlockExpert>>(expert) : put<Kind<FloatRows, BlockExpert>>(expert);
     }

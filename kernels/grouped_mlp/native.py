@@ -52,12 +52,19 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Experts:
     layer = native.library.Experts()
     for expert in experts:
         if blocks := _in_blocks(*expert):
-            layer.add_blocks(*map(pack_blocks, blocks))
+            _add_blocks(layer, blocks)
             continue
         is_int8 = all(map(_is_int8, expert))
         gate_up, down = expert if is_int8 else map(_in_bf16, expert)
         layer.add(pack(gate_up, torch.bfloat16, parts=2), pack(down, torch.bfloat16))
     return layer
+
+
+def _add_blocks(layer: Experts, blocks: tuple[BlockWeight, BlockWeight, BlockWeight]) -> None:
+    gate, up, down = map(pack_blocks, blocks)
+    if not gate.shares_rows(up):
+        gate, up, down = (pack_blocks(replace(block, input=Input.FLOAT)) for block in blocks)
+    layer.add_blocks(gate, up, down)
 
 
 def _in_blocks(gate_up: Weight, down: Weight) -> tuple[BlockWeight, BlockWeight, BlockWeight] | None:
@@ -75,8 +82,7 @@ def _in_blocks(gate_up: Weight, down: Weight) -> tuple[BlockWeight, BlockWeight,
     if len(parts) != 2 or parts[0].shape[0] != size:
         return None
     gate, up = parts
-    kinds = {gate.input, up.input, down.input}
-    if kinds != {Input.DYNAMIC} or gate.format.group != up.format.group:
+    if {gate.input, up.input, down.input} != {Input.DYNAMIC}:
         gate, up, down = (replace(part, input=Input.FLOAT) for part in (gate, up, down))
     return gate, up, down
 

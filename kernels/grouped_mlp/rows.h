@@ -95,7 +95,7 @@ void put_row(const GridRows& rows, const Span&, int64_t row, const T* x, int64_t
 template <typename T>
 void put_row(const GroupedRows& rows, const Span& span, int64_t row, const T* x, int64_t size,
              const PackedBlocks& weight) {
-    rows.put(span, row, x, size, weight.codec->group);
+    rows.put(span, row, x, size, weight.codec->rows);
 }
 
 // Pair i of the panels of a weight, with an expert's rows.

@@ -132,7 +132,9 @@ def block_experts(version, input_, names):
     return VERSIONS[version](projection, silu_mul.reference.silu_mul, experts, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("names", [("q4_0", "q4_0", "q4_0"), ("q4_0", "q8_0", "q8_0")], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [("q4_0", "q4_0", "q4_0"), ("q4_0", "q4_0", "q8_0"), ("q4_0", "q8_0", "q8_0")], ids="-".join
+)
 @pytest.mark.parametrize("input_", Input)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_experts_in_blocks_match_reference(version, input_, names):
@@ -140,5 +142,6 @@ def test_experts_in_blocks_match_reference(version, input_, names):
     for num_tokens in (1, 3, 40):
         x, (ids, weights) = randn(num_tokens, 64, dtype=torch.bfloat16), route(num_tokens, 3, list(range(6)))
         actual, expected = apply(x, ids, weights), reference(x, ids, weights)
-        assert ((actual - expected).norm() / expected.norm()).item() < 0.01
+        is_dynamic = input_ is Input.DYNAMIC and names[0] == names[1]  # gate and up want the same rows
+        assert ((actual - expected).norm() / expected.norm()).item() < (0.01 if is_dynamic else 0.02)
         assert torch.equal(apply(x[-1:], ids[-1:], weights[-1:])[0], actual[-1])
