@@ -15,7 +15,7 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +25,9 @@ from engine.kv_cache_pool import CacheLayout, KVCachePool
 from kernels import native
 from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
 from kernels.block_weight import FORMATS, BlockWeight
-from kernels.kv_cache import Int8Cache, values_of
+from kernels.kv_cache import values_of
 from kernels.ops import Ops, resolve
+from kernels.packed_rows import PackedRow
 from kernels.paged_attention import AttentionBatch
 from kernels.quantized_weight import Input, quantize_weight
 from kernels.routing import RoutingRule
@@ -122,8 +123,12 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         paged("paged_attention decode 32 x 192, SmolLM2", Step([1] * 32, [192] * 32), *smol, dtype),
         paged("paged_attention decode 32 x 4096, SmolLM2", Step([1] * 32, [4096] * 32), *smol, dtype),
         paged("paged_attention decode 8 x 2048, 32/8/128", Step([1] * 8, [2048] * 8), *llama, dtype),
-        paged("paged_attention decode 32 x 4096, int8", Step([1] * 32, [4096] * 32), *smol, dtype, int8=True),
-        paged("paged_attention decode 8 x 2048, int8", Step([1] * 8, [2048] * 8), *llama, dtype, int8=True),
+        paged("paged_attention decode 32 x 4096, int8", Step([1] * 32, [4096] * 32), *smol, dtype, kind="int8"),
+        paged("paged_attention decode 8 x 2048, int8", Step([1] * 8, [2048] * 8), *llama, dtype, kind="int8"),
+        paged("paged_attention decode 32 x 4096, int4", Step([1] * 32, [4096] * 32), *smol, dtype, kind="int4"),
+        paged("paged_attention decode 8 x 2048, int4", Step([1] * 8, [2048] * 8), *llama, dtype, kind="int4"),
+        paged("paged_attention chunk 512 of 4096, int8", Step([512], [4096]), *smol, dtype, kind="int8"),
+        paged("paged_attention chunk 512 of 4096, int4", Step([512], [4096]), *smol, dtype, kind="int4"),
         *(
             paged(f"paged_attention {kind} {length}, 16/4/64, {name}", step, 16, 4, 64, dtype, pattern=pattern)
             for name, pattern in (("full", FULL), ("local", local), ("block_sparse", sparse))
@@ -136,8 +141,15 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _latent("latent_attention decode 1 x 160, V2-Lite", Step([1], [160]), *mla, dtype),
         _latent("latent_attention decode 32 x 192, V2-Lite", Step([1] * 32, [192] * 32), *mla, dtype),
         _latent("latent_attention decode 32 x 2048, V2-Lite", Step([1] * 32, [2048] * 32), *mla, dtype),
-        _latent(
-            "latent_attention decode 32 x 2048, V2-Lite, int8", Step([1] * 32, [2048] * 32), *mla, dtype, int8=True
+        *(
+            _latent(
+                f"latent_attention decode 32 x 2048, V2-Lite, {kind}",
+                Step([1] * 32, [2048] * 32),
+                *mla,
+                dtype,
+                kind=kind,
+            )
+            for kind in ("int8", "int4")
         ),
         _selected("lightning_indexer decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
         _selected("sparse_latent_attention decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
@@ -167,24 +179,35 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         _store("rotate_and_store 1, SmolLM2", 1, *smol, dtype),
         _store("rotate_and_store 32, SmolLM2", 32, *smol, dtype),
         _store("rotate_and_store 512, SmolLM2", 512, *smol, dtype),
+        _store("rotate_and_store 512, SmolLM2, int8", 512, *smol, dtype, kind="int8"),
+        _store("rotate_and_store 512, SmolLM2, int4", 512, *smol, dtype, kind="int4"),
     ]
 
 
-def _caches(
-    shapes: tuple[tuple[int, int], ...], num_blocks: int, dtype: torch.dtype, scales: tuple[int, ...] | None = None
-) -> list[tuple[Cache, ...]]:
+def _caches(layout: CacheLayout, num_blocks: int) -> list[tuple[Cache, ...]]:
     """KV caches with random values, for as many layers as fit in 256 MB."""
-    layer_bytes = CacheLayout(shapes, 1, _BLOCK, dtype, scales).bytes_per_block * num_blocks
-    layout = CacheLayout(shapes, max(1, (256 << 20) // layer_bytes), _BLOCK, dtype, scales)
-    pool = KVCachePool(layout, num_blocks, _CPU)
+    num_layers = max(1, (256 << 20) // (layout.bytes_per_block * num_blocks))
+    pool = KVCachePool(replace(layout, num_layers=num_layers), num_blocks, _CPU)
     for layer in pool.layers:
         for cache in layer:
-            if isinstance(cache, Int8Cache):
+            if isinstance(cache, torch.Tensor):
+                cache.copy_(torch.randint(-127, 128, cache.shape[1:]) / 64)
+            else:
                 cache.values.copy_(torch.randint(-127, 128, cache.values.shape[1:], dtype=torch.int8))
                 cache.scales.fill_(1 / 64)
-            else:
-                cache.copy_(torch.randint(-127, 128, cache.shape[1:]) / 64)
     return pool.layers
+
+
+def _kv_layout(num_kv_heads: int, dim: int, dtype: torch.dtype, kind: str) -> CacheLayout:
+    """One layer's keys and values: `auto`, `int8` or `int4`, as --kv-cache-dtype says it."""
+    return CacheLayout(
+        ((num_kv_heads, dim), (num_kv_heads, dim)),
+        1,
+        _BLOCK,
+        dtype,
+        scales=(1, 1) if kind == "int8" else None,
+        packed=(PackedRow(dim, 5), PackedRow(dim, 4)) if kind == "int4" else None,
+    )
 
 
 def _round_robin(layers: list[Any], call: Callable[..., object]) -> Callable[[], object]:
@@ -207,17 +230,16 @@ def paged(
     dim: int,
     dtype: torch.dtype,
     *,
-    int8: bool = False,
+    kind: str = "auto",
     pattern: AttentionPattern = FULL,
 ) -> Case:
     """Attention over keys and values. Calls take blocks from different places in turn, so as to read from memory."""
-    row_bytes = dim + 4 if int8 else dim * dtype.itemsize
-    num_bytes = step.num_read(pattern) * 2 * num_kv_heads * row_bytes
+    layout = _kv_layout(num_kv_heads, dim, dtype, kind)
+    num_bytes = step.num_read(pattern) * layout.entry_size
 
     def make(ops: Ops) -> Callable[[], object]:
         num_blocks = step.batch()[1]
-        scales = (1, 1) if int8 else None
-        layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), num_blocks, dtype, scales)
+        layers = _caches(layout, num_blocks)
         q_TND = torch.randn(sum(step.query_lens), num_heads, dim).to(dtype)
         num_plans = 1 if pattern == FULL else min(64, -(-(256 << 20) // num_bytes))
         plans = [ops.paged_attention.plan(step.batch(seed)[0], pattern) for seed in range(num_plans)]
@@ -228,13 +250,16 @@ def paged(
 
 
 def _latent(
-    name: str, step: Step, num_heads: int, latent_dim: int, rotary_dim: int, dtype: torch.dtype, *, int8: bool = False
+    name: str, step: Step, num_heads: int, latent_dim: int, rotary_dim: int, dtype: torch.dtype, *, kind: str = "auto"
 ) -> Case:
     batch, num_blocks = step.batch()
     width = latent_dim + rotary_dim
+    scales = (2,) if kind == "int8" else None
+    packed = (PackedRow(latent_dim, 4, rotary_dim),) if kind == "int4" else None
+    layout = CacheLayout(((1, width),), 1, _BLOCK, dtype, scales, packed)
 
     def make(ops: Ops) -> Callable[[], object]:
-        layers = _caches(((1, width),), num_blocks, dtype, (2,) if int8 else None)
+        layers = _caches(layout, num_blocks)
         q_TNX = torch.randn(sum(step.query_lens), num_heads, width).to(dtype)
         plan, scale = ops.latent_attention.plan(batch), width**-0.5
         return _round_robin(
@@ -242,8 +267,7 @@ def _latent(
         )
 
     flops = 2.0 * step.num_pairs() * num_heads * (width + latent_dim)
-    row_bytes = width + 8 if int8 else width * dtype.itemsize
-    return Case(name, make, sum(step.context_lens) * row_bytes, flops)
+    return Case(name, make, float(sum(step.context_lens) * layout.entry_size), flops)
 
 
 def _selected(name: str, step: Step, dtype: torch.dtype, topk: int = 2048) -> Case:
@@ -253,7 +277,7 @@ def _selected(name: str, step: Step, dtype: torch.dtype, topk: int = 2048) -> Ca
     num_tokens = sum(step.query_lens)
 
     def make(ops: Ops) -> Callable[[], object]:
-        layers = _caches(((1, width), (1, index_dim)), num_blocks, dtype)
+        layers = _caches(CacheLayout(((1, width), (1, index_dim)), 1, _BLOCK, dtype), num_blocks)
         q_TNX = torch.randn(num_tokens, num_heads, width).to(dtype)
         weights_TH = torch.randn(num_tokens, num_index_heads)
         q_THI = torch.randn(num_tokens, num_index_heads, index_dim).to(dtype)
@@ -380,9 +404,11 @@ def _compression(name: str, num_tokens: int, hidden: int, size: int, dtype: torc
     return Case(name, make, num_values * dtype.itemsize + 2.0 * residual_TH.nbytes, 2.0 * num_tokens * num_values)
 
 
-def _store(name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype) -> Case:
+def _store(
+    name: str, num_tokens: int, num_heads: int, num_kv_heads: int, dim: int, dtype: torch.dtype, *, kind: str = "auto"
+) -> Case:
     def make(ops: Ops) -> Callable[[], object]:
-        layers = _caches(((num_kv_heads, dim), (num_kv_heads, dim)), 4096, dtype)
+        layers = _caches(_kv_layout(num_kv_heads, dim, dtype, kind), 4096)
         qkv_TXD = torch.randn(num_tokens, num_heads + 2 * num_kv_heads, dim).to(dtype)
         cos_TD, sin_TD = torch.rand(num_tokens, dim), torch.rand(num_tokens, dim)
         slot_mapping_T = torch.randperm(4096)[:num_tokens] * _BLOCK + torch.randint(_BLOCK, (num_tokens,))

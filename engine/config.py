@@ -157,10 +157,12 @@ class BatchingSettings(Settings):
     kv_cache_memory: float | None = setting(
         None, "memory for the KV cache; default: a quarter of what is free on a CPU, 85% on a GPU", metavar="GiB", gt=0
     )
-    kv_cache_dtype: Literal["auto", "int8"] = setting(
+    kv_cache_dtype: Literal["auto", "int8", "int4"] = setting(
         "auto",
         "what keys and values are cached as: auto is the number type of --dtype; int8, with a scale for each token and "
-        "head, holds about twice the tokens and is read faster, for a loss below what can be measured on most texts",
+        "head, holds about twice the tokens and is read faster, for a loss below what can be measured on most texts; "
+        "int4 (keys in 5 bits, values and latents in 4) holds three and a half times the tokens, for a loss that can "
+        "be (docs/quantization.md)",
     )
     num_kv_blocks: int | None = setting(None, "the KV cache's size in blocks, instead of --kv-cache-memory", ge=1)
     prefix_caching: Literal["on", "off"] = setting(

@@ -13,10 +13,14 @@ import contextlib
 import math
 import mmap
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from kernels.kv_cache import Cache, Int8Cache
+from kernels.kv_cache import Cache, Int8Cache, PackedCache, tensors_of
+
+if TYPE_CHECKING:
+    from kernels.packed_rows import PackedRow
 
 _PAGE = 2 << 20  # a large page, where the system grants them
 _AHEAD = 1 << 30  # bytes of blocks not yet taken whose pages are there
@@ -31,6 +35,7 @@ class CacheLayout:
         shapes: [heads, values] of each thing that one token leaves in one layer.
         num_layers: of the pool; a layer of each group of the model's layers uses the same.
         scales: how many scales each row of values has where the cache is int8 (kernels.kv_cache), else None.
+        packed: what each row holds where the cache is of 4 bits, else None.
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -38,10 +43,14 @@ class CacheLayout:
     block_size: int
     dtype: torch.dtype
     scales: tuple[int, ...] | None = None
+    packed: tuple[PackedRow, ...] | None = None
 
     @property
     def entry_size(self) -> int:
         """Bytes of one token in one layer."""
+        if self.packed is not None:
+            rows = zip(self.shapes, self.packed, strict=True)
+            return sum(heads * (row.num_bytes + 2 * row.num_scales) for (heads, _), row in rows)
         if self.scales is None:
             return sum(heads * values for heads, values in self.shapes) * self.dtype.itemsize
         return sum(heads * (values + 4 * n) for (heads, values), n in zip(self.shapes, self.scales, strict=True))
@@ -67,6 +76,10 @@ class KVCachePool:
 
         def entry(index: int) -> Cache:
             heads, values = layout.shapes[index]
+            if layout.packed is not None:
+                row = layout.packed[index]
+                scales = zeros(heads, row.num_scales, torch.bfloat16)
+                return PackedCache(zeros(heads, row.num_bytes, torch.uint8), scales, row)
             if layout.scales is None:
                 return zeros(heads, values, layout.dtype)
             return Int8Cache(zeros(heads, values, torch.int8), zeros(heads, layout.scales[index], torch.float32))
@@ -112,5 +125,5 @@ class KVCachePool:
         """Zero blocks that may hold NaN of sequences before: a masked slot weighs nothing, but 0 * NaN is NaN."""
         for layer in self.layers:
             for cache in layer:
-                for part in cache if isinstance(cache, Int8Cache) else (cache,):
+                for part in tensors_of(cache):
                     part[block_ids] = 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from engine.loading.resolve import ModelSource
     from engine.models.config import ModelConfig
     from kernels.ops import Ops
+    from kernels.packed_rows import PackedRow
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         model = _batch_invariant(model, ops, dtype)
     max_seq_len = model.resolve_max_seq_len(config.max_seq_len)
     block_size, shapes = _block_size(config, model), attention_class(model).cache_shapes(model)
-    scales = _cache_scales(config, model, ops)
-    kv_cache = CacheLayout(shapes, model.cache_groups.num_pool_layers, block_size, dtype, scales)
+    scales, packed = _cache_rows(config, model, ops, block_size)
+    kv_cache = CacheLayout(shapes, model.cache_groups.num_pool_layers, block_size, dtype, scales, packed)
     max_batched_tokens = config.max_batched_tokens or max(config.max_batch_size, _DEFAULT_BATCHED_TOKENS[device.type])
     windows, num_blocks = model.cache_groups.windows(block_size), -(-max_seq_len // block_size)
     resolved = ResolvedConfig(
@@ -140,14 +141,27 @@ def _batch_invariant(model: ModelConfig, ops: Ops, dtype: torch.dtype) -> ModelC
     return model if model.mla is None else replace(model, mla=replace(model.mla, can_expand=False))
 
 
-def _cache_scales(config: EngineConfig, model: ModelConfig, ops: Ops) -> tuple[int, ...] | None:
-    if config.kv_cache_dtype != "int8":
-        return None
+def _cache_rows(
+    config: EngineConfig, model: ModelConfig, ops: Ops, block_size: int
+) -> tuple[tuple[int, ...] | None, tuple[PackedRow, ...] | None]:
+    """What CacheLayout has for rows of fewer bits: the scales of int8, or the packed rows of 4 bits."""
+    kind, attention = config.kv_cache_dtype, attention_class(model)
+    if kind == "auto":
+        return None, None
     if model.indexer is not None:
-        raise ConfigError("--kv-cache-dtype is int8; for a model with an indexer (V3.2) only auto is valid")
-    if not ops.reads_int8_cache:
-        raise ConfigError("--kv-cache-dtype is int8, which flash-attn does not read; valid with it is --kernels torch")
-    return attention_class(model).cache_scales(model)
+        raise ConfigError(f"--kv-cache-dtype is {kind}; for a model with an indexer (V3.2) only auto is valid")
+    if not ops.reads_quantized_cache:
+        raise ConfigError(
+            f"--kv-cache-dtype is {kind}, which flash-attn does not read; valid with it is --kernels torch"
+        )
+    if kind == "int8":
+        return attention.cache_scales(model), None
+    if model.mla is None and block_size % 16:
+        raise ConfigError(
+            f"--kv-cache-dtype is int4, for which blocks must have a multiple of 16 tokens; they have {block_size} "
+            "(--block-size)"
+        )
+    return None, attention.packed_rows(model)
 
 
 def _num_kv_blocks(config: EngineConfig, bytes_per_block: int) -> int | None:

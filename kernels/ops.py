@@ -65,7 +65,7 @@ class Ops(Protocol):
         sparse_latent_attention: latent attention over the positions that `lightning_indexer` selects.
         can_capture: calls can be captured and replayed (kernels.native.capture).
         has_own_threads: operations compute on threads that are not torch's.
-        reads_int8_cache: attention takes an Int8Cache.
+        reads_quantized_cache: attention takes an Int8Cache and a PackedCache.
         keeps_blocks: a weight in blocks stays packed; else it is expanded to the activations' dtype.
         sums_in_fp32: a `linear` with bf16 operands and fp32 results rounds neither its products nor its sums to bf16.
     """
@@ -73,7 +73,7 @@ class Ops(Protocol):
     name: str
     can_capture: bool = False
     has_own_threads: bool = False
-    reads_int8_cache: bool = True
+    reads_quantized_cache: bool = True
     keeps_blocks: bool = False
     sums_in_fp32: bool = False
     paged_attention: PagedAttention
@@ -382,7 +382,7 @@ class FlashAttnOps(TorchOps):
     """Torch's operators with flash-attn's attention."""
 
     name = "flash-attn"
-    reads_int8_cache = False
+    reads_quantized_cache = False
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(dtype)

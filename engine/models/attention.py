@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import ConfigError
+from kernels.packed_rows import PackedRow
+
 if TYPE_CHECKING:
     import torch
 
@@ -42,6 +45,20 @@ class GroupedQueryAttention:
     def cache_scales(_: ModelConfig) -> tuple[int, ...]:
         """Number of scales of each for a token and head, if cached as int8."""
         return 1, 1
+
+    @staticmethod
+    def packed_rows(config: ModelConfig) -> tuple[PackedRow, ...]:
+        """What a token and head leave, if cached in 4 bits.
+
+        Raises:
+            ConfigError: heads have a size for which there are no such rows.
+        """
+        if config.head_dim % 16:
+            raise ConfigError(
+                f"--kv-cache-dtype is int4; the model's heads have {config.head_dim} values, and a multiple of 16 is "
+                "needed: valid are auto, int8"
+            )
+        return PackedRow(config.head_dim, 5), PackedRow(config.head_dim, 4)
 
     @staticmethod
     def plan(_: ModelConfig, ops: Ops, batch: AttentionBatch, pattern: AttentionPattern) -> Any:

@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.errors import ConfigError
 from engine.models.indexer import Indexer
 from engine.models.mla_plan import MLAPlan, make_plan
 from kernels.attention_pattern import FULL
-from kernels.kv_cache import Int8Cache, take
+from kernels.kv_cache import take
+from kernels.packed_rows import PackedRow
 
 if TYPE_CHECKING:
     from engine.model_batch import AttentionView, ModelBatch
@@ -100,6 +102,22 @@ class MultiHeadLatentAttention:
         return (2,)
 
     @staticmethod
+    def packed_rows(config: ModelConfig) -> tuple[PackedRow, ...]:
+        """What a token leaves, if cached in 4 bits: its latent, beside its rotary key in int8.
+
+        Raises:
+            ConfigError: latents have a size for which there are no such rows.
+        """
+        assert config.mla is not None
+        assert config.indexer is None, "the engine refuses a cache in 4 bits for a model with an indexer"
+        if config.mla.kv_lora_rank % 32:
+            raise ConfigError(
+                f"--kv-cache-dtype is int4; the model's latents have {config.mla.kv_lora_rank} values, and a multiple "
+                "of 32 is needed: valid are auto, int8"
+            )
+        return (PackedRow(config.mla.kv_lora_rank, 4, config.mla.qk_rope_head_dim),)
+
+    @staticmethod
     def plan(config: ModelConfig, ops: Ops, batch: AttentionBatch, pattern: AttentionPattern) -> MLAPlan:
         """The plan that the layers of a view share in a step."""
         assert pattern == FULL, "no model has latent attention of another pattern"
@@ -135,7 +153,7 @@ class MultiHeadLatentAttention:
         ops.store_latents(latent_TX, self._latent_norm, _NORM_EPS, *rotation, cache[0], view.slot_mapping_T)
         selection = None
         if self._indexer is not None:
-            assert not isinstance(cache[1], Int8Cache)
+            assert isinstance(cache[1], torch.Tensor)
             selection = self._indexer.forward(x_TH, q_TQ, batch, view, cache[1])
 
         plan: MLAPlan = view.plan

@@ -39,19 +39,22 @@ void native::bind_latent_attention(nb::module_& m) {
     m.def(
         "latent_attention",
         [](Tensor q_TNX, KVCache cache, std::shared_ptr<AttentionPlan> plan, float scale, int64_t value_dim) {
-            return with_dtypes(q_TNX, "q_TNX", cache, [&](auto number, auto cached) {
+            return with_dtypes(q_TNX, "q_TNX", cache, "cache", [&](auto number, auto cached) {
                 using T = decltype(number);
                 using C = decltype(cached);
                 const auto q = q_TNX.view<const T>("q_TNX", {ANY, ANY, ANY});
-                const auto latents = cache.view<const C>("cache", {ANY, 1, ANY, q.shape[2]}, 2);
-                check_value(value_dim <= q.shape[2], "values must be a part of the keys");
+                const int64_t dim = q.shape[2];
+                check_value(value_dim <= dim, "values must be a part of the keys");
+                check_value(value_dim % 32 == 0 || !std::is_same_v<C, Packed>, "packed latents have a multiple of 32");
+                const int64_t row = latent_row<C>(value_dim, dim - value_dim);
+                const auto latents = cache.view<const C>("cache", {ANY, 1, ANY, row}, 2);
                 const auto out = q_TNX.make<T>({q.shape[0], q.shape[1], value_dim});
                 launch(q.shape[0], [=, out = out.view](int64_t rows) {
                     const auto& [data, shape, stride] = latents.values;
                     const auto tasks = plan->plan;  // held, whatever is assigned meanwhile
                     tasks->check(rows, shape[0], shape[2]);
-                    const int64_t first = latents.scales ? value_dim : shape[3];  // one scale, then the other
-                    const Cache<C> keys{data, stride[0], 0, shape[3], shape[3], first, latents.scales, 2};
+                    const int64_t first = latents.scales ? value_dim : dim;  // one scale, then the other
+                    const Cache<C> keys{data, stride[0], 0, shape[3], dim, first, latents.scales, 2};
                     Cache<C> values = keys;
                     values.dim = values.first = value_dim;
                     run(Attention<T, C>{q, keys, values, out.data, 1, scale, *tasks});

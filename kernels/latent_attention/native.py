@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kernels import native
-from kernels.kv_cache import Cache, Int8Cache
+from kernels.kv_cache import Cache
 from kernels.latent_attention.torch_ops import attend_prefill
 from kernels.lightning_indexer.native import SparsePlan
 from kernels.paged_attention.batch import AttentionBatch
@@ -67,7 +67,7 @@ class NativeSparseLatentAttention:
     ) -> torch.Tensor:
         if selection is None:
             return self._dense.forward(q_TNX, cache, plan.whole, scale, value_dim, None)
-        assert not isinstance(cache, Int8Cache), "the engine refuses an int8 cache for a model with an indexer"
+        assert isinstance(cache, torch.Tensor), "the engine refuses a quantised cache for a model with an indexer"
         out = q_TNX.new_empty(*q_TNX.shape[:2], value_dim)
         if plan.decodes is not None:
             (positions,), rows = selection.positions, slice(plan.num_decodes)

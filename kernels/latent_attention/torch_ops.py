@@ -9,7 +9,7 @@ Shapes: G sequences of a group, L padded context, Q queries of a chunk.
 
 import torch
 
-from kernels.kv_cache import Cache, Int8Cache, take
+from kernels.kv_cache import Cache, take
 from kernels.lightning_indexer.torch_ops import Selection
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.torch_ops import DecodeGroup, Plan, Prefill, TorchAttention
@@ -65,7 +65,7 @@ def _attend_decodes(
             len(q_GNX), -1, q_GNX.shape[2]
         )
     else:
-        assert not isinstance(cache, Int8Cache), "the engine refuses an int8 cache for a model with an indexer"
+        assert isinstance(cache, torch.Tensor), "the engine refuses a quantised cache for a model with an indexer"
         block_size = cache.shape[2]
         blocks_GP = blocks_GB.gather(1, positions_GP // block_size)
         latents_GLX = cache[blocks_GP, 0, positions_GP % block_size]

@@ -111,7 +111,7 @@ void* Tensor::read(const char* name, Element wanted, int64_t num_dims, const int
 }
 
 nb::object KVCache::part(const char* name, int64_t i) const {
-    if (!is_int8() || PyTuple_GET_SIZE(object.ptr()) != 2) refuse_type(name, "(values, scales)", text(object.type()));
+    if (!has_scales() || PyTuple_GET_SIZE(object.ptr()) < 2) refuse_type(name, "(values, scales)", text(object.type()));
     return nb::borrow(PyTuple_GET_ITEM(object.ptr(), i));
 }
 

@@ -8,6 +8,8 @@
 #include "common.h"
 #include "graph.h"
 
+#include "../store_kv/packed.h"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -27,7 +29,7 @@ constexpr Element element_of() {
     if constexpr (std::is_same_v<T, bf16>) return Element::BFLOAT16;
     if constexpr (std::is_same_v<T, float>) return Element::FLOAT32;
     if constexpr (std::is_same_v<T, int8_t>) return Element::INT8;
-    if constexpr (std::is_same_v<T, uint8_t>) return Element::UINT8;
+    if constexpr (std::is_same_v<T, uint8_t> || std::is_same_v<T, Packed>) return Element::UINT8;
     if constexpr (std::is_same_v<T, int32_t>) return Element::INT32;
     if constexpr (std::is_same_v<T, int64_t>) return Element::INT64;
 }
@@ -108,35 +110,41 @@ auto with_dtype(const Tensor& tensor, const char* name, const F& f) {
     return with_element(tensor.element(name), name, f);
 }
 
-// A layer's cache as kernels.kv_cache has it: a tensor, or int8 values with their scales.
+// A layer's cache as kernels.kv_cache has it: a tensor, or int8 values or packed rows with their scales.
 template <typename C>
 struct CacheView {
-    View<C, 4> values;  // [blocks, key heads, slots, values]
-    float* scales;      // [blocks, key heads, slots, num_scales]; null where values are numbers
+    View<C, 4> values;  // [blocks, key heads, slots, values or bytes]
+    Scale<C>* scales;   // [blocks, key heads, slots, num_scales]; null where values are numbers
 };
 struct KVCache {
     nb::object object;
-    bool is_int8() const { return PyTuple_Check(object.ptr()); }
+    bool has_scales() const { return PyTuple_Check(object.ptr()); }
+    bool is_packed(const char* name) const {
+        return has_scales() && Tensor{part(name, 0)}.element(name) == Element::UINT8;
+    }
 
     template <typename C>
     CacheView<C> view(const char* name, const int64_t (&shape)[4], int64_t num_scales) const {
-        if constexpr (!std::is_same_v<std::remove_const_t<C>, int8_t>) {
+        typedef std::remove_const_t<C> Value;
+        if constexpr (!std::is_same_v<Value, int8_t> && !std::is_same_v<Value, Packed>) {
             return {Tensor{object}.packed<C>(name, shape), nullptr};
         } else {
             const View<C, 4> values = Tensor{part(name, 0)}.packed<C>(name, shape);
             const int64_t* own = values.shape;
-            return {values, Tensor{part(name, 1)}.packed<float>(name, {own[0], own[1], own[2], num_scales}).data};
+            return {values, Tensor{part(name, 1)}.packed<Scale<C>>(name, {own[0], own[1], own[2], num_scales}).data};
         }
     }
 
  private:
     nb::object part(const char* name, int64_t i) const;
 };
-// f(zero of a tensor's dtype, zero of the dtype that a cache for it holds).
+// f(zero of a tensor's dtype, zero of what a cache for it holds).
 template <typename F>
-auto with_dtypes(const Tensor& tensor, const char* name, const KVCache& cache, const F& f) {
-    return with_dtype(tensor, name,
-                      [&](auto number) { return cache.is_int8() ? f(number, int8_t{}) : f(number, number); });
+auto with_dtypes(const Tensor& tensor, const char* name, const KVCache& cache, const char* cache_name, const F& f) {
+    return with_dtype(tensor, name, [&](auto number) {
+        if (!cache.has_scales()) return f(number, number);
+        return cache.is_packed(cache_name) ? f(number, Packed{}) : f(number, int8_t{});
+    });
 }
 
 void check_value(bool is_valid, const char* message);  // else ValueError
@@ -173,7 +181,7 @@ namespace nanobind::detail {
     }
 CASTER(native::Tensor, "torch.Tensor");
 CASTER(native::DType, "torch.dtype");
-CASTER(native::KVCache, "torch.Tensor | kernels.kv_cache.Int8Cache");
+CASTER(native::KVCache, "kernels.kv_cache.Cache");
 #undef CASTER
 
 }  // namespace nanobind::detail

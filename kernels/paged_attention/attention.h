@@ -23,9 +23,9 @@ struct Job {
     int64_t kv_head;
 };
 
-// The positions `begin` to `count` of those from `start` on that a task attends to, and the scales of their int8 keys
-// and values. Where keys have two scales, `factors` are what their second part is multiplied with to share the first
-// one's.
+// The positions `begin` to `count` of those from `start` on that a task attends to, and the scales of their keys and
+// values, if they have any. Where keys have two scales, `factors` are what their second part is multiplied with to
+// share the first one's.
 struct Tile {
     int64_t start, begin, count, padded;
     alignas(64) float key_scales[TILE], value_scales[TILE], factors[TILE];
@@ -42,11 +42,11 @@ inline void read_scales(const Cache<C>& cache, BlockTable table, int64_t block_s
         };
         if (const int64_t next = block + std::max<int64_t>(1, TILE / block_size); next * block_size < end)
             __builtin_prefetch(of(next));  // the next tile's
-        const float* own = of(block++);
+        const Scale<C>* own = of(block++);
         for (; slot < block_size && j < tile.count; ++slot, ++j) {
-            const float* both = own + slot * cache.num_scales;
-            scales[j] = both[0];
-            if (factors) factors[j] = both[cache.num_scales - 1] / both[0];
+            const Scale<C>* both = own + slot * cache.num_scales;
+            scales[j] = load1(both);
+            if (factors) factors[j] = load1(both + cache.num_scales - 1) / scales[j];
         }
         slot = 0;
     }
@@ -63,18 +63,25 @@ struct Blocks {
     template <typename T>
     Blocks(const Attention<T, C>& attention, const Job& job, int64_t from) {
         const Cache<C>& keys = attention.keys;
-        if (!job.task || attention.block_size % CHUNK || keys.slot_stride != keys.dim) return;
+        if (!job.task || attention.block_size % CHUNK || !attention.in_panels) return;
         const BlockTable table = attention.plan.table(*job.task);
         const int64_t end = std::min<int64_t>(from / TILE * TILE + TILE, job.task->end);
         for (int64_t position = from / CHUNK * CHUNK; position < end; position += CHUNK) {
             const int64_t block = table[position / attention.block_size];
             at[ahead.num_pieces++] =
                 (const char*)(keys.data + block * keys.block_stride + job.kv_head * keys.head_stride +
-                              position % attention.block_size * keys.dim);
+                              position % attention.block_size * keys.slot_stride);
         }
-        ahead.size = CHUNK * keys.dim * sizeof(C);
+        ahead.size = CHUNK * keys.slot_stride * sizeof(C);
     }
 };
+
+// A row's final result, of packed values rotated back.
+template <typename C, typename T>
+inline void store_result(const Result& result, T* to, int64_t dim) {
+    if constexpr (std::is_same_v<C, Packed>) rotate_packed(result.values, dim);
+    result.store(to, dim);
+}
 
 // One job.
 template <typename T, typename C>
@@ -114,7 +121,7 @@ class Attend {
 
  private:
     typedef typename Operand<T>::type O;
-    static constexpr bool SCALED = std::is_same_v<C, int8_t>;
+    static constexpr bool SCALED = !std::is_same_v<C, T>;
 
     const Attention<T, C>& attention;
     const Task& task;
@@ -211,8 +218,17 @@ class Attend {
         const C* rows[TILE + AHEAD];
         locate(attention.keys, table, attention.block_size, kv_head, tile.start, tile.begin, located, rows);
         pack_keys(rows + skipped, padded, 0, first_dim, nullptr, keys, 0, key_dim);
-        pack_keys(rows + skipped, padded, first_dim, attention.keys.dim, SCALED ? tile.factors + skipped : nullptr,
-                  keys, second_at, key_dim);
+        if constexpr (std::is_same_v<C, Packed>) {  // int8, as their second part always is
+            const int8_t* second[TILE + AHEAD];
+            for (int64_t j = 0; j < TILE + AHEAD; ++j)
+                second[j] =
+                    rows[j] ? reinterpret_cast<const int8_t*>(rows[j] + value_row<C>(first_dim)) - first_dim : nullptr;
+            pack_keys(second + skipped, padded, first_dim, attention.keys.dim, tile.factors + skipped, keys, second_at,
+                      key_dim);
+        } else {
+            pack_keys(rows + skipped, padded, first_dim, attention.keys.dim, SCALED ? tile.factors + skipped : nullptr,
+                      keys, second_at, key_dim);
+        }
         locate(attention.values, table, attention.block_size, kv_head, tile.start, tile.begin, located, rows);
         pack_values(rows + skipped, padded, attention.values.dim, value_panels.data + skipped * PANEL);
     }
@@ -263,7 +279,7 @@ class Attend {
     void finish(int64_t r, const Result& result) const {
         T* to =
             attention.out + ((task.first_token + r / group) * attention.num_heads + head_of(r)) * attention.values.dim;
-        result.store(to, attention.values.dim);
+        store_result<C>(result, to, attention.values.dim);
     }
 
     // The partial result of a row: its values, total and peak.
@@ -285,14 +301,44 @@ void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, co
         const float* own = partials + ((part.first_partial + p * part.step) * attention.num_heads + head) * size;
         result.add(own, own[value_dim], own[value_dim + 1], value_dim);
     }
-    result.store(attention.out + (part.token * attention.num_heads + head) * attention.values.dim,
-                 attention.values.dim);
+    store_result<C>(result, attention.out + (part.token * attention.num_heads + head) * attention.values.dim,
+                    attention.values.dim);
+}
+
+// Queries rotated as packed keys are. Those of rows pair values 16 apart, as a byte does (rows.h).
+template <typename T>
+View<const T, 3> rotated(const Attention<T, Packed>& attention, Scratch<T>& memory) {
+    const auto& [data, shape, stride] = attention.q;
+    const int64_t dim = shape[2], first = attention.keys.first;
+    T* const out = memory.room(shape[0] * shape[1] * dim);
+    parallel_rows(shape[0] * shape[1], 8, [&](int64_t i) {
+        const T* const from = attention.q.row(i / shape[1], i % shape[1]);
+        T* const to = out + i * dim;
+        float* const row = reinterpret_cast<float*>(scratch(first * sizeof(float)));
+        for (int64_t d = 0; d < first; d += LANES) store(row + d, load(from + d));
+        rotate_packed(row, first);
+        if (attention.in_panels || PAIR<T> == 1)
+            for (int64_t d = 0; d < first; d += LANES) store(to + d, load(row + d));
+        else
+            for (int64_t d = 0; d < first; d += 32) {
+                const v16 a = load(row + d), b = load(row + d + 16);
+                store(to + d, __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
+                store(to + d + 16,
+                      __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+            }
+        std::memcpy(to + first, from + first, (dim - first) * sizeof(T));
+    });
+    return {out, {shape[0], shape[1], dim}, {shape[1] * dim, dim, 1}};
 }
 
 // All tasks of the plan; where there are enough of them, a task's heads follow one another.
 template <typename T, typename C>
-void run(const Attention<T, C>& attention) {
+void run(Attention<T, C> attention) {
     static thread_local Scratch<float> memory;
+    if constexpr (std::is_same_v<C, Packed>) {
+        static thread_local Scratch<T> queries;
+        attention.q = rotated(attention, queries);
+    }
     const Plan& plan = attention.plan;
     float* const partials =
         memory.room(plan.num_partials * attention.num_heads * (round_up(attention.values.dim, LANES) + LANES));

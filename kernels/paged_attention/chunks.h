@@ -1,7 +1,7 @@
 // Caches that lie in panels (layout.h), by chunks of 16 positions: computed on where they lie, or copied.
 #pragma once
 
-#include "layout.h"
+#include "packed_panels.h"
 #include "rows.h"
 
 #include "../native/matmul.h"
@@ -19,10 +19,28 @@ inline u16x operands(const C* line) {
     return operands<O>(line, 0, 16 * GROUP<O>);
 }
 
-// The same of the last of `count` positions: what lies behind it counts as 0 (it may be NaN).
+// The keys of a chunk from dimension d on, a multiple of W, as operands; the values of its slots from `slot` on, W of
+// them, in 16 dimensions from d on; and fetching them. (Packed ones: packed_panels.h)
 template <typename O, typename C>
-inline u16x last_operands(const C* line, int64_t count) {
-    const u16x x = operands<O>(line);
+inline u16x key_operands(const C* chunk, int64_t d, int64_t) {
+    return operands<O>(chunk + d * CHUNK);
+}
+template <typename O, typename C>
+inline u16x value_operands(const C* chunk, int64_t slot, int64_t d, int64_t dim) {
+    return operands<O>(chunk + slot * dim + d * GROUP<O>);
+}
+template <typename O, typename C>
+inline void fetch_keys(const C* chunk, int64_t d, int64_t) {
+    __builtin_prefetch(chunk + d * CHUNK, 0, 2);
+}
+template <typename O, typename C>
+inline void fetch_values(const C* chunk, int64_t slot, int64_t d, int64_t dim) {
+    __builtin_prefetch(chunk + slot * dim + d * GROUP<O>, 0, 2);
+}
+
+// Values of the last of `count` positions: what lies behind it counts as 0 (it may be NaN).
+template <typename O>
+inline u16x last_operands(u16x x, int64_t count) {
     return count % GROUP<O> ? x & 0xffffu : x;
 }
 
@@ -41,7 +59,7 @@ struct Chunks {
         const auto of = [&](const Cache<C>& cache, int64_t head, int64_t position) {
             const int64_t block = table[position / attention.block_size];
             return cache.data + block * cache.block_stride + head * cache.head_stride +
-                   position % attention.block_size * cache.dim;
+                   position % attention.block_size * cache.slot_stride;
         };
         for (int64_t i = 0; i < num; ++i) {
             at[i] = of(attention.keys, kv_head, start + i * CHUNK);
@@ -68,9 +86,8 @@ inline void score_chunks(Matrix<const O> q, const Chunks<C>& chunks, int64_t i, 
                                                                      chunks.keys()[second + CHUNKS_AHEAD];
     const Matrix<float> to{scores.data + i * CHUNK, scores.stride};
     block<M, 2, false, O>(q, dim / GROUP<O>, to, [=](int64_t g, int p) {
-        const int64_t line = g * GROUP<O> * CHUNK;
-        if (const C* ahead = p ? right_ahead : left_ahead) __builtin_prefetch(ahead + line, 0, 2);
-        return operands<O>((p ? right : left) + line);
+        if (const C* ahead = p ? right_ahead : left_ahead) fetch_keys<O>(ahead, g * GROUP<O>, dim);
+        return key_operands<O>(p ? right : left, g * GROUP<O>, dim);
     });
 }
 
@@ -82,10 +99,10 @@ inline void mix_chunks(Matrix<const O> weights, const Chunks<C>& chunks, int64_t
     const C* const* values = chunks.values();
     const Matrix<float> to{out.data + at, out.stride};
     block<M, P, true, O>(weights, (count + W - 1) / W, to, [=](int64_t g, int p) {
-        const int64_t j = g * W, line = j % CHUNK * dim + (at + p * LANES) * W;
-        if (const C* ahead = values[j / CHUNK + CHUNKS_AHEAD]) __builtin_prefetch(ahead + line, 0, 2);
-        const C* own = values[j / CHUNK] + line;
-        return j + W > count ? last_operands<O>(own, count) : operands<O>(own);
+        const int64_t j = g * W, d = at + p * LANES;
+        if (const C* ahead = values[j / CHUNK + CHUNKS_AHEAD]) fetch_values<O>(ahead, j % CHUNK, d, dim);
+        const u16x own = value_operands<O>(values[j / CHUNK], j % CHUNK, d, dim);
+        return j + W > count ? last_operands<O>(own, count) : own;
     });
 }
 
@@ -121,7 +138,7 @@ template <typename O, typename C>
 inline void copy_keys(const Chunks<C>& chunks, int64_t dim, int64_t size, O* panels) {
     for (int64_t i = 0; i < chunks.num; ++i, panels += size * CHUNK) {
         for (int64_t d = 0; d < dim; d += GROUP<O>) {
-            const u16x x = operands<O>(chunks.keys()[i] + d * CHUNK);
+            const u16x x = key_operands<O>(chunks.keys()[i], d, dim);
             std::memcpy(panels + d * CHUNK, &x, sizeof x);
         }
         std::memset(panels + dim * CHUNK, 0, (size - dim) * CHUNK * sizeof(O));
@@ -135,8 +152,8 @@ inline void copy_values(const Chunks<C>& chunks, int64_t count, int64_t padded, 
         for (int64_t d = 0; d < dim; d += LANES) {
             u16x x{};
             if (j < count) {
-                const C* line = chunks.values()[j / CHUNK] + j % CHUNK * dim + d * GROUP<O>;
-                x = j + GROUP<O> > count ? last_operands<O>(line, count) : operands<O>(line);
+                x = value_operands<O>(chunks.values()[j / CHUNK], j % CHUNK, d, dim);
+                if (j + GROUP<O> > count) x = last_operands<O>(x, count);
             }
             std::memcpy(panels + d / LANES * VALUE_PANEL + j * LANES, &x, sizeof x);
         }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from kernels.attention_pattern import FULL, AttentionPattern
-from kernels.kv_cache import Cache, Int8Cache
+from kernels.kv_cache import Cache
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.virtual_sequences import under_pattern
 
@@ -58,8 +58,8 @@ class FlashAttention:
         )
 
     def forward(self, q_TND: torch.Tensor, k_cache: Cache, v_cache: Cache, plan: _Plan, scale: float) -> torch.Tensor:
-        assert not isinstance(k_cache, Int8Cache), "the engine refuses an int8 cache for flash-attn"
-        assert not isinstance(v_cache, Int8Cache), "the engine refuses an int8 cache for flash-attn"
+        assert isinstance(k_cache, torch.Tensor), "the engine refuses a quantised cache for flash-attn"
+        assert isinstance(v_cache, torch.Tensor), "the engine refuses a quantised cache for flash-attn"
         out: torch.Tensor = self._attend(
             q_TND,
             k_cache[plan.blocks_P, :, plan.slots_P],

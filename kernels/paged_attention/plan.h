@@ -3,6 +3,7 @@
 
 #include "../native/binding.h"
 #include "../native/panels.h"
+#include "../store_kv/packed.h"
 
 #include <algorithm>
 #include <limits>
@@ -90,14 +91,14 @@ struct AttentionPlan {
 // Python's functions that make plans with such groups and spans: `name`, and `sparse_name` unless it is null.
 void bind_planner(nb::module_& m, const char* name, const char* sparse_name, int64_t group, int64_t span);
 
-// Rows of `dim` cached values: of the slots of blocks, for each key head. Those of int8 have scales: a row's values up
-// to `first` are multiples of its first scale, the others of its last.
+// Rows of `dim` cached values: of the slots of blocks, for each key head. Those of fewer bits have scales: a row's
+// values up to `first` are multiples of its first scale, the others of its last.
 template <typename T>
 struct Cache {
     const T* data;
     int64_t block_stride, head_stride, slot_stride, dim;
     int64_t first = dim;
-    const float* scales = nullptr;  // [blocks, key heads, slots, num_scales]
+    const Scale<T>* scales = nullptr;  // [blocks, key heads, slots, num_scales]
     int64_t num_scales = 0;
 };
 

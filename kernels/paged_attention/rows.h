@@ -12,6 +12,8 @@ namespace native {
 constexpr int64_t AHEAD = 64;    // positions from the one that is packed to the one that is fetched
 constexpr int64_t PADDING = 32;  // values between rows in memory, lest a column's rows fall into few sets of the cache
 constexpr int64_t VALUE_PANEL = 16 * TILE + PADDING;
+template <typename C>
+constexpr int64_t PER_ELEMENT = std::is_same_v<C, Packed> ? 2 : 1;  // values
 
 // The transpose of 16 rows of 16 values.
 #if defined(__AVX512F__)
@@ -63,6 +65,12 @@ inline void transpose(u16x (&rows)[16]) {  // four times the perfect shuffle of 
 // A row of `dim` cached values as operands, from value `at` on: 16 floats or 32 bf16; 0 behind the row's end.
 template <typename O, typename C>
 inline u16x operands(const C* row, int64_t at, int64_t dim, float factor = 1) {
+#if defined(__AVX512BF16__)
+    if constexpr (std::is_same_v<C, Packed> && std::is_same_v<O, bf16>) {  // pairs are 16 values apart, as rotated ones
+        const u16x bytes = expand(row + at / 2);
+        return decode4_bf16((__m512i)(bytes | bytes << 12));
+    }
+#endif
     if constexpr (std::is_same_v<C, int8_t>) {
         if constexpr (std::is_same_v<O, float>) return (u16x)(load_from(row, at, dim) * factor);
         h16 pairs{};
@@ -102,7 +110,7 @@ inline void locate(const Cache<C>& cache, BlockTable table, int64_t block_size, 
 // Blocks lie scattered, which defeats the hardware's own fetching ahead.
 template <typename C>
 inline void fetch(const C* const* rows, int64_t j, int64_t at) {
-    if (rows[j + AHEAD]) __builtin_prefetch(rows[j + AHEAD] + at);
+    if (rows[j + AHEAD]) __builtin_prefetch(rows[j + AHEAD] + at / PER_ELEMENT<C>);
 }
 
 // Values `from` to `to` of the keys of 16 * n positions -> panels [positions / 16][size / W][16][W], from `at` of a
@@ -118,7 +126,7 @@ inline void pack_keys(const C* const* rows, int64_t padded, int64_t from, int64_
             u16x x[16];
             if (ahead)
 #pragma GCC unroll 16
-                for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[j + AHEAD + i] + d);
+                for (int i = 0; i < 16; ++i) __builtin_prefetch(rows[j + AHEAD + i] + d / PER_ELEMENT<C>);
             if (whole) {
 #pragma GCC unroll 16
                 for (int i = 0; i < 16; ++i) x[i] = dwords(rows[j + i] + d);
@@ -187,5 +195,22 @@ inline void pack_values(const bf16* const* rows, int64_t padded, int64_t dim, bf
         }
     }
 }
+
+#if defined(__AVX512BF16__)
+inline void pack_values(const Packed* const* rows, int64_t padded, int64_t dim, bf16* panels) {
+    const auto codes = [](const Packed* row, int64_t d) { return row ? expand(row + d / 2) : u16x{}; };
+    for (int64_t j = 0; j < padded; j += 2) {
+        for (int64_t d = 0; d < dim; d += 32) {
+            fetch(rows, j + d / 32 % 2, d);
+            const u16x both = codes(rows[j], d) | codes(rows[j + 1], d) << 16;
+            u16x low = decode4_bf16((__m512i)both), high = decode4_bf16((__m512i)(both >> 4));
+            if (!rows[j]) low &= 0xffff0000u, high &= 0xffff0000u;
+            if (!rows[j + 1]) low &= 0xffffu, high &= 0xffffu;
+            std::memcpy(panels + d / 16 * VALUE_PANEL + j * 16, &low, sizeof low);
+            std::memcpy(panels + (d / 16 + 1) * VALUE_PANEL + j * 16, &high, sizeof high);
+        }
+    }
+}
+#endif
 
 }  // namespace native

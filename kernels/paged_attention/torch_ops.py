@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.attention_pattern import FULL, AttentionPattern
-from kernels.kv_cache import Cache, Int8Cache, take, values_of
+from kernels.kv_cache import Cache, by_head, take, values_of
 from kernels.paged_attention.batch import AttentionBatch
 from kernels.paged_attention.virtual_sequences import under_pattern
 
@@ -117,17 +117,12 @@ def _attend_decodes(
     heads_K1 = torch.arange(num_kv_heads, device=q_GND.device)[:, None]
     panels = (group.block_ids_G1B * num_kv_heads + heads_K1).flatten()  # (block, head) pairs, head-major per sequence
     keys, values = (
-        take(_by_head(cache), panels, q_GND.dtype).view(num_seqs * num_kv_heads, -1, head_dim)
+        take(by_head(cache), panels, q_GND.dtype).view(num_seqs * num_kv_heads, -1, head_dim)
         for cache in (k_cache, v_cache)
     )
     scores = torch.bmm(q_GND.view(num_seqs * num_kv_heads, -1, head_dim), keys.transpose(1, 2))
     scores_GKRL = scores.view(num_seqs, num_kv_heads, -1, keys.shape[1]).mul_(scale).add_(group.mask_G11L)
     return torch.bmm(scores_GKRL.softmax(-1).view_as(scores), values).view_as(q_GND)
-
-
-def _by_head(cache: Cache) -> Cache:
-    """The cache with blocks and heads flattened into one dimension."""
-    return Int8Cache(*(x.flatten(0, 1) for x in cache)) if isinstance(cache, Int8Cache) else cache.flatten(0, 1)
 
 
 def _attend_prefill(

@@ -1,6 +1,6 @@
 // rotate_and_store, one pass over the tokens. Contract: kernels/rotate_and_store/__init__.py.
 #include "../native/binding.h"
-#include "../paged_attention/layout.h"
+#include "../paged_attention/packed_panels.h"
 #include "../rotary/rotary.h"
 #include "../store_kv/write.h"
 
@@ -14,8 +14,9 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
                       const CacheView<C>& values, const int64_t* slot_mapping, const View<T, 3>& q, int64_t num_rows) {
     const int64_t num_heads = q.shape[1], num_kv_heads = keys.values.shape[1], block_size = keys.values.shape[2],
                   dim = q.shape[2];
+    const int64_t key_size = keys.values.shape[3], value_size = values.values.shape[3];
     C *const k_cache = keys.values.data, *const v_cache = values.values.data;
-    float *const k_scales = keys.scales, *const v_scales = values.scales;
+    Scale<C>*const k_scales = keys.scales, *const v_scales = values.scales;
     const bool panels = lies_in_panels(block_size, dim);
     const auto place = [&](int64_t row, int64_t head) {
         const int64_t block = slot_mapping[row] / block_size, offset = slot_mapping[row] % block_size;
@@ -23,11 +24,12 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
     };
     // A prompt's rows go to the same lines, CHUNK by CHUNK: a span of fewer would share them with another thread's.
     parallel_spans(num_rows, num_rows < 2 * CHUNK ? 8 : CHUNK, [&](int64_t begin, int64_t end) {
-        C* const made = reinterpret_cast<C*>(scratch(dim * (sizeof(T) + sizeof(C))));
-        T* const key = reinterpret_cast<T*>(made + dim);
-        const auto as_cached = [&](const T* x, float* scale) -> const C* {
-            if constexpr (std::is_same_v<T, C>) return x;
-            write(x, dim, made, scale);
+        float* const memory = reinterpret_cast<float*>(scratch(dim * (2 * sizeof(float) + sizeof(T) + sizeof(C))));
+        T* const key = reinterpret_cast<T*>(memory + 2 * dim);
+        C* const made = reinterpret_cast<C*>(key + dim);
+        const auto as_cached = [&](const T* x, Scale<C>* scale) -> const C* {
+            if constexpr (!std::is_same_v<C, int8_t>) return reinterpret_cast<const C*>(x);
+            if constexpr (std::is_same_v<C, int8_t>) write(x, dim, made, scale);
             return made;
         };
         for (int64_t row = begin; row < end; ++row) {
@@ -39,14 +41,20 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
                 const T* value = x + num_kv_heads * dim;
                 const int64_t slot = place(row, head);
                 rotate(x, c, s, key, dim);
-                if (!panels) {
+                const int64_t own = slot % CHUNK, chunk = slot - own;
+                C *const k_chunk = k_cache + chunk * key_size, *const v_chunk = v_cache + chunk * value_size;
+                if constexpr (std::is_same_v<C, Packed>) {
+                    const uint8_t* codes = encode_row(key, dim, encode5, memory, k_scales + slot);
+                    scatter_key_codes<PAIR<T>>(codes, dim, own, k_chunk);
+                    codes = encode_row(value, dim, encode4, memory, v_scales + slot);
+                    scatter_value_codes<PAIR<T>>(codes, dim, own, v_chunk);
+                } else if (panels) {
+                    scatter_key<PAIR<T>>(as_cached(key, k_scales + slot), dim, own, k_chunk);
+                    scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_chunk);
+                } else {
                     write(key, dim, k_cache + slot * dim, k_scales + slot);
                     write(value, dim, v_cache + slot * dim, v_scales + slot);
-                    continue;
                 }
-                const int64_t own = slot % CHUNK, chunk = (slot - own) * dim;
-                scatter_key<PAIR<T>>(as_cached(key, k_scales + slot), dim, own, k_cache + chunk);
-                scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_cache + chunk);
             }
         }
     });
@@ -58,14 +66,17 @@ void native::bind_rotate_and_store(nb::module_& m) {
     m.def(
         "rotate_and_store",
         [](Tensor qkv_TXD, Tensor cos_TD, Tensor sin_TD, KVCache k_cache, KVCache v_cache, Tensor slot_mapping_T) {
-            return with_dtypes(qkv_TXD, "qkv_TXD", k_cache, [&](auto number, auto cached) {
+            return with_dtypes(qkv_TXD, "qkv_TXD", k_cache, "k_cache", [&](auto number, auto cached) {
                 using T = decltype(number);
                 using C = decltype(cached);
                 const auto qkv = qkv_TXD.view<const T>("qkv_TXD", {ANY, ANY, ANY});
                 const int64_t num_tokens = qkv.shape[0], dim = qkv.shape[2];
-                const auto keys = k_cache.view<C>("k_cache", {ANY, ANY, ANY, dim}, 1);
-                const auto values = v_cache.view<C>("v_cache", keys.values.shape, 1);
+                const auto keys = k_cache.view<C>("k_cache", {ANY, ANY, ANY, key_row<C>(dim)}, 1);
                 const auto [num_blocks, num_kv_heads, block_size, _] = keys.values.shape;
+                const auto values =
+                    v_cache.view<C>("v_cache", {num_blocks, num_kv_heads, block_size, value_row<C>(dim)}, 1);
+                check_value(lies_in_panels(block_size, dim) || !std::is_same_v<C, Packed>,
+                            "packed rows must lie in panels");
                 const int64_t num_heads = qkv.shape[1] - 2 * num_kv_heads;
                 check_value(num_heads >= 0, "qkv_TXD must have all the keys and values that the caches take");
                 const auto cos = cos_TD.packed<const float>("cos_TD", {num_tokens, dim});

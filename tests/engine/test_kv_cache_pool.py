@@ -8,7 +8,8 @@ import torch
 
 from engine import kv_cache_pool
 from engine.kv_cache_pool import CacheLayout, KVCachePool
-from kernels.kv_cache import values_of
+from kernels.kv_cache import tensors_of, values_of
+from kernels.packed_rows import PackedRow
 
 SHAPES = ((2, 64), (1, 32))
 CPU = torch.device("cpu")
@@ -59,3 +60,15 @@ def test_a_pool_is_zero_and_has_the_shape_asked_for():
     pool = KVCachePool(CacheLayout(SHAPES, 2, 16, torch.float32), 5, CPU)
     assert [[tuple(cache.shape) for cache in layer] for layer in pool.layers] == [[(5, 2, 16, 64), (5, 1, 16, 32)]] * 2
     assert all((cache == 0).all() for layer in pool.layers for cache in layer)
+
+
+def test_packed_rows_take_the_bytes_that_the_layout_says_and_are_cleared():
+    rows = PackedRow(64, 5), PackedRow(32, 4, 8)
+    layout = CacheLayout(SHAPES, 2, 16, torch.float32, packed=rows)
+    pool = KVCachePool(layout, 5, CPU)
+    tensors = [tensor for layer in pool.layers for cache in layer for tensor in tensors_of(cache)]
+    assert sum(tensor.nbytes for tensor in tensors) == 5 * layout.bytes_per_block
+    for tensor in tensors:
+        tensor.fill_(1)
+    pool.clear([3])
+    assert all((tensor[3] == 0).all() and (tensor[2] == 1).all() for tensor in tensors)

@@ -48,6 +48,8 @@ def test_the_defaults_follow_other_settings(folder: Path) -> None:
     assert (config.max_batched_tokens, config.max_kv_blocks) == (600, 600 * 3)
     assert config.kv_cache == CacheLayout(((2, 16), (2, 16)), 3, 16, torch.float32, (1, 1))
     assert config.kv_cache.bytes_per_block == 2 * 2 * (16 + 4) * 3 * 16  # a value's byte, a row's scale; layers, slots
+    packed = resolved(folder, kv_cache_dtype="int4", dtype="float32").kv_cache
+    assert packed.bytes_per_block == 2 * ((16 + 2 + 2) + (16 + 2)) * 3 * 16  # half bytes filled up, fifth bits, scales
 
 
 def test_values_that_are_set_are_kept(folder: Path) -> None:

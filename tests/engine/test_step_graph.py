@@ -17,7 +17,9 @@ CASES = [
     ("llama", {"dtype": "bfloat16", "quantization": "int8"}),
     ("llama", {"dtype": "bfloat16", "kv_cache_dtype": "int8"}),
     *((model, {"dtype": "bfloat16"}) for model in ("v2-lite", "v2", "v3")),
+    ("llama", {"dtype": "bfloat16", "kv_cache_dtype": "int4"}),
     ("v2", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
+    ("v2, latents of 32", {"dtype": "bfloat16", "kv_cache_dtype": "int4"}),
     ("v3", {"dtype": "bfloat16", "num_kv_blocks": 8}),  # sequences are preempted
     ("dynamic-moe", {"dtype": "bfloat16"}),
     ("dynamic-moe", {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"}),
@@ -35,7 +37,8 @@ def folder(tiny_llama, tmp_path_factory):
             if name == "dynamic-moe":
                 folders[name] = tiny_dynamic_moe.write(path, "mixed")
             else:
-                folders[name] = tiny_deepseek.write(path, name)
+                variant, _, latents = name.partition(", latents of ")
+                folders[name] = tiny_deepseek.write(path, variant, kv_lora_rank=int(latents or 24))
         return folders[name]
 
     return find

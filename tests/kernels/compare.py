@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from kernels import native, ops
-from kernels.kv_cache import Cache, Int8Cache, quantize, values_of
+from kernels.kv_cache import Cache, Int8Cache, PackedCache, quantize, values_of
 from kernels.native.build import ISAS
+from kernels.packed_rows import PackedRow, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,19 @@ def int8_cache(cache: torch.Tensor, sizes: list[int]) -> Int8Cache:
     return Int8Cache(values, scales.masked_fill(cache.isnan().any(-1, keepdim=True), float("nan")))
 
 
+def packed_cache(cache: torch.Tensor, row: PackedRow) -> PackedCache:
+    """A cache as packed rows; slots of NaN get scales of NaN, and codes that are not 0."""
+    values, scales = encode(cache.nan_to_num(1), row)
+    return PackedCache(values, scales.masked_fill(cache.isnan().any(-1, keepdim=True), float("nan")), row)
+
+
+def empty_packed(num_blocks: int, num_heads: int, block_size: int, row: PackedRow) -> PackedCache:
+    """Bytes of 255, which are so in any layout."""
+    shape = num_blocks, num_heads, block_size
+    values = torch.full((*shape, row.num_bytes), 255, dtype=torch.uint8)
+    return PackedCache(values, torch.full((*shape, row.num_scales), float("nan"), dtype=torch.bfloat16), row)
+
+
 class Layout:
     """How a native library lays keys and values in a cache [B, K, S, D] (paged_attention/layout.h), and back."""
 
@@ -70,6 +84,8 @@ class Layout:
 
     def keys(self, cache: Cache, *, to_rows: bool = False) -> Cache:
         """Rows to panels, or panels to rows."""
+        if isinstance(cache, PackedCache):
+            return self._packed_keys(cache)
 
         def convert(x: torch.Tensor) -> torch.Tensor:
             columns = x.shape[3] // self._width
@@ -81,6 +97,8 @@ class Layout:
 
     def values(self, cache: Cache, *, to_rows: bool = False) -> Cache:
         """Rows to panels, or panels to rows."""
+        if isinstance(cache, PackedCache):
+            return self._packed_values(cache)
 
         def convert(x: torch.Tensor) -> torch.Tensor:
             columns = x.shape[3] // 16
@@ -90,6 +108,29 @@ class Layout:
             return rows.permute(0, 1, 2, *order).reshape(x.shape).contiguous()
 
         return _convert(cache, convert)
+
+    def _packed_keys(self, cache: PackedCache) -> PackedCache:
+        """Rows to panels."""
+        row, width = cache.row, self._width
+        low, high = _halves(cache)[..., : row.size].unflatten(-1, (-1, 2, width)).unbind(-2)
+        halves = (low | high << 4).unflatten(2, (-1, 16)).transpose(3, 4).flatten(3)  # [B, K, chunks, bytes]
+        halves = torch.nn.functional.pad(halves, (0, 16 * row.half_bytes - halves.shape[-1]), value=255)
+        bits = (cache.values[..., row.half_bytes :, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        places = torch.arange(8 // width)[:, None] + 4 * torch.arange(width)
+        highest = (bits.unflatten(-1, (-1, width)).long() << places).sum((-1, -2)).to(torch.uint8)
+        highest = highest.unflatten(2, (-1, 16)).transpose(3, 4).flatten(3)
+        return cache._replace(values=torch.cat([halves, highest], -1).view(cache.values.shape))
+
+    def _packed_values(self, cache: PackedCache) -> PackedCache:
+        """Rows to panels."""
+        groups = cache.values.unflatten(3, (-1, 16)).unflatten(2, (-1, self._width))  # [B, K, groups, W, D / 32, 16]
+        return cache._replace(values=groups.permute(0, 1, 2, 4, 5, 3).reshape(cache.values.shape))
+
+
+def _halves(cache: PackedCache) -> torch.Tensor:
+    """The low four bits of each value."""
+    bytes_of_16 = cache.values[..., : cache.row.half_bytes].unflatten(-1, (-1, 1, 16))
+    return torch.cat([bytes_of_16 & 15, bytes_of_16 >> 4], -2).flatten(-3)
 
 
 def _convert(cache: Cache, convert: Callable[[torch.Tensor], torch.Tensor]) -> Cache:

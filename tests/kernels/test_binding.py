@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kernels import native
-from kernels.kv_cache import Int8Cache
+from kernels.kv_cache import Int8Cache, PackedCache
+from kernels.packed_rows import PackedRow
 from tests.kernels.compare import randn
 
 pytestmark = pytest.mark.skipif(native.ISA is None, reason="the native kernels are not built")
@@ -278,6 +279,45 @@ def test_the_parts_of_an_int8_cache_are_checked(name):
     if len(keys) == 2:
         with pytest.raises(TypeError, match="v_cache"):
             call(name, **{**caches, "v_cache": x(*shape)})
+
+
+TURN_16 = {"cos_TD": x(3, 16, dtype=F32), "sin_TD": x(3, 16, dtype=F32)}
+LATENT_ROW = PackedRow(32, 4, 8)
+PACKED = {  # arguments beside a packed cache, and its rows
+    "paged_attention": ({"q_TND": x(3, 2, 16)}, {"k_cache": PackedRow(16, 5), "v_cache": PackedRow(16, 4)}),
+    "rotate_and_store": (
+        {"qkv_TXD": x(3, 8, 16), **TURN_16},
+        {"k_cache": PackedRow(16, 5), "v_cache": PackedRow(16, 4)},
+    ),
+    "latent_attention": ({"q_TNX": x(3, 2, 40), "value_dim": 32}, {"cache": LATENT_ROW}),
+    "store_latents": ({"x_TY": x(3, 40), "weight_C": x(32)}, {"cache": LATENT_ROW}),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_parts_of_a_packed_cache_are_checked(name):
+    arguments, rows = PACKED[name]
+    num_heads = 1 if "cache" in rows else 2
+
+    def cache(row: PackedRow, block_size: int = 16) -> PackedCache:
+        values = torch.zeros(4, num_heads, block_size, row.num_bytes, dtype=torch.uint8)
+        return PackedCache(values, torch.ones(4, num_heads, block_size, row.num_scales, dtype=BF16), row)
+
+    whole = {**arguments, **{key: cache(row) for key, row in rows.items()}}
+    call(name, **whole)
+    for key, row in rows.items():
+        fit = cache(row)
+        for other, error in (
+            (fit._replace(scales=fit.scales.float()), TypeError),
+            (fit._replace(values=fit.values[..., 1:].contiguous()), ValueError),
+            (fit._replace(scales=fit.scales[:2]), ValueError),
+        ):
+            with pytest.raises(error, match=key):
+                call(name, **{**whole, key: other})
+    if len(rows) == 2:
+        eight = {key: cache(row, block_size=8) for key, row in rows.items()}
+        with pytest.raises(ValueError, match="packed rows must lie in panels"):
+            call(name, **{**whole, **eight})
 
 
 @pytest.mark.parametrize(

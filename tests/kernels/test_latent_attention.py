@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from kernels import latent_attention, lightning_indexer
-from kernels.kv_cache import Int8Cache
 from kernels.lightning_indexer.torch_ops import Selection
+from kernels.packed_rows import PackedRow
 from kernels.paged_attention import AttentionBatch
 from kernels.paged_attention.reference import ReferenceAttention
-from tests.kernels.compare import DTYPES, assert_close, dtype_id, int8_cache, natives, randn
+from tests.kernels.compare import DTYPES, assert_close, dtype_id, int8_cache, natives, packed_cache, randn
 from tests.kernels.test_paged_attention import BATCHES
 
 ROTARY = 16
@@ -102,11 +102,27 @@ def test_a_cache_of_int8_matches_reference(version, dtype, width):
     q[..., -ROTARY:] /= 20
     quantized = int8_cache(cache, [width - ROTARY, ROTARY])
     if version == "torch":  # it reads slots that nobody wrote, and leaves them to KVCachePool.clear
-        quantized = Int8Cache(quantized.values, quantized.scales.nan_to_num(0))
+        quantized = quantized._replace(scales=quantized.scales.nan_to_num(0))
     out = attend(version, batch, q, quantized)
     assert not out.isnan().any(), "it read a slot that is not its own"
     assert_close(out, attend("reference", batch, q, quantized))
     torch.testing.assert_close(out, attend("reference", batch, q, cache), rtol=0.1, atol=0.03)
+
+
+@pytest.mark.parametrize(("latent_dim", "block_size"), [(32, 7), (96, 16), (512, 16)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_cache_of_packed_latents_matches_reference(version, dtype, latent_dim, block_size):
+    lens = ((1, 1, 1, 9, 14), (3, 290, 1300, 9, 37))
+    batch, q, cache = make_case(*lens, width=latent_dim + ROTARY, dtype=dtype, block_size=block_size)
+    packed = packed_cache(cache, PackedRow(latent_dim, 4, ROTARY))
+    if version == "torch":
+        packed = packed._replace(scales=packed.scales.nan_to_num(0))
+    out = attend(version, batch, q, packed)
+    assert not out.isnan().any(), "it read a slot that is not its own"
+    assert_close(out, attend("reference", batch, q, packed))
+    whole = attend("reference", batch, q, cache)
+    assert (out - whole).float().square().mean() < 0.02 * whole.float().square().mean()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.kv_cache import Int8Cache
+from kernels.packed_rows import PackedRow
 from kernels.paged_attention import AttentionBatch
 from kernels.paged_attention.flash import FlashAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from tests.kernels.attention_cases import BACKENDS, BATCHES, NATIVE, Case, make_case
-from tests.kernels.compare import DTYPES, LIBRARIES, assert_close, dtype_id, int8_cache
+from tests.kernels.compare import DTYPES, LIBRARIES, assert_close, dtype_id, int8_cache, packed_cache
 
 pytestmark = pytest.mark.usefixtures("fake_flash_attn")
 SHAPES = [  # query heads a key head, head_dim, block_size
@@ -55,13 +55,31 @@ def test_a_cache_of_int8_matches_reference(backend, dtype, lens, head_dim):
     case = make_case(*lens, group=3, head_dim=head_dim, dtype=dtype)
     caches = [int8_cache(cache, [head_dim]) for cache in (case.k_cache, case.v_cache)]
     if backend == "torch":  # it reads slots that nobody wrote, and leaves them to KVCachePool.clear
-        caches = [Int8Cache(values, scales.nan_to_num(0)) for values, scales in caches]
-    reference, kernel = ReferenceAttention(), BACKENDS[backend](dtype)
-    expected = reference.forward(case.q, *caches, reference.plan(case.batch), head_dim**-0.5)
-    out = kernel.forward(case.q, *caches, kernel.plan(case.batch), head_dim**-0.5)
+        caches = [cache._replace(scales=cache.scales.nan_to_num(0)) for cache in caches]
+    out = check_quantized(backend, case, caches)
+    torch.testing.assert_close(out, case.run(ReferenceAttention()), rtol=0.1, atol=0.03)  # near what was quantised
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+@pytest.mark.parametrize("lens", [BATCHES["odd lengths"], BATCHES["longer than a span of a split"]], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flash"])
+def test_a_cache_of_packed_rows_matches_reference(backend, dtype, lens, head_dim):
+    case = make_case(*lens, group=3, head_dim=head_dim, dtype=dtype)
+    caches = [packed_cache(x, PackedRow(head_dim, bits)) for x, bits in ((case.k_cache, 5), (case.v_cache, 4))]
+    if backend == "torch":
+        caches = [cache._replace(scales=cache.scales.nan_to_num(0)) for cache in caches]
+    out = check_quantized(backend, case, caches)
+    error, whole = (out - expected(case)).float().square().mean(), expected(case).float().square().mean()
+    assert error < 0.02 * whole
+
+
+def check_quantized(backend, case, caches):
+    reference, kernel, scale = ReferenceAttention(), BACKENDS[backend](case.q.dtype), case.q.shape[-1] ** -0.5
+    out = kernel.forward(case.q, *caches, kernel.plan(case.batch), scale)
     assert not out.isnan().any(), "it read a slot that is not its own"
-    assert_close(out, expected)
-    torch.testing.assert_close(out, case.run(reference), rtol=0.1, atol=0.03)  # and near what was quantised
+    assert_close(out, reference.forward(case.q, *caches, reference.plan(case.batch), scale))
+    return out
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

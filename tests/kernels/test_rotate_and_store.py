@@ -3,9 +3,10 @@ import torch
 
 from kernels.kv_cache import values_of
 from kernels.ops import ReferenceOps, TorchOps
-from tests.kernels.compare import DTYPES, NATIVE, Layout, assert_close, dtype_id, natives, randn
+from kernels.packed_rows import PackedRow
+from tests.kernels.compare import DTYPES, NATIVE, Layout, assert_close, dtype_id, empty_packed, natives, randn
 from tests.kernels.test_rotary import tables
-from tests.kernels.test_store_kv import assert_int8_close, assert_only_written, empty_int8, slots
+from tests.kernels.test_store_kv import assert_int8_close, assert_only_written, assert_packed_close, empty_int8, slots
 
 
 def store_of_rows(qkv, cos, sin, k_cache, v_cache, slot_mapping):
@@ -61,3 +62,26 @@ def test_rotate_and_store_to_int8_matches_reference(version, dtype, head_dim, bl
     assert_close(VERSIONS[version](qkv, *turned, *actual, slot_mapping), expected_q)
     for mine, reference in zip(actual, expected, strict=True):
         assert_int8_close(mine, reference, slot_mapping)
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("head_dim", [16, 64, 96])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", ["torch", *natives(None)])
+def test_rotate_and_store_to_packed_rows_matches_reference(version, dtype, head_dim, block_size):
+    slot_mapping = slots(20, 6, block_size)
+    qkv = randn(20, 4 + 2 * 2, head_dim, dtype=dtype) * 3
+    qkv[3] = 0
+    turned = tables(torch.arange(20) * 37 % 501, head_dim)
+    rows = PackedRow(head_dim, 5), PackedRow(head_dim, 4)
+    expected, actual, written = ([empty_packed(6, 2, block_size, row) for row in rows] for _ in range(3))
+    expected_q = REFERENCE(qkv, *turned, *expected, slot_mapping)
+    for cache in written:
+        cache.values[slot_mapping // block_size, :, slot_mapping % block_size] = 0
+    operation = TorchOps(torch.float32) if version == "torch" else natives(NATIVE)[version]
+    assert_close(operation.rotate_and_store(qkv, *turned, *actual, slot_mapping), expected_q)
+    if version != "torch":
+        layout = natives(Layout)[version](dtype)
+        expected, written = ([layout.keys(keys), layout.values(values)] for keys, values in (expected, written))
+    for mine, reference, mask in zip(actual, expected, written, strict=True):
+        assert_packed_close(mine, reference, mask.values)

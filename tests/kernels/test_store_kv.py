@@ -47,6 +47,14 @@ def assert_int8_close(actual, expected, slot_mapping):
     assert_only_written(actual.values, torch.full_like(actual.values, 99), slot_mapping)
 
 
+def assert_packed_close(actual, expected, written):
+    """Bytes and scales alike but for a few rows (a rounding that falls the other way), and nothing else written."""
+    assert torch.equal(actual.values[written == 255], torch.full_like(actual.values, 255)[written == 255])
+    assert (actual.values == expected.values)[written != 255].float().mean() > 0.95
+    same = (actual.scales == expected.scales) | (actual.scales.isnan() & expected.scales.isnan())
+    assert same.float().mean() > 0.95
+
+
 def test_quantised_rows_come_back_within_half_a_step():
     x = randn(3, 2, 5, 24, dtype=torch.float32)
     x[1, 1, 2] = 0

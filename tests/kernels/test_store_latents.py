@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from kernels.ops import ReferenceOps, TorchOps
-from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
+from kernels.packed_rows import PackedRow
+from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, empty_packed, natives, randn
 from tests.kernels.test_rotary import tables
-from tests.kernels.test_store_kv import assert_int8_close, assert_only_written, empty_int8, slots
+from tests.kernels.test_store_kv import assert_int8_close, assert_only_written, assert_packed_close, empty_int8, slots
 
 REFERENCE = ReferenceOps(torch.float32).store_latents
 VERSIONS = {"torch": TorchOps(torch.float32).store_latents, **natives(NATIVE.store_latents)}
@@ -40,3 +41,17 @@ def test_store_latents_to_int8_matches_reference(version, dtype):
     REFERENCE(*arguments, expected, slot_mapping)
     VERSIONS[version](*arguments, actual, slot_mapping)
     assert_int8_close(actual, expected, slot_mapping)
+
+
+@pytest.mark.parametrize("latent_dim", [32, 96, 512])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_store_latents_to_packed_rows_matches_reference(version, dtype, latent_dim):
+    slot_mapping, row = slots(20, 6, 7), PackedRow(latent_dim, 4, 16)
+    weight = randn(latent_dim, dtype=dtype, seed=4)
+    arguments = (randn(20, latent_dim + 16, dtype=dtype) * 3, weight, 1e-6, *tables(torch.arange(20), 16))
+    expected, actual, written = (empty_packed(6, 1, 7, row) for _ in range(3))
+    REFERENCE(*arguments, expected, slot_mapping)
+    VERSIONS[version](*arguments, actual, slot_mapping)
+    written.values[slot_mapping // 7, :, slot_mapping % 7] = 0
+    assert_packed_close(actual, expected, written.values)
