@@ -40,6 +40,10 @@ struct Codec {
     // A panel as products in floats take it.
     void (*widen_bf16)(const BlockPanel& panel, bf16* out);
     void (*widen_float)(const BlockPanel& panel, float* out);
+    // The codec of unpacked panels, which products of MANY_ROWS and more take, and a panel to its unpacked one; or
+    // null.
+    const Codec* plain;
+    void (*unpack)(const BlockPanel& panel, const Codec& plain, uint8_t* out);
 
     // Bytes of a panel's heads, which come first; of a whole panel.
     int64_t heads_size(int64_t num_blocks) const { return round_up(num_blocks * PANEL * head, 64); }

@@ -9,6 +9,14 @@
 
 namespace native {
 
+// From how many rows on it pays to unpack a panel for AMX tiles; 0: there are none. (Without tiles, products of
+// unpacked panels are slower: they read twice as much.)
+#if defined(__AMX_INT8__)
+constexpr int MANY_ROWS = 6;
+#else
+constexpr int MANY_ROWS = 0;
+#endif
+
 constexpr float BIAS = 12582912.0f;        // 1.5 * 2^23
 constexpr int32_t BIAS_BITS = 0x4b400000;  // of BIAS
 

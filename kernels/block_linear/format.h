@@ -25,73 +25,11 @@
 // a step.
 #pragma once
 
-#include "../native/panel_pairs.h"
-#include "codec.h"
-#include "dot.h"
+#include "product.h"
 
 #include <array>
 
 namespace native {
-
-template <typename F, typename = void>
-struct HasTable : std::false_type {};
-template <typename F>
-struct HasTable<F, std::void_t<decltype(F::TABLE)>> : std::true_type {};
-
-template <typename F, typename = void>
-struct IsFloat : std::false_type {};
-template <typename F>
-struct IsFloat<F, std::void_t<decltype(&F::values)>> : std::true_type {};
-
-template <typename F, typename = void>
-struct HasWideScales : std::false_type {};
-template <typename F>
-struct HasWideScales<F, std::void_t<decltype(F::WIDE_SCALES)>> : std::true_type {};
-
-template <typename F>
-constexpr int INPUT_GROUP = F::GROUP < 32 ? 32 : F::GROUP;
-template <typename F>
-constexpr int NUM_GROUPS = F::VALUES / F::GROUP;
-template <typename F>
-constexpr int UNIT = 64 * F::BITS;  // bytes of 32 inputs of 16 columns
-
-template <typename F>
-constexpr int most_of() {
-    if constexpr (HasTable<F>::value)
-        return F::MOST;
-    else
-        return (1 << F::BITS) - 1;
-}
-
-// The codes of inputs 4 * step to 4 * step + 3 of 16 columns: bytes [column][input].
-template <typename F>
-__attribute__((always_inline)) inline u16x codes_at(const uint8_t* unit, int step) {
-    if constexpr (F::BITS == 8) return dwords(unit + 64 * step);
-    const u16x pair = dwords(unit + step / 2 * 64);
-    u16x codes = (step % 2 ? pair >> 4 : pair) & 0x0f0f0f0fu;
-    if constexpr (F::BITS == 5) {
-        const u16x high = dwords(unit + 256);
-        codes |= (step < 4 ? high << (4 - step) : high >> (step - 4)) & 0x10101010u;
-    }
-    if constexpr (F::BITS == 6) {
-        const u16x high = dwords(unit + 256 + step / 4 * 64);
-        const int at = 2 * (step % 4);
-        codes |= (at < 4 ? high << (4 - at) : high >> (at - 4)) & 0x30303030u;
-    }
-    if constexpr (HasTable<F>::value) {
-#if defined(__AVX512BW__)
-        const __m512i table = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(F::TABLE)));
-        codes = (u16x)_mm512_shuffle_epi8(table, (__m512i)codes);
-#else
-        const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(F::TABLE)));
-        __m256i half[2];
-        std::memcpy(half, &codes, sizeof half);
-        for (auto& own : half) own = _mm256_shuffle_epi8(table, own);
-        std::memcpy(&codes, half, sizeof codes);
-#endif
-    }
-    return codes;
-}
 
 // 32 codes of a column to their places in a unit.
 template <typename F>
@@ -195,109 +133,21 @@ void widen(const BlockPanel& panel, A* out) {
     }
 }
 
-// M rows of a tile by P panels. A sum's products are added in an order that is the same for every M and P.
-template <typename F, int M, int P>
-void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* groups, int64_t tile_rows, float* sums,
-                   const Fetch& fetch) {
-    constexpr int X = INPUT_GROUP<F>, PARTS = X / F::GROUP;
-    static_assert(PARTS == 1 || !F::HAS_MIN);
-    const int64_t num_blocks = panels[0].num_blocks;
-    const uint8_t *heads[P], *codes[P];
-    for (int p = 0; p < P; ++p) heads[p] = panels[p].data, codes[p] = panels[p].codes();
-    v16 totals[M][P] = {};
-    for (int64_t b = 0; b < num_blocks; ++b) {
-        if (fetch.share) fetch(b);
-        v16 scales[P][NUM_GROUPS<F>], mins[P][NUM_GROUPS<F>];
-#pragma GCC unroll 2
-        for (int p = 0; p < P; ++p) F::scales(heads[p], scales[p], mins[p]), heads[p] += PANEL * F::HEAD;
-        for (int g = 0; g < NUM_GROUPS<F>; g += PARTS) {
-            v16 values[M][P];
-#pragma GCC unroll 2
-            for (int part = 0; part < PARTS; ++part) {
-                Dot<most_of<F>()> dots[M][P];
-#pragma GCC unroll 8
-                for (int m = 0; m < M; ++m) {
-                    const i16x from = i16x{} + (F::OFFSET ? groups[m].starts[part] : BIAS_BITS);
-#pragma GCC unroll 2
-                    for (int p = 0; p < P; ++p) dots[m][p].start(from);
-                }
-#pragma GCC unroll 32
-                for (int step = 0; step < F::GROUP / 4; ++step) {
-                    const int at = part * F::GROUP / 4 + step;
-                    u16x own[P];
-#pragma GCC unroll 2
-                    for (int p = 0; p < P; ++p) own[p] = codes_at<F>(codes[p] + at / 8 * UNIT<F>, at % 8);
-#pragma GCC unroll 8
-                    for (int m = 0; m < M; ++m) {
-                        const Four four = four_at(x + m * X + 4 * at);
-#pragma GCC unroll 2
-                        for (int p = 0; p < P; ++p) dots[m][p].add(own[p], four, step);
-                    }
-                }
-#pragma GCC unroll 8
-                for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-                    for (int p = 0; p < P; ++p) {
-                        const v16 scale = scales[p][g + part], dot = dots[m][p].biased();
-                        const v16 value = HasWideScales<F>::value ? (dot - BIAS) * scale
-                                                                  : multiply_add(scale * -BIAS, dot, scale);  // exact
-                        values[m][p] = part ? values[m][p] + value : value;
-                    }
-            }
-#pragma GCC unroll 8
-            for (int m = 0; m < M; ++m)
-#pragma GCC unroll 2
-                for (int p = 0; p < P; ++p) {
-                    totals[m][p] = multiply_add(totals[m][p], groups[m].scale, values[m][p]);
-                    if constexpr (F::HAS_MIN) totals[m][p] = multiply_add(totals[m][p], groups[m].sum, mins[p][g]);
-                }
-#pragma GCC unroll 2
-            for (int p = 0; p < P; ++p) codes[p] += X / 32 * UNIT<F>;
-            x += tile_rows * X, groups += tile_rows;
-        }
-    }
-    for (int m = 0; m < M; ++m)
-        for (int p = 0; p < P; ++p) store(sums + m * BLOCK + p * PANEL, totals[m][p]);
-}
-
-// f(N), f(N - 1), ... f(1): the one whose number is `count`, which is known to the compiler there.
-template <int N, typename Function>
-void with_count(int64_t count, const Function& f) {
-    if (count == N)
-        f(std::integral_constant<int, N>());
-    else if constexpr (N > 1)
-        with_count<N - 1>(count, f);
-}
-
-template <typename F, int P>
-void multiply_panels(const BlockPanel* panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
-    int64_t m = 0;
-    const auto rows = [&](auto count) {
-        multiply_rows<F, count, P>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
-                                   sums + m * BLOCK, fetch);
-        m += count;
-        fetch = {};
-    };
-    for (int64_t calls = (M + DOT_ROWS - 1) / DOT_ROWS; calls > 0; --calls) {
-        const int64_t count = (M - m + calls - 1) / calls;
-        with_count<DOT_ROWS>(count, rows);
-    }
-}
+template <typename F>
+constexpr RowKind ROWS_OF{INPUT_GROUP<F>, F::OFFSET, F::GROUP < 32};
 
 template <typename F>
-void multiply(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
-    int64_t p = 0;
-    for (; p + DOT_PANELS <= num_panels; p += DOT_PANELS, fetch = {})
-        multiply_panels<F, DOT_PANELS>(panels + p, tile, M, sums + p * PANEL, fetch);
-    if (p < num_panels) multiply_panels<F, 1>(panels + p, tile, M, sums + p * PANEL, fetch);
-}
+constexpr Codec PLAIN{nullptr, F::VALUES,         F::BYTES, F::HEAD, ROWS_OF<F>, nullptr,
+                      nullptr, multiply_plain<F>, nullptr,  nullptr, nullptr,    nullptr};
 
 template <typename F>
 constexpr Codec codec_of(const char* name) {
-    constexpr RowKind rows{INPUT_GROUP<F>, F::OFFSET, F::GROUP < 32};
-    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,        rows, decode_block<F>,
-                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>};
-    if constexpr (!IsFloat<F>::value) codec.multiply = multiply<F>;
+    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,         ROWS_OF<F>, decode_block<F>,
+                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>, nullptr,    nullptr};
+    if constexpr (!IsFloat<F>::value) {
+        codec.multiply = multiply<F>;
+        if constexpr (MANY_ROWS > 0) codec.plain = &PLAIN<Plain<F>>, codec.unpack = unpack<F>;
+    }
     return codec;
 }
 

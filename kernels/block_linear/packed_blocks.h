@@ -7,6 +7,8 @@
 #include "../native/panel_pairs.h"
 #include "codec.h"
 
+#include <array>
+
 namespace native {
 
 // Of [out_size, in_size], padded with zeros to whole panels.
@@ -61,24 +63,41 @@ struct PackedBlocks {
 // Two panels, or one, with rows made int8.
 struct BlockPair {
     typedef float Sum;
+    static constexpr bool IS_GROUPED = true;
     const GroupedRows* rows;
     Span span;
     int64_t num_rows;
     BlockPanel panels[2];
     int64_t num_panels;
 
-    const BlockPanel* unpacked() const { return panels; }
+    // The panels as they are packed or, for many rows, unpacked in cache.
+    std::array<BlockPanel, 2> unpacked() const {
+        std::array<BlockPanel, 2> own{panels[0], panels[1]};
+        if (!MANY_ROWS || num_rows < MANY_ROWS) return own;
+        int64_t sizes[2] = {};
+        for (int64_t p = 0; p < num_panels; ++p) {
+            const Codec& plain = *panels[p].codec->plain;
+            own[p] = {&plain, nullptr, panels[p].num_blocks * panels[p].codec->values / plain.values};
+            sizes[p] = round_up(own[p].size(), 64);
+        }
+        uint8_t* const to = reinterpret_cast<uint8_t*>(scratch(sizes[0] + sizes[1]));
+        for (int64_t p = 0; p < num_panels; ++p) {
+            own[p].data = to + p * sizes[0];
+            panels[p].codec->unpack(panels[p], *own[p].codec, to + p * sizes[0]);
+        }
+        return own;
+    }
 
-    void multiply(const BlockPanel*, int64_t row, int64_t M, float* sums, const BlockPair* next) const {
-        const bool together = num_panels == 1 || panels[0].codec == panels[1].codec;
-        for (int64_t p = 0; p < num_panels; p += together ? num_panels : 1) {
-            const Codec& codec = *panels[p].codec;
-            const int64_t count = together ? num_panels : 1;
-            for (int64_t m = 0; m < M; m += TILE_ROWS) {
-                codec.multiply(panels + p, count, rows->tile(span, row + m, codec.rows.group),
+    void multiply(const std::array<BlockPanel, 2>& own, int64_t row, int64_t M, float* sums,
+                  const BlockPair* next) const {
+        const bool together = num_panels == 1 || own[0].codec == own[1].codec;
+        const int64_t count = together ? num_panels : 1;
+        for (int64_t p = 0; p < num_panels; p += count) {
+            const Codec& codec = *own[p].codec;
+            for (int64_t m = 0; m < M; m += TILE_ROWS)
+                codec.multiply(own.data() + p, count, rows->tile(span, row + m, codec.rows.group),
                                std::min(TILE_ROWS, M - m), sums + m * BLOCK + p * PANEL,
-                               next && !m ? next->fetch(p, count, panels[p].num_blocks) : Fetch{});
-            }
+                               next && !m ? next->fetch(p, count, own[p].num_blocks) : Fetch{});
         }
     }
 
@@ -98,6 +117,7 @@ struct BlockPair {
 template <typename A>
 struct WidePair {
     typedef float Sum;
+    static constexpr bool IS_GROUPED = false;
     Matrix<const A> rows;
     int64_t num_rows;
     BlockPanel panels[2];

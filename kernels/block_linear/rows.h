@@ -83,9 +83,9 @@ class GroupedRows {
     static constexpr bool IS_FLOAT = false;
 
     void make_room(int64_t total, int64_t size) {
-        K = round_up(size, 256);                      // whole blocks of every format
-        values = value_memory.room((total + 1) * K);  // products of a few rows may read beyond the last
-        groups = group_memory.room((total + 1) * K / 32 + TILE_ROWS);
+        K = round_up(size, 256);                                  // whole blocks of every format
+        values = value_memory.room(total * K + TILE_ROWS * 128);  // tiles read beyond the last rows
+        groups = group_memory.room(total * K / 32 + TILE_ROWS);
     }
 
     // A row of so many inputs to its place in its span.

@@ -7,16 +7,18 @@ namespace native {
 
 #if defined(__AMX_BF16__)
 
-// While one lives, its thread's tiles are whole.
+// While one lives, its thread's tiles are whole. For products of groups of 32 (16) inputs of a byte, registers 4 and 6
+// (5 and 7) hold so many of A's bytes and of B's rows.
 struct Tiles {
     struct alignas(64) Config {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
         uint16_t row_bytes[16] = {};
         uint8_t rows[16] = {};
     };
-    Tiles() {
+    explicit Tiles(bool is_grouped = false) {
         Config config;
         for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
+        if (is_grouped) config.row_bytes[4] = 32, config.row_bytes[5] = 16, config.rows[6] = 8, config.rows[7] = 4;
         _tile_loadconfig(&config);
     }
     ~Tiles() { _tile_release(); }
@@ -76,7 +78,7 @@ inline void tile_block(Matrix<const A> a, Matrix<const Weight<A>> b, Matrix<Sum<
 #else
 
 struct Tiles {
-    Tiles() {}
+    explicit Tiles(bool = false) {}
 };
 
 #endif

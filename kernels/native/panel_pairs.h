@@ -25,6 +25,7 @@ void parallel_pairs(int64_t num_pairs, const Task& task) {
 template <typename A, typename B = Weight<A>>
 struct Pair {
     typedef native::Sum<A> Sum;
+    static constexpr bool IS_GROUPED = false;  // as Tiles wants to know it
     Matrix<const A> rows;
     int64_t num_rows;
     const B* panels;
@@ -57,9 +58,10 @@ struct Pair {
 // its functions.
 template <typename PairAt, typename Epilogue>
 void multiply_pairs(int64_t num_pairs, const PairAt& pair_at, const Epilogue& epilogue) {
-    typedef typename decltype(pair_at(0))::Sum Sum;
+    typedef decltype(pair_at(0)) PairType;
+    typedef typename PairType::Sum Sum;
     parallel_pairs(num_pairs, [&](int64_t begin, int64_t end, int64_t next_pair) {
-        const Tiles tiles;
+        const Tiles tiles(PairType::IS_GROUPED);
         alignas(64) Sum sums[BLOCK * BLOCK];
         for (int64_t i = begin; i < end; ++i) {
             const auto pair = pair_at(i), next = pair_at(i + 1 < end ? i + 1 : next_pair);
