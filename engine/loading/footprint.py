@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from engine.loading.taken_tensors import TakenTensor
     from engine.loading.weights import TensorSource
     from engine.models.config import ModelConfig
+    from kernels.block_weight import BlockFormat
     from kernels.ops import Ops
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _FORMATS = {
     "F8_E4M3": "fp8_128",
     "": "int4_128",
@@ -70,21 +70,27 @@ class Estimate:
     def _kept(self, taken: TakenTensor, quantization: str) -> int:
         """Bytes that stay of a tensor."""
         kind, num_stored = self._stored.get(taken.name, StoredTensor("", 0))
-        block, itemsize = FORMATS.get(_FORMATS.get(kind, kind.lower())), taken.dtype.itemsize
-        keeps_blocks = quantization != "none" and self._ops.keeps_blocks
+        block, itemsize = None if quantization == "none" else self._block(kind), taken.dtype.itemsize
         if taken.num_in_heads:
             return self._in_heads(taken)
         if taken.layer is None:
-            is_mapped = taken.is_table and keeps_blocks and block is not None  # rows are read where they lie
+            is_mapped = taken.is_table and block is not None  # rows are read where they lie
             return 0 if is_mapped else math.prod(taken.shape) * itemsize
         rows, columns = taken.shape
         if quantization == "int8" and (not self._is_quantized or taken.layer == "lm_head"):
             return self._padded(rows, columns) + rows * _INT8_OF_ROW
         if kind == "I8" and num_stored == rows * columns:  # not FP4, two values a byte
             return self._padded(rows, columns) + rows * _INT8_OF_ROW
-        if kind in _FLOATS or block is None or not keeps_blocks:
+        if block is None:
             return self._padded(rows, columns * itemsize)
         return max(rows * block.num_blocks(columns) * block.bytes, self._num_stored(taken))
+
+    def _block(self, kind: str) -> BlockFormat | None:
+        """The blocks in which a weight that is stored so stays; None if it becomes floats."""
+        block = FORMATS.get(_FORMATS.get(kind, kind.lower())) if self._ops.keeps_blocks else None
+        if block is None or (self._ops.name == "native" and not native.library.has_blocks(block.name)):
+            return None
+        return block
 
     def _num_stored(self, taken: TakenTensor) -> int:
         """Bytes that are read for a tensor, with what belongs to it."""
