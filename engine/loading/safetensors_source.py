@@ -40,7 +40,7 @@ class SafetensorsSource:
             try:
                 check_regular(file)
                 handle = self._files.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, RuntimeError) as error:  # torch's, where a limit forbids to map the file
                 raise ModelError(f"{file} cannot be read: {error}") from None
             self._handles.update(dict.fromkeys(handle.keys(), handle))
 

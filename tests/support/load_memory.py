@@ -25,12 +25,14 @@ class LoadMemory:
         estimated, passing: of weights, and of the largest tensor, before anything is read.
         weights: that stay.
         peak: of all that is resident, pages of mapped files included.
+        mapped: that is left of these pages.
     """
 
     estimated: int
     passing: int
     weights: int
     peak: int
+    mapped: int
 
 
 def measure(tiny: Path, *loads: dict[str, Any]) -> list[LoadMemory]:
@@ -52,9 +54,10 @@ def _load(settings: dict[str, Any]) -> LoadMemory:
     estimate = Estimate(config.model, config.source.open_tensors(config.model), config.ops, config.dtype)
     footprint = estimate.footprint(config.settings.quantization)
     _CLEAR.write_text("5")  # the high-water mark begins anew
-    before = _bytes("VmRSS")
-    engine = build.build(config)
-    return LoadMemory(footprint.weights, footprint.passing, engine.info.memory.weights, _bytes("VmHWM") - before)
+    before, mapped = _bytes("VmRSS"), _bytes("RssFile")
+    weights = build.build(config).info.memory.weights
+    peak, mapped = _bytes("VmHWM") - before, _bytes("RssFile") - mapped
+    return LoadMemory(footprint.weights, footprint.passing, weights, peak, mapped)
 
 
 def _bytes(name: str) -> int:
@@ -63,6 +66,8 @@ def _bytes(name: str) -> int:
 
 
 def _main() -> None:
+    from engine.loading import gguf_source, safetensors_source  # noqa: F401  # the libraries that they import
+
     tiny, *loads = sys.argv[1:]
     _load({"model": tiny})
     for load in loads:

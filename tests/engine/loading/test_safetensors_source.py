@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from engine.loading import safetensors_source
 from tests.support import checkpoints, tiny
 from tests.support.checkpoints import WEIGHTS
 from tests.support.running import generate, greedy_params, load, make_prompt
@@ -39,6 +40,14 @@ def test_damaged_safetensors_are_refused(folder, keep):
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:keep])
     assert f"{WEIGHTS} cannot be read" in checkpoints.refusal(folder)
+
+
+def test_a_file_that_a_limit_forbids_to_map_is_named(folder, monkeypatch):
+    def safe_open(*_, **__):
+        raise RuntimeError("unable to mmap 4293440520 bytes from file: Cannot allocate memory (12)")
+
+    monkeypatch.setattr(safetensors_source, "safe_open", safe_open)
+    assert f"{WEIGHTS} cannot be read: unable to mmap" in checkpoints.refusal(folder)
 
 
 @pytest.mark.parametrize(
