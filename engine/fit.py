@@ -74,4 +74,4 @@ def _fits(needed: int, free: int) -> bool:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / devices.GIB:.3g}"
+    return f"{round(num_bytes / devices.GIB, 4):.3g}"
