@@ -48,19 +48,19 @@ def check_fits(config: ResolvedConfig, tensors: TensorSource) -> None:
     if _fits(_needed(footprint, smallest), free):
         room = (free - footprint.weights) / devices.GIB
         raise ConfigError(f"{text}. It fits with --kv-cache-memory {room:.3g}, or less, or fewer --num-kv-blocks")
-    raise ConfigError(f"{text}. {_advice(estimate, chosen, smallest, free)}")
+    choices = get_args(ModelSettings.model_fields["quantization"].annotation)
+    needs = {choice: _needed(estimate.footprint(choice), smallest) for choice in choices}
+    raise ConfigError(f"{text}. {_advice(needs, needed, free)}")
 
 
-def _advice(estimate: Estimate, chosen: str, kv_cache: int, free: int) -> str:
-    """Which --quantization needs less."""
-    needs = {}
-    for other in get_args(ModelSettings.model_fields["quantization"].annotation):
-        needs[other] = _needed(estimate.footprint(other), kv_cache)
-    less = sorted((needed, other) for other, needed in needs.items() if needed < (1 - _MARGIN) * needs[chosen])
+def _advice(needs: dict[str, int], needed: int, free: int) -> str:
+    """Which --quantization needs less, with the smallest KV cache."""
+    less = sorted((num_bytes, choice) for choice, num_bytes in needs.items() if num_bytes < (1 - _MARGIN) * needed)
     if not less:
         return "No --quantization needs less"
-    if fitting := [(needed, other) for needed, other in less if _fits(needed, free)]:
-        return "It needs " + ", ".join(f"{_gib(needed)} with --quantization {other}" for needed, other in fitting)
+    if fitting := [one for one in less if _fits(one[0], free)]:
+        ways = (f"{_gib(num_bytes)} with --quantization {choice}" for num_bytes, choice in fitting)
+        return f"It needs {', '.join(ways)}"
     return f"The least is {_gib(less[0][0])} with --quantization {less[0][1]}"
 
 
