@@ -27,34 +27,46 @@
 
 #include "product.h"
 
+#include <algorithm>
 #include <array>
 
 namespace native {
 
-// 32 codes of a column to their places in a unit.
+// 32 codes of each of 16 columns, which are `stride` bytes apart, to a unit.
 template <typename F>
-inline void put_codes(const uint8_t* codes, int column, uint8_t* unit) {
-    for (int step = 0; step < 8; ++step)
-        for (int i = 0; i < 4; ++i) {
-            const int code = codes[4 * step + i], place = 4 * column + i;
-            if constexpr (F::BITS == 8) {
-                unit[64 * step + place] = uint8_t(code);
-            } else {
-                unit[step / 2 * 64 + place] |= uint8_t((code & 15) << 4 * (step % 2));
-                if constexpr (F::BITS == 5) unit[256 + place] |= uint8_t((code >> 4) << step);
-                if constexpr (F::BITS == 6) unit[256 + step / 4 * 64 + place] |= uint8_t((code >> 4) << 2 * (step % 4));
-            }
+inline void put_codes(const uint8_t* codes, int64_t stride, uint8_t* unit) {
+    constexpr int HIGH = F::BITS == 5 ? 64 : F::BITS == 6 ? 128 : 0;  // bytes with what nibbles cannot hold
+    u16x low{}, high[2] = {};
+#pragma GCC unroll 8
+    for (int step = 0; step < 8; ++step) {
+        u16x own;
+        for (int column = 0; column < PANEL; ++column) {
+            uint32_t four;
+            std::memcpy(&four, codes + column * stride + 4 * step, sizeof four);
+            own[column] = four;
         }
+        if constexpr (F::BITS == 8) {
+            std::memcpy(unit + 64 * step, &own, sizeof own);
+        } else {
+            const u16x nibbles = own & 0x0f0f0f0fu, rest = own >> 4 & 0x0f0f0f0fu;
+            low = step % 2 ? low | nibbles << 4 : nibbles;
+            if (step % 2) std::memcpy(unit + step / 2 * 64, &low, sizeof low);
+            if constexpr (F::BITS == 5) high[0] |= rest << step;
+            if constexpr (F::BITS == 6) high[step / 4] |= rest << 2 * (step % 4);
+        }
+    }
+    std::memcpy(unit + 256, high, HIGH);
 }
 
 template <typename F>
 void pack_blocks(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes) {
+    uint8_t own[PANEL][F::VALUES];
     for (int column = 0; column < PANEL; ++column) {
-        uint8_t own[F::VALUES];
-        F::unpack(blocks[column], own);
+        F::unpack(blocks[column], own[column]);
         F::pack_head(blocks[column], column, heads);
-        for (int unit = 0; unit < F::VALUES / 32; ++unit) put_codes<F>(own + 32 * unit, column, codes + unit * UNIT<F>);
     }
+    for (int unit = 0; unit < F::VALUES / 32; ++unit)
+        put_codes<F>(own[0] + 32 * unit, F::VALUES, codes + unit * UNIT<F>);
 }
 
 // Four inputs' values of 16 columns, before their scale.
@@ -90,10 +102,10 @@ __attribute__((always_inline)) inline void each_four(const uint8_t* heads, const
 
 template <typename F>
 void decode_block(const uint8_t* block, float* out) {
-    uint8_t heads[16 * F::HEAD + 1] = {}, codes[F::VALUES / 32 * UNIT<F>] = {}, own[F::VALUES];
-    F::unpack(block, own);
-    F::pack_head(block, 0, heads);
-    for (int unit = 0; unit < F::VALUES / 32; ++unit) put_codes<F>(own + 32 * unit, 0, codes + unit * UNIT<F>);
+    uint8_t heads[16 * F::HEAD] = {}, codes[F::VALUES / 32 * UNIT<F>];
+    const uint8_t* blocks[16];
+    std::fill_n(blocks, 16, block);
+    pack_blocks<F>(blocks, heads, codes);
     each_four<F>(heads, codes, [&](int step, const std::array<v16, 4>& values) {
         for (int i = 0; i < 4; ++i) out[4 * step + i] = values[i][0];
     });

@@ -9,7 +9,11 @@ struct Format : native::KScales {
     static constexpr bool HAS_MIN = true;
 
     static void unpack(const uint8_t* block, uint8_t* codes) {
-        for (int i = 0; i < 256; ++i) codes[i] = block[16 + i / 64 * 32 + i % 32] >> i % 64 / 32 * 4 & 15;
+        for (int part = 0; part < 4; ++part, codes += 64)
+            for (int j = 0; j < 32; ++j) {
+                const uint8_t both = block[16 + 32 * part + j];
+                codes[j] = both & 15, codes[32 + j] = both >> 4;
+            }
     }
 };
 

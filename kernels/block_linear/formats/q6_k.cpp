@@ -11,10 +11,14 @@ struct Format {
     static constexpr bool HAS_MIN = false;
 
     static void unpack(const uint8_t* block, uint8_t* codes) {
-        for (int i = 0; i < 256; ++i) {
-            const int half = i / 128, place = i % 128;
-            const int low = block[64 * half + place % 64] >> place / 64 * 4 & 15;
-            codes[i] = uint8_t(low | (block[128 + 32 * half + place % 32] >> place / 32 * 2 & 3) << 4);
+        for (int half = 0; half < 2; ++half, codes += 128) {
+            const uint8_t *low = block + 64 * half, *high = block + 128 + 32 * half;
+            for (int j = 0; j < 32; ++j) {
+                codes[j] = uint8_t((low[j] & 15) | (high[j] & 3) << 4);
+                codes[32 + j] = uint8_t((low[32 + j] & 15) | (high[j] >> 2 & 3) << 4);
+                codes[64 + j] = uint8_t(low[j] >> 4 | (high[j] >> 4 & 3) << 4);
+                codes[96 + j] = uint8_t(low[32 + j] >> 4 | high[j] >> 6 << 4);
+            }
         }
     }
     // 16 d, then 16 columns' scales of each group.
