@@ -146,16 +146,21 @@ void widen(const BlockPanel& panel, A* out) {
 }
 
 template <typename F>
-constexpr RowKind ROWS_OF{INPUT_GROUP<F>, F::OFFSET, F::GROUP < 32};
+constexpr RowKind rows_of() {
+    if constexpr (IsFloat<F>::value)
+        return {INPUT_GROUP<F>, 0, false};
+    else
+        return {INPUT_GROUP<F>, F::OFFSET, F::GROUP < 32};
+}
 
 template <typename F>
-constexpr Codec PLAIN{nullptr, F::VALUES,         F::BYTES, F::HEAD, ROWS_OF<F>, nullptr,
-                      nullptr, multiply_plain<F>, nullptr,  nullptr, nullptr,    nullptr};
+constexpr Codec PLAIN{nullptr, F::VALUES,         F::BYTES, F::HEAD, rows_of<F>(), nullptr,
+                      nullptr, multiply_plain<F>, nullptr,  nullptr, nullptr,      nullptr};
 
 template <typename F>
 constexpr Codec codec_of(const char* name) {
-    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,         ROWS_OF<F>, decode_block<F>,
-                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>, nullptr,    nullptr};
+    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,         rows_of<F>(), decode_block<F>,
+                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>, nullptr,      nullptr};
     if constexpr (!IsFloat<F>::value) {
         codec.multiply = multiply<F>;
         if constexpr (MANY_ROWS > 0) codec.plain = &PLAIN<Plain<F>>, codec.unpack = unpack<F>;
