@@ -25,14 +25,12 @@ class LoadMemory:
         estimated, passing: of weights, and of the largest tensor, before anything is read.
         weights: that stay.
         peak: of all that is resident, pages of mapped files included.
-        mapped: that is left of these pages.
     """
 
     estimated: int
     passing: int
     weights: int
     peak: int
-    mapped: int
 
 
 def measure(tiny: Path, *loads: dict[str, Any]) -> list[LoadMemory]:
@@ -54,10 +52,9 @@ def _load(settings: dict[str, Any]) -> LoadMemory:
     estimate = Estimate(config.model, config.source.open_tensors(config.model), config.ops, config.dtype)
     footprint = estimate.footprint(config.settings.quantization)
     _CLEAR.write_text("5")  # the high-water mark begins anew
-    before, mapped = _bytes("VmRSS"), _bytes("RssFile")
+    before = _bytes("VmRSS")
     weights = build.build(config).info.memory.weights
-    peak, mapped = _bytes("VmHWM") - before, _bytes("RssFile") - mapped
-    return LoadMemory(footprint.weights, footprint.passing, weights, peak, mapped)
+    return LoadMemory(footprint.weights, footprint.passing, weights, _bytes("VmHWM") - before)
 
 
 def _bytes(name: str) -> int:
