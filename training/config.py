@@ -27,7 +27,8 @@ class Section(BaseModel):
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
-Files = Annotated[tuple[Path, ...], Field(min_length=1)]
+NamedPath = Annotated[Path, BeforeValidator(lambda value: value or None)]  # "" would be the working directory
+Files = Annotated[tuple[NamedPath, ...], Field(min_length=1)]
 
 
 class LanguageModelSettings(Section):
@@ -126,7 +127,7 @@ class EWCSettings(Section):
 class Settings(Section):
     """The whole recipe."""
 
-    output: Path = setting("the run's folder: checkpoints/, tensorboard/, metrics.jsonl, export/")
+    output: NamedPath = setting("the run's folder: checkpoints/, tensorboard/, metrics.jsonl, export/")
     model: Path = setting("a config.json, for new weights; or a folder, for its weights")
     tokenizer: Path | None = setting("a folder with tokenizer.json; by default the model's", None)
     seed: Integer = setting("of new weights, of the data's order and of dropout", 0, ge=0, lt=1 << 63)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import ConfigError
 from training.config import SECTIONS, Settings
+from training.read_yaml import parse_yaml, read_yaml, shortened, shown, shown_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,18 +25,15 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         ConfigError: naming the key, its value and what is valid.
     """
-    try:
-        values = _parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold settings, as in 'learning_rate: 3.0e-5'")
+        raise ConfigError(f"{shown_path(path)} must hold settings, as in 'learning_rate: 3.0e-5'")
     for text in overrides:
         _override(values, text)
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from None
+        raise ConfigError(f"{shown_path(path)}: {'; '.join(map(_explain, error.errors()))}") from None
 
 
 def write_settings(path: Path, settings: Settings) -> None:
@@ -49,32 +46,21 @@ def _override(values: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     *parents, name = key.split(".")
     if not equals or not all((*parents, name)):
-        raise ConfigError(f"{text!r} is no setting; expected KEY=VALUE, as in total_steps=500 or data.max_length=512")
+        raise ConfigError(
+            f"{shown(text)} is no setting; expected KEY=VALUE, as in total_steps=500 or data.max_length=512"
+        )
     for parent in parents:
         inner = values.get(parent)
         if isinstance(inner, str) and parent == "objective":
             inner = {"kind": inner}
         if inner is not None and not isinstance(inner, dict):
-            raise ConfigError(f"{text!r}: {parent} is {inner!r} and has no keys")
+            raise ConfigError(f"{shown(text)}: {parent} is {shown(inner)} and has no keys")
         values[parent] = dict(inner or {})
         values = values[parent]
     try:
-        values[name] = _parse(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} cannot be read as YAML: {' '.join(str(error).split())}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers may have an exponent without a point: 3e-5 is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506  # nosec B506  # a SafeLoader
+        values[name] = parse_yaml(value)
+    except ValueError as error:
+        raise ConfigError(f"{shown(text)} cannot be read as YAML: {error}") from None
 
 
 _EXPECTED = {  # by pydantic's kind of mistake
@@ -107,15 +93,15 @@ def _explain(mistake: ErrorDetails) -> str:
     if kind == "missing":
         return f"{key} is missing"
     if kind == "extra_forbidden":
-        return f"there is no setting {key}; {_nearest(places)}"
+        return f"there is no setting {shortened(key)}; {_nearest(places)}"
     if kind == "union_tag_invalid":
         return f"objective is {context['tag']}; expected one of {_listed(context['expected_tags'])}"
     if kind == "union_tag_not_found":
         return "objective needs a kind, as in {kind: dpo, beta: 0.1}"
     if kind == "literal_error":
-        return f"{key} is {mistake['input']!r}; expected one of {_listed(context['expected'])}"
+        return f"{key} is {shown(mistake['input'])}; expected one of {_listed(context['expected'])}"
     expected = _EXPECTED.get(kind, mistake["msg"]).format(**context)
-    return f"{key} is {mistake['input']!r}; expected {expected}"
+    return f"{key} is {shown(mistake['input'])}; expected {expected}"
 
 
 def _listed(words: str) -> str:

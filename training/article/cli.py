@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (scale / "scale.yaml").is_file():
             names = ", ".join(sorted(path.name for path in SCALES.iterdir()))
             raise ConfigError(f"--scale {args.scale} is neither one of {names} nor a folder with scale.yaml")
+        place.sizes  # noqa: B018  # a mistake in scale.yaml is told before anything is done
         run(place, args.begin)
         text = report_of(place, args.report)
-    except DeepseekServeError as error:
+    except (DeepseekServeError, OSError) as error:
         sys.stderr.write(f"article: error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -87,11 +88,11 @@ def _stages() -> Mapping[str, tuple[Callable[[Workplace], Figures], tuple[str, .
         "tokenizer": (stages.make_tokenizer, ("tokenizer",)),
         "pretrain": (stages.pretrain, ("pretrain",)),
         "continual": (stages.continue_training, ("plain", "ewc")),
+        "seeds": (stages.repeat_with_seeds, ("seeds",)),
         "align": (deployment.align, ("sft", "dpo", "safety")),
         "int8": (deployment.quantise, tuple(deployment.SCHEMES)),
         "evaluation": (deployment.evaluate_served, ("evaluation",)),
         "serving": (deployment.serve, ()),
-        "seeds": (stages.repeat_with_seeds, ("seeds",)),
     }
 
 

@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from engine.errors import ConfigError
 from training.evaluation.report import write
+from training.read_yaml import read_yaml
 
 SCALES = Path(__file__).with_name("scales")
 DOMAINS = ("prose", "code")  # what is learnt first, and what next
@@ -25,13 +24,17 @@ _FILES: dict[str, tuple[str, ...]] = {  # of a scale, that each stage is the fir
     "tokenizer": (),
     "pretrain": ("model.json", "pretrain.yaml"),
     "continual": ("continual.yaml",),
+    "seeds": ("seeds_model.json", "seeds_pretrain.yaml", "seeds_continual.yaml"),
     "align": ("sft.yaml", "dpo.yaml", "safety.yaml"),
     "int8": (),
     "evaluation": (),
     "serving": (),
-    "seeds": ("seeds_model.json", "seeds_pretrain.yaml", "seeds_continual.yaml"),
 }
 STAGES = tuple(_FILES)  # in order
+_SIZES = (
+    *("packages", "corpus", "tokenizer_megabytes", "vocab_size", "max_length", "held_out_tokens", "fisher_batches"),
+    *("seeds", "calibration_tokens", "evaluation", "serving"),
+)
 
 Figures = dict[str, Any]
 
@@ -50,9 +53,16 @@ class Workplace:
 
     @cached_property
     def sizes(self) -> Figures:
-        """What scale.yaml says."""
-        sizes: Figures = yaml.safe_load((self.scale / "scale.yaml").read_text(encoding="utf-8"))
-        return sizes
+        """What scale.yaml says.
+
+        Raises:
+            ConfigError: it is no YAML, or a size is not in it.
+        """
+        path = self.scale / "scale.yaml"
+        sizes = read_yaml(path)
+        if absent := [name for name in _SIZES if not isinstance(sizes, dict) or name not in sizes]:
+            raise ConfigError(f"{path} lacks {', '.join(absent)}")
+        return dict(sizes)
 
     def train(self, kind: str) -> Path:
         """Records to learn: of a domain, or "chats", "preferences", "safety"."""
@@ -75,12 +85,15 @@ class Workplace:
         """What a stage found; None if it is not done.
 
         Raises:
-            ConfigError: it was done with other settings.
+            ConfigError: it was done with other settings, or its record is damaged.
         """
         path = self._record(stage)
         if not path.exists():
             return None
-        record: Figures = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record: Figures = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ConfigError(f"{path} is damaged: do the stage again with --from {stage}") from None
         if record["scale"] != self._digest(stage):
             raise ConfigError(
                 f"{self.out} has a stage {stage} that was done with other settings than {self.scale} has now: do it "

@@ -51,7 +51,7 @@ def test_a_stage_and_all_later_ones_can_be_done_again(place: Workplace, done: li
     old = place.out / "align" / "old"
     old.touch()
     cli.run(place, begin="align")
-    assert done[len(STAGES) :] == ["align", "int8", "evaluation", "serving", "seeds"]
+    assert done[len(STAGES) :] == ["align", "int8", "evaluation", "serving"]
     assert not old.exists()
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_stage_that_was_not_done(
         """Stop."""
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_stages", lambda: {**stages, "seeds": (stop, ())})
+    monkeypatch.setattr(cli, "_stages", lambda: {**stages, "serving": (stop, ())})
     with pytest.raises(KeyboardInterrupt):
         cli.run(place)
     monkeypatch.setattr(cli, "_stages", lambda: stages)
@@ -87,3 +87,26 @@ def test_a_stage_that_was_done_with_other_settings_is_named(place: Workplace, do
 def test_an_unknown_scale_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--scale", "huge", "--out", str(tmp_path / "run")]) == 2
     assert "--scale huge is neither one of full, tiny nor a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "[1]", "packages: true\n"])
+def test_a_scale_without_its_sizes_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scale = tmp_path / "scale"
+    scale.mkdir()
+    (scale / "scale.yaml").write_text(text)
+    assert cli.main(["--scale", str(scale), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_place_that_is_no_folder_and_a_damaged_record_are_one_line(
+    place: Workplace, done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["--scale", str(place.scale), "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    cli.run(place)
+    (place.out / "figures" / "corpus.json").write_text('{"scale": ')
+    with pytest.raises(ConfigError, match="--from corpus"):
+        cli.run(place)
+    cli.run(place, begin="corpus")
+    assert done == [*STAGES, *STAGES]
