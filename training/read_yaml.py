@@ -79,7 +79,7 @@ class _Loader(yaml.SafeLoader):
             known.add(key)
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         value = super().construct_scalar(node)
         if isinstance(value, str) and ("\0" in value or (not value.isascii() and _has_surrogates(value))):
             raise yaml.constructor.ConstructorError(

@@ -60,6 +60,9 @@ class ModelDescription:
         Raises:
             ModelError: naming the key and what is valid.
         """
+        named = raw.get("architectures")
+        if isinstance(named, list) and named != [ARCHITECTURE]:  # before another family misses keys of its own
+            raise ModelError(f"architectures in config.json is {named}; only {ARCHITECTURE} is trained")
         config = registry.parse(raw, {})
         if config.architecture != ARCHITECTURE:
             raise ModelError(f"architectures in config.json is {config.architecture}; only {ARCHITECTURE} is trained")
