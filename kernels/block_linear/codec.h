@@ -43,7 +43,7 @@ struct Codec {
     // The codec of unpacked panels, which products of MANY_ROWS and more take, and a panel to its unpacked one; or
     // null.
     const Codec* plain;
-    void (*unpack)(const BlockPanel& panel, const Codec& plain, uint8_t* out);
+    BlockPanel (*unpack)(const BlockPanel& panel, const Codec& plain, uint8_t* out);
 
     // Bytes of a panel's heads, which come first; of a whole panel.
     int64_t heads_size(int64_t num_blocks) const { return round_up(num_blocks * PANEL * head, 64); }
@@ -52,14 +52,11 @@ struct Codec {
     }
 };
 
-// 16 columns of a weight: the scales of all blocks, then the codes of all blocks, which begin at a cache line.
+// 16 columns of a weight: the scales of all blocks, and the codes of all blocks, which begin at a cache line.
 struct BlockPanel {
     const Codec* codec;
-    const uint8_t* data;
+    const uint8_t *heads, *codes;
     int64_t num_blocks;
-
-    int64_t size() const { return codec->panel_size(num_blocks); }
-    const uint8_t* codes() const { return data + codec->heads_size(num_blocks); }
 };
 
 const Codec* find_codec(const char* name);  // or null

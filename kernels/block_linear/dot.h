@@ -9,12 +9,14 @@
 
 namespace native {
 
-// From how many rows on it pays to unpack a panel for AMX tiles; 0: there are none. (Without tiles, products of
-// unpacked panels are slower: they read twice as much.)
+// From how many rows on it pays to unpack a panel first: its scales, and for AMX tiles its codes. (Without tiles, bytes
+// are slower than codes as they are packed: twice as much is read.)
 #if defined(__AMX_INT8__)
+constexpr bool HAS_TILES = true;
 constexpr int MANY_ROWS = 6;
 #else
-constexpr int MANY_ROWS = 0;
+constexpr bool HAS_TILES = false;
+constexpr int MANY_ROWS = 12;
 #endif
 
 constexpr float BIAS = 12582912.0f;        // 1.5 * 2^23

@@ -130,7 +130,7 @@ inline void store_pairs(v16 first, v16 second, bf16* to) {
 
 template <typename F, typename A>
 void widen(const BlockPanel& panel, A* out) {
-    const uint8_t *heads = panel.data, *codes = panel.codes();
+    const uint8_t *heads = panel.heads, *codes = panel.codes;
     for (int64_t b = 0; b < panel.num_blocks; ++b) {
         each_four<F>(heads, codes, [&](int step, const std::array<v16, 4>& values) {
             A* const to = out + step * 4 * PANEL;
@@ -163,7 +163,8 @@ constexpr Codec codec_of(const char* name) {
                 pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>, nullptr,      nullptr};
     if constexpr (!IsFloat<F>::value) {
         codec.multiply = multiply<F>;
-        if constexpr (MANY_ROWS > 0) codec.plain = &PLAIN<Plain<F>>, codec.unpack = unpack<F>;
+        if constexpr (HAS_TILES || F::VALUES > INPUT_GROUP<F>)  // what is unpacked for every 6 rows is little otherwise
+            codec.plain = &PLAIN<Plain<F>>, codec.unpack = unpack<F>;
     }
     return codec;
 }

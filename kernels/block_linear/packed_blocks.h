@@ -37,7 +37,10 @@ struct PackedBlocks {
     }
     int64_t num_panels() const { return (out_size + PANEL - 1) / PANEL; }
     int64_t num_pairs() const { return (num_panels() + 1) / 2; }
-    BlockPanel panel(int64_t i) const { return {codec, panels.get() + i * panel_size, num_blocks}; }
+    BlockPanel panel(int64_t i) const {
+        const uint8_t* const heads = panels.get() + i * panel_size;
+        return {codec, heads, heads + codec->heads_size(num_blocks), num_blocks};
+    }
 
  private:
     void fill(const View<const uint8_t, 2>& rows) {
@@ -73,18 +76,15 @@ struct BlockPair {
     // The panels as they are packed or, for many rows, unpacked in cache.
     std::array<BlockPanel, 2> unpacked() const {
         std::array<BlockPanel, 2> own{panels[0], panels[1]};
-        if (!MANY_ROWS || num_rows < MANY_ROWS) return own;
         int64_t sizes[2] = {};
-        for (int64_t p = 0; p < num_panels; ++p) {
-            const Codec& plain = *panels[p].codec->plain;
-            own[p] = {&plain, nullptr, panels[p].num_blocks * panels[p].codec->values / plain.values};
-            sizes[p] = round_up(own[p].size(), 64);
-        }
+        for (int64_t p = 0; num_rows >= MANY_ROWS && p < num_panels; ++p)
+            if (const Codec* const plain = panels[p].codec->plain) {
+                const int64_t num_blocks = panels[p].num_blocks * panels[p].codec->values / plain->values;
+                sizes[p] = HAS_TILES ? plain->panel_size(num_blocks) : plain->heads_size(num_blocks);
+            }
         uint8_t* const to = reinterpret_cast<uint8_t*>(scratch(sizes[0] + sizes[1]));
-        for (int64_t p = 0; p < num_panels; ++p) {
-            own[p].data = to + p * sizes[0];
-            panels[p].codec->unpack(panels[p], *own[p].codec, to + p * sizes[0]);
-        }
+        for (int64_t p = 0; p < num_panels; ++p)
+            if (sizes[p]) own[p] = panels[p].codec->unpack(panels[p], *panels[p].codec->plain, to + p * sizes[0]);
         return own;
     }
 
@@ -106,8 +106,10 @@ struct BlockPair {
     Fetch fetch(int64_t p, int64_t count, int64_t num_blocks) const {
         Fetch fetch;
         for (int64_t i = 0; i < count && p + i < num_panels; ++i) {
-            fetch.pieces[i] = reinterpret_cast<const char*>(panels[p + i].data);
-            fetch.share = std::max(fetch.share, (panels[p + i].size() + num_blocks - 1) / num_blocks);
+            const BlockPanel& panel = panels[p + i];
+            fetch.pieces[i] = reinterpret_cast<const char*>(panel.heads);
+            fetch.share =
+                std::max(fetch.share, (panel.codec->panel_size(panel.num_blocks) + num_blocks - 1) / num_blocks);
         }
         return fetch;
     }
@@ -140,8 +142,8 @@ struct WidePair {
         Ahead ahead{};
         if (next) {
             for (int64_t p = 0; p < next->num_panels; ++p)
-                pieces[p] = reinterpret_cast<const char*>(next->panels[p].data);
-            ahead = {pieces, next->num_panels, next->panels[0].size()};
+                pieces[p] = reinterpret_cast<const char*>(next->panels[p].heads);
+            ahead = {pieces, next->num_panels, next->panels[0].codec->panel_size(next->panels[0].num_blocks)};
         }
         product<false, A>(rows.from(row), M, unpacked, num_panels * PANEL, {sums, BLOCK}, K, ahead);
     }

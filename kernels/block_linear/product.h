@@ -24,7 +24,7 @@ void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* gr
     static_assert(PARTS == 1 || !F::HAS_MIN);
     const int64_t num_blocks = panels[0].num_blocks;
     const uint8_t *heads[P], *codes[P];
-    for (int p = 0; p < P; ++p) heads[p] = panels[p].data, codes[p] = panels[p].codes();
+    for (int p = 0; p < P; ++p) heads[p] = panels[p].heads, codes[p] = panels[p].codes;
     v16 totals[M][P] = {};
     for (int64_t b = 0; b < num_blocks; ++b) {
         if (fetch.share) fetch(b);
@@ -76,7 +76,9 @@ void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* gr
             x += tile_rows * X, groups += tile_rows;
         }
     }
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
+#pragma GCC unroll 2
         for (int p = 0; p < P; ++p) store(sums + m * BLOCK + p * PANEL, totals[m][p]);
 }
 
@@ -112,12 +114,13 @@ void multiply(const BlockPanel* panels, int64_t num_panels, const RowTile& tile,
     if (p < num_panels) multiply_panels<F, 1>(panels + p, tile, M, sums + p * PANEL, fetch);
 }
 
-// A format as products of many rows take it: a byte a code, and scales in fp32; a block is one group of inputs.
+// A format as products of many rows take it: a block is one group of inputs, with scales in fp32 and, for tiles, a byte
+// a code.
 template <typename F>
 struct Plain {
-    static constexpr int VALUES = INPUT_GROUP<F>, BITS = 8, GROUP = F::GROUP, OFFSET = F::OFFSET;
+    static constexpr int VALUES = INPUT_GROUP<F>, BITS = HAS_TILES ? 8 : F::BITS, GROUP = F::GROUP, OFFSET = F::OFFSET;
     static constexpr bool HAS_MIN = F::HAS_MIN;
-    static constexpr int PARTS = VALUES / GROUP, HEAD = (PARTS + HAS_MIN) * 4, BYTES = HEAD + VALUES;
+    static constexpr int PARTS = VALUES / GROUP, HEAD = (PARTS + HAS_MIN) * 4, BYTES = HEAD + VALUES * BITS / 8;
 
     __attribute__((always_inline)) static void scales(const uint8_t* heads, v16* scales, v16* mins) {
         const float* const from = reinterpret_cast<const float*>(heads);
@@ -130,26 +133,27 @@ template <typename F>
 struct HasWideScales<Plain<F>> : HasWideScales<F> {};
 
 template <typename F>
-void unpack(const BlockPanel& panel, const Codec& plain, uint8_t* out) {
-    typedef Plain<F> P;
-    const uint8_t *heads = panel.data, *codes = panel.codes();
+BlockPanel unpack(const BlockPanel& panel, const Codec& plain, uint8_t* out) {
+    constexpr int GROUPS = F::VALUES / Plain<F>::VALUES;
+    const uint8_t *heads = panel.heads, *codes = panel.codes;
     float* heads_out = reinterpret_cast<float*>(out);
-    uint8_t* codes_out = out + plain.heads_size(panel.num_blocks * F::VALUES / P::VALUES);
-    for (int64_t b = 0; b < panel.num_blocks; ++b) {
+    uint8_t* codes_out = out + plain.heads_size(panel.num_blocks * GROUPS);
+    const BlockPanel unpacked{&plain, out, HAS_TILES ? codes_out : codes, panel.num_blocks * GROUPS};
+    for (int64_t b = 0; b < panel.num_blocks; ++b, heads += PANEL * F::HEAD) {
         v16 scales[NUM_GROUPS<F>], mins[NUM_GROUPS<F>];
         F::scales(heads, scales, mins);
         for (int g = 0; g < NUM_GROUPS<F>; ++g, heads_out += PANEL) {
             store(heads_out, scales[g]);
             if constexpr (F::HAS_MIN) store(heads_out += PANEL, mins[g]);
         }
-        for (int unit = 0; unit < F::VALUES / 32; ++unit, codes_out += 512)
+        for (int unit = 0; HAS_TILES && unit < F::VALUES / 32; ++unit, codes += UNIT<F>, codes_out += 512)
 #pragma GCC unroll 8
             for (int step = 0; step < 8; ++step) {
-                const u16x own = codes_at<F>(codes + unit * UNIT<F>, step);
+                const u16x own = codes_at<F>(codes, step);
                 std::memcpy(codes_out + 64 * step, &own, sizeof own);
             }
-        heads += PANEL * F::HEAD, codes += F::VALUES / 32 * UNIT<F>;
     }
+    return unpacked;
 }
 
 #if defined(__AMX_INT8__)
@@ -160,7 +164,7 @@ template <typename F>
 void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, const Fetch& fetch) {
     constexpr int X = F::VALUES, PARTS = F::PARTS;
     alignas(64) int32_t stage[2][PARTS][TILE_ROWS * PANEL];
-    const uint8_t *heads = panel.data, *codes = panel.codes();
+    const uint8_t *heads = panel.heads, *codes = panel.codes;
     const int8_t* x = tile.values;
     const RowGroup* groups = tile.groups;
     v16 totals[TILE_ROWS] = {};
@@ -209,6 +213,7 @@ void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, co
         }
         heads += PANEL * F::HEAD, groups += tile.num_rows;
     }
+#pragma GCC unroll 16
     for (int m = 0; m < TILE_ROWS; ++m) store(sums + m * BLOCK, totals[m]);
 }
 
