@@ -161,8 +161,8 @@ class BatchingSettings(Settings):
         "auto",
         "what keys and values are cached as: auto is the number type of --dtype; int8, with a scale for each token and "
         "head, holds about twice the tokens and is read faster, for a loss below what can be measured on most texts; "
-        "int4 (keys in 5 bits, values and latents in 4) holds three and a half times the tokens, for a loss that can "
-        "be (docs/quantization.md)",
+        "int4 (keys in 5 bits, values and latents in 4) holds 3.4 times the tokens, for a loss that can "
+        "be measured (docs/quantization.md)",
     )
     num_kv_blocks: int | None = setting(None, "the KV cache's size in blocks, instead of --kv-cache-memory", ge=1)
     prefix_caching: Literal["on", "off"] = setting(

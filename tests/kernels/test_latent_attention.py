@@ -109,11 +109,11 @@ def test_a_cache_of_int8_matches_reference(version, dtype, width):
     torch.testing.assert_close(out, attend("reference", batch, q, cache), rtol=0.1, atol=0.03)
 
 
-@pytest.mark.parametrize(("latent_dim", "block_size"), [(32, 7), (96, 16), (512, 16)])
+@pytest.mark.parametrize(("latent_dim", "block_size"), [(32, 7), (512, 16)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_cache_of_packed_latents_matches_reference(version, dtype, latent_dim, block_size):
-    lens = ((1, 1, 1, 9, 14), (3, 290, 1300, 9, 37))
+    lens = ((1, 1, 1, 9, 14), (3, 90, 600, 9, 37))
     batch, q, cache = make_case(*lens, width=latent_dim + ROTARY, dtype=dtype, block_size=block_size)
     packed = packed_cache(cache, PackedRow(latent_dim, 4, ROTARY))
     if version == "torch":

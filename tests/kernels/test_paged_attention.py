@@ -60,12 +60,14 @@ def test_a_cache_of_int8_matches_reference(backend, dtype, lens, head_dim):
     torch.testing.assert_close(out, case.run(ReferenceAttention()), rtol=0.1, atol=0.03)  # near what was quantised
 
 
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
-@pytest.mark.parametrize("lens", [BATCHES["odd lengths"], BATCHES["longer than a span of a split"]], ids=str)
+@pytest.mark.parametrize(
+    ("head_dim", "batch"),
+    [(16, "mixed"), (64, "odd lengths"), (64, "longer than a span of a split"), (80, "mixed"), (128, "everything")],
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "flash"])
-def test_a_cache_of_packed_rows_matches_reference(backend, dtype, lens, head_dim):
-    case = make_case(*lens, group=3, head_dim=head_dim, dtype=dtype)
+def test_a_cache_of_packed_rows_matches_reference(backend, dtype, head_dim, batch):
+    case = make_case(*BATCHES[batch], group=3, head_dim=head_dim, dtype=dtype)
     caches = [packed_cache(x, PackedRow(head_dim, bits)) for x, bits in ((case.k_cache, 5), (case.v_cache, 4))]
     if backend == "torch":
         caches = [cache._replace(scales=cache.scales.nan_to_num(0)) for cache in caches]
@@ -132,6 +134,23 @@ def test_native_results_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(i
             first += query_len
     finally:
         LIBRARIES[isa].set_threads(2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("isa", NATIVE)
+def test_results_of_packed_rows_are_the_same_to_the_bit_alone_in_a_batch_and_in_chunks(isa, dtype):
+    query_lens, context_lens = (1, 1, 30), (1300, 70, 1040)
+    case = make_case(query_lens, context_lens, group=3, head_dim=64, dtype=dtype)
+    kernel, first = BACKENDS[isa](dtype), 0
+    caches = [packed_cache(x, PackedRow(64, bits)) for x, bits in ((case.k_cache, 5), (case.v_cache, 4))]
+    out = kernel.forward(case.q, *caches, kernel.plan(case.batch), 0.1)
+    for table, query_len, context_len in zip(case.batch.block_tables, query_lens, context_lens, strict=True):
+        for start in range(0, query_len, 13):
+            count = min(13, query_len - start)
+            rows = slice(first + start, first + start + count)
+            batch = AttentionBatch([count], [context_len - query_len + start + count], [table], 16, torch.device("cpu"))
+            assert torch.equal(out[rows], kernel.forward(case.q[rows], *caches, kernel.plan(batch), 0.1))
+        first += query_len
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
