@@ -63,9 +63,9 @@ class ResponsesCall(TranslatedCall):
 
     async def _fits(self, messages: list[Message]) -> bool:
         self.body.messages = messages
-        text = await self.text()
+        rendered = await self._conversation.render()
         try:
-            prompt = await self.server.encode(text, add_special_tokens=False)
+            prompt = await self.server.encode(rendered, add_special_tokens=False)
         except RequestError:  # too long, however it is tokenised
             return False
         room = self.server.client.require_info().max_seq_len - len(prompt)
