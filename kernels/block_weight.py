@@ -155,7 +155,7 @@ def _int4(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _fp8(blocks: torch.Tensor) -> torch.Tensor:
-    """{fp32 d; e4m3 values}: value * d."""
+    """{fp32 d, below 128; e4m3 values}: value * d."""
     scale, values = blocks[..., :4].contiguous().view(torch.float32), blocks[..., 4:].contiguous()
     return values.view(torch.float8_e4m3fn).float() * scale
 

@@ -352,7 +352,7 @@ class NativeOps(TorchOps):
     @override
     def embedding(self, weight_VH: Tensor | BlockWeight, token_ids_T: Tensor) -> Tensor:
         if isinstance(weight_VH, BlockWeight):
-            return block_linear.native.embedding(weight_VH, token_ids_T)
+            return block_linear.native.embedding(weight_VH, token_ids_T, self._dtype)
         return native.library.embedding(weight_VH, token_ids_T)
 
     @override

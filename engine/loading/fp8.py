@@ -13,6 +13,7 @@ from kernels.block_weight import FORMATS, BlockWeight
 from kernels.linear_int8 import Input
 
 _FORMAT = FORMATS["fp8_128"]
+_SCALES_BELOW = 128.0  # the kernels multiply scales by 2^120
 
 
 def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
@@ -26,9 +27,13 @@ def dequantize(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, 
 
 
 def to_blocks(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> BlockWeight | None:
-    """The weight in kernels.block_weight's fp8_128; None if the columns of a scale are not whole groups of 128."""
+    """The weight in kernels.block_weight's fp8_128.
+
+    Returns:
+        None where the columns of a scale are no whole groups of 128, or a scale is not below 128.
+    """
     (num_rows, num_columns), group = weight_MN.shape, _FORMAT.values
-    if block[1] % group and block[1] < num_columns:
+    if (block[1] % group and block[1] < num_columns) or not (scales.float().abs() < _SCALES_BELOW).all():
         return None
     num_groups = _FORMAT.num_blocks(num_columns)
     columns = torch.arange(num_groups) * group // block[1]

@@ -110,6 +110,10 @@ class GGUFSource:
             num_bytes //= self._file.tensors[parts[0]].shape[0]
         return StoredTensor(kind_name, num_bytes)
 
+    def release(self) -> None:
+        whole = np.frombuffer(self._file.data, dtype=np.uint8)
+        drop_pages(whole.ctypes.data, whole.nbytes)
+
     def _warn_of_expanded(self) -> None:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""
         stored, values = Counter[str](), Counter[str]()

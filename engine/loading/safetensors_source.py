@@ -56,6 +56,9 @@ class SafetensorsSource:
         kind = header.get_dtype()
         return StoredTensor(kind, math.prod(header.get_shape()) * _SIZES.get(kind, 1))
 
+    def release(self) -> None:
+        """Nothing: what was read is a copy, and its pages have left memory."""
+
 
 def _copy(mapped: torch.Tensor) -> torch.Tensor:
     """A copy of a tensor in a mapped file, whose pages are in memory for a moment only, a part at a time."""

@@ -114,3 +114,6 @@ class _NoTensors:
 
     def stored(self, name: str) -> StoredTensor:
         raise AssertionError(f"{name} is looked for in a source without tensors")
+
+    def release(self) -> None:
+        """Nothing was read."""

@@ -68,6 +68,9 @@ class TensorSource(Protocol):
     def stored(self, name: str) -> StoredTensor:
         """How a tensor is stored; no tensor is read."""
 
+    def release(self) -> None:
+        """Let go of memory that reading took, at the end of a load. What was handed out stays valid."""
+
 
 class Weights:
     """Hands out a source's tensors on a device, in one dtype, and checks that the model took all of them.
@@ -182,6 +185,7 @@ class Weights:
             ModelError: tensors were missing, misshapen or never taken; the text names them.
         """
         self._bar.close()
+        self._source.release()
         self._trimmer.trim()
         faults = (("missing", self._missing), ("misshapen", self._misshapen), ("unexpected", self._unused))
         problems = [
@@ -251,8 +255,9 @@ class Weights:
         if self._keeps_blocks:
             if (blocks := fp8.to_blocks(weight_MN, scales, block)) is not None:
                 return blocks
-            self._warn_once(f"FP8 weights whose scales are of {block[0]} x {block[1]} values are expanded: only scales "
-                            "of 128 columns have kernels")  # fmt: skip
+            size = f"{block[0]} x {block[1]}"
+            self._warn_once(f"FP8 weights whose scales are of {size} values are expanded: kernels take scales of 128 "
+                            "columns, below 128")  # fmt: skip
         return fp8.dequantize(weight_MN, scales, block)
 
     def _warn_once(self, text: str) -> None:

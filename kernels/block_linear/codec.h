@@ -61,7 +61,8 @@ struct BlockPanel {
 
 const Codec* find_codec(const char* name);  // or null
 
-extern const Codec Q4_0, Q8_0, Q4_K, Q6_K;
-constexpr const Codec* CODECS[] = {&Q4_0, &Q8_0, &Q4_K, &Q6_K};
+extern const Codec Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, INT4_32, INT4_64, INT4_128, FP8_128;
+constexpr const Codec* CODECS[] = {&Q4_0, &Q4_1,  &Q5_0,    &Q5_1,    &Q8_0,     &Q4_K,   &Q5_K,
+                                   &Q6_K, &MXFP4, &INT4_32, &INT4_64, &INT4_128, &FP8_128};
 
 }  // namespace native

@@ -111,7 +111,8 @@ Tensor forward(const std::shared_ptr<BlockLinear>& layer, const Tensor& x_TI) {
     return y.tensor;
 }
 
-Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, const Tensor& token_ids_T) {
+// Rows of a weight in fp32; `rounds`: to bf16, as a weight in bf16 has them.
+Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, const Tensor& token_ids_T, bool rounds) {
     const Codec* const codec = find_codec(format);
     check_value(codec, "there is no such format of blocks");
     check_value(size > 0, "size must be positive");
@@ -126,6 +127,11 @@ Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, con
             for (int64_t b = 0; b < num_blocks; ++b) {
                 float values[256];
                 codec->decode(blocks + b * codec->bytes, values);
+                for (int64_t i = 0; rounds && i < codec->values; i += LANES) {
+                    bf16 narrow[LANES];
+                    store(narrow, load(values + i));
+                    store(values + i, load(narrow));
+                }
                 const int64_t first = b * codec->values;
                 std::memcpy(x.row(row) + first, values, std::min(codec->values, size - first) * sizeof(float));
             }
@@ -153,5 +159,5 @@ void native::bind_block_linear(nb::module_& m) {
             },
             "x_TI"_a);
     m.def("has_blocks", [](const char* format) { return find_codec(format) != nullptr; }, "format"_a);
-    m.def("embed_blocks", &embed_blocks, "rows_VB"_a, "format"_a, "size"_a, "token_ids_T"_a);
+    m.def("embed_blocks", &embed_blocks, "rows_VB"_a, "format"_a, "size"_a, "token_ids_T"_a, "rounds"_a);
 }

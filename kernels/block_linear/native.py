@@ -8,7 +8,6 @@ import torch
 
 from kernels import native
 from kernels.block_weight import BlockWeight, MixedWeight
-from kernels.embedding import reference
 from kernels.quantized_weight import Input
 from kernels.types import Linear
 
@@ -35,8 +34,7 @@ def is_native(weight: BlockWeight | MixedWeight) -> bool:
     return all(native.library.has_blocks(part.format.name) for part in parts)
 
 
-def embedding(weight_VH: BlockWeight, token_ids_T: torch.Tensor) -> torch.Tensor:
-    """Look up rows, in fp32. Contract: kernels.embedding."""
-    if not is_native(weight_VH):
-        return reference.embedding(weight_VH, token_ids_T)
-    return native.library.embed_blocks(weight_VH.rows_OB, weight_VH.format.name, weight_VH.in_size, token_ids_T)
+def embedding(weight_VH: BlockWeight, token_ids_T: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Look up rows, in fp32, rounded to `dtype`: fp32 or bf16. Contract: kernels.embedding."""
+    rows, rounds = weight_VH.rows_OB, dtype is torch.bfloat16
+    return native.library.embed_blocks(rows, weight_VH.format.name, weight_VH.in_size, token_ids_T, rounds)

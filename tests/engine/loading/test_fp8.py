@@ -65,10 +65,11 @@ def test_blocks_have_the_same_values(shape, block, dtype):
 def test_scales_of_other_columns_have_no_blocks(make_deepseek, tmp_path, caplog):
     weight, scales = quantize(torch.ones(48, 200), (48, 20))
     assert to_blocks(weight, scales, (48, 20)) is None
+    assert to_blocks(weight, torch.full((1, 2), 128.0), (48, 128)) is None
     tiny_deepseek.quantize_fp8(make_deepseek("v3"), tmp_path / "fp8", tmp_path / "twin", block=(48, 20))
     load(tmp_path / "fp8", num_kv_blocks=4)
     assert [line for line in caplog.messages if "expanded" in line] == [
-        "FP8 weights whose scales are of 48 x 20 values are expanded: only scales of 128 columns have kernels"
+        "FP8 weights whose scales are of 48 x 20 values are expanded: kernels take scales of 128 columns, below 128"
     ]
 
 

@@ -5,14 +5,16 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Kind
 
 from engine.loading.gguf_file import GGUFFile
 from tests.support import checkpoints, tiny, tiny_deepseek
 from tests.support.gguf_writer import GGUF_VARIANTS, write_gguf
-from tests.support.running import assert_parity, load, make_prompt
+from tests.support.running import assert_parity, load, make_prompt, prompt_logits, relative_error
 
 WHOLE_BLOCKS = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "v_head_dim": 24, "q_lora_rank": 32}  # rows of 32 values
+PROMPT = make_prompt(30)
 LLAMA_KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1]
 both_forms = pytest.mark.parametrize("split_kv_b", [True, False], ids=["split kv_b", "whole kv_b"])
 
@@ -132,3 +134,27 @@ def test_a_tensor_of_an_unknown_type_is_refused(tiny_gguf, tmp_path):
     damaged[where : where + 4] = (222).to_bytes(4, "little")
     (tmp_path / "model.gguf").write_bytes(damaged)
     assert "norm.weight has GGML type 222" in checkpoints.refusal(tmp_path / "model.gguf")
+
+
+def test_types_without_kernels_are_expanded_and_named_once(make_llama, tmp_path, caplog):
+    folder = make_llama(hidden_size=256, intermediate_size=256, head_dim=64)
+    stored = write_gguf(folder, tmp_path / "model.gguf", Kind.TQ2_0)
+    logits = [prompt_logits(load(tmp_path / "model.gguf", quantization=quant), PROMPT) for quant in ("auto", "none")]
+    assert torch.equal(*logits)
+    checkpoints.copy(folder, tmp_path / "twin")
+    checkpoints.write_weights(tmp_path / "twin", stored)
+    assert relative_error(logits[0], prompt_logits(load(tmp_path / "twin"), PROMPT)) <= 1e-5
+    warnings = [line for line in caplog.messages if "TQ2_0" in line]
+    assert len(warnings) == 2  # of two loads
+    assert "which no kernel multiplies with: expanded, they take" in warnings[0]
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(make_llama, tmp_path):
+    write_gguf(make_llama(hidden_size=64), tmp_path / "model.gguf", Kind.Q4_0)
+    damaged = bytearray((tmp_path / "model.gguf").read_bytes())
+    name = b"blk.0.ffn_up.weight"
+    where = damaged.find(name) + len(name) + 4  # after the number of dimensions: the innermost one
+    assert int.from_bytes(damaged[where : where + 8], "little") == 64
+    damaged[where : where + 8] = (63).to_bytes(8, "little")
+    (tmp_path / "model.gguf").write_bytes(damaged)
+    assert "rows of 63 values, which are no whole blocks of Q4_0" in checkpoints.refusal(tmp_path / "model.gguf")
