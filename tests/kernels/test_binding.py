@@ -63,6 +63,15 @@ def experts() -> Any:
     return layer
 
 
+def blocks(num_rows: int = 6) -> torch.Tensor:
+    return torch.ones(num_rows, 2 * 34, dtype=torch.uint8)  # of q8_0
+
+
+def block_linear() -> Any:
+    weight = native.library.PackedBlocks(blocks(), "q8_0", 64, True)
+    return native.library.BlockLinear([weight], x(6, dtype=F32), BF16)
+
+
 WEIGHT = {"values_OI": x(6, 8), "scale_O": None, "operand": BF16, "scale": 0.0, "zero_point": 0, "parts": 1}
 CACHE = {"k_cache": x(4, 2, 16, 8), "v_cache": x(4, 2, 16, 8)}
 TURN = {"cos_TD": x(3, 8, dtype=F32), "sin_TD": x(3, 8, dtype=F32)}
@@ -137,6 +146,26 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         | {key: x(3, 8, dtype=F32) for key in ("scale_MH", "shift_MH")},
         {("weight_VH", 0)},
     ),
+    "BlockLinear": (
+        lambda: native.library.BlockLinear,
+        {
+            "weights": [native.library.PackedBlocks(blocks(), "q8_0", 64, True)],
+            "bias_O": x(6, dtype=F32),
+            "out_dtype": BF16,
+        },
+        set(),
+    ),
+    "BlockLinear.forward": (lambda: block_linear().forward, {"x_TI": x(3, 64)}, {("x_TI", 0)}),
+    "PackedBlocks": (
+        lambda: native.library.PackedBlocks,
+        {"rows_OB": blocks(), "format": "q8_0", "in_size": 64, "is_dynamic": True},
+        {("rows_OB", 0)},
+    ),
+    "embed_blocks": (
+        lambda: native.library.embed_blocks,
+        {"rows_VB": blocks(), "format": "q8_0", "size": 64, "token_ids_T": ids(3), "rounds": False},
+        {("rows_VB", 0), ("token_ids_T", 0)},
+    ),
     "PackedWeight": (lambda: native.library.PackedWeight, WEIGHT, {("values_OI", 0), ("values_OI", 1)}),
     "paged_attention": (
         lambda: native.library.paged_attention,
@@ -178,6 +207,7 @@ OPTIONAL = {
     ("Experts.forward", "ids_TK"),
     ("Experts.forward", "weights_TK"),
     ("Experts.forward", "onto_TH"),
+    ("BlockLinear", "bias_O"),
     ("Linear", "bias_O"),
     ("modality_embedding", "modality_ids_T"),
     ("rms_norm", "residual_TH"),
