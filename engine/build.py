@@ -5,6 +5,7 @@ One value is settled here: the number of KV blocks, which depends on the memory 
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig
+    from engine.loading.weights import LoadFormat
     from engine.models.decoder import Decoder
     from engine.resolve import ResolvedConfig
 
@@ -95,7 +97,6 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
 
 def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> Decoder:
     model, quantization = config.model, config.settings.quantization
-    is_quantized = model.int8 is not None or model.packed is not None
     tensors = config.source.open_tensors(model)
     check_fits(config, tensors)
     weights = Weights(
@@ -107,7 +108,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         tell_share=phases.share,
         int8=model.int8,
         packed=model.packed,
-        quantizes=lambda layer: quantization == "int8" and (not is_quantized or layer == "lm_head"),
+        quantizes=functools.partial(_load_format, config),
         keeps_blocks=quantization != "none" and config.ops.keeps_blocks,
         block_input=_BLOCK_INPUTS[config.settings.activations],
     )
@@ -115,6 +116,16 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         return registry.model_class(model)(model, weights, config.ops, config.max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
+def _load_format(config: ResolvedConfig, layer: str) -> LoadFormat | None:
+    """What a linear layer's weight is made at load."""
+    is_quantized = config.model.int8 is not None or config.model.packed is not None
+    if config.settings.quantization == "int8":
+        return "int8" if not is_quantized or layer == "lm_head" else None
+    if config.settings.quantization == "int4":
+        return "q8_0" if layer == "lm_head" else "q4_0"
+    return None
 
 
 def _size_kv_cache(config: ResolvedConfig) -> int:

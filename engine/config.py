@@ -85,12 +85,13 @@ class ModelSettings(Settings):
         "number type of weights, activations and KV cache; auto is the checkpoint's own on a GPU and "
         "bfloat16 on a CPU that computes in it, else float32",
     )
-    quantization: Literal["auto", "none", "int8"] = setting(
+    quantization: Literal["auto", "none", "int8", "int4"] = setting(
         "auto",
         "auto: compute with weights as they are stored, in blocks of 4 to 8 bits (docs/quantization.md); none: expand "
         "these blocks to --dtype; int8: make the weights of linear layers int8 while loading, from any checkpoint, "
         "their inputs as they come; a checkpoint that is int8 already is served so by itself, and int8 then adds its "
-        "lm_head (deepseek-serve quantize makes one)",
+        "lm_head; int4: make them 4 bits, with a scale for each 32 inputs, and lm_head 8 bits (deepseek-serve quantize "
+        "makes better ones of either)",
     )
     activations: Literal["auto", "int8", "float"] = setting(
         "auto",

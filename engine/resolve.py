@@ -80,6 +80,11 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         ops = resolve_ops(config.kernels, device, dtype)
     except KernelUnavailableError as error:
         raise ConfigError(str(error)) from None
+    if config.quantization == "int4" and (model.int8 is not None or model.packed is not None):
+        raise ConfigError(
+            f"--quantization is int4, and {source.path} is quantised already; valid for it are auto, which computes "
+            "with the weights as they are stored, none and int8"
+        )
     if config.batch_invariant == "on":
         model = _batch_invariant(model, ops, dtype)
     max_seq_len = model.resolve_max_seq_len(config.max_seq_len)

@@ -1,6 +1,7 @@
 """Layers in 4 bits as compressed-tensors stores them: the formats pack-quantized (int4) and mxfp4-pack-quantized.
 
     weight_packed      int32 [O, I / 8]: 8 codes each, the first in the lowest bits; a code is q + 8
+                       int32 [O, I / 4]: 4 codes each, a code is q + 128, in a layer of 8 bits
     weight_scale       [O, G]
     weight_zero_point  int32 [O / 8, G]: packed along O, as q + 8; not in symmetric layers
     weight_shape       int64 [2]: O and I
@@ -36,7 +37,7 @@ def read(
     if group.is_float:
         packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, in_size // 2))
         return None if packed is None or scale_OG is None else fp4.to_blocks(packed, scale_OG, input_)
-    packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, -(-in_size // 8)))
+    packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, -(-in_size * group.bits // 32)))
     zero_point, zero_OG = None, None
     if not group.symmetric:
         zero_point = weights.take_stored(f"{layer}.weight_zero_point", (-(-num_rows // 8), num_groups))
@@ -47,4 +48,6 @@ def read(
         return None
     if packed is None or scale_OG is None or (zero_point is None and not group.symmetric):
         return None
+    if group.bits == 8:
+        return int4.to_8_bit_blocks(packed.view(torch.uint8)[:, :in_size], scale_OG, group.group_size, input_)
     return int4.to_blocks(int4.unpack(packed, 1)[:, :in_size], scale_OG, zero_OG, group.group_size, input_)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kernels.block_weight import BlockFormat
     from kernels.ops import Ops
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _FORMATS = {
     "F8_E4M3": "fp8_128",
     "": "int4_128",
@@ -77,6 +78,10 @@ class Estimate:
             is_mapped = taken.is_table and block is not None  # rows are read where they lie
             return 0 if is_mapped else math.prod(taken.shape) * itemsize
         rows, columns = taken.shape
+        if quantization == "int4" and self._is_large(kind):
+            made = self._block("q8_0" if taken.layer == "lm_head" else "q4_0")
+            num_bytes = self._padded(rows, columns * itemsize)
+            return num_bytes if made is None else rows * made.num_blocks(columns) * made.bytes
         if quantization == "int8" and (not self._is_quantized or taken.layer == "lm_head"):
             return self._padded(rows, columns) + rows * _INT8_OF_ROW
         if kind == "I8" and num_stored == rows * columns:  # not FP4, two values a byte
@@ -84,6 +89,11 @@ class Estimate:
         if block is None:
             return self._padded(rows, columns * itemsize)
         return max(rows * block.num_blocks(columns) * block.bytes, self._num_stored(taken))
+
+    def _is_large(self, kind: str) -> bool:
+        """Whether a weight that is stored so can become int4; others are refused, and estimated as they are."""
+        block = FORMATS.get(_FORMATS.get(kind, kind.lower()))
+        return not self._is_quantized and (kind in _FLOATS or (block is not None and block.bytes >= block.values))
 
     def _block(self, kind: str) -> BlockFormat | None:
         """The blocks in which a weight that is stored so stays; None if it becomes floats."""

@@ -42,9 +42,7 @@ def to_blocks(
     if padding := -in_size % size:  # with zeros
         codes_OI = torch.cat([codes_OI, zero_OB1[:, -1].expand(-1, padding)], 1)
     codes_OBX, half_OB = codes_OI.unflatten(1, (-1, size)), scale_OB.half()
-    if not ((half_OB.float() - scale_OB).abs() <= _PRECISION * scale_OB.abs()).all():
-        logger.warning("a weight %s is expanded: fp16, which blocks have their scales in, does not hold its scales",
-                       [len(codes_OI), in_size])  # fmt: skip
+    if not _fits(scale_OB):
         values_OBX: torch.Tensor = (codes_OBX - zero_OB1.float()) * scale_OB[..., None]
         return values_OBX.flatten(1)[:, :in_size]
     is_symmetric = size == FORMATS["q4_0"].values and bool((zero_OB1 == SYMMETRIC).all())
@@ -52,3 +50,28 @@ def to_blocks(
     head = [half_OB[..., None].view(torch.uint8), *([] if is_symmetric else [zero_OB1])]
     blocks = torch.cat([*head, low | high << 4], 2)
     return BlockWeight(blocks.flatten(1), FORMATS["q4_0" if is_symmetric else f"int4_{size}"], in_size, input_)
+
+
+def to_8_bit_blocks(
+    codes_OI: torch.Tensor, scale_OG: torch.Tensor, group_size: int, input_: Input
+) -> BlockWeight | torch.Tensor:
+    """The weight (code - 128) * scale in blocks of 32, or in fp32, as `to_blocks`."""
+    size, in_size = FORMATS["q8_0"].values, codes_OI.shape[1]
+    num_blocks = -(-in_size // size)
+    group_of_block = torch.arange(num_blocks) * size // (in_size if group_size == -1 else group_size)
+    scale_OB = scale_OG.float()[:, group_of_block]
+    codes_OBX = torch.nn.functional.pad(codes_OI ^ 128, (0, -in_size % size)).unflatten(1, (-1, size))  # less 128
+    if not _fits(scale_OB):
+        values_OBX: torch.Tensor = codes_OBX.contiguous().view(torch.int8).float() * scale_OB[..., None]
+        return values_OBX.flatten(1)[:, :in_size]
+    blocks = torch.cat([scale_OB.half()[..., None].view(torch.uint8), codes_OBX], 2)
+    return BlockWeight(blocks.flatten(1), FORMATS["q8_0"], in_size, input_)
+
+
+def _fits(scale_OB: torch.Tensor) -> bool:
+    """Whether fp16 holds these scales; else there is a warning."""
+    if bool(((scale_OB.half().float() - scale_OB).abs() <= _PRECISION * scale_OB.abs()).all()):
+        return True
+    logger.warning("a weight of %d rows is expanded: fp16, which blocks have their scales in, does not hold its scales",
+                   len(scale_OB))  # fmt: skip
+    return False

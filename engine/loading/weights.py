@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from engine.loading import awq, compressed_int4, fp4, fp8, gptq
 from engine.memory import Trimmer
 from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
+from kernels.round_to_blocks import round_to_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,7 @@ _MAX_NAMES_SHOWN = 10  # in one error
 _MAX_FAULTS = 1000  # loading stops at once after so many
 _MAX_PLACEHOLDER = 1 << 28  # values; loading stops at once where a faulty tensor is larger
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LoadFormat = Literal["int8", "q4_0", "q8_0"]  # what weights are made at load; blocks of kernels.block_weight
 _READERS = {  # of layers in 4 bits, by their layout: a part of a layer's tensors' names, and what reads them
     "compressed-tensors": ("weight_packed", compressed_int4.read),
     "awq": ("qweight", awq.read),
@@ -75,8 +77,8 @@ class TensorSource(Protocol):
 class Weights:
     """Hands out a source's tensors on a device, in one dtype, and checks that the model took all of them.
 
-    The weights of linear layers can be int8: stored as int8 (`int8`), or quantised at load (`quantizes`). They can stay
-    in the blocks that they are stored in (`keeps_blocks`).
+    The weights of linear layers can be int8: stored as int8 (`int8`), or made so at load (`quantizes`). They can stay
+    in the blocks that they are stored in (`keeps_blocks`), or be brought to blocks at load (`quantizes`).
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Weights:
         tell_share: Callable[[float], None] = lambda _: None,
         int8: Int8Scheme | None = None,
         packed: PackedScheme | None = None,
-        quantizes: Callable[[str], bool] = lambda _: False,
+        quantizes: Callable[[str], LoadFormat | None] = lambda _: None,
         keeps_blocks: bool = False,
         block_input: Input | None = None,
     ) -> None:
@@ -98,7 +100,7 @@ class Weights:
 
         All are handed out in `dtype`, except int8 weights and blocks that are kept. `fp8_block` is the rows and columns
         that share a scale in FP8 weights, `int8` and `packed` say which layers are stored in int8 and in 4 bits, and
-        `quantizes` whether the layer of this name is quantised at load, with dynamic inputs. `block_input` is the kind
+        `quantizes` to what the layer of this name is quantised at load, with dynamic inputs. `block_input` is the kind
         of input of blocks (None: as the checkpoint says), if their format has products of that kind. `tell_share` is
         called with the share of the tensors that is read.
         """
@@ -160,14 +162,24 @@ class Weights:
     ) -> torch.Tensor | QuantizedWeight | BlockWeight:
         if isinstance(stored, QuantizedWeight):
             return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
+        format_ = self._quantizes(layer)
         if isinstance(stored, BlockWeight):
-            if self._keeps_blocks and not self._quantizes(layer):
-                input_ = self._block_input if stored.format.group else None
-                return stored if input_ is None else replace(stored, input=input_)
+            if self._keeps_blocks and format_ is None:
+                return self._with_input(stored)
+            _refuse_few_bits(layer, stored, format_)
             stored = stored.dequantize(self.dtype)
-        if self._quantizes(layer):
+        if format_ == "int8":
             return quantize_weight(stored.to(self.device), Input.DYNAMIC)
+        if format_ is not None:
+            made = _rounded(layer, stored, format_)
+            return self._with_input(made) if self._keeps_blocks else made.dequantize(self.dtype).to(self.device)
         return stored.to(self.device, self.dtype)
+
+    def _with_input(self, weight: BlockWeight) -> BlockWeight:
+        """The weight with the kind of input that is wanted of blocks, if its format has products of that kind."""
+        if self._block_input is None or not weight.format.group:
+            return weight
+        return replace(weight, input=self._block_input)
 
     def ignore(self, name: str) -> None:
         """Do not count a tensor as unused."""
@@ -317,3 +329,19 @@ class Weights:
             self._unused.clear()
             self.finish()
         return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def _rounded(layer: str, weight_OI: torch.Tensor, format_: LoadFormat) -> BlockWeight:
+    try:
+        return round_to_blocks(weight_OI, format_)
+    except ValueError as error:
+        raise ModelError(f"{layer}.weight cannot be quantised: {error}") from None
+
+
+def _refuse_few_bits(layer: str, stored: BlockWeight, format_: LoadFormat | None) -> None:
+    """Refuse to make blocks of 4 bits of blocks that are hardly larger."""
+    if format_ == "q4_0" and stored.format.bytes < stored.format.values:
+        raise ModelError(
+            f"{layer} is stored in blocks of {stored.format.name} already; --quantization auto computes with them, "
+            "int4 is for weights in floats or 8 bits"
+        )

@@ -1,7 +1,8 @@
-"""Which layers of a checkpoint are stored in 4 bits, and how (config.json's quantization_config). Imports no torch.
+"""Which layers of a checkpoint are packed in 4 or 8 bits, and how (config.json's quantization_config).
 
-Read are compressed-tensors' formats pack-quantized (int4) and mxfp4-pack-quantized, which llm-compressor writes, and
-the layouts of AWQ (gemm) and GPTQ. Their tensors are read in engine.loading.
+Read are compressed-tensors' formats pack-quantized (int4, and int8 in groups) and mxfp4-pack-quantized, which
+llm-compressor writes, and the layouts of AWQ (gemm) and GPTQ. Their tensors are read in engine.loading. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class PackedGroup:
     Attributes:
         group_size: inputs that share a scale; -1: all inputs.
         symmetric: whether there are no zero points.
-        is_float: e2m1 values with E8M0 scales (MXFP4), not int4.
+        is_float: e2m1 values with E8M0 scales (MXFP4), not whole numbers.
+        bits: of a value, 4 or 8.
         input: "dynamic" (int8) or "float".
     """
 
@@ -37,6 +39,7 @@ class PackedGroup:
     symmetric: bool
     input: Literal["dynamic", "float"]
     is_float: bool = False
+    bits: int = 4
 
     def num_groups(self, in_size: int) -> int:
         """Scales of a row of so many inputs."""
@@ -104,15 +107,17 @@ def _read_group(name: str, group: Mapping[str, Any], format_: Any) -> tuple[Pack
     weights = group.get("weights")
     if not isinstance(weights, dict):
         raise ModelError(f"{where}.weights is {weights!r}; expected an object")
-    for key, wanted in {"num_bits": 4, "type": "float" if is_float else "int"}.items():
-        _expect(weights, key, wanted, f"{where}.weights")
+    _expect(weights, "type", "float" if is_float else "int", f"{where}.weights")
+    symmetric = bool(weights.get("symmetric", True))
+    bits = weights.get("num_bits")
+    if bits != 4 and (bits != 8 or is_float or not symmetric):
+        raise ModelError(f"{where}.weights.num_bits is {bits!r}; supported are 4, and 8 of symmetric int")
     if (strategy := weights.get("strategy")) not in ("group", "channel"):
         raise ModelError(f"{where}.weights.strategy is {strategy!r}; supported are 'group' and 'channel'")
     size = -1 if strategy == "channel" else _group_size(weights, f"{where}.weights")
     if is_float and size != 32:
         raise ModelError(f"{where}.weights has groups of {size}; those of MXFP4 are 32")
-    symmetric = bool(weights.get("symmetric", True))
-    stored = PackedGroup(size, symmetric, _input(where, group.get("input_activations")), is_float)
+    stored = PackedGroup(size, symmetric, _input(where, group.get("input_activations")), is_float, bits)
     return stored, read_targets(f"{where}.targets", group.get("targets"))
 
 

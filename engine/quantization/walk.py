@@ -42,9 +42,12 @@ class WatchedLayer:
 
     Attributes:
         layers: the checkpoint's layers that are stacked in it, because they read the same input.
+        sizes: rows of each.
+        weight_OI: as the model computes with it; rows of a layer may be in another order than in the checkpoint.
     """
 
     layers: tuple[str, ...]
+    sizes: tuple[int, ...]
     weight_OI: torch.Tensor
     inputs: list[torch.Tensor] = field(default_factory=list)
 
@@ -73,6 +76,24 @@ class LayerWalk:
             self._pools.append(KVCachePool(layout, num_blocks, device))
             self._batches.append(ModelBatch.build(plan, planner, block_size, device))
             self._states.append((None, embedding.forward(self._batches[-1])))
+
+    def read(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+        """The weight [O, I] of a layer in floats, as the checkpoint has it."""
+        names = self._weights.names_left()
+        weight_OI = self._weights.take(f"{layer}.weight", shape)
+        self._weights.give_back(names)
+        return weight_OI
+
+    @property
+    def hidden_states(self) -> list[torch.Tensor]:
+        """The hidden states [T, H] of the text where the walk stands, in fp32: copies."""
+        return [residual_TH.clone() if x_TH is None else x_TH + residual_TH for x_TH, residual_TH in self._states]
+
+    @property
+    def last_outputs(self) -> list[torch.Tensor] | None:
+        """What the MLP of the last layer has added to the hidden states; None if the layer does not tell."""
+        outputs = [x_TH for x_TH, _ in self._states if x_TH is not None]
+        return outputs or None
 
     @torch.inference_mode()
     def watch(self, number: int) -> list[WatchedLayer]:
@@ -132,15 +153,14 @@ class _WatchedWeights(Weights):
 
     def watch(self, weight_OI: torch.Tensor, product: Linear) -> Linear:
         """The linear layer; it also records its inputs, if it can be quantised."""
-        names, rows = [], 0
-        while self._taken and rows < len(weight_OI):
-            name, size = self._taken.popleft()
-            names.append(name)
-            rows += size
-        if not names:
+        taken: list[tuple[str, int]] = []
+        while self._taken and sum(size for _, size in taken) < len(weight_OI):
+            taken.append(self._taken.popleft())
+        if not taken:
             return product
-        assert rows == len(weight_OI), f"{names} are not the rows of this weight"
-        watched = WatchedLayer(tuple(names), weight_OI)
+        layers, sizes = zip(*taken, strict=True)
+        assert sum(sizes) == len(weight_OI), f"{layers} are not the rows of this weight"
+        watched = WatchedLayer(layers, sizes, weight_OI)
         self.watched.append(watched)
 
         def apply(x_TI: torch.Tensor) -> torch.Tensor:

@@ -160,7 +160,7 @@ void bind_lightning_indexer(nb::module_&), bind_linear(nb::module_&), bind_modal
     bind_paged_attention(nb::module_&);
 void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_rotate_and_store(nb::module_&);
 void bind_routing(nb::module_&), bind_silu_mul(nb::module_&), bind_store_latents(nb::module_&);
-void bind_take_rows(nb::module_&);
+void bind_round_to_blocks(nb::module_&), bind_take_rows(nb::module_&);
 
 }  // namespace native
 

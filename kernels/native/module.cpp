@@ -62,6 +62,7 @@ NB_MODULE(JOIN(_kernels_, ISA), m) {
                       bind_paged_attention,
                       bind_rms_norm,
                       bind_rotary,
+                      bind_round_to_blocks,
                       bind_rotate_and_store,
                       bind_routing,
                       bind_silu_mul,

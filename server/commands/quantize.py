@@ -1,9 +1,10 @@
-"""Make an int8 checkpoint of a model, in the compressed-tensors format that this server and vLLM read.
+"""Make a checkpoint of a model in 8 or 4 bits, in the compressed-tensors format that this server and vLLM read.
 
 Weights of linear layers become int8, with one scale for each output channel. Their inputs become 8-bit too: by a grid
-known from calibration (w8a8-static), by each token's own range (w8a8-dynamic), or not at all (w8). Layers that a
-scheme would hurt, as measured on the calibration text, get a finer one. Embeddings, lm_head, routers, norms and MLA's
-kv_b_proj stay as they are. A model is run layer by layer, so memory for one layer is enough.
+known from calibration (w8a8-static), by each token's own range (w8a8-dynamic), or not at all (w8). Or weights become
+int4 by GPTQ, with one scale for each 32 inputs (w4a8, w4a16). Layers that a scheme would hurt, as measured on the
+calibration text, get a finer one. Embeddings, routers, norms and MLA's kv_b_proj stay as they are, and so does lm_head
+but in 4 bits, where it gets 8. A model is run layer by layer, so memory for one layer is enough.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import ConfigError, ModelError
 from engine.loading.resolve import resolve_model
 from engine.quantization.calibration_text import builtin_text, read_texts
+from engine.quantization.scheme_bits import AVERAGE, AVERAGE_OF_SMALL, FEW, MANY, SMALL, Bits
 from server.arguments import Parser
 from server.commands.output import report, table
 
@@ -27,7 +29,10 @@ _SCHEMES = {
     "w8a8-static": "fastest where activations are tame; needs text like yours",
     "w8a8-dynamic": "close to the original, nearly as fast",
     "w8": "weights only: half the memory, quality and arithmetic as before",
+    "w4a8": "a third of the memory; fastest where memory's speed is the limit, which it is for few streams",
+    "w4a16": "the same weights, inputs in bf16: a little closer to the original, slower for many streams",
 }
+_TOKENS = {"w8": 4096, "w4": 16384}  # to calibrate on, by the kind of scheme
 _CONTEXT = 512  # tokens of one calibration sequence
 
 _EPILOG = """schemes:
@@ -37,6 +42,7 @@ examples:
   deepseek-serve quantize --model /models/llm-7b-chat --out /models/7b-int8
   deepseek-serve quantize --model HuggingFaceTB/SmolLM2-360M-Instruct \\
       --out smol-int8 --scheme w8a8-static --calibration chats.jsonl
+  deepseek-serve quantize --model /models/v2-lite --out /models/v2-lite-int4 --scheme w4a8
   deepseek-serve smol-int8
   python -m benchmarks.quality --model BEFORE int8=AFTER   # what it cost"""
 
@@ -66,7 +72,18 @@ def _parser() -> Parser:
     )
     add("--calibration", type=Path, metavar="FILE", help=calibration)
     add("--json", action="store_true", help="print JSON on a terminal too")
-    add("--tokens", type=int, default=4096, metavar="N", help="of it to calibrate on (default: %(default)s)")
+    tokens = ", ".join(f"{number} for {kind}" for kind, number in _TOKENS.items())
+    add("--tokens", type=int, metavar="N", help=f"of it to calibrate on (default: {tokens})")
+    bits = (
+        f"of w4a8 and w4a16: average of a weight, scales included (default: {AVERAGE}, or {AVERAGE_OF_SMALL} for a "
+        f"model of less than {SMALL // 10**9} billion)"
+    )
+    add("--bits", type=float, metavar="B", help=bits)
+    wide = (
+        "of w4a8 and w4a16: bits of lm_head and of the layers that lose most, as many as --bits allows; 16 leaves them "
+        f"as they are, which vLLM reads on CPUs too (default: {Bits.wide})"
+    )
+    add("--wide", type=int, choices=tuple(MANY), help=wide)
     return parser
 
 
@@ -77,8 +94,11 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     if args.out.exists() or args.out.is_symlink():
         raise ConfigError(f"--out {args.out} exists already; name a new folder")
+    if args.tokens is None:
+        args.tokens = _TOKENS[args.scheme[:2]]
     if args.tokens < 2:
         raise ConfigError(f"--tokens is {args.tokens}; it must be at least 2")
+    bits = _bits(args)
     source = resolve_model(args.model)
     tokenizer = Tokenizer.load(source)
     prompts = _prompts(tokenizer, args.calibration, args.tokens)
@@ -86,15 +106,28 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
         unfinished = Path(folder) / "model"
         unfinished.mkdir()
-        size, shares = quantize.quantize(source, unfinished, args.scheme, prompts, progress=sys.stderr.isatty())
+        size, shares = quantize.quantize(
+            source, unfinished, args.scheme, prompts, bits=bits, progress=sys.stderr.isatty()
+        )
         if source.is_gguf:
             tokenizer.save(unfinished)
         unfinished.rename(args.out)
     rounded = {name: round(share, 4) for name, share in shares.items()}
-    rows = [["linear layers as", "share of arithmetic"]]
+    rows = [["linear layers as", "share of weights" if args.scheme.startswith("w4") else "share of arithmetic"]]
     rows += [[name, f"{share:.1%}"] for name, share in shares.items() if share]
     text = f"{args.out}: {size / 1e6:.0f} MB in {args.scheme}\n{table(rows)}\nserve it: deepseek-serve {args.out}"
     return text, {"out": str(args.out), "scheme": args.scheme, "bytes": size, "shares": rounded}
+
+
+def _bits(args: argparse.Namespace) -> Bits:
+    if (args.bits, args.wide) != (None, None) and not args.scheme.startswith("w4"):
+        raise ConfigError(f"--bits and --wide are for the schemes w4a8 and w4a16; --scheme is {args.scheme}")
+    bits = Bits(args.bits, Bits.wide if args.wide is None else args.wide)
+    if not 0 <= bits.wide_share(0) <= 1:
+        raise ConfigError(
+            f"--bits is {bits.average}; it must be from {FEW} (all layers in 4 bits) to {MANY[bits.wide]} (none)"
+        )
+    return bits
 
 
 def _prompts(tokenizer: Tokenizer, file: Path | None, num_tokens: int) -> list[list[int]]:

@@ -54,14 +54,18 @@ def test_a_refusal_says_what_is_needed_and_free_and_what_would_fit(model, free, 
     free(0.9 * plain)
     text = refusal(model, monkeypatch)
     assert text.startswith(f"{model} needs {plain / GIB:.3g} GiB; {0.9 * plain / GIB:.3g} are free (weights 0.0")
-    assert f"It needs {int8 / GIB:.3g} with --quantization int8" in text
+    assert f"{int8 / GIB:.3g} with --quantization int8" in text
+    int4 = needed(model, free, monkeypatch, quantization="int4")
+    assert int4 < 0.8 * int8
+    assert f"It needs {int4 / GIB:.3g} with --quantization int4" in text
+    free(0.9 * plain)
     assert load(model, dtype="bfloat16", quantization="int8", num_kv_blocks=4).info.vocab_size == 2000
 
 
 def test_where_nothing_fits_the_least_is_named(model, free, monkeypatch):
     free(1e6)
     assert ". The least is 0.0" in refusal(model, monkeypatch)
-    assert refusal(model, monkeypatch, quantization="int8").endswith(". No --quantization needs less")
+    assert refusal(model, monkeypatch, quantization="int4").endswith(". No --quantization needs less")
 
 
 def test_there_is_no_refusal_near_the_limit(model, free, monkeypatch):

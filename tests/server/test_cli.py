@@ -153,7 +153,7 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: P
     ("argv", "message"),
     [
         (["--dtype", "int3"], "--dtype is 'int3'; valid are auto, bfloat16, float16, float32"),
-        (["--quantization", "int2"], "--quantization is 'int2'; valid are auto, none, int8"),
+        (["--quantization", "int2"], "--quantization is 'int2'; valid are auto, none, int8, int4"),
         (["--device", "tpu"], "--device is 'tpu'; valid are auto, cpu, cuda"),
         (["--kernels", "magic"], "--kernels is 'magic'; valid are auto, native, torch, flash-attn, reference"),
         (["--policy", "luck"], "--policy is 'luck'; valid are length, fcfs, priority, fair"),

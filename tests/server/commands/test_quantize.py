@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.quantization import gptq
 from engine.quantization import quantize as quantization
 from server import LLM, SamplingParams
 from server.commands import quantize
@@ -127,3 +128,47 @@ def test_flags_at_fault_are_named(tmp_path, tiny_llama, capsys, arguments, messa
         status = end.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_of_4_bits_are_written_and_served(tmp_path, tiny_llama, capsys):
+    assert run(tiny_llama, tmp_path / "int4", "--scheme", "w4a8", "--bits", "6") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert sum(figures["shares"].values()) == pytest.approx(1, abs=0.01)
+    assert 0 < figures["shares"]["8 bits"] <= 0.375
+    config = json.loads((tmp_path / "int4" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized"
+    llm = LLM(str(tmp_path / "int4"), threads=1)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    assert len(llm.generate(["abc"], params)[0].token_ids) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scheme", "w8", "--bits", "5"), "--bits and --wide are for the schemes w4a8 and w4a16; --scheme is w8"),
+        (
+            ("--scheme", "w4a8", "--bits", "3"),
+            "--bits is 3.0; it must be from 4.5 (all layers in 4 bits) to 8.5",
+        ),
+        (("--scheme", "w4a16", "--bits", "nan"), "--bits is nan; it must be from 4.5"),
+    ],
+)
+def test_bits_that_cannot_be_are_named(tmp_path, tiny_llama, capsys, arguments, message):
+    assert run(tiny_llama, tmp_path / "int4", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "int4").exists()
+
+
+def test_a_failure_half_way_through_4_bits_leaves_nothing(tmp_path, tiny_llama, capsys, monkeypatch):
+    to_4_bits, calls = gptq.to_4_bits, []
+
+    def fail_at_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError("no room")
+        return to_4_bits(*args)
+
+    monkeypatch.setattr(gptq, "to_4_bits", fail_at_third)
+    assert run(tiny_llama, tmp_path / "int4", "--scheme", "w4a16", "--bits", "4.5") == 2
+    assert "no room" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
