@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RAY := .venv-ray
 RAY_STAMP := $(RAY)/.installed
 PURELIB := import sysconfig; path = sysconfig.get_path("purelib")
-CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*/*.cpp)
+CPP := $(wildcard kernels/*/*.cpp kernels/*/*.h kernels/*/*/*.cpp kernels/*/*/*.h)
 MD := $(wildcard *.md docs/*.md benchmarks/*.md deploy/*/*/*.md)
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 BUILDER = $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
