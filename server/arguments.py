@@ -8,6 +8,8 @@ import sys
 import textwrap
 from typing import NoReturn
 
+_MOST_DIGITS = 18
+
 
 class Parser(argparse.ArgumentParser):
     """argparse's parser. A mistake ends the program with status 2 and one line on standard error."""
@@ -42,6 +44,6 @@ class _Formatter(argparse.HelpFormatter):
 
 def positive(text: str) -> int:
     """Return a flag's value, a whole number above 0; argparse calls this as a type."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a positive whole number")
     return int(text)

@@ -40,6 +40,7 @@ _EPILOG = """examples:
 
 
 _EXTRA = ("lion_pytorch", "tensorboard")  # what the extra `train` brings
+_MOST_DIGITS = 6  # of ranks on a machine
 _PATIENCE = 30.0  # seconds until a rank tells its own mistake, since the first one has not ended
 
 
@@ -115,13 +116,13 @@ def _amount(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number above 0")
+        raise ArgumentTypeError(f"{text[:20]!r} is no number above 0")
     return value
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < 1:
+        raise ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to {'9' * _MOST_DIGITS}")
     return int(text)
 
 

@@ -27,6 +27,9 @@ class Section(BaseModel):
 
 Integer = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True)]
+_MOST_STEPS = 10**12
+_LARGEST = 1e6  # of what the optimizer multiplies by: far above all that trains, and a finite number in float32
+_MOST_RANKS = 1 << 20
 NamedPath = Annotated[Path, BeforeValidator(lambda value: value or None)]  # "" would be the working directory
 Files = Annotated[tuple[NamedPath, ...], Field(min_length=1)]
 
@@ -47,7 +50,7 @@ class DPOSettings(Section):
     """Preference pairs (arXiv 2305.18290)."""
 
     kind: Literal["dpo"]
-    beta: Number = setting("how firmly the model is held to the one that it started from", 0.1, gt=0)
+    beta: Number = setting("how firmly the model is held to the one that it started from", 0.1, gt=0, le=_LARGEST)
 
 
 class HeadSettings(Section):
@@ -86,7 +89,7 @@ class DataSettings(Section):
     """Which documents, and how they become micro batches."""
 
     files: Files = setting("JSONL (.jsonl), plain text, or folders with both")
-    max_length: Integer = setting("tokens of a row at most", 4096, ge=2)
+    max_length: Integer = setting("tokens of a row at most", 4096, ge=2, le=(1 << 24) - 1)
     long_documents: Literal["split", "cut"] = setting(
         "what follows a document's first max_length tokens: rows of its own (split), or nothing (cut)", "split"
     )
@@ -100,16 +103,18 @@ class ValidationSettings(Section):
     """Held-out documents, whose loss is taken as the run goes."""
 
     files: Files = setting("as data.files")
-    interval: Integer = setting("steps from one time to the next", 1000, ge=1)
-    micro_batches: Integer = setting("how many are taken at most, the same each time", 16, ge=1)
+    interval: Integer = setting("steps from one time to the next", 1000, ge=1, le=_MOST_STEPS)
+    micro_batches: Integer = setting("how many are taken at most, the same each time", 16, ge=1, le=1 << 20)
 
 
 class ParallelismSettings(Section):
     """The number of ranks along each axis; their product is the number of processes."""
 
-    tensor: Integer = setting("ranks that share each layer's matrices and experts", 1, ge=1)
-    pipeline: Integer = setting("ranks that have some of the layers each", 1, ge=1)
-    data: Integer = setting("ranks that read different rows; the optimizer's state is divided among them", 1, ge=1)
+    tensor: Integer = setting("ranks that share each layer's matrices and experts", 1, ge=1, le=_MOST_RANKS)
+    pipeline: Integer = setting("ranks that have some of the layers each", 1, ge=1, le=_MOST_RANKS)
+    data: Integer = setting(
+        "ranks that read different rows; the optimizer's state is divided among them", 1, ge=1, le=_MOST_RANKS
+    )
 
     @property
     def num_ranks(self) -> int:
@@ -121,7 +126,7 @@ class EWCSettings(Section):
     """Elastic weight consolidation: an old task that is not to be forgotten."""
 
     fisher: Path = setting("the old task's file, which --fisher writes")
-    strength: Number = setting("how firmly the weights are held that the old task needs", 1.0, ge=0)
+    strength: Number = setting("how firmly the weights are held that the old task needs", 1.0, ge=0, le=_LARGEST)
 
 
 class Settings(Section):
@@ -142,26 +147,30 @@ class Settings(Section):
         "bfloat16: autocast of matrix products; weights and sums stay in float32", "bfloat16"
     )
     optimizer: Literal["Lion", "AdamW"] = setting("Lion or AdamW", "Lion")
-    learning_rate: Number = setting("the highest, at the end of the warm-up", 3e-5, gt=0)
-    weight_decay: Number = setting("of matrices, by the learning rate", 0.01, ge=0)
+    learning_rate: Number = setting("the highest, at the end of the warm-up", 3e-5, gt=0, le=_LARGEST)
+    weight_decay: Number = setting("of matrices, by the learning rate", 0.01, ge=0, le=_LARGEST)
     beta1: Number = setting("of the optimizer", 0.9, ge=0, lt=1)
     beta2: Number = setting("of the optimizer", 0.99, ge=0, lt=1)
-    gradient_clipping: Number = setting("the norm of a step's gradients at most; 0 is no limit", 1.0, ge=0)
-    warmup_steps: Integer = setting("steps in which the learning rate rises to its highest", 2000, ge=0)
-    total_steps: Integer = setting("steps of the run; the learning rate falls by a cosine to its end", 100_000, ge=1)
+    gradient_clipping: Number = setting("the norm of a step's gradients at most; 0 is no limit", 1.0, ge=0, le=_LARGEST)
+    warmup_steps: Integer = setting("steps in which the learning rate rises to its highest", 2000, ge=0, le=_MOST_STEPS)
+    total_steps: Integer = setting(
+        "steps of the run; the learning rate falls by a cosine to its end", 100_000, ge=1, le=_MOST_STEPS
+    )
     accumulation_steps: Integer = setting("micro batches of a step, divided over the data ranks", 1, ge=1, le=1 << 16)
     ewc: EWCSettings | None = None
 
-    checkpoint_interval: Integer = setting("steps from one checkpoint to the next", 1000, ge=1)
-    keep_last: Integer = setting("checkpoints that are kept", 3, ge=1)
-    log_interval: Integer = setting("steps from one line of progress to the next; metrics.jsonl has all", 10, ge=1)
+    checkpoint_interval: Integer = setting("steps from one checkpoint to the next", 1000, ge=1, le=_MOST_STEPS)
+    keep_last: Integer = setting("checkpoints that are kept", 3, ge=1, le=_MOST_STEPS)
+    log_interval: Integer = setting(
+        "steps from one line of progress to the next; metrics.jsonl has all", 10, ge=1, le=_MOST_STEPS
+    )
 
     device: Literal["auto", "cpu", "cuda"] = setting("auto takes a GPU where there is one", "auto")
     activation_checkpointing: Annotated[bool, Field(strict=True)] = setting(
         "compute layers again in the backward pass, to keep less in memory", False
     )
     parallelism: ParallelismSettings = ParallelismSettings()
-    peak_tflops: Number | None = setting("of one rank, for MFU; by default it is measured", None, gt=0)
+    peak_tflops: Number | None = setting("of one rank, for MFU; by default it is measured", None, gt=0, le=_LARGEST)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

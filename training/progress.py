@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, float]
 _SUMMED = ("seconds", "tokens", "peak_seconds")  # the last one: seconds at the peak that the arithmetic would take
+_LONGEST = datetime.timedelta.max.total_seconds() - 1
 _KNOWN = {  # what a line shows in its own way, or not at all; the rest is an objective's own, and shown as it is
     *("loss", "learning_rate", "gradient_norm", "seconds", "tokens", "total_tokens", "mfu", "epoch", "skipped_steps"),
     *("expert_load_min", "expert_load_max", "dropped", "balance_loss"),
@@ -86,7 +87,7 @@ class Progress:
 
     def _line(self, step: int, metrics: Mapping[str, float]) -> str:
         seconds, tokens, peak_seconds = self._sums.values()
-        left = (self._total - step) * seconds / self._steps
+        left = min((self._total - step) * seconds / self._steps, _LONGEST)
         parts = [
             f"step {step}/{self._total}",
             f"loss {metrics['loss']:.4f}",

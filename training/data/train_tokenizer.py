@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ _SPECIAL = (BOS, EOS, SEPARATOR, *ROLES)
 _REASONING = ("<think>", "</think>")  # tokens too, and part of the text
 _LONGEST_TOKEN = 16  # characters: longer ones are runs of one sign, as in tables
 _TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+_LARGEST_VOCAB = 1 << 20  # tokens
 _PIECE = 1 << 16  # characters that the trainer gets at once
 
 
@@ -104,12 +106,19 @@ def texts_of(files: Sequence[Path | str], megabytes: float) -> Iterator[str]:
         raise TrainingError(f"the data has no text to train a tokenizer on: {records.bad}")
 
 
+def _vocab_size(text: str) -> int:
+    """Return the flag's value; the trainer sets memory aside for all of it at once."""
+    if not text.isdecimal() or len(text) > len(str(_LARGEST_VOCAB)) or not 1 <= int(text) <= _LARGEST_VOCAB:
+        raise ArgumentTypeError(f"{text[:20]!r} is no whole number from 1 to {_LARGEST_VOCAB}")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one as the command line says; the exit status."""
     parser = Parser("python -m training.data.train_tokenizer", __doc__)
     add = parser.add_argument
     add("--files", nargs="+", type=Path, required=True, metavar="PATH", help="JSONL, plain text, or folders")
-    add("--vocab-size", type=positive, default=8192, help="tokens at most; default %(default)s")
+    add("--vocab-size", type=_vocab_size, default=8192, help="tokens at most; default %(default)s")
     add("--megabytes", type=positive, default=100, help="million characters that are read at most; default %(default)s")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where it is written")
     args = parser.parse_args(argv)

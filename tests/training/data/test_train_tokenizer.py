@@ -71,3 +71,11 @@ def test_one_clear_error(write, tmp_path: Path, capsys, lines, options, message:
     assert main(["--files", str(write("a.jsonl", lines)), "--out", str(out), *options]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("size", ["9999999999999999999999999", "1000000000", "0", "9" * 5000])
+def test_a_vocabulary_that_would_fill_memory_is_refused(tmp_path: Path, capsys, size: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--files", str(tmp_path), "--vocab-size", size, "--out", str(tmp_path / "out")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{size[:20]!r} is no whole number from 1 to 1048576" in line
