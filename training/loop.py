@@ -8,6 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch.distributed.tensor import DTensor
+
 from training.errors import TrainingError
 from training.optimizer import set_learning_rate
 from training.schedule import learning_rate
@@ -79,9 +82,15 @@ class Run:
 
 
 def train(run: Run) -> bool:
-    """Train to the last step; False if a signal ended the run before it, after a checkpoint."""
+    """Train to the last step; False if a signal ended the run before it, after a checkpoint.
+
+    Raises:
+        TrainingError: the weights are of no use, and no checkpoint has them.
+    """
     settings, state = run.settings, run.state
     is_stopped = False
+    if state.step:
+        _check_outcome(run)
     while state.step < settings.total_steps and not is_stopped:
         started = time.perf_counter()
         metrics = _step(run, state.step + 1)
@@ -93,9 +102,31 @@ def train(run: Run) -> bool:
         run.progress.add(state.step, metrics)
         is_stopped = bool(run.worker.max_over_ranks(run.interrupt.signal))
         if is_stopped or is_last or state.step % settings.checkpoint_interval == 0:
+            _check_outcome(run)
             state.data = run.stream.state()
             run.checkpoints.save(state, run.record)
     return not is_stopped
+
+
+@torch.no_grad()
+def _check_outcome(run: Run) -> None:
+    """The weights are finite, and a run that is at its end has made a step.
+
+    Raises:
+        TrainingError: they are not, or it has not.
+    """
+    state = run.state
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in run.worker.module.parameters())
+    if run.worker.max_over_ranks(int(not all(bool(part.isfinite().all()) for part in parts))):
+        raise TrainingError(
+            f"weights are not finite after step {state.step}, and are not kept; checkpoints of earlier steps are as "
+            "they were: lower learning_rate or weight_decay"
+        )
+    if state.step >= run.settings.total_steps and state.skipped_steps == state.step:
+        raise TrainingError(
+            f"all {state.step} steps were skipped, as their gradients were not finite, so that nothing was trained: "
+            "look for a wrong value in config.json, or take precision: float32"
+        )
 
 
 def _step(run: Run, step: int) -> dict[str, float]:

@@ -223,3 +223,35 @@ def test_metrics_tell_of_speed_and_experts(tmp_path: Path, capsys: pytest.Captur
     assert shown[0].startswith("step 1/2  loss ")
     for part in ("lr ", "norm ", "tokens/s", "MFU ", "experts ", "dropped "):
         assert part in shown[0]
+
+
+@pytest.mark.parametrize("total_steps", [3, 9])
+def test_weights_that_are_not_finite_are_in_no_checkpoint(tmp_path: Path, total_steps: int) -> None:
+    run = tiny_recipe.run(tmp_path, f"total_steps={total_steps}", "checkpoint_interval=1")
+    step, weight = run.optimizer.step, run.worker.module.model.norm.weight
+
+    def overflow() -> None:
+        step()
+        if run.state.step == 2:  # the third step, which is not counted yet
+            weight.data[0] = math.inf
+
+    run.optimizer.step = overflow  # type: ignore[assignment,method-assign]
+    with pytest.raises(TrainingError, match="weights are not finite after step 3"):
+        train(run)
+    assert list(checkpoint_folder.step_folders(run.settings.output / "checkpoints")) == [2, 1]
+
+
+def test_a_run_whose_every_step_is_skipped_is_an_error(tmp_path: Path) -> None:
+    run = tiny_recipe.run(tmp_path, "total_steps=2", objective=_Faulty(1, 2))
+    with pytest.raises(TrainingError, match="all 2 steps were skipped"):
+        train(run)
+    assert not checkpoint_folder.step_folders(run.settings.output / "checkpoints")
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_no_start_and_no_end(tmp_path: Path) -> None:
+    run = tiny_recipe.run(tmp_path, "total_steps=2")
+    train(run)
+    with torch.no_grad():
+        run.worker.module.model.norm.weight[0] = math.nan
+    with pytest.raises(TrainingError, match="weights are not finite after step 2"):
+        train(run)
