@@ -64,6 +64,11 @@ def commit(root: Path, step: int) -> None:
     _flush(root)
 
 
+def discard(root: Path, step: int) -> None:
+    """Remove what there is of a checkpoint that could not be written, as far as that is possible."""
+    shutil.rmtree(unfinished(root, step), ignore_errors=True)
+
+
 def prune(root: Path, keep_last: int) -> None:
     """Delete all but the newest checkpoints."""
     for path in list(step_folders(root).values())[keep_last:]:

@@ -75,6 +75,8 @@ class Checkpoints:
         try:
             return self._save(state, run)
         except (OSError, CheckpointException) as error:
+            if self._worker.is_main:
+                checkpoint_folder.discard(self._root, state.step)  # it may be what fills the disk
             reason = str(error).strip().splitlines()[-1]
             raise TrainingError(f"the checkpoint of step {state.step} cannot be written: {reason}") from error
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from training.model.description import ModelDescription
 from training.optimizer import make_optimizer, state_tensors
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
     from training.loop import Run
 
@@ -103,3 +104,16 @@ def test_lion_moves_each_weight_by_the_rate_and_decay(tmp_path: Path) -> None:
     first = [1.0 * (1 - 0.05) - 0.1, -2.0 * (1 - 0.05) + 0.1]  # m becomes 1, -2
     second = [first[0] * (1 - 0.05) - 0.0, first[1] * (1 - 0.05) + 0.1]  # 0.5 * 1 - 0.5 = 0; -1.5
     assert module.weight.tolist()[0] == pytest.approx(second)
+
+
+def test_what_cannot_be_written_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_recipe.run(tmp_path, "total_steps=2", "checkpoint_interval=1")
+
+    def fill_the_disk(*_: object, storage_writer: FileSystemWriter, **__: object) -> None:
+        assert Path(storage_writer.path).parent.name == ".writing-step-00000001"
+        raise OSError("no space left")
+
+    monkeypatch.setattr("training.checkpoints.save", fill_the_disk)
+    with pytest.raises(TrainingError, match="checkpoint of step 1 cannot be written: no space left"):
+        train(run)
+    assert not list((run.settings.output / "checkpoints").iterdir())

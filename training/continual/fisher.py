@@ -7,11 +7,13 @@ the task was trained to, its loss rises by half of F * (w - w*) ** 2.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from training.batch import Batch, TokenBatch
@@ -74,13 +76,41 @@ def measure(model: DynamicMoE, objective: Objective, batches: Iterable[Batch], *
 
 
 def save(path: Path, fisher: Fisher, model: DynamicMoE) -> None:
-    """Write it with the model's weights, at which it holds, as one safetensors file; all or nothing."""
+    """Write it with the model's weights, at which it holds, as one safetensors file; all or nothing.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
     tensors = {FISHER + name: values.contiguous() for name, values in fisher.diagonal.items()}
     tensors |= {WEIGHT + name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, unfinished, {"num_sequences": str(fisher.num_sequences), "count": str(fisher.count)})
-    os.replace(unfinished, path)
+    unfinished = _unfinished(path)
+    try:
+        save_file(tensors, unfinished, {"num_sequences": str(fisher.num_sequences), "count": str(fisher.count)})
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise TrainingError(f"{path} cannot be written: {error}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Make the file's folder, and refuse a path that could not be written after hours of measuring.
+
+    Raises:
+        TrainingError: it is no regular file, or its folder cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        raise TrainingError(f"{path} cannot be written: it is no regular file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _unfinished(path).touch()
+        _unfinished(path).unlink()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.unfinished")
 
 
 def _sequences(batches: Iterable[Batch], rows: int) -> Iterator[Batch]:

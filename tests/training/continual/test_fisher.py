@@ -1,7 +1,11 @@
 """The Fisher information against closed forms of it, and its file."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from tests.support.small_training import make_batch
@@ -61,15 +65,26 @@ def test_data_without_anything_to_learn_is_an_error(make_model):
         fisher.measure(make_model(), LanguageModel(), [])
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, make_model, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("full"), SafetensorError("full")])
+def test_a_file_is_whole_or_not_there(tmp_path, make_model, monkeypatch, error):
     model = make_model()
     found = fisher.measure(model, LanguageModel(), [make_batch([4])])
 
     def break_off(tensors, path, metadata):
         path.write_bytes(b"half")
-        raise OSError
+        raise error
 
     monkeypatch.setattr(fisher, "save_file", break_off)
-    with pytest.raises(OSError):
-        fisher.save(tmp_path / "new" / "a.fisher", found, model)
-    assert not (tmp_path / "new" / "a.fisher").exists()
+    with pytest.raises(TrainingError, match=r"a.fisher cannot be written: full"):
+        fisher.save(tmp_path / "a.fisher", found, model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_it_cannot_be_written_is_told_before_it_is_measured(tmp_path):
+    fisher.check_writable(tmp_path / "new" / "a.fisher")
+    assert not list((tmp_path / "new").iterdir())
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/proc/a.fisher"), tmp_path / "pipe" / "a.fisher"):
+        with pytest.raises(TrainingError, match=r"cannot be written: "):
+            fisher.check_writable(path)
+    assert (tmp_path / "pipe").is_fifo()
