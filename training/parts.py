@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
 from training.data.batches import BatchStream
 from training.errors import TrainingError
+from training.fit import check_fits, enough_memory, num_parameters
 from training.model.description import ModelDescription
 from training.objectives.heads import with_heads
 from training.objectives.objective import Objective, make
@@ -59,8 +60,8 @@ class Parts:
 
 
 @contextmanager
-def build_parts(settings: Settings) -> Iterator[Parts]:
-    """Read and build all that a recipe names.
+def build_parts(settings: Settings, beside: int) -> Iterator[Parts]:
+    """Read and build all that a recipe names; `beside` is what training.fit counts for each trained value.
 
     Raises:
         DeepseekServeError: a file or a setting is at fault.
@@ -70,9 +71,12 @@ def build_parts(settings: Settings) -> Iterator[Parts]:
     check_processes(settings.parallelism, os.environ)
     tokenizer = Tokenizer.load(ModelSource(settings.tokenizer_folder, settings.tokenizer_folder.name))
     _check_sizes(settings, description, tokenizer)
-    objective = make(settings)
     device = resolve_device(settings.device)
-    with _worker(settings, description, device) as worker:
+    check_fits(settings, description.config, device, beside)
+    with ExitStack() as stack:
+        with enough_memory(f"to build the {num_parameters(description.config):,} parameters of {settings.model}"):
+            objective = make(settings)
+            worker = stack.enter_context(_worker(settings, description, device))
         torch.manual_seed(settings.seed + worker.data_rank)  # of dropout: ranks of one model draw the same
         yield Parts(settings, description, tokenizer, objective, worker)
 

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _WITHOUT_EFFECT = {"output", "device", "log_interval", "checkpoint_interval", "keep_last", "peak_tflops"}
+_DIGESTS = ("model_weights", "tokenizer_files")  # which a checkpoint from before they were kept lacks
 _FIXED = {
     "model": "the weights are of that model",
     "model_config": "config.json is another one now",
+    "model_weights": "the files of weights are others now",
     "tokenizer": "tokens would have other meanings",
+    "tokenizer_files": "tokens would have other meanings",
     "seed": "the data would come in another order",
     "objective": "the loss would be another one",
     "optimizer": "its state would not fit",
@@ -30,6 +33,7 @@ def check(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Raises:
         TrainingError: a setting differs that a run must keep.
     """
+    now = {name: value for name, value in now.items() if name in then or name not in _DIGESTS}
     before, after = dict(_flat(then)), dict(_flat(now))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     changes = {name: f"{name} was {before.get(name)} and is {after.get(name)}" for name in names}

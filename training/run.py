@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,13 +17,13 @@ from training.checkpoints import Checkpoints, RunState, read_run
 from training.continual import fisher
 from training.continual.ewc import EWCPenalty
 from training.data.batches import BatchStream
+from training.digest import digest
 from training.errors import TrainingError
+from training.fit import GRADIENTS_AND_SUMS, TRAINED, enough_memory, num_parameters
 from training.interrupt import Interrupt
 from training.loop import Run
 from training.loop import train as train_loop
-from training.model.checkpoint_files import export
-from training.model.description import ModelDescription
-from training.model.dynamic_moe import DynamicMoE
+from training.model.checkpoint_files import export, tokenizer_files
 from training.optimizer import make_optimizer
 from training.parts import Parts, build_parts
 from training.progress import Progress
@@ -34,12 +34,17 @@ from training.work import TrainingWork, measure_peak
 from training.worker import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from training.config import Settings
 
 logger = logging.getLogger(__name__)
+
+_LESS_MEMORY = (
+    "for a step: lower data.micro_batch_size (and raise accumulation_steps by as much), lower data.max_length, or set "
+    "activation_checkpointing: true"
+)
 
 
 def train(settings: Settings, *, resume: bool) -> int:
@@ -51,7 +56,7 @@ def train(settings: Settings, *, resume: bool) -> int:
     check_is_free(settings.output, resume=resume)
     interrupt = Interrupt()
     with ExitStack() as stack:
-        made = stack.enter_context(build_parts(settings))
+        made = stack.enter_context(build_parts(settings, TRAINED[settings.optimizer]))
         if made.worker.is_main:
             stack.enter_context(locked(settings.output))
         stream = made.stream(settings.data.files)
@@ -61,7 +66,7 @@ def train(settings: Settings, *, resume: bool) -> int:
         stack.enter_context(run.progress)
         stack.enter_context(interrupt.listen())
         run.progress.say(_introduction(made, run))
-        with _enough_memory():
+        with enough_memory(_LESS_MEMORY):
             is_finished = train_loop(run)
         if not is_finished:
             run.progress.say(f"stopped at step {run.state.step} with a checkpoint; --resume goes on from it")
@@ -76,29 +81,11 @@ def train(settings: Settings, *, resume: bool) -> int:
     return 0
 
 
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    """Tell what takes less memory where there is not enough.
-
-    Raises:
-        TrainingError: there is not.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch's error on a GPU is a RuntimeError, and on a CPU a plain one
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise TrainingError(
-            "there is not enough memory for a step: lower data.micro_batch_size (and raise accumulation_steps by as "
-            "much), lower data.max_length, or set activation_checkpointing: true"
-        ) from error
-
-
 def _make_run(made: Parts, stream: BatchStream, interrupt: Interrupt) -> Run:
     """A run that begins, or goes on from the newest whole checkpoint."""
     settings, worker = made.settings, made.worker
     optimizer = make_optimizer(settings, worker.module)
-    record = {**settings.model_dump(mode="json"), "model_config": _digest(made.description)}
+    record = {**settings.model_dump(mode="json"), **_digests(made)}
     checkpoints = Checkpoints(settings.output / CHECKPOINTS, settings.keep_last, worker, optimizer)
     state = _go_on(made, stream, checkpoints, record)
     dtype = DTYPES[settings.precision]
@@ -170,13 +157,19 @@ def _validation(made: Parts) -> Validation | None:
     return Validation(batches[:share], wanted.interval)
 
 
-def _digest(description: ModelDescription) -> str:
-    return hashlib.sha256(json.dumps(description.raw, sort_keys=True).encode()).hexdigest()[:16]
+def _digests(made: Parts) -> dict[str, str]:
+    """What tells whether the files that the recipe names are those that the run was started with."""
+    settings, config = made.settings, json.dumps(made.description.raw, sort_keys=True)
+    weights = settings.model.glob("*.safetensors") if settings.model.is_dir() else ()
+    return {
+        "model_config": hashlib.sha256(config.encode()).hexdigest()[:16],
+        "model_weights": digest(sorted(weights)),
+        "tokenizer_files": digest(sorted(tokenizer_files(settings.tokenizer_folder))),
+    }
 
 
 def _introduction(made: Parts, run: Run) -> str:
-    with torch.device("meta"):  # the whole model, of which this rank may have a part
-        size = sum(parameter.numel() for parameter in DynamicMoE(made.description.config).parameters())
+    size = num_parameters(made.description.config)
     per_token = run.work.flops([made.settings.data.max_length]) / made.settings.data.max_length
     source = "given" if made.settings.peak_tflops else "measured"
     return (
@@ -208,7 +201,8 @@ def write_fisher(settings: Settings, path: Path) -> int:
         raise TrainingError(
             f"model is {settings.model}; --fisher expects a folder with the weights of the trained task"
         )
-    with build_parts(settings) as made:
+    fisher.check_writable(path)
+    with build_parts(settings, GRADIENTS_AND_SUMS) as made, enough_memory(_LESS_MEMORY):
         num_batches = settings.total_steps * settings.accumulation_steps
         batches = itertools.islice(made.stream(settings.data.files, epochs=1), num_batches)
         on_device = (batch.to(made.worker.device) for batch in batches)

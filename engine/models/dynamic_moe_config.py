@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ATTENTION_TYPES = ("full", "local", "block_sparse")
 _MOST_LAYERS = 4096  # each has an object of its own
+_MOST_EXPERTS = 1 << 16  # of all layers together, for the same reason
 _MOST_BLOCKS = 4096  # of a kind that a query sees: a row of that many numbers for each sparse block of a context
 
 
@@ -38,7 +39,7 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         intermediate_size=0,  # every layer has experts
         max_position_embeddings=keys.integer("max_position_embeddings", 4096),
         attention_patterns=_attention_patterns(keys, num_layers),
-        moe=_moe(keys),
+        moe=_moe(keys, num_layers),
         compression=_compression(keys, num_layers, common["hidden_size"]),
         num_modalities=keys.integer("num_modalities", 3),
         task_heads=_task_heads(keys),
@@ -84,8 +85,9 @@ def _attention_patterns(keys: Keys, num_layers: int) -> tuple[AttentionPattern, 
     )
 
 
-def _moe(keys: Keys) -> MoEConfig:
-    num_experts, top_k = keys.integer("moe_num_experts"), keys.integer("moe_top_k", 2)
+def _moe(keys: Keys, num_layers: int) -> MoEConfig:
+    num_experts = keys.integer("moe_num_experts", at_most=_MOST_EXPERTS // num_layers)
+    top_k = keys.integer("moe_top_k", 2)
     if top_k > num_experts:
         keys.refuse("moe_top_k", top_k, f"at most moe_num_experts ({num_experts})")
     return MoEConfig(

@@ -66,6 +66,12 @@ def test_a_run_does_not_write_over_another_and_goes_on_where_it_ended(
     assert "has checkpoints up to step 4: --resume goes on" in _error(capsys, recipe, "total_steps=4")
     assert "seed was 0 and is 1" in _error(capsys, recipe, "seed=1", "--resume")
     assert "data's max_length changed" in _error(capsys, recipe, "data.max_length=16", "--resume")
+    data, tokenizer = tmp_path / "data.jsonl", tmp_path / "model" / "tokenizer_config.json"
+    for path, change, message in ((data, (b"so", b"SO"), "data's contents"), (tokenizer, (b"{", b"{ "), "tokenizer_")):
+        content = path.read_bytes()
+        path.write_bytes(content.replace(*change, 1))
+        assert message in _error(capsys, recipe, "--resume", "total_steps=6")
+        path.write_bytes(content)
     assert run_command([recipe, "--resume", "total_steps=6"]) == 0
     assert list(tiny_recipe.losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
     assert run_command([str(tmp_path / "run" / "settings.yaml"), "--resume"]) == 0  # there is nothing left to do
@@ -98,6 +104,14 @@ def test_what_is_at_fault_is_told_in_one_line(
 ) -> None:
     assert message in _error(capsys, str(tiny_recipe.write(tmp_path)), override)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_that_trained_nothing_exports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe.write(tmp_path)
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**tiny_recipe.MODEL, "rope_theta": 1e-300}))
+    assert run_command([str(recipe), "total_steps=1", "warmup_steps=0"]) == 2
+    assert "error: all 1 steps were skipped" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "export").exists()
 
 
 def test_a_model_that_the_tokenizer_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +183,7 @@ def test_without_the_extra_it_says_what_to_install(
         (["--resume", "--plan"], "not allowed with"),
         (["--memory", "80"], "--memory and --ranks-per-node go with --plan"),
         (["--plan", "--memory", "much"], "'much' is no number"),
+        (["--plan", "--ranks-per-node", "9" * 5000], "'99999999999999999999' is no whole number from 1 to 999999;"),
     ],
 )
 def test_flags_that_would_do_nothing_are_refused(

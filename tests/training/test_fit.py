@@ -16,6 +16,8 @@ from training.parts import build_parts
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from training.config import Settings
+
 CPU = torch.device("cpu")
 
 
@@ -23,6 +25,11 @@ CPU = torch.device("cpu")
 def test_the_count_is_that_of_the_built_model(changes: dict[str, Any]) -> None:
     config = ModelDescription.parse({**tiny_recipe.MODEL, **changes}).config
     assert num_parameters(config) == sum(parameter.numel() for parameter in DynamicMoE(config).parameters())
+
+
+def _build(settings: Settings) -> None:
+    with build_parts(settings, TRAINED["Lion"]):
+        pass
 
 
 def _change(folder: Path, **changes: Any) -> None:
@@ -51,7 +58,10 @@ def test_what_no_memory_holds_is_refused_before_it_is_built(
     monkeypatch.setattr("training.fit.available_bytes", lambda *_, **__: 1 << 35)
     settings = tiny_recipe.settings(tmp_path)
     _change(tmp_path, **changes)
-    with pytest.raises(TrainingError, match=r"a process needs at least [\d,]+ GiB, and 32 are free"), build_parts(settings, TRAINED["Lion"]):
+    with (
+        pytest.raises(TrainingError, match=r"a process needs at least [\d,]+ GiB, and 32 are free"),
+        build_parts(settings, TRAINED["Lion"]),
+    ):
         pass
 
 
@@ -83,5 +93,8 @@ def test_too_little_memory_to_build_is_one_line(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("training.worker.build_model", build)
     settings = tiny_recipe.settings(tmp_path)
-    with pytest.raises(TrainingError, match=r"^there is not enough memory to build the [\d,]+ parameters of "), build_parts(settings, TRAINED["Lion"]):
+    with (
+        pytest.raises(TrainingError, match=r"^there is not enough memory to build the [\d,]+ parameters of "),
+        build_parts(settings, TRAINED["Lion"]),
+    ):
         pass

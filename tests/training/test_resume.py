@@ -49,3 +49,10 @@ def test_changes_that_make_it_another_run_are_refused(change: dict[str, object],
     with pytest.raises(TrainingError, match="another output") as caught:
         check(THEN, THEN | change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model_weights", "tokenizer_files"])
+def test_other_files_are_refused_where_the_checkpoint_knows_its_own(name: str) -> None:
+    with pytest.raises(TrainingError, match=f"{name} was a and is b"):
+        check({**THEN, name: "a"}, {**THEN, name: "b"})
+    assert check(THEN, {**THEN, name: "b"}) == []

@@ -19,6 +19,7 @@ from training.data.bad_records import BadRecords, RecordError
 from training.data.documents import Position, RecordStream
 from training.data.examples import Example, ExampleMaker, LongDocuments
 from training.data.files import find_files
+from training.digest import digest
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ class BatchStream:
         self._has_labels = kind in ("classification", "reasoning")
         self._settings = {
             "files": _digest(found),
+            "contents": digest(file.path for file in found),
             "kind": kind,
             "labels": list(labels),
             "max_length": max_length,
@@ -180,8 +182,10 @@ class BatchStream:
         """
         for name, now in self._settings.items():
             before = state["settings"].get(name)
+            if name == "contents" and before is None:  # a checkpoint from before contents were kept
+                continue
             if before != now:
-                change = "" if name == "files" else f": {before!r} then, {now!r} now"
+                change = "" if name in ("files", "contents") else f": {before!r} then, {now!r} now"
                 raise TrainingError(f"the data's {name} changed since the checkpoint was written{change}")
         self._records.bad.restore(state["bad"])
         self._begin(Position(**state["position"]), state["skipped"])

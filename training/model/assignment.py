@@ -82,4 +82,4 @@ def assign(ids_NK: torch.Tensor, is_token_N: torch.Tensor | None, num_experts: i
 
 def expert_capacity(factor: float, num_tokens: int, top_k: int, num_experts: int) -> int:
     """The choices that an expert takes of a micro batch: `factor` times its even share, and at least 1."""
-    return max(1, int(factor * num_tokens * top_k / num_experts))
+    return max(1, int(min(factor, num_experts) * num_tokens * top_k / num_experts))  # of num_experts, it takes all

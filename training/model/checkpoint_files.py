@@ -89,13 +89,18 @@ def export(
     ends = {key: description.raw[key] for key in ("bos_token_id", "eos_token_id") if key in description.raw}
     _write_json(partial / "generation_config.json", ends)
     if tokenizer is not None:
-        for path in {path for pattern in _TOKENIZER_FILES for path in tokenizer.glob(pattern) if path.is_file()}:
+        for path in tokenizer_files(tokenizer):
             shutil.copy(path, partial / path.name)
     with ShardWriter(partial) as shards:
         for name, tensor in tensors:
             shards.add(name, tensor.detach().to("cpu", dtype))
         shards.finish()
     _replace(folder, partial)
+
+
+def tokenizer_files(folder: Path) -> set[Path]:
+    """All that tokens and chat templates are read from."""
+    return {path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}
 
 
 def _config(description: ModelDescription, dtype: torch.dtype) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def test_heads_are_named():
             {f"sparse_num_{kind}_blocks": 0 for kind in ("global", "local", "random")},
             r"^sparse_num_global_blocks, .* are all 0; .* would see nothing$",
         ),
+        ({"moe_num_experts": 1 << 20}, r"^moe_num_experts .* to 21845$"),
         ({"moe_num_experts": None}, r"^config.json lacks 'moe_num_experts'$"),
         ({"moe_num_experts": 4, "moe_top_k": 5}, r"^moe_top_k in config.json is 5; expected at most .* \(4\)$"),
         ({"moe_top_k": 0}, r"^moe_top_k "),

@@ -50,6 +50,7 @@ def test_capacity_is_the_even_share_times_a_factor():
     assert expert_capacity(1.25, 4096, 2, 8) == 1280
     assert expert_capacity(1.0, 10, 1, 4) == 2
     assert expert_capacity(1.0, 1, 1, 8) == 1
+    assert expert_capacity(1e308, 10, 2, 8) == 20
 
 
 def test_ranks_with_some_of_the_experts_add_up_to_the_layer(make_model):
