@@ -5,7 +5,7 @@ from dataclasses import dataclass
 FEW = 4.5  # of a layer in 4 bits: 32 weights share a scale of 16 bits
 MANY = {8: 8.5, 16: 16.0}  # of a layer that would lose too much
 SMALL = 1_000_000_000  # weights; smaller models lose more by 4 bits
-AVERAGE, AVERAGE_OF_SMALL = 4.75, 6.0
+AVERAGE, AVERAGE_OF_SMALL = 4.75, 6.5
 
 
 @dataclass(frozen=True)
