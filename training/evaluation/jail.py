@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import sys
@@ -16,11 +17,13 @@ from typing import NoReturn
 
 _SYSTEM_CALLS = """
     read readv pread64 write writev lseek open openat close fstat stat lstat newfstatat statx access faccessat
-    faccessat2 readlink readlinkat getcwd getdents64 fcntl dup dup2 dup3 mmap munmap mprotect mremap brk madvise futex
+    faccessat2 readlink readlinkat getcwd getdents64 dup dup2 dup3 mmap munmap mprotect mremap brk madvise futex
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall getpid gettid getppid getuid geteuid getgid
     getegid clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time getrandom sysinfo uname getrusage
     times sched_yield sched_getaffinity set_robust_list rseq exit exit_group
 """
+# Of fcntl's commands, those of descriptors: F_SETOWN with F_SETSIG and O_ASYNC would send a signal to any process.
+_FCNTL_COMMANDS = (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)
 _READABLE = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 _MAX_OPEN_FILES = 32
 
@@ -33,6 +36,18 @@ _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
 
 # seccomp.h
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_EQUAL = 4
+
+
+class _Comparison(ctypes.Structure):
+    """seccomp.h's scmp_arg_cmp: a system call's argument, by its place, and what it is compared with."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("value", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
 
 
 def main() -> None:
@@ -107,6 +122,11 @@ def _leave_few_system_calls() -> None:
     for name in _SYSTEM_CALLS.split():
         number = library.seccomp_syscall_resolve_name(name.encode())
         library.seccomp_rule_add_array(rules, ctypes.c_uint32(_ALLOW), number, 0, None)  # fails where there is none
+    number = library.seccomp_syscall_resolve_name(b"fcntl")
+    for command in _FCNTL_COMMANDS:
+        rule = _Comparison(1, _EQUAL, command, 0)
+        added = library.seccomp_rule_add_array(rules, ctypes.c_uint32(_ALLOW), number, 1, ctypes.byref(rule))
+        _checked(added, "seccomp_rule_add")
     _checked(library.seccomp_load(rules), "seccomp_load")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import psutil
 import pytest
 
 from training.evaluation import sandbox
+
+FCNTL = {"x86_64": 72, "aarch64": 25}[os.uname().machine]  # the system call's number
 
 
 def test_a_program_that_runs_to_its_end_passes() -> None:
@@ -75,6 +78,33 @@ def test_nothing_outside_can_be_reached(attempt: str) -> None:
     assert verdict.reason in ("PermissionError", "RuntimeError", "ValueError", "BlockingIOError"), verdict
 
 
+def test_no_signal_is_sent_by_way_of_a_file_that_becomes_readable() -> None:
+    """fcntl can name the process, the signal and the moment: os.kill is not the only way."""
+    attack = """
+import ctypes, fcntl, os, time
+call = ctypes.CDLL(None).syscall
+for upper in (0, 1 << 32):  # the kernel looks at the lower half of a command alone
+    call(ctypes.c_long({number}), ctypes.c_long(3), ctypes.c_long(upper | fcntl.F_SETOWN), ctypes.c_long({pid}))
+    call(ctypes.c_long({number}), ctypes.c_long(3), ctypes.c_long(upper | 10), ctypes.c_long(9))
+    call(ctypes.c_long({number}), ctypes.c_long(3), ctypes.c_long(upper | fcntl.F_SETFL), ctypes.c_long(os.O_ASYNC | 1))
+for _ in range(3):
+    os.write(3, b"x")
+    time.sleep(0.1)
+fcntl.fcntl(3, fcntl.F_SETOWN, {pid})
+"""
+    with subprocess.Popen(["sleep", "100"]) as bystander:
+        try:
+            verdict = sandbox.run(attack.format(pid=bystander.pid, number=FCNTL))
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+    assert verdict.reason.endswith("PermissionError")
+
+
+def test_what_programs_ask_of_descriptors_is_allowed() -> None:
+    assert sandbox.run("import fcntl\nfcntl.fcntl(fcntl.fcntl(0, fcntl.F_DUPFD, 5), fcntl.F_GETFL)").passed
+
+
 def test_files_stay_as_they_are(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -110,7 +140,7 @@ for file in range(3, 32):
     except OSError:
         pass
 """
-    assert not sandbox.run(into_every_file, seconds=1.0).passed
+    assert sandbox.run(into_every_file) == sandbox.Verdict(False, "x" * 256)  # of a million bytes
 
 
 def test_no_environment_and_no_open_file_is_handed_down() -> None:
