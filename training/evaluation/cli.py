@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status."""
     args = _parser().parse_args(argv)
     try:
+        if args.out:
+            report.check(args.out)
         with _server(args) as server:
             rows = evaluate(server, Wanted(tuple(args.only), args.data, args.tasks, args.limit, args.concurrency))
     except DeepseekServeError as error:
@@ -39,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    if args.out:
-        report.write(args.out, report.as_json(server.model, rows))
     sys.stdout.write(report.as_table(server.model, rows))
+    if args.out:
+        try:
+            report.write(args.out, report.as_json(server.model, rows))
+        except OSError as error:
+            sys.stderr.write(f"evaluate: error: {args.out} cannot be written: {error.strerror}\n")
+            return 2
     return 0
 
 

@@ -7,6 +7,8 @@ import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from training.errors import TrainingError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -58,12 +60,36 @@ def as_table(model: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check(path: Path) -> None:
+    """See that a file can be written or replaced there, and make its folder.
+
+    Raises:
+        TrainingError: it cannot; the text says why.
+    """
+    try:
+        if path.exists() and not path.is_file():  # a device would be replaced by a file
+            raise TrainingError(f"{path} is there, and is no file that could be replaced")
+        _unfinished(path).touch()
+        _unfinished(path).unlink()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def write(path: Path, figures: dict[str, Any]) -> None:
     """Write the JSON file whole, or not at all."""
+    unfinished = _unfinished(path)
+    try:
+        unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _unfinished(path: Path) -> Path:
+    """Where a file is written before it takes its place; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _shown(row: Row) -> str:
