@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from training.evaluation.served import Served
 
+_Task = str | dict[str, Any] | UnavailableError  # of lm-eval: a name, a file, a configuration; or what is missing
 BENCHMARKS = ("MMLU", "GSM8K", "HumanEval", "tasks", "latency")
 
 
@@ -47,11 +48,11 @@ def evaluate(server: Served, wanted: Wanted) -> list[Row]:
     Raises:
         DeepseekServeError: the server does not answer, or a task is wrong.
     """
-    rows: list[Row] = []
     harness = functools.cache(lambda: Harness(server, wanted.concurrency, wanted.limit))
+    tasks: list[tuple[str, _Task, str | None]] = []
 
     def add(name: str, task: Callable[[], str | dict[str, Any]], metric: str | None) -> None:
-        rows.append(_benchmark(name, harness, task, metric))
+        tasks.append((name, _checked(harness, task), metric))
 
     if "MMLU" in wanted.only:
         add("MMLU", lambda: local_data.mmlu(wanted.data), "acc,none")
@@ -62,17 +63,28 @@ def evaluate(server: Served, wanted: Wanted) -> list[Row]:
     if "tasks" in wanted.only:
         for name in wanted.tasks if wanted.tasks is not None else sorted(map(str, TASKS.glob("*.yaml"))):
             add(Path(name).stem, functools.partial(str, name), None)
+    rows = [_benchmark(name, harness, task, metric) for name, task, metric in tasks]
     if "latency" in wanted.only:
         rows.append(_latency(server))
     return rows
 
 
-def _benchmark(
-    name: str, harness: Callable[[], Harness], task: Callable[[], str | dict[str, Any]], metric: str | None
-) -> Row:
+def _checked(harness: Callable[[], Harness], task: Callable[[], str | dict[str, Any]]) -> _Task:
+    """Return a task, or what is missing for it. All are checked before one is asked: what is wrong ends all."""
+    try:
+        found = task()
+        harness().check(found)
+    except UnavailableError as error:
+        return error
+    return found
+
+
+def _benchmark(name: str, harness: Callable[[], Harness], task: _Task, metric: str | None) -> Row:
     started = time.monotonic()
     try:
-        score = harness().evaluate(task(), metric)
+        if isinstance(task, UnavailableError):
+            raise task
+        score = harness().evaluate(task, metric)
     except UnavailableError as error:
         sys.stderr.write(f"{name} is not measured: {error}\n")
         return Row(name, None, "%", str(error))

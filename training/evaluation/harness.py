@@ -80,7 +80,7 @@ class Harness:
             UnavailableError: its data is not here.
             TrainingError: there is no such task, or its file is wrong.
         """
-        self._check_names(task)
+        self.check(task)
         try:
             if isinstance(task, str) and task.endswith(_FILES):
                 path = Path(task).resolve(strict=True)
@@ -92,7 +92,12 @@ class Harness:
             why = (str(error).strip().splitlines() or [repr(error)])[0]
             raise UnavailableError(f"the data of {name} is not on this machine: {why}") from None
 
-    def _check_names(self, task: str | dict[str, Any]) -> None:
+    def check(self, task: str | dict[str, Any]) -> None:
+        """See that lm-eval has a task of this name.
+
+        Raises:
+            TrainingError: it has not.
+        """
         names: list[str] = [task] if isinstance(task, str) else []
         if isinstance(task, dict) and "group" in task:  # of registered tasks, with other data
             names = [part["task"] for part in task["task"]]
@@ -106,6 +111,7 @@ class Harness:
         Raises:
             TrainingError: as `load` does; or the server refused a request.
         """
+        import aiohttp
         import lm_eval
 
         loaded = self.load(task)
@@ -115,7 +121,7 @@ class Harness:
                 "local-completions", self._model, specs, limit=self._limit, task_manager=self._manager,
                 bootstrap_iters=100, log_samples=False, random_seed=0,
             )  # fmt: skip
-        except (OSError, RuntimeError) as error:  # requests' and aiohttp's errors are among these
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:  # requests' errors are OSErrors
             raise TrainingError(f"{self._model['base_url']} did not answer lm-eval: {error}") from None
         return _score(found, metric)
 

@@ -110,15 +110,20 @@ def _rows(path: Path) -> Iterator[Row]:
 
             yield from pyarrow.parquet.read_table(path).to_pylist()
         elif path.suffix == ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                for cells in csv.reader(file):
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                for cells in filter(None, csv.reader(file)):  # not of blank lines
                     yield {"question": cells[0], "choices": cells[1:-1], "answer": cells[-1].strip()}
         elif path.suffix == ".jsonl":
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 yield from (json.loads(line) for line in file if line.strip())
         else:
-            yield from json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, LookupError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+            rows = json.loads(path.read_text(encoding="utf-8-sig"))
+            if not isinstance(rows, list):
+                raise TrainingError(f"{path}: expected a list of rows")
+            yield from rows
+    except RecursionError:
+        raise TrainingError(f"{path} cannot be read: it is nested too deeply") from None
+    except (OSError, ValueError, LookupError, csv.Error) as error:  # pyarrow's errors are such, too
         raise TrainingError(f"{path} cannot be read: {error}") from None
 
 
@@ -133,7 +138,7 @@ def _question(row: Row, path: Path, number: int) -> Row:
     match row:
         case {"question": str(question), "choices": [_, _, _, _] as choices, "answer": int(answer) | str(answer)}:
             place = _LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 else answer
-            if place in range(len(choices)):
+            if place in range(len(choices)) and not isinstance(answer, bool):
                 subject = re.sub(r"[^a-z0-9]+", "_", str(row.get("subject") or "").lower())
                 return {"question": question, "choices": [*map(str, choices)], "answer": place, "subject": subject}
     raise TrainingError(f"{path}, row {number}: expected a question, four choices and an answer (A to D, or 0 to 3)")

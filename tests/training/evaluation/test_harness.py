@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 pytest.importorskip("lm_eval")
+import aiohttp
 
 from tests.support import tiny_dynamic_moe
 from training.errors import TrainingError
 from training.evaluation import cli, humaneval, sandbox
-from training.evaluation.harness import Harness
+from training.evaluation.harness import TASKS, Harness
 from training.evaluation.served import Served, started
 from training.evaluation.unavailable import UnavailableError
 
@@ -78,6 +80,21 @@ def test_unknown_tasks_and_unreadable_files_are_errors(harness: Harness, tmp_pat
         harness.load("no_such_task")
     with pytest.raises(UnavailableError, match="no_such_file"):
         harness.load(str(tmp_path / "no_such_file.yaml"))
+
+
+def test_a_request_that_the_server_refuses_is_an_error_that_says_so(served: Served) -> None:
+    stranger = Harness(dataclasses.replace(served, model="another"), concurrency=4, limit=4)
+    with pytest.raises(TrainingError, match="did not answer lm-eval: 404"):
+        stranger.evaluate(str(TASKS / "sums.yaml"))
+
+
+def test_a_server_that_ends_amid_a_request_is_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise aiohttp.ServerDisconnectedError
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", end)
+    with pytest.raises(TrainingError, match="did not answer lm-eval: Server disconnected"):
+        harness.evaluate(str(TASKS / "sums.yaml"))
 
 
 def test_where_nothing_can_be_confined_humaneval_is_not_measured(

@@ -66,6 +66,16 @@ def test_mmlu_as_the_hub_gives_it(tmp_path: Path) -> None:
     }
 
 
+def test_blank_lines_and_a_byte_order_mark_are_no_part_of_a_question(tmp_path: Path) -> None:
+    for name, content in (
+        ("anatomy_test.csv", "\ufeff2 + 2?,3,4,5,6,B\n\n"),
+        ("virology_test.jsonl", "\ufeff" + lines([QUESTION | {"answer": 1}]) + "\n"),
+        ("world_test.json", "\ufeff" + json.dumps([QUESTION | {"answer": 1}])),
+    ):
+        write(tmp_path / "mmlu/test" / name, content)
+    assert [*rows_of(local_data.mmlu(tmp_path)).values()] == [{"test": [QUESTION | {"answer": 1}]}] * 3
+
+
 @pytest.mark.parametrize(("load", "word"), [(local_data.gsm8k, "train.jsonl"), (local_data.mmlu, "SUBJECT_dev.csv")])
 def test_missing_data_is_named_with_its_folder(load: Any, word: str, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as error:
@@ -81,7 +91,12 @@ def test_missing_data_is_named_with_its_folder(load: Any, word: str, tmp_path: P
         ("mmlu/test/anatomy_test.csv", "question,1,2,3,4,E\n", "four choices"),
         ("mmlu/test/anatomy_test.jsonl", lines([QUESTION | {"answer": 7}]), "row 1"),
         ("mmlu/test/anatomy_test.jsonl", "[1]\n", "row 1"),
+        ("mmlu/test/anatomy_test.jsonl", lines([QUESTION | {"answer": True}]), "row 1"),
         ("mmlu/test/anatomy_test.jsonl", "{", "cannot be read"),
+        ("mmlu/test/anatomy_test.jsonl", "[" * 100_000, "nested too deeply"),
+        ("mmlu/test/anatomy_test.json", "[" * 100_000, "nested too deeply"),
+        ("mmlu/test/anatomy_test.json", "3", "expected a list"),
+        ("mmlu/test/anatomy_test.json", "null", "expected a list"),
         ("mmlu/test.jsonl", lines([QUESTION | {"answer": 1}]), "subject"),
     ],
 )
