@@ -27,7 +27,7 @@ from engine.names import name_thread
 from server.chat.chat_template import named_template
 from server.engine_process import EngineProcess
 from server.generation_config import describe, read_defaults
-from server.guard.model import GuardModel, find_guard, guard_settings
+from server.guard.model import GuardModel, find_guard, guard_name, guard_settings
 from server.health import Health
 from server.http.drain import BACKLOG, SIGNALS, Server
 from server.http.early import EarlyAnswers
@@ -127,7 +127,8 @@ async def _serve(
             prompts.start()
         if guard_source is not None:
             guard_tokenizer = await asyncio.to_thread(Tokenizer.load, guard_source)
-            guard = GuardModel(guard_client, guard_tokenizer, guard_source.name)
+            served = server_config.model_names or (source.name,)
+            guard = GuardModel(guard_client, guard_tokenizer, guard_name(guard_source.name, served))
         from server.app import create_app  # the web stack, imported while the engine's process imports torch
 
         health = Health(client, *([guard.client] if guard is not None else []))

@@ -10,7 +10,7 @@ from engine.loading.resolve import resolve_model
 from server.guard.safety import Safety
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from engine.loading.resolve import ModelSource
     from server.config import ServerConfig
@@ -47,6 +47,11 @@ def find_guard(config: ServerConfig, tell: Callable[[str], None]) -> ModelSource
     heads = source.read_config().task_heads
     safety_of(config).check(config.guard, heads.labels, heads.label_activation)
     return source
+
+
+def guard_name(own: str, served: Sequence[str]) -> str:
+    """Return the guard's name in the API: its own, or another if the served model has it (folders called `export`)."""
+    return f"{own}-guard" if own in served else own
 
 
 def guard_settings(config: ServerConfig, engine: EngineConfig) -> EngineConfig:

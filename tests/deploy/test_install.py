@@ -2,6 +2,7 @@
 
 import re
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,9 @@ def test_an_unreachable_index_is_noticed_by_a_real_pip(monkeypatch, tmp_path):
 
 def test_the_makefile_runs_it():
     assert "$(PYTHON) deploy/install.py $(VENV)" in (Path(ROOT) / "Makefile").read_text()
+
+
+def test_the_log_that_an_interrupted_installation_leaves_is_ignored_by_git():
+    patterns = (ROOT / ".gitignore").read_text().split()
+    for folder in (".venv", ".venv-evaluate"):
+        assert any(fnmatch(f"{folder}-install.log", pattern) for pattern in patterns)
