@@ -10,14 +10,15 @@ but in 4 bits, where it gets 8. A model is run layer by layer, so memory for one
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ConfigError, ModelError
+from engine.errors import ConfigError, ModelError, RequestError
 from engine.loading.resolve import resolve_model
-from engine.quantization.calibration_text import builtin_text, read_texts
+from engine.quantization.calibration_text import Text, builtin_texts, read_texts
 from engine.quantization.scheme_bits import AVERAGE, AVERAGE_OF_SMALL, FEW, MANY, SMALL, Bits
 from server.arguments import Parser
 from server.commands.output import report, table
@@ -68,7 +69,8 @@ def _parser() -> Parser:
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
     add("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
     calibration = (
-        'plain text, or .jsonl with "text" or "prompt" in each line; default: help topics that come with Python'
+        'plain text, or .jsonl with "text", "prompt" or "messages" in each line; default: prose, code, documentation '
+        "and chats, which come with this program and with Python"
     )
     add("--calibration", type=Path, metavar="FILE", help=calibration)
     add("--json", action="store_true", help="print JSON on a terminal too")
@@ -131,12 +133,30 @@ def _bits(args: argparse.Namespace) -> Bits:
 
 
 def _prompts(tokenizer: Tokenizer, file: Path | None, num_tokens: int) -> list[list[int]]:
-    texts = read_texts(file) if file is not None else [builtin_text(held_out=False)]
+    """The tokens to calibrate on, cut into sequences; of the built-in text, each kind has the same share of them."""
+    kinds = builtin_texts() if file is None else {"yours": read_texts(file)}
+    prompts: list[list[int]] = []
+    for number, texts in enumerate(kinds.values()):
+        share = num_tokens // (len(kinds) - number)  # what a short text leaves goes to the kinds behind it
+        taken = _take(tokenizer, texts, share)
+        prompts += taken
+        num_tokens -= sum(map(len, taken))
+    return prompts
+
+
+def _take(tokenizer: Tokenizer, texts: list[Text], num_tokens: int) -> list[list[int]]:
+    """Up to `num_tokens` tokens of these texts, each cut into sequences of at most _CONTEXT."""
     prompts: list[list[int]] = []
     for text in texts:
-        ids = tokenizer.encode(text)[:num_tokens]
+        ids = tokenizer.encode(text if isinstance(text, str) else _as_text(tokenizer, text))[:num_tokens]
         prompts += [ids[first : first + _CONTEXT] for first in range(0, len(ids), _CONTEXT)]
         num_tokens -= len(ids)
-        if num_tokens <= 0:
-            break
     return [prompt for prompt in prompts if prompt]
+
+
+def _as_text(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
+    """A chat as the model's template has it; without one, or where it refuses the chat, line by line."""
+    with contextlib.suppress(RequestError):
+        if tokenizer.chat_template is not None:
+            return tokenizer.chat_template.render(messages, add_generation_prompt=False)
+    return "\n".join(f"{message.get('role')}: {message.get('content')}" for message in messages)
