@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from kernels import hadamard
 
 _VALUES_AT_ONCE = 1 << 22
 _MIN_SCALE = 1e-30  # of a row; smaller values round to 0
@@ -50,11 +52,17 @@ class QuantizedWeight:
         values_OI: int8, -127 to 127. A checkpoint may contain -128 too.
         scale_O: fp32, positive.
         input: how the layer's input is quantised.
+        rotation: inputs that are rotated together (kernels.hadamard) before they are quantised, as the values are; 1:
+            none are.
     """
 
     values_OI: torch.Tensor
     scale_O: torch.Tensor
     input: StaticInput | Input
+    rotation: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.rotation == 1 or self.input is Input.DYNAMIC, self.input
 
     @property
     def shape(self) -> torch.Size:
@@ -73,38 +81,43 @@ class QuantizedWeight:
 
     def rows(self, order: torch.Tensor) -> QuantizedWeight:
         """The weight with these rows, in this order."""
-        return QuantizedWeight(self.values_OI[order], self.scale_O[order], self.input)
+        return replace(self, values_OI=self.values_OI[order], scale_O=self.scale_O[order])
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in floats, [O, I]."""
-        return (self.values_OI * self.scale_O[:, None]).to(dtype)
+        weight_OI = self.values_OI * self.scale_O[:, None]
+        return hadamard.rotate(weight_OI, self.rotation).to(dtype)
 
 
-def quantize_weight(weight_OI: torch.Tensor, input_: StaticInput | Input) -> QuantizedWeight:
+def quantize_weight(weight_OI: torch.Tensor, input_: StaticInput | Input, rotation: int = 1) -> QuantizedWeight:
     """Round a weight to int8; the largest absolute value of each row becomes 127. A row of zeros has scale 1.
 
-    Rows are quantised in slices, to bound the temporary memory.
+    Rows are quantised in slices, to bound the temporary memory. `rotation` is the one of the result.
     """
     values_OI = torch.empty_like(weight_OI, dtype=torch.int8)
     scale_O = torch.empty(len(weight_OI), device=weight_OI.device)
     num_rows = max(1, _VALUES_AT_ONCE // max(1, weight_OI.shape[1]))
     for first in range(0, len(weight_OI), num_rows):
         rows = slice(first, first + num_rows)
-        part = weight_OI[rows].float()
+        part = hadamard.rotate(weight_OI[rows], rotation)
         low, high = part.aminmax(dim=1)
         largest = torch.maximum(-low, high)
-        scale_O[rows] = torch.where(largest == 0, 1.0, largest / 127)
-        values_OI[rows] = (part / scale_O[rows, None]).round_().clamp_(-127, 127)
-    return QuantizedWeight(values_OI, scale_O, input_)
+        step = torch.where(largest == 0, 1.0, largest / 127)
+        scale_O[rows] = step / rotation
+        values_OI[rows] = (part / step[:, None]).round_().clamp_(-127, 127)
+    return QuantizedWeight(values_OI, scale_O, input_, rotation)
 
 
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
-    """Stack the weights of layers that read the same input; None if their kinds of input differ.
+    """Stack the weights of layers that read the same input; None if their kinds of input or their rotations differ.
 
     Several static grids are replaced by one grid over all their ranges.
     """
     inputs = {weight.input for weight in weights}
     grids = [input_ for input_ in inputs if isinstance(input_, StaticInput)]
+    rotations = {weight.rotation for weight in weights}
+    if len(rotations) > 1:
+        return None
     if len(inputs) == 1:
         input_ = inputs.pop()
     elif len(grids) == len(inputs):
@@ -113,12 +126,12 @@ def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     else:
         return None
     values_OI = torch.cat([weight.values_OI for weight in weights])
-    return QuantizedWeight(values_OI, torch.cat([weight.scale_O for weight in weights]), input_)
+    return QuantizedWeight(values_OI, torch.cat([weight.scale_O for weight in weights]), input_, rotations.pop())
 
 
-def quantize_rows(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def quantize_rows(x_TI: torch.Tensor, rotation: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Quantise a dynamic input: uint8 [T, I], and each row's scale and zero point [T, 1], both fp32."""
-    x_TI = x_TI.float()
+    x_TI = hadamard.rotate(x_TI, rotation)
     low, high = x_TI.aminmax(dim=1, keepdim=True)
     low, high = low.clamp_(max=0), high.clamp_(min=0)
     scale_T1 = ((high - low) / 255).clamp_(min=_MIN_SCALE)

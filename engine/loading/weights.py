@@ -20,6 +20,7 @@ from tqdm import tqdm
 from engine.errors import ModelError
 from engine.loading import awq, compressed_int4, fp4, fp8, gptq
 from engine.memory import Trimmer
+from kernels import hadamard
 from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from kernels.round_to_blocks import round_to_blocks
@@ -169,7 +170,7 @@ class Weights:
             _refuse_few_bits(layer, stored, format_)
             stored = stored.dequantize(self.dtype)
         if format_ == "int8":
-            return quantize_weight(stored.to(self.device), Input.DYNAMIC)
+            return quantize_weight(stored.to(self.device), Input.DYNAMIC, hadamard.block_size(stored.shape[1]))
         if format_ is not None:
             made = _rounded(layer, stored, format_)
             return self._with_input(made) if self._keeps_blocks else made.dequantize(self.dtype).to(self.device)

@@ -29,6 +29,8 @@ def pack(weight: Weight, dtype: torch.dtype, parts: int = 1) -> PackedWeight:
     if isinstance(weight, BlockWeight | MixedWeight):
         weight = weight.dequantize(dtype)
     if not isinstance(weight, QuantizedWeight):
-        return native.library.PackedWeight(weight.contiguous(), None, weight.dtype, 0.0, 0, parts)
+        return native.library.PackedWeight(weight.contiguous(), None, weight.dtype, 0.0, 0, 1, parts)
     operand = dtype if weight.input is Input.FLOAT else torch.uint8
-    return native.library.PackedWeight(weight.values_OI.contiguous(), weight.scale_O, operand, *weight.grid, parts)
+    return native.library.PackedWeight(
+        weight.values_OI.contiguous(), weight.scale_O, operand, *weight.grid, weight.rotation, parts
+    )

@@ -8,6 +8,8 @@
                       the sums are exact (int32 suffices up to in_size 66,000)
     weight only       y = scale_O * (sum over i of x w_q) + bias
 
+The x of a dynamic input is rotated before (kernels.hadamard), if the weight is.
+
 `Input` and `StaticInput` define scale and zero point. Rows are independent. A dynamic row with a NaN gives NaN, a row
 of zeros gives the bias. `linear_int8` may copy the weight into another layout, so the caller should not keep it.
 

@@ -17,7 +17,7 @@ def linear_int8(weight: QuantizedWeight, bias_O: torch.Tensor | None, out_dtype:
                 x_q = quantize_static(x_TI, weight.input)
                 scale, zero = torch.tensor([weight.input.scale]), torch.tensor([weight.input.zero_point])
             else:
-                x_q, scale, zero = quantize_rows(x_TI)
+                x_q, scale, zero = quantize_rows(x_TI, weight.rotation)
             y_TO = scale * (x_q.long() @ values_OI.T - zero * values_OI.sum(1)).float()
         y_TO = y_TO * weight.scale_O
         return (y_TO if bias_O is None else y_TO + bias_O.float()).to(out_dtype or x_TI.dtype)

@@ -33,7 +33,7 @@ def _pack(weight: QuantizedWeight, bias_O: torch.Tensor | None) -> Linear:
     product = _product(weight.values_OI, scale_O, None)
 
     def apply(x_TI: torch.Tensor) -> torch.Tensor:
-        x_q, scale_T1, zero_T1 = quantize_rows(x_TI)
+        x_q, scale_T1, zero_T1 = quantize_rows(x_TI, weight.rotation)
         y_TO = product(x_q, 128, torch.float32)
         y_TO = y_TO.addcmul_(zero_T1 - 128, sums_O, value=-1).mul_(scale_T1)
         return (y_TO if bias is None else y_TO.add_(bias)).to(x_TI.dtype)

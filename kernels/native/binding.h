@@ -155,7 +155,8 @@ void check_indices(const int64_t* indices, int64_t num, int64_t count, const cha
 void bind_graph(nb::module_&), bind_plan(nb::module_&), bind_block_linear(nb::module_&),
     bind_causal_attention(nb::module_&);
 void bind_compression(nb::module_&), bind_draw(nb::module_&), bind_embedding(nb::module_&), bind_gelu(nb::module_&);
-void bind_grouped_mlp(nb::module_&), bind_head_linear(nb::module_&), bind_latent_attention(nb::module_&);
+void bind_grouped_mlp(nb::module_&), bind_hadamard(nb::module_&), bind_head_linear(nb::module_&);
+void bind_latent_attention(nb::module_&);
 void bind_lightning_indexer(nb::module_&), bind_linear(nb::module_&), bind_modality_embedding(nb::module_&),
     bind_paged_attention(nb::module_&);
 void bind_rms_norm(nb::module_&), bind_rotary(nb::module_&), bind_rotate_and_store(nb::module_&);

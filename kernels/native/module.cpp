@@ -55,6 +55,7 @@ NB_MODULE(JOIN(_kernels_, ISA), m) {
                       bind_gelu,
                       bind_linear,
                       bind_grouped_mlp,
+                      bind_hadamard,
                       bind_head_linear,
                       bind_latent_attention,
                       bind_lightning_indexer,

@@ -28,14 +28,14 @@ inline std::shared_ptr<float> whole_panels(const View<const float, 1>& values, i
 struct PackedWeight {
     Element operand;  // what it is multiplied with: floats, or uint8 on a grid
     int64_t parts, out_size = 0, in_size = 0;
-    Grid grid;  // of uint8; scale 0: each row its own
+    GivenGrid grid;  // of uint8
     std::shared_ptr<void> panels;
     std::shared_ptr<float> scales;    // of int8; floats: null
     std::shared_ptr<int32_t> totals;  // with uint8: the sum of each row of the weight
 
     PackedWeight(Tensor values_OI, std::optional<Tensor> scale_O, DType dtype, float scale, int32_t zero_point,
-                 int64_t num_parts)
-        : operand(dtype.element()), parts(num_parts), grid{scale, zero_point} {
+                 int64_t rotation, int64_t num_parts)
+        : operand(dtype.element()), parts(num_parts), grid{scale, zero_point, rotation} {
         if (!scale_O) {
             with_element(operand, "operand", [&](auto x) { fill<decltype(x), decltype(x)>(values_OI); });
             return;
@@ -44,6 +44,8 @@ struct PackedWeight {
             fill<uint8_t, int8_t>(values_OI);
         else
             with_element(operand, "operand", [&](auto x) { fill<decltype(x), int8_t>(values_OI); });
+        check_value(rotation == 1 || can_rotate(in_size, rotation),
+                    "rotation must be 1, or a power of two from 16 to 512 that divides the inputs");
         scales = whole_panels(scale_O->packed<const float>("scale_O", {out_size}), parts);
     }
 

@@ -1,6 +1,7 @@
 // Rows to uint8, and sums of their products back to floats.
 #pragma once
 
+#include "hadamard.h"
 #include "panels.h"
 
 namespace native {
@@ -9,6 +10,14 @@ namespace native {
 struct Grid {
     float scale;
     int32_t zero;
+};
+
+// How the rows of a layer are made uint8: on this grid or, where its scale is 0, each on its own, and rotated before in
+// blocks of so many values (hadamard.h), if these are more than 1.
+struct GivenGrid {
+    float scale;
+    int32_t zero;
+    int64_t rotation = 1;
 };
 
 // The grid of a row's own range, widened to hold 0. A row that is not finite gets a NaN scale.
@@ -36,9 +45,15 @@ inline Grid fit_grid(const T* x, int64_t size) {
 // A row to uint8, padded to K, on `given` or, where its scale is 0, on a grid of its own. The scale of the grid that is
 // returned is NaN for a row that is not finite, whose results must not be either.
 template <typename T>
-inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, Grid given) {
+inline Grid quantize_row(const T* x, int64_t size, int64_t K, uint8_t* out, const GivenGrid& given) {
+    if (given.rotation > 1) {
+        static thread_local Scratch<float> memory;
+        float* const rotated = memory.room(size);
+        rotate_row(x, size, given.rotation, rotated);
+        return quantize_row(rotated, size, K, out, {given.scale, given.zero});
+    }
     const int64_t whole = size / LANES * LANES;
-    Grid grid = given.scale == 0 ? fit_grid(x, size) : given;
+    Grid grid = given.scale == 0 ? fit_grid(x, size) : Grid{given.scale, given.zero};
     const float inverse = 1.0f / grid.scale;
     v16 check{};
     for (int64_t i = 0; i < whole; i += LANES) {

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels import block_linear, grouped_mlp, linear, linear_int8, silu_mul
+from kernels import block_linear, grouped_mlp, hadamard, linear, linear_int8, silu_mul
 from kernels.block_weight import stack
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
@@ -15,6 +15,7 @@ NUM_EXPERTS = 6
 KINDS = {
     "numbers": lambda weight: weight,
     "dynamic": lambda weight: quantize_weight(weight, Input.DYNAMIC),
+    "rotated": lambda weight: quantize_weight(weight, Input.DYNAMIC, hadamard.block_size(weight.shape[1])),
     "static": lambda weight: quantize_weight(weight, StaticInput(0.04, 120)),
     "weight only": lambda weight: quantize_weight(weight, Input.FLOAT),
 }
@@ -69,7 +70,7 @@ def test_matches_reference(version, dtype, hidden, num_tokens, top_k, experts):
 
 @pytest.mark.parametrize(
     "kinds",
-    [("dynamic",), ("static",), ("weight only",), ("dynamic", "numbers", "static", "weight only")],
+    [("dynamic",), ("rotated",), ("static",), ("weight only",), ("dynamic", "numbers", "rotated", "static", "weight only")],
     ids="-".join,
 )
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import linear, linear_int8
+from kernels import hadamard, linear, linear_int8
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
@@ -58,6 +58,35 @@ def test_the_product_is_exact_but_for_the_rounding_of_its_result(version, input_
     assert y.dtype is dtype
     rtol, atol = (1e-5, 1e-4) if dtype is torch.float32 else (2e-2, 2e-2)
     torch.testing.assert_close(y.double(), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("block", [1, 16, 32, 64, 128, 256, 512])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_inputs_and_weight_are_rotated_in_blocks(version, dtype, block):
+    size = 3 * block
+    assert hadamard.block_size(size) == block
+    x, weight = randn(5, size, dtype=dtype, seed=1), randn(20, size, dtype=torch.float32, seed=2)
+    x[3, 1] = 300  # what a rotation is for
+    rotated = quantize_weight(weight, Input.DYNAMIC, block)
+    y = VERSIONS[version](rotated, None, dtype)(x)
+    assert_close(y, linear_int8.reference.linear_int8(rotated, None)(x))
+    expected = x.float() @ weight.T
+    assert ((y.float() - expected).norm(dim=1) / expected.norm(dim=1)).max() < (0.1 if block < 64 else 0.02)
+    torch.testing.assert_close(rotated.dequantize(torch.float32), weight, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("block", [16, 128, 512])
+def test_a_rotation_is_a_product_with_a_hadamard_matrix(block):
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < block:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), matrix)
+    x = randn(3, 2 * block, dtype=torch.float32)
+    expected = (x.double().unflatten(1, (2, block)) @ matrix).flatten(1)
+    torch.testing.assert_close(hadamard.reference.rotate(x, block).double(), expected, rtol=1e-5, atol=1e-4)
+    for rotate in natives(hadamard.rotate).values():
+        assert torch.equal(rotate(x, block), hadamard.reference.rotate(x, block))
+    assert [hadamard.block_size(size) for size in (17, 24, 48, 576, 1536, 4096)] == [1, 1, 16, 64, 512, 512]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=dtype_id)

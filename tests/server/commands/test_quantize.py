@@ -88,7 +88,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, tiny_llama, capsys, monkeyp
     [
         ("a.txt", None, "cannot be read"),
         ("a.txt", " \n", "has no text"),
-        ("a.jsonl", '{"text": "x"}\n{"other": 1}\n', 'line 2: expected an object with "text" or "prompt"'),
+        ("a.jsonl", '{"text": "x"}\n{"other": 1}\n', 'line 2: expected an object with "text", "prompt" or "messages"'),
         ("a.jsonl", "not json", "line 1: expected an object"),
     ],
 )
