@@ -20,9 +20,8 @@ from tqdm import tqdm
 from engine.errors import ModelError
 from engine.loading import awq, compressed_int4, fp4, fp8, gptq
 from engine.memory import Trimmer
-from kernels import hadamard
 from kernels.block_weight import BlockWeight
-from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
+from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_for_dynamic_inputs
 from kernels.round_to_blocks import round_to_blocks
 
 if TYPE_CHECKING:
@@ -162,7 +161,8 @@ class Weights:
         self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight
     ) -> torch.Tensor | QuantizedWeight | BlockWeight:
         if isinstance(stored, QuantizedWeight):
-            return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
+            weight = QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
+            return quantize_for_dynamic_inputs(weight) if weight.input is Input.DYNAMIC else weight
         format_ = self._quantizes(layer)
         if isinstance(stored, BlockWeight):
             if self._keeps_blocks and format_ is None:
@@ -170,7 +170,7 @@ class Weights:
             _refuse_few_bits(layer, stored, format_)
             stored = stored.dequantize(self.dtype)
         if format_ == "int8":
-            return quantize_weight(stored.to(self.device), Input.DYNAMIC, hadamard.block_size(stored.shape[1]))
+            return quantize_for_dynamic_inputs(stored.to(self.device))
         if format_ is not None:
             made = _rounded(layer, stored, format_)
             return self._with_input(made) if self._keeps_blocks else made.dequantize(self.dtype).to(self.device)

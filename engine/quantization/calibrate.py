@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from engine.quantization.walk import LayerWalk
-from kernels.linear_int8 import Input, StaticInput, quantize_weight
+from kernels.linear_int8 import Input, StaticInput, quantize_for_dynamic_inputs, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
 
 if TYPE_CHECKING:
@@ -88,7 +88,10 @@ def _measure_site(items: list[WatchedLayer], num_tokens: int) -> Measurement:
         x_TI = x_TI[rows].float()
         y_TO = x_TI @ item.weight_OI.float().T
         for input_, found in errors.items():
-            made_TO = linear_int8.linear_int8(quantize_weight(item.weight_OI, input_), None)(x_TI)
+            weight = quantize_weight(item.weight_OI, input_)  # as it is stored
+            if input_ is Input.DYNAMIC:
+                weight = quantize_for_dynamic_inputs(weight)  # as it is served
+            made_TO = linear_int8.linear_int8(weight, None)(x_TI)
             norm_T = y_TO.square().sum(1).clamp(min=1e-20)
             found.append(((made_TO - y_TO).square().sum(1) / norm_T).clamp(max=1.0))
     static, dynamic = (float(torch.cat(found).mean()) if found else 0.0 for found in errors.values())

@@ -17,12 +17,21 @@ Shapes: T tokens, I in_size, O out_size.
 """
 
 from kernels.linear_int8 import reference, torch_ops
-from kernels.quantized_weight import Input, QuantizedWeight, StaticInput, quantize_rows, quantize_weight, stack
+from kernels.quantized_weight import (
+    Input,
+    QuantizedWeight,
+    StaticInput,
+    quantize_for_dynamic_inputs,
+    quantize_rows,
+    quantize_weight,
+    stack,
+)
 
 __all__ = [
     "Input",
     "QuantizedWeight",
     "StaticInput",
+    "quantize_for_dynamic_inputs",
     "quantize_rows",
     "quantize_weight",
     "reference",

@@ -70,7 +70,13 @@ def test_matches_reference(version, dtype, hidden, num_tokens, top_k, experts):
 
 @pytest.mark.parametrize(
     "kinds",
-    [("dynamic",), ("rotated",), ("static",), ("weight only",), ("dynamic", "numbers", "rotated", "static", "weight only")],
+    [
+        ("dynamic",),
+        ("rotated",),
+        ("static",),
+        ("weight only",),
+        ("dynamic", "numbers", "rotated", "static", "weight only"),
+    ],
     ids="-".join,
 )
 @pytest.mark.parametrize("num_tokens", [1, 2, 40])
