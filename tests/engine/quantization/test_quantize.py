@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.models.int8_scheme import Int8Scheme
+from kernels import hadamard
 from kernels.linear_int8 import QuantizedWeight
 from kernels.ops import Ops
 from tests.support import checkpoints, tiny, tiny_deepseek
@@ -41,8 +42,9 @@ def test_quantised_inputs_stay_near_the_dequantized_checkpoint(tmp_path, source,
     assert_batched_equals_alone(engine, BATCH, 24)
 
 
-def test_a_static_layer_computes_what_its_tensors_say(tmp_path, tiny_llama):
-    """Each layer's arithmetic in integers, from the file, inside transformers' model."""
+def test_a_layer_computes_what_its_tensors_say(tmp_path, tiny_llama, monkeypatch):
+    """Each layer's arithmetic in integers, from the file, inside transformers' model; but for rotations."""
+    monkeypatch.setattr(hadamard, "block_size", lambda in_size: 1)
     folder = make_int8(tiny_llama, tmp_path / "int8", "w8a8-static")
     stored, scheme = checkpoints.read_weights(folder), scheme_of(folder)
     model, kinds = tiny.reference(dequantized(folder, tmp_path / "twin")), set()
