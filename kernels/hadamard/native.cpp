@@ -1,6 +1,6 @@
 // rotate. Contract: kernels/hadamard/__init__.py.
-#include "../native/hadamard.h"
 #include "../native/binding.h"
+#include "../native/hadamard.h"
 #include "../native/pool.h"
 
 using namespace native;

@@ -75,8 +75,8 @@ Tensor forward(const std::shared_ptr<Linear>& layer, const Tensor& x_TI) {
 
 void native::bind_linear(nb::module_& m) {
     nb::class_<PackedWeight>(m, "PackedWeight")
-        .def(nb::init<Tensor, std::optional<Tensor>, DType, float, int32_t, int64_t, int64_t>(),
-             "values_OI"_a, "scale_O"_a.none(), "operand"_a, "scale"_a, "zero_point"_a, "rotation"_a, "parts"_a);
+        .def(nb::init<Tensor, std::optional<Tensor>, DType, float, int32_t, int64_t, int64_t>(), "values_OI"_a,
+             "scale_O"_a.none(), "operand"_a, "scale"_a, "zero_point"_a, "rotation"_a, "parts"_a);
     nb::class_<Linear>(m, "Linear")
         .def(nb::init<const PackedWeight&, std::optional<Tensor>, DType>(), "weight"_a, "bias_O"_a.none(),
              "out_dtype"_a)

@@ -1,4 +1,4 @@
-// The product of blocks of a row with a Hadamard matrix. Contract: kernels/hadamard.py.
+// The product of blocks of a row with a Hadamard matrix. Contract: kernels/hadamard/__init__.py.
 #pragma once
 
 #include "common.h"
@@ -55,10 +55,14 @@ inline bool can_rotate(int64_t size, int64_t block) {
 template <typename T>
 inline void rotate_row(const T* x, int64_t size, int64_t block, float* out) {
     switch (block) {
-        case 16: return rotate_blocks<1>(x, size, out);
-        case 32: return rotate_blocks<2>(x, size, out);
-        case 64: return rotate_blocks<4>(x, size, out);
-        case 128: return rotate_blocks<8>(x, size, out);
+        case 16:
+            return rotate_blocks<1>(x, size, out);
+        case 32:
+            return rotate_blocks<2>(x, size, out);
+        case 64:
+            return rotate_blocks<4>(x, size, out);
+        case 128:
+            return rotate_blocks<8>(x, size, out);
     }
     rotate_blocks<16>(x, size, out);
     if (block == 256) return;
