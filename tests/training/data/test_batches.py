@@ -259,3 +259,14 @@ def test_plain_text_is_for_language_models(make, tmp_path: Path) -> None:
     assert len(_rows(next(make([tmp_path])))) == 3
     with pytest.raises(TrainingError, match="plain text; the objective sft needs records"):
         make([tmp_path], kind="sft")
+
+
+def test_an_edit_that_keeps_the_size_is_seen_where_the_checkpoint_knows_contents(make, write) -> None:
+    def make_again(text: str):
+        return make([write("one.jsonl", [{"text": text}])])
+
+    state = make_again("abc").state()
+    with pytest.raises(TrainingError, match="data's contents changed"):
+        make_again("abd").restore(state)
+    del state["settings"]["contents"]
+    make_again("abd").restore(state)
