@@ -9,6 +9,7 @@ from engine import device as devices
 from engine.config import ModelSettings
 from engine.errors import ConfigError
 from engine.loading.footprint import Estimate
+from engine.loading.taken_tensors import TooManyTensorsError
 
 if TYPE_CHECKING:
     from engine.loading.footprint import Footprint
@@ -34,7 +35,10 @@ def check_fits(config: ResolvedConfig, tensors: TensorSource) -> None:
         ConfigError: the text says what is needed and free, and which settings need less.
     """
     chosen, free = config.settings.quantization, devices.available_bytes(config.device, with_swap=True)
-    estimate = Estimate(config.model, tensors, config.ops, config.dtype)
+    try:
+        estimate = Estimate(config.model, tensors, config.ops, config.dtype)
+    except TooManyTensorsError:
+        return  # the load names those that are not there
     footprint = estimate.footprint(chosen)
     logger.info("estimated: weights of %.2f GiB", footprint.weights / devices.GIB)
     kv_cache = (config.num_kv_blocks or least_kv_blocks(config)) * config.kv_cache.bytes_per_block

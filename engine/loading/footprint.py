@@ -33,6 +33,7 @@ _INT8_OF_ROW = 8  # bytes beside the values of a row: a scale, and their sum
 _PANEL, _TILE = 16, 64  # rows, and bytes of a row, that native weights are padded to whole ones of
 _HEADS_IN_BF16 = ("amx", "avx512_bf16")  # instruction sets that multiply heads in bf16; others do so in fp32
 _HEAD_ITEMSIZE = 4
+_MAX_ABSENT = 1000  # tensors that a model may take and a checkpoint lack, until nothing is estimated
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class Estimate:
     """The footprints of one checkpoint: as it is stored, or quantised while it is loaded."""
 
     def __init__(self, config: ModelConfig, source: TensorSource, ops: Ops, dtype: torch.dtype) -> None:
-        """Read the directory of the tensors, and list what the model takes of them."""
+        """Read the directory of the tensors, and list what the model takes of them.
+
+        Raises:
+            TooManyTensorsError: the model takes many that are not there; a load names them.
+        """
         self._ops, self._is_quantized = ops, config.int8 is not None or config.packed is not None
-        self._taken = taken_tensors(config, dtype)
         self._stored = {name: source.stored(name) for name in source.names()}
+        self._taken = taken_tensors(config, dtype, 2 * len(self._stored) + _MAX_ABSENT)
         self._parts = Counter[str]()  # bytes of all tensors of a layer
         for name, stored in self._stored.items():
             self._parts[name.rpartition(".")[0]] += stored.num_bytes

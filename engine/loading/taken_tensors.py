@@ -5,12 +5,14 @@ Nothing is read. The list has what a model of any family takes, whatever its par
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import override
 
+from engine.errors import ModelError
 from engine.loading.weights import StoredTensor, Weights
 from engine.models import registry
 from kernels.ops import TorchOps
@@ -43,9 +45,17 @@ class TakenTensor:
     num_in_heads: int = 0
 
 
-def taken_tensors(config: ModelConfig, dtype: torch.dtype) -> list[TakenTensor]:
-    """What a model in this dtype takes, in that order; a tied embedding is there again as the weight of the head."""
-    weights = _NotingWeights(dtype)
+class TooManyTensorsError(ModelError):
+    """A config asks for more tensors than a checkpoint has: millions of experts, say."""
+
+
+def taken_tensors(config: ModelConfig, dtype: torch.dtype, most: float = math.inf) -> list[TakenTensor]:
+    """What a model in this dtype takes, in that order; a tied embedding is there again as the weight of the head.
+
+    Raises:
+        TooManyTensorsError: it takes more than `most`.
+    """
+    weights = _NotingWeights(dtype, most)
     registry.model_class(config)(config, weights, _NotingOps(weights), max_seq_len=1)
     return [taken for taken, _ in weights.taken]
 
@@ -53,9 +63,10 @@ def taken_tensors(config: ModelConfig, dtype: torch.dtype) -> list[TakenTensor]:
 class _NotingWeights(Weights):
     """Hands out tensors without memory."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, most: float) -> None:
         super().__init__(_NoTensors(), torch.device("meta"), dtype, fp8_block=(1, 1), progress=False)
         self.taken: list[tuple[TakenTensor, torch.Tensor]] = []
+        self._most = most
 
     @override
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -85,6 +96,8 @@ class _NotingWeights(Weights):
         self.taken[number] = replace(taken, num_in_heads=taken.num_in_heads + weight_NKM.numel()), tensor
 
     def _hand_out(self, taken: TakenTensor) -> torch.Tensor:
+        if len(self.taken) >= self._most:
+            raise TooManyTensorsError("config.json asks for more tensors than the checkpoint has")
         tensor = torch.empty(taken.shape, dtype=taken.dtype, device=self.device)
         self.taken.append((taken, tensor))
         return tensor
