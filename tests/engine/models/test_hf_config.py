@@ -118,7 +118,7 @@ def test_a_json_file_that_cannot_be_read_is_named(folder, name, content, reason)
         ({"num_hidden_layers": 10**9}, ["num_hidden_layers"]),
         ({"num_hidden_layers": 10**6}, ["missing: ", " more"]),
         ({"hidden_size": "64"}, ["hidden_size"]),
-        ({"hidden_size": 10**7}, ["misshapen"]),
+        ({"hidden_size": 10**5}, ["misshapen"]),
         ({"max_position_embeddings": 10**10}, ["max_position_embeddings"]),
         ({"rms_norm_eps": float("inf")}, ["rms_norm_eps"]),
         ({"eos_token_id": [[2]]}, ["eos_token_id"]),
