@@ -96,7 +96,8 @@ class ModelSettings(Settings):
     activations: Literal["auto", "int8", "float"] = setting(
         "auto",
         "inputs of weights that are stored in blocks: int8 (fast; each 32 to 128 values have a scale of their own), or "
-        "float; auto is float for FP8 and where a compressed-tensors checkpoint says so, else int8",
+        "float; auto is float for the default model, for FP8, and where a compressed-tensors checkpoint says so, else "
+        "int8",
     )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto takes a GPU where there is one")
     kernels: Literal["auto", "native", "torch", "flash-attn", "reference"] = setting(

@@ -71,7 +71,7 @@ def inverse_frequencies(
         if kind == "default":
             return _plain(dim, theta), 1.0
         if kind == "gguf_factors" and factors is not None:
-            return _plain(dim, theta) / factors, 1.0
+            return _plain(dim, theta).to(factors.device) / factors, 1.0
         factor = float(scaling["factor"])
         if kind == "linear":
             return _plain(dim, theta) / factor, 1.0

@@ -30,8 +30,8 @@ _SCHEMES = {
     "w8a8-static": "fastest where activations are tame; needs text like yours",
     "w8a8-dynamic": "close to the original, nearly as fast",
     "w8": "weights only: half the memory, quality and arithmetic as before",
-    "w4a8": "a third of the memory; fastest where memory's speed is the limit, which it is for few streams",
-    "w4a16": "the same weights, inputs in bf16: a little closer to the original, slower for many streams",
+    "w4a8": "a third of the memory; fastest for few streams",
+    "w4a16": "the same weights, inputs in bf16: closer, and slower",
 }
 _TOKENS = {"w8": 4096, "w4": 16384}  # to calibrate on, by the kind of scheme
 _CONTEXT = 512  # tokens of one calibration sequence
@@ -43,7 +43,7 @@ examples:
   deepseek-serve quantize --model /models/llm-7b-chat --out /models/7b-int8
   deepseek-serve quantize --model HuggingFaceTB/SmolLM2-360M-Instruct \\
       --out smol-int8 --scheme w8a8-static --calibration chats.jsonl
-  deepseek-serve quantize --model /models/v2-lite --out /models/v2-lite-int4 --scheme w4a8
+  deepseek-serve quantize --model /models/v2-lite --out v2-int4 --scheme w4a8
   deepseek-serve smol-int8
   python -m benchmarks.quality --model BEFORE int8=AFTER   # what it cost"""
 
@@ -67,7 +67,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", metavar="NAME|FOLDER|FILE.gguf|HUB_ID", help="as for serving; default: the built-in model")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
-    add("--scheme", choices=tuple(_SCHEMES), default="w8a8-dynamic", help="default: %(default)s")
+    add("--scheme", choices=tuple(_SCHEMES), metavar="SCHEME", default="w8a8-dynamic", help="default: %(default)s")
     calibration = (
         'plain text, or .jsonl with "text", "prompt" or "messages" in each line; default: prose, code, documentation '
         "and chats, which come with this program and with Python"

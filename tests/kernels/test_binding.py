@@ -45,11 +45,11 @@ def plan(kind: str) -> Any:
 
 
 def packed(*shape: int, dtype: torch.dtype = BF16, parts: int = 1) -> Any:
-    return native.library.PackedWeight(x(*shape, dtype=dtype), None, dtype, 0.0, 0, parts)
+    return native.library.PackedWeight(x(*shape, dtype=dtype), None, dtype, 0.0, 0, 1, parts)
 
 
 def packed_int8(*shape: int, operand: torch.dtype = torch.uint8, parts: int = 1) -> Any:
-    return native.library.PackedWeight(int8(*shape), x(shape[0], dtype=F32), operand, 0.1, 3, parts)
+    return native.library.PackedWeight(int8(*shape), x(shape[0], dtype=F32), operand, 0.1, 3, 1, parts)
 
 
 def linear(dtype: torch.dtype = BF16) -> Any:
@@ -72,7 +72,15 @@ def block_linear() -> Any:
     return native.library.BlockLinear([weight], x(6, dtype=F32), BF16)
 
 
-WEIGHT = {"values_OI": x(6, 8), "scale_O": None, "operand": BF16, "scale": 0.0, "zero_point": 0, "parts": 1}
+WEIGHT = {
+    "values_OI": x(6, 8),
+    "scale_O": None,
+    "operand": BF16,
+    "scale": 0.0,
+    "zero_point": 0,
+    "rotation": 1,
+    "parts": 1,
+}
 CACHE = {"k_cache": x(4, 2, 16, 8), "v_cache": x(4, 2, 16, 8)}
 TURN = {"cos_TD": x(3, 8, dtype=F32), "sin_TD": x(3, 8, dtype=F32)}
 STEP = {"qkv_TXD": x(3, 8, 8), **TURN, **CACHE, "slot_mapping_T": ids(3)}
@@ -176,6 +184,12 @@ CASES: dict[str, tuple[Callable[[], Any], Arguments, set[tuple[str, int]]]] = {
         lambda: native.library.rms_norm,
         {"x_TH": x(3, 8), "weight_H": x(8), "eps": 1e-5, "residual_TH": x(3, 8, dtype=F32)},
         set(),
+    ),
+    "rotate": (lambda: native.library.rotate, {"x_NI": x(3, 32), "block": 16}, {("x_NI", 0)}),
+    "round_to_blocks": (
+        lambda: native.library.round_to_blocks,
+        {"weight_OI": x(6, 64), "four_bits": True},
+        {("weight_OI", 0), ("weight_OI", 1)},
     ),
     "rotary": (lambda: native.library.rotary, {"x_TND": x(3, 2, 8), **TURN, "y_TND": x(3, 2, 8)}, set()),
     "rotate_and_store": (lambda: native.library.rotate_and_store, STEP, {("qkv_TXD", 1)}),
@@ -432,7 +446,7 @@ def test_a_weight_for_one_dtype_refuses_another():
 
 def test_an_int8_weight_is_checked():
     arguments = {"values_OI": int8(6, 8), "scale_O": x(6, dtype=F32), "operand": torch.uint8}
-    arguments |= {"scale": 0.1, "zero_point": 3, "parts": 2}
+    arguments |= {"scale": 0.1, "zero_point": 3, "rotation": 1, "parts": 2}
     native.library.PackedWeight(**arguments)
     for changes, error, message in (
         ({"values_OI": x(6, 8)}, TypeError, "values_OI"),

@@ -89,8 +89,8 @@ def test_settings_that_are_not_supported_are_named(make_llama, tmp_path, changes
     ("changes", "message"),
     [
         ({"ignore": ["lm_head", "re:.*up_proj"]}, "0.mlp.up_proj.weight_packed is in no group of quantization_config"),
-        ({"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int"}}}},
-         "weights.num_bits is 8; supported is 4"),
+        ({"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 3, "type": "int"}}}},
+         "weights.num_bits is 3; supported are 4, and 8"),
         ({"config_groups": {"group_0": {"targets": ["Linear"], "weights": 4}}}, "weights is 4; expected an object"),
         (compressed_config(32, symmetric=True, inputs={"num_bits": 8, "type": "int", "dynamic": False}),
          "input_activations is {'num_bits': 8"),

@@ -56,5 +56,5 @@ def measured(tiny_llama, tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 def test_a_load_takes_what_was_estimated_and_one_tensor_more(measured, case):
     found = measured[case]
-    assert found.estimated == pytest.approx(found.weights, rel=0.05)
+    assert found.estimated == pytest.approx(found.weights, rel=0.07)
     assert found.peak < found.weights + found.passing + 96e6  # the C library keeps 64 MiB (engine.memory)
