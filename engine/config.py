@@ -192,4 +192,4 @@ class BatchingSettings(Settings):
 
 
 class EngineConfig(ModelSettings, BatchingSettings):
-    """What the engine runs and how much it may use. `engine.resolve` settles None and "auto"."""
+    """What the engine runs and how much it may use. `engine.resolve` settles None and "auto" of all but weights."""

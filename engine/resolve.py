@@ -1,5 +1,6 @@
 """From settings, a checkpoint's config and the machine to a ResolvedConfig: every "auto" and None is settled here.
 
+Two settings stay "auto": what --quantization and --activations mean, each weight says as it is loaded (engine.build).
 Nothing is loaded or allocated: `engine.build` does that. `engine.loading.resolve` finds the model's files before.
 """
 
@@ -67,7 +68,7 @@ class ResolvedConfig:
 
 
 def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
-    """Settle every "auto" and None.
+    """Settle every "auto" and None, but those that each weight settles.
 
     Raises:
         ConfigError: a setting does not fit the model or this machine; the text says what does.

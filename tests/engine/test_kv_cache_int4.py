@@ -6,10 +6,10 @@ import pytest
 
 from engine.errors import ConfigError
 from tests.support import tiny_deepseek, tiny_dynamic_moe
+from tests.support.kv_cache import PROMPTS, top_logprobs
 from tests.support.running import generate, greedy_params, load
 from tests.support.tiny import write_llama
 
-PROMPTS = [[(7 * i + j * j) % 250 for j in range(length)] for i, length in enumerate((3, 90, 31, 64, 200))]
 INT4 = {"kv_cache_dtype": "int4", "max_batch_size": 8}
 
 
@@ -19,11 +19,6 @@ def model(request, tmp_path_factory):
     if request.param == "llama":
         return write_llama(folder, head_dim=32)
     return tiny_deepseek.write(folder, request.param, kv_lora_rank=32)
-
-
-def top_logprobs(model, **options):
-    results = generate(load(model, **options), PROMPTS[:4], greedy_params(1, logprobs=1))
-    return [result.logprobs[0].top_logprobs[0] for result in results]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])

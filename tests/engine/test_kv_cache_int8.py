@@ -6,21 +6,15 @@ import pytest
 
 from engine.errors import ConfigError
 from tests.support import tiny_deepseek
+from tests.support.kv_cache import PROMPTS, top_logprobs
 from tests.support.running import generate, greedy_params, load
 from tests.support.tiny import write_llama
-
-PROMPTS = [[(7 * i + j * j) % 250 for j in range(length)] for i, length in enumerate((3, 90, 31, 64, 200))]
 
 
 @pytest.fixture(scope="module", params=["llama", "v2-lite"])
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return write_llama(folder) if request.param == "llama" else tiny_deepseek.write(folder, request.param)
-
-
-def top_logprobs(model, **options):
-    results = generate(load(model, **options), PROMPTS[:4], greedy_params(1, logprobs=1))
-    return [result.logprobs[0].top_logprobs[0] for result in results]
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
