@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -43,6 +44,15 @@ _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each start,
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _TURN = 0.002  # seconds of messages that wait, until others run in between
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
+_SOCKET_FOLDER = "deepseek-serve-"
+
+
+def _socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder of mode 0700, so that nobody else can connect, whose path a socket's address can hold."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(f"{parent}/{_SOCKET_FOLDER}12345678/engine")) > zmq.IPC_PATH_MAX_LEN:
+        parent = "/tmp"  # noqa: S108  # a TMPDIR may be longer than the 107 bytes of a socket's address
+    return tempfile.TemporaryDirectory(prefix=_SOCKET_FOLDER, dir=parent)
 
 
 class EngineProcess(EngineClient):
@@ -99,7 +109,7 @@ class EngineProcess(EngineClient):
 
     async def _run_once(self) -> int | None:
         """Start the engine and serve with it until it ends; its exit status."""
-        with tempfile.TemporaryDirectory(prefix="deepseek-serve-") as folder:  # mode 0700: nobody else can connect
+        with _socket_folder() as folder:
             endpoint = f"ipc://{folder}/engine"
             socket = self._listen(endpoint)
             self._was_ready, self._why_killed = False, None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,18 +86,13 @@ def catches(server: ServerProcess, sig: int) -> bool:
     ids=["before any import", "while the engine starts", "ctrl-C then", "while the model is loaded"],
 )
 def test_a_signal_during_the_start_ends_it_without_a_trace(
-    flags: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    sig: int,
-    stage: Callable[[ServerProcess], bool],
+    flags: tuple[str, ...], tmp_path: Path, sig: int, stage: Callable[[ServerProcess], bool]
 ) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    with ServerProcess(tmp_path, *flags, wait=False) as server:
-        server.until(lambda: bool(stage(server)))
-        children = [child.pid for child in psutil.Process(server.process.pid).children()]
-        assert server.stop(sig)[0] == 0, server.log
-        check_clean(server.log)
-        assert wait_gone(children, 1)
-        assert list((tmp_path / "tmp").iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # short enough for a socket's address
+        with ServerProcess(tmp_path, *flags, wait=False, environment={"TMPDIR": temporary}) as server:
+            server.until(lambda: bool(stage(server)))
+            children = [child.pid for child in psutil.Process(server.process.pid).children()]
+            assert server.stop(sig)[0] == 0, server.log
+            check_clean(server.log)
+            assert wait_gone(children, 1)
+        assert os.listdir(temporary) == []

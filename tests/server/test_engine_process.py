@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,11 +16,10 @@ from engine.config import EngineConfig
 from engine.errors import EngineUnavailableError
 from engine.process import ZmqTransport
 from engine.protocol import MAX_UNREAD, EngineStats, StepOutput
-from server.engine_process import EngineProcess
+from server.engine_process import EngineProcess, _socket_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
 _MESSAGES = 20_000  # far more than what sockets hold
 
@@ -89,3 +91,15 @@ async def test_others_have_their_turns_while_messages_flood_in(tmp_path: Path) -
             num_turns += 1
         receiving.cancel()
         assert num_turns > 20
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 40])
+async def test_a_socket_can_be_made_however_long_tmpdir_is(tmp_path: Path, monkeypatch, name: str) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    with _socket_folder() as folder:
+        assert os.stat(folder).st_mode & 0o777 == 0o700
+        client = EngineProcess(EngineConfig(model="none"), "error")
+        client._listen(f"ipc://{folder}/engine").close(linger=0)
+        client._context.destroy(linger=0)
+    assert not Path(folder).exists()
