@@ -11,15 +11,12 @@ namespace native {
 
 struct BlockPanel;
 
-// Pieces of memory that a product fetches on its way, so that memory is read all the time: a share in each block.
+// Memory that a product fetches on its way, by default none.
 struct Fetch {
-    const char* pieces[2] = {};
-    int64_t share = 0;
+    const char *at = nullptr, *end = nullptr;
 
-    void operator()(int64_t block) const {
-        for (const char* piece : pieces)
-            for (int64_t line = 0; piece && line < share; line += 64)
-                _mm_prefetch(piece + block * share + line, _MM_HINT_T1);
+    void lines(int64_t count) {
+        for (; count > 0 && at < end; --count, at += 64) _mm_prefetch(at, _MM_HINT_T0);
     }
 };
 
@@ -34,9 +31,9 @@ struct Codec {
     // Blocks of 16 columns to a panel's; both parts are 0 before.
     void (*pack)(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes);
     // sums[m][column] of the first M rows of a tile, by one or two panels that are 16 columns apart; rows of sums are
-    // BLOCK apart. Null for a format of floats.
+    // BLOCK apart. Fetches what is named for each panel. Null for a format of floats.
     void (*multiply)(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums,
-                     Fetch fetch);
+                     const Fetch* fetch);
     // A panel as products in floats take it.
     void (*widen_bf16)(const BlockPanel& panel, bf16* out);
     void (*widen_float)(const BlockPanel& panel, float* out);
@@ -57,6 +54,12 @@ struct BlockPanel {
     const Codec* codec;
     const uint8_t *heads, *codes;
     int64_t num_blocks;
+
+    // All of it, as it is packed.
+    Fetch whole() const {
+        const char* const first = reinterpret_cast<const char*>(heads);
+        return {first, first + codec->panel_size(num_blocks)};
+    }
 };
 
 const Codec* find_codec(const char* name);  // or null

@@ -92,26 +92,13 @@ struct BlockPair {
                   const BlockPair* next) const {
         const bool together = num_panels == 1 || own[0].codec == own[1].codec;
         const int64_t count = together ? num_panels : 1;
-        for (int64_t p = 0; p < num_panels; p += count) {
-            const Codec& codec = *own[p].codec;
-            for (int64_t m = 0; m < M; m += TILE_ROWS)
-                codec.multiply(own.data() + p, count, rows->tile(span, row + m, codec.rows.group),
-                               std::min(TILE_ROWS, M - m), sums + m * BLOCK + p * PANEL,
-                               next && !m ? next->fetch(p, count, own[p].num_blocks) : Fetch{});
+        for (int64_t m = 0; m < M; m += TILE_ROWS) {
+            std::array<Fetch, 2> fetch;
+            for (int64_t p = 0; next && !m && p < next->num_panels; ++p) fetch[p] = next->panels[p].whole();
+            for (int64_t p = 0; p < num_panels; p += count)
+                own[p].codec->multiply(own.data() + p, count, rows->tile(span, row + m, own[p].codec->rows.group),
+                                       std::min(TILE_ROWS, M - m), sums + m * BLOCK + p * PANEL, fetch.data() + p);
         }
-    }
-
- private:
-    // Of panel p, or of both, in so many blocks.
-    Fetch fetch(int64_t p, int64_t count, int64_t num_blocks) const {
-        Fetch fetch;
-        for (int64_t i = 0; i < count && p + i < num_panels; ++i) {
-            const BlockPanel& panel = panels[p + i];
-            fetch.pieces[i] = reinterpret_cast<const char*>(panel.heads);
-            fetch.share =
-                std::max(fetch.share, (panel.codec->panel_size(panel.num_blocks) + num_blocks - 1) / num_blocks);
-        }
-        return fetch;
     }
 };
 

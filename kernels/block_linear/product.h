@@ -16,18 +16,30 @@ __attribute__((always_inline)) inline v16 scaled(v16 biased, v16 scale) {
     return multiply_add(scale * -BIAS, biased, scale);  // exact but for one rounding
 }
 
+// Lines of a panel's block.
+template <typename F>
+constexpr int64_t NUM_LINES = (PANEL * F::HEAD + F::VALUES / 32 * UNIT<F> + 63) / 64;
+
+// Fetch as many lines as a block has while its steps (four inputs each) are computed: a burst of them would be waited
+// for, and memory would rest meanwhile.
+template <typename F>
+__attribute__((always_inline)) inline void fetch_at(Fetch& fetch, int64_t step) {
+    constexpr int64_t LINES = NUM_LINES<F>, STEPS = F::VALUES / 4;
+    fetch.lines((step + 1) * LINES / STEPS - step * LINES / STEPS);
+}
+
 // M rows of a tile by P panels. A sum's products are added in an order that is the same for every M and P.
-template <typename F, int M, int P>
+template <typename F, int M, int P, bool FETCHES>
 void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* groups, int64_t tile_rows, float* sums,
-                   const Fetch& fetch) {
+                   const Fetch* fetch) {
     constexpr int X = INPUT_GROUP<F>, PARTS = X / F::GROUP;
     static_assert(PARTS == 1 || !F::HAS_MIN);
     const int64_t num_blocks = panels[0].num_blocks;
     const uint8_t *heads[P], *codes[P];
-    for (int p = 0; p < P; ++p) heads[p] = panels[p].heads, codes[p] = panels[p].codes;
+    Fetch next[P];
+    for (int p = 0; p < P; ++p) heads[p] = panels[p].heads, codes[p] = panels[p].codes, next[p] = fetch[p];
     v16 totals[M][P] = {};
     for (int64_t b = 0; b < num_blocks; ++b) {
-        if (fetch.share) fetch(b);
         v16 scales[P][NUM_GROUPS<F>], mins[P][NUM_GROUPS<F>];
 #pragma GCC unroll 2
         for (int p = 0; p < P; ++p) F::scales(heads[p], scales[p], mins[p]), heads[p] += PANEL * F::HEAD;
@@ -47,7 +59,10 @@ void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* gr
                     const int at = part * F::GROUP / 4 + step;
                     u16x own[P];
 #pragma GCC unroll 2
-                    for (int p = 0; p < P; ++p) own[p] = codes_at<F>(codes[p] + at / 8 * UNIT<F>, at % 8);
+                    for (int p = 0; p < P; ++p) {
+                        if constexpr (FETCHES) fetch_at<F>(next[p], g * F::GROUP / 4 + at);
+                        own[p] = codes_at<F>(codes[p] + at / 8 * UNIT<F>, at % 8);
+                    }
 #pragma GCC unroll 8
                     for (int m = 0; m < M; ++m) {
                         const Four four = four_at(x + m * X + 4 * at);
@@ -92,26 +107,29 @@ void with_count(int64_t count, const Function& f) {
 }
 
 template <typename F, int P>
-void multiply_panels(const BlockPanel* panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
+void multiply_panels(const BlockPanel* panels, const RowTile& tile, int64_t M, float* sums, const Fetch* fetch) {
     int64_t m = 0;
-    const auto rows = [&](auto count) {
-        multiply_rows<F, count, P>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
-                                   sums + m * BLOCK, fetch);
+    const auto rows = [&](auto fetches, auto count) {
+        multiply_rows<F, count, P, fetches>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
+                                            sums + m * BLOCK, fetch);
         m += count;
-        fetch = {};
     };
     for (int64_t calls = (M + DOT_ROWS - 1) / DOT_ROWS; calls > 0; --calls) {
         const int64_t count = (M - m + calls - 1) / calls;
-        with_count<DOT_ROWS>(count, rows);
+        if (m == 0 && fetch->at)
+            with_count<DOT_ROWS>(count, [&](auto count) { rows(std::true_type(), count); });
+        else
+            with_count<DOT_ROWS>(count, [&](auto count) { rows(std::false_type(), count); });
     }
 }
 
 template <typename F>
-void multiply(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums, Fetch fetch) {
+void multiply(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums,
+              const Fetch* fetch) {
     int64_t p = 0;
-    for (; p + DOT_PANELS <= num_panels; p += DOT_PANELS, fetch = {})
-        multiply_panels<F, DOT_PANELS>(panels + p, tile, M, sums + p * PANEL, fetch);
-    if (p < num_panels) multiply_panels<F, 1>(panels + p, tile, M, sums + p * PANEL, fetch);
+    for (; p + DOT_PANELS <= num_panels; p += DOT_PANELS)
+        multiply_panels<F, DOT_PANELS>(panels + p, tile, M, sums + p * PANEL, fetch + p);
+    if (p < num_panels) multiply_panels<F, 1>(panels + p, tile, M, sums + p * PANEL, fetch + p);
 }
 
 // A format as products of many rows take it: a block is one group of inputs, with scales in fp32 and, for tiles, a byte
@@ -161,7 +179,7 @@ BlockPanel unpack(const BlockPanel& panel, const Codec& plain, uint8_t* out) {
 // A tile's rows by a panel of a plain format. A group's sums are taken from the tiles while the next one's are
 // computed.
 template <typename F>
-void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, const Fetch& fetch) {
+void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, Fetch fetch) {
     constexpr int X = F::VALUES, PARTS = F::PARTS;
     alignas(64) int32_t stage[2][PARTS][TILE_ROWS * PANEL];
     const uint8_t *heads = panel.heads, *codes = panel.codes;
@@ -195,7 +213,7 @@ void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, co
     compute(0);
     for (int64_t b = 0; b < panel.num_blocks; ++b) {
         if (b + 1 < panel.num_blocks) compute(b + 1);
-        if (fetch.share) fetch(b);
+        fetch.lines(NUM_LINES<F>);
         v16 scales[PARTS], mins[1];
         F::scales(heads, scales, mins);
 #pragma GCC unroll 16
@@ -221,10 +239,10 @@ void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, co
 
 template <typename F>
 void multiply_plain(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums,
-                    Fetch fetch) {
+                    const Fetch* fetch) {
 #if defined(__AMX_INT8__)
     if (M >= MANY_ROWS) {
-        for (int64_t p = 0; p < num_panels; ++p, fetch = {}) multiply_tile<F>(panels[p], tile, sums + p * PANEL, fetch);
+        for (int64_t p = 0; p < num_panels; ++p) multiply_tile<F>(panels[p], tile, sums + p * PANEL, fetch[p]);
         return;
     }
 #endif
