@@ -95,6 +95,11 @@ def decode(packed: torch.Tensor, scales: torch.Tensor, row: PackedRow) -> torch.
     return rows
 
 
+def can_rotate(size: int) -> bool:
+    """Whether there are blocks of a size that native code has."""
+    return size % 16 == 0
+
+
 def rotate(x: torch.Tensor) -> torch.Tensor:
     """Multiply rows [..., size] in fp32 by a symmetric orthonormal matrix, whose inverse is itself."""
     block = x.shape[-1] & -x.shape[-1]

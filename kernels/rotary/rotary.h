@@ -6,8 +6,8 @@
 namespace native {
 
 // x and y: `dim` values, y not within x; cos and sin: a token's row, laid out as the contract says.
-template <typename T>
-inline void rotate(const T* x, const float* cos, const float* sin, T* y, int64_t dim) {
+template <typename T, typename U>
+inline void rotate(const T* x, const float* cos, const float* sin, U* y, int64_t dim) {
     const int64_t half = dim / 2;
     const T* high = x + half;
     const float *c = cos + half, *s = sin + half;

@@ -18,6 +18,7 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
     C *const k_cache = keys.values.data, *const v_cache = values.values.data;
     Scale<C>*const k_scales = keys.scales, *const v_scales = values.scales;
     const bool panels = lies_in_panels(block_size, dim);
+    const bool spreads = std::is_same_v<C, int8_t> && can_rotate_packed(dim);
     const auto place = [&](int64_t row, int64_t head) {
         const int64_t block = slot_mapping[row] / block_size, offset = slot_mapping[row] % block_size;
         return (block * num_kv_heads + head) * block_size + offset;
@@ -27,33 +28,53 @@ void rotate_and_store(const View<const T, 3>& qkv, const float* cos, const float
         float* const memory = reinterpret_cast<float*>(scratch(dim * (2 * sizeof(float) + sizeof(T) + sizeof(C))));
         T* const key = reinterpret_cast<T*>(memory + 2 * dim);
         C* const made = reinterpret_cast<C*>(key + dim);
-        const auto as_cached = [&](const T* x, Scale<C>* scale) -> const C* {
+        const auto as_cached = [&](const auto* x, Scale<C>* scale) -> const C* {
             if constexpr (!std::is_same_v<C, int8_t>) return reinterpret_cast<const C*>(x);
             if constexpr (std::is_same_v<C, int8_t>) write(x, dim, made, scale);
             return made;
         };
+        const auto store_pair = [&](const auto* own_key, const T* value, int64_t slot) {
+            const int64_t own = slot % CHUNK, chunk = slot - own;
+            if (panels) {
+                scatter_key<PAIR<T>>(as_cached(own_key, k_scales + slot), dim, own, k_cache + chunk * key_size);
+                scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_cache + chunk * value_size);
+            } else if constexpr (!std::is_same_v<C, Packed>) {
+                write(own_key, dim, k_cache + slot * dim, k_scales + slot);
+                write(value, dim, v_cache + slot * dim, v_scales + slot);
+            }
+        };
         for (int64_t row = begin; row < end; ++row) {
             const T* x = qkv.data + row * qkv.stride[0];
             const float *c = cos + row * dim, *s = sin + row * dim;
-            for (int64_t head = 0; head < num_heads; ++head, x += dim)
-                rotate(x, c, s, q.data + (row * num_heads + head) * dim, dim);
+            const auto spread = [&] {
+                rotate(x, c, s, memory, dim);
+                rotate_packed(memory, dim);
+                return memory;
+            };
+            for (int64_t head = 0; head < num_heads; ++head, x += dim) {
+                T* const to = q.data + (row * num_heads + head) * dim;
+                if (spreads) {
+                    const float* from = spread();
+                    for (int64_t i = 0; i < dim; i += LANES) store(to + i, load(from + i));
+                } else {
+                    rotate(x, c, s, to, dim);
+                }
+            }
             for (int64_t head = 0; head < num_kv_heads; ++head, x += dim) {
                 const T* value = x + num_kv_heads * dim;
                 const int64_t slot = place(row, head);
-                rotate(x, c, s, key, dim);
-                const int64_t own = slot % CHUNK, chunk = slot - own;
-                C *const k_chunk = k_cache + chunk * key_size, *const v_chunk = v_cache + chunk * value_size;
                 if constexpr (std::is_same_v<C, Packed>) {
+                    const int64_t own = slot % CHUNK, chunk = slot - own;
+                    rotate(x, c, s, key, dim);
                     const uint8_t* codes = encode_row(key, dim, encode5, memory, k_scales + slot);
-                    scatter_key_codes<PAIR<T>>(codes, dim, own, k_chunk);
+                    scatter_key_codes<PAIR<T>>(codes, dim, own, k_cache + chunk * key_size);
                     codes = encode_row(value, dim, encode4, memory, v_scales + slot);
-                    scatter_value_codes<PAIR<T>>(codes, dim, own, v_chunk);
-                } else if (panels) {
-                    scatter_key<PAIR<T>>(as_cached(key, k_scales + slot), dim, own, k_chunk);
-                    scatter_value<PAIR<T>>(as_cached(value, v_scales + slot), dim, own, v_chunk);
+                    scatter_value_codes<PAIR<T>>(codes, dim, own, v_cache + chunk * value_size);
+                } else if (spreads) {
+                    if constexpr (std::is_same_v<C, int8_t>) store_pair(spread(), value, slot);
                 } else {
-                    write(key, dim, k_cache + slot * dim, k_scales + slot);
-                    write(value, dim, v_cache + slot * dim, v_scales + slot);
+                    rotate(x, c, s, key, dim);
+                    store_pair(key, value, slot);
                 }
             }
         }

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.kv_cache import Cache, rows_of, values_of
+from kernels import packed_rows
+from kernels.kv_cache import Cache, Int8Cache, rows_of, values_of
 
 
 def rotate_and_store(
@@ -19,6 +20,8 @@ def rotate_and_store(
 ) -> torch.Tensor:
     num_kv_heads, dim = values_of(k_cache).shape[1], qkv_TXD.shape[2]
     qk = rotary(qkv_TXD[:, :-num_kv_heads], cos_TD, sin_TD)
+    if isinstance(k_cache, Int8Cache) and packed_rows.can_rotate(dim):
+        qk = packed_rows.rotate(qk.float()).to(qk.dtype)
     for x_TKD, cache in ((qk, k_cache), (qkv_TXD, v_cache)):
         for rows, part in rows_of(cache, x_TKD[:, -num_kv_heads:], [dim]):
             store_kv(rows, part, slot_mapping_T)

@@ -38,6 +38,8 @@ int64_t latent_row(int64_t latent_dim, int64_t rotary_dim) {
     return value_row<C>(latent_dim) + rotary_dim;
 }
 
+inline bool can_rotate_packed(int64_t dim) { return dim % LANES == 0; }
+
 // In place, by an orthonormal Hadamard matrix in blocks of the largest power of two, at least 16, that divides dim.
 inline void rotate_packed(float* x, int64_t dim) {
     const int64_t block = dim & -dim;

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.kv_cache import values_of
+from kernels.kv_cache import take, values_of
 from kernels.ops import ReferenceOps, TorchOps
 from kernels.packed_rows import PackedRow
 from tests.kernels.compare import DTYPES, NATIVE, Layout, assert_close, dtype_id, empty_packed, natives, randn
@@ -85,3 +85,16 @@ def test_rotate_and_store_to_packed_rows_matches_reference(version, dtype, head_
         expected, written = ([layout.keys(keys), layout.values(values)] for keys, values in (expected, written))
     for mine, reference, mask in zip(actual, expected, written, strict=True):
         assert_packed_close(mine, reference, mask.values)
+
+
+def test_int8_keys_with_a_large_channel_keep_the_small_ones():
+    head_dim, num_tokens = 64, 20
+    qkv = randn(num_tokens, 3, head_dim, dtype=torch.float32)
+    qkv[:, 1, 5] = 300.0
+    turned = torch.ones(num_tokens, head_dim), torch.zeros(num_tokens, head_dim)
+    slot_mapping = torch.arange(num_tokens)
+    k_cache, v_cache = (empty_int8(2, 1, 16, head_dim, 1) for _ in range(2))
+    q = REFERENCE(qkv, *turned, k_cache, v_cache, slot_mapping)[:, 0]
+    keys = take(k_cache, torch.arange(2), torch.float32).flatten(0, 2)[:num_tokens]
+    error = (q @ keys.T - qkv[:, 0] @ qkv[:, 1].T).square().mean().sqrt()
+    assert error < 1.5, "it is 0.7, and 5.5 without the Hadamard matrix"
