@@ -5,6 +5,7 @@
     weight_scale       [O, G]
     weight_zero_point  int32 [O / 8, G]: packed along O, as q + 8; not in symmetric layers
     weight_shape       int64 [2]: O and I
+    weight_g_idx       int [I]: the group of each input; only with actorder 'group'
 
 MXFP4 has uint8 [O, I / 2] and E8M0 scales (engine.loading.fp4), and no more. Shapes: O rows, I inputs, G groups.
 """
@@ -43,11 +44,13 @@ def read(
         zero_point = weights.take_stored(f"{layer}.weight_zero_point", (-(-num_rows // 8), num_groups))
         zero_OG = None if zero_point is None else int4.unpack(zero_point, 0)[:num_rows]
     weights.take_stored(f"{layer}.weight_shape", (2,))
-    if weights.holds(f"{layer}.weight_g_idx"):
-        weights.fault(f"{layer} has a weight_g_idx: groups of inputs that are not neighbours (actorder 'group')")
-        return None
+    group_of_I = int4.take_group_indices(weights, f"{layer}.weight_g_idx", in_size, num_groups)
     if packed is None or scale_OG is None or (zero_point is None and not group.symmetric):
         return None
     if group.bits == 8:
+        if group_of_I is not None:
+            weights.fault(f"{layer} has 8 bits and a weight_g_idx, which is supported in layers of 4 bits only")
+            return None
         return int4.to_8_bit_blocks(packed.view(torch.uint8)[:, :in_size], scale_OG, group.group_size, input_)
-    return int4.to_blocks(int4.unpack(packed, 1)[:, :in_size], scale_OG, zero_OG, group.group_size, input_)
+    codes_OI = int4.unpack(packed, 1)[:, :in_size]
+    return int4.to_blocks(codes_OI, scale_OG, zero_OG, group.group_size, input_, group_of_I)

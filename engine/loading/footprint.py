@@ -59,6 +59,7 @@ class Estimate:
             TooManyTensorsError: the model takes many that are not there; a load names them.
         """
         self._ops, self._is_quantized = ops, config.int8 is not None or config.packed is not None
+        self._packed = config.packed
         self._stored = {name: source.stored(name) for name in source.names()}
         self._taken = taken_tensors(config, dtype, 2 * len(self._stored) + _MAX_ABSENT)
         self._parts = Counter[str]()  # bytes of all tensors of a layer
@@ -76,7 +77,9 @@ class Estimate:
     def _kept(self, taken: TakenTensor, quantization: str) -> int:
         """Bytes that stay of a tensor."""
         kind, num_stored = self._stored.get(taken.name, StoredTensor("", 0))
-        block, itemsize = None if quantization == "none" else self._block(kind), taken.dtype.itemsize
+        block, itemsize = self._block(kind), taken.dtype.itemsize
+        if quantization == "none" or self._has_any_order(taken.layer):
+            block = None
         if taken.num_in_heads:
             return self._in_heads(taken)
         if taken.layer is None:
@@ -99,6 +102,10 @@ class Estimate:
         """Whether a weight that is stored so can become int4; others are refused, and estimated as they are."""
         block = FORMATS.get(_FORMATS.get(kind, kind.lower()))
         return not self._is_quantized and (kind in _FLOATS or (block is not None and block.bytes >= block.values))
+
+    def _has_any_order(self, layer: str | None) -> bool:
+        group = self._packed.group_of(layer) if self._packed and layer else None
+        return group is not None and group.any_order
 
     def _block(self, kind: str) -> BlockFormat | None:
         """The blocks in which a weight that is stored so stays; None if it becomes floats."""

@@ -3,7 +3,7 @@
     qweight  int32 [I / 8, O]: codes of 8 inputs each, the first in the lowest bits
     qzeros   int32 [G, O / 8]: zero points of 8 rows each; in checkpoint_format gptq less 1, in gptq_v2 as they are
     scales   [G, O]
-    g_idx    int32 [I]: the group of each input; input i must be in group i / group_size
+    g_idx    int32 [I]: the group of each input; i / group_size, but for models quantised with desc_act
 
 value = (code - zero) * scale. A layer's bias is 0 where the model has none. Shapes: O rows, I inputs, G groups.
 """
@@ -32,12 +32,7 @@ def read(
     packed = weights.take_stored(f"{layer}.qweight", (-(-in_size // 8), num_rows))
     scale_GO = weights.take_stored(f"{layer}.scales", (num_groups, num_rows))
     zeros = weights.take_stored(f"{layer}.qzeros", (num_groups, -(-num_rows // 8)))
-    if weights.holds(f"{layer}.g_idx"):
-        group_of = weights.take_stored(f"{layer}.g_idx", (in_size,))
-        size = in_size if group.group_size == -1 else group.group_size
-        if group_of is not None and not torch.equal(group_of.long(), torch.arange(in_size) // size):
-            weights.fault(f"{layer}.g_idx has groups of inputs that are not neighbours (desc_act)")
-            return None
+    group_of_I = int4.take_group_indices(weights, f"{layer}.g_idx", in_size, num_groups)
     if weights.holds(f"{layer}.bias"):  # old versions write one always; a model with biases has taken its own by now
         bias_O = weights.take_stored(f"{layer}.bias", (num_rows,))
         if bias_O is not None and bias_O.any():
@@ -47,4 +42,4 @@ def read(
         return None
     zero_OG = int4.unpack(zeros, 1)[:, :num_rows].T + int(scheme.layout == "gptq")
     codes_OI = int4.unpack(packed, 0)[:in_size].T.contiguous()
-    return int4.to_blocks(codes_OI, scale_GO.T, zero_OG, group.group_size, Input(group.input))
+    return int4.to_blocks(codes_OI, scale_GO.T, zero_OG, group.group_size, Input(group.input), group_of_I)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INT4, MXFP4 = "pack-quantized", "mxfp4-pack-quantized"
 FORMATS = (INT4, MXFP4)
+_ANY_ORDER = (True, "group", "dynamic")  # values of compressed-tensors' actorder with inputs of a group apart
 _GROUP_SIZES = "32, 64, a multiple of 128, or -1 (one group for each row)"
 
 Layout = Literal["compressed-tensors", "awq", "gptq", "gptq_v2"]
@@ -33,6 +34,7 @@ class PackedGroup:
         is_float: e2m1 values with E8M0 scales (MXFP4), not whole numbers.
         bits: of a value, 4 or 8.
         input: "dynamic" (int8) or "float".
+        any_order: the inputs of a group need not be neighbours (act-order), so that blocks cannot hold them.
     """
 
     group_size: int
@@ -40,6 +42,7 @@ class PackedGroup:
     input: Literal["dynamic", "float"]
     is_float: bool = False
     bits: int = 4
+    any_order: bool = False
 
     def num_groups(self, in_size: int) -> int:
         """Scales of a row of so many inputs."""
@@ -97,7 +100,9 @@ class PackedScheme:
             raise ModelError(
                 f"checkpoint_format in quantization_config is {layout!r}; supported are 'gptq' and 'gptq_v2'"
             )
-        group = PackedGroup(_group_size(config, "quantization_config"), symmetric=False, input="dynamic")
+        any_order = bool(config.get("desc_act")) and not config.get("static_groups")
+        size = _group_size(config, "quantization_config")
+        group = PackedGroup(size, symmetric=False, input="dynamic", any_order=any_order)
         return cls(layout, ((group, ("Linear",)),))
 
 
@@ -117,7 +122,8 @@ def _read_group(name: str, group: Mapping[str, Any], format_: Any) -> tuple[Pack
     size = -1 if strategy == "channel" else _group_size(weights, f"{where}.weights")
     if is_float and size != 32:
         raise ModelError(f"{where}.weights has groups of {size}; those of MXFP4 are 32")
-    stored = PackedGroup(size, symmetric, _input(where, group.get("input_activations")), is_float, bits)
+    input_, any_order = _input(where, group.get("input_activations")), weights.get("actorder") in _ANY_ORDER
+    stored = PackedGroup(size, symmetric, input_, is_float, bits, any_order)
     return stored, read_targets(f"{where}.targets", group.get("targets"))
 
 

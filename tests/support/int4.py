@@ -86,9 +86,15 @@ def write(
     config: dict[str, Any],
     group: int,
     pack: Callable[..., Tensors],
+    *,
+    shuffled: bool = False,
     **options: Any,
 ) -> None:
-    """Write `folder` with its linear layers in 4 bits, and the twin with the values that these stand for."""
+    """Write `folder` with its linear layers in 4 bits, and the twin with the values that these stand for.
+
+    `shuffled`: the inputs of a group are anywhere in a row, as act-order leaves them.
+    """
+    generator = np.random.default_rng(0)
     symmetric = options.get("symmetric", False)
     packed, values = {}, {}
     for name, weight in checkpoints.read_weights(folder).items():
@@ -100,8 +106,14 @@ def write(
             scales = torch.from_numpy(scales).bfloat16().float().numpy().astype(np.float16)
         elif not options.get("v2"):
             zeros = np.maximum(zeros, 1)  # what is stored is 1 less in GPTQ's first version
-        packed |= pack(name.removesuffix(".weight"), (codes, scales, zeros), **options)
-        values[name] = dequantize(codes, scales, zeros)
+        values[name], layer = dequantize(codes, scales, zeros), name.removesuffix(".weight")
+        if shuffled:
+            order = generator.permutation(codes.shape[1])
+            group_of = torch.from_numpy(order // (codes.shape[1] // scales.shape[1])).int()
+            codes, values[name] = codes[:, order], values[name][:, order]
+        packed |= pack(layer, (codes, scales, zeros), **options)
+        if shuffled:
+            packed[f"{layer}.{'weight_g_idx' if pack is compressed else 'g_idx'}"] = group_of
     checkpoints.copy(folder, target, quantization_config=config)
     checkpoints.write_weights(target, packed)
     checkpoints.copy(folder, twin)

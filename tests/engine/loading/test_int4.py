@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+from engine.config import EngineConfig
 from engine.loading import int4
+from engine.loading.footprint import Estimate
+from engine.loading.resolve import resolve_model
+from engine.resolve import resolve
 from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import Input
 from tests.support import checkpoints
@@ -13,9 +17,9 @@ from tests.support.running import load, make_prompt, prompt_logits, relative_err
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32}
 
 
-def compressed_config(group, *, symmetric, inputs=None, **extra):
+def compressed_config(group, *, symmetric, inputs=None, actorder=None, **extra):
     weights = {"num_bits": 4, "type": "int", "symmetric": symmetric, "strategy": "channel" if group == -1 else "group"}
-    weights |= {"group_size": group, "dynamic": False, "actorder": None}
+    weights |= {"group_size": group, "dynamic": False, "actorder": actorder}
     scheme = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "output_activations": None}
     config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"]}
     return {**config, "config_groups": {"group_0": scheme}, **extra}
@@ -27,6 +31,12 @@ def awq_config(group, **extra):
 
 def gptq_config(group, **extra):
     return {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": False, "sym": False, **extra}
+
+
+def estimated_bytes(folder):
+    config = resolve(EngineConfig(model=folder, dtype="float32"), resolve_model(folder))
+    tensors = config.source.open_tensors(config.model)
+    return Estimate(config.model, tensors, config.ops, config.dtype).footprint("auto").weights
 
 
 LAYOUTS = {
@@ -52,6 +62,24 @@ def test_expanded_layers_give_what_the_twin_gives(make_llama, tmp_path, layout):
     engines = load(tmp_path / "int4", quantization="none"), load(tmp_path / "twin")
     logits = [prompt_logits(engine, make_prompt(30), 8) for engine in engines]
     assert relative_error(*logits) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "pack", "options"),
+    [
+        (gptq_config(32, desc_act=True), gptq, {}),
+        (compressed_config(32, symmetric=True, actorder="group"), compressed, {"symmetric": True}),
+        (compressed_config(32, symmetric=False, actorder="group"), compressed, {"symmetric": False}),
+    ],
+    ids=["gptq", "compressed-tensors symmetric", "compressed-tensors"],
+)
+def test_layers_in_act_order_are_expanded(make_llama, tmp_path, caplog, config, pack, options):
+    write(make_llama(**SIZES), tmp_path / "int4", tmp_path / "twin", config, 32, pack, shuffled=True, **options)
+    engines = load(tmp_path / "int4"), load(tmp_path / "twin")
+    logits = [prompt_logits(engine, make_prompt(30), 8) for engine in engines]
+    assert relative_error(*logits) <= 1e-5
+    assert "is expanded: the inputs of a group are not neighbours (act-order)" in caplog.text
+    assert estimated_bytes(tmp_path / "int4") == estimated_bytes(tmp_path / "twin")
 
 
 def test_experts_are_read_too(make_deepseek, tmp_path):
@@ -108,10 +136,10 @@ def test_groups_that_are_not_supported_are_named(make_llama, tmp_path, changes, 
     [
         ({"qzeros": None}, "missing: model.layers.0.mlp.up_proj.qzeros"),
         ({"scales": torch.ones(3, 256)}, "up_proj.scales is [3, 256], expected [2, 256]"),
-        ({"g_idx": torch.arange(128) % 2}, "up_proj.g_idx has groups of inputs that are not neighbours (desc_act)"),
+        ({"g_idx": torch.arange(128)}, "up_proj.g_idx has numbers beyond 0 to 1"),
         ({"bias": torch.ones(256)}, "up_proj.bias is not 0, and the model has none"),
     ],
-    ids=["zeros", "scales", "desc_act", "bias"],
+    ids=["zeros", "scales", "groups", "bias"],
 )
 def test_tensors_that_do_not_fit_are_named(make_llama, tmp_path, damage, message):
     write(make_llama(**SIZES), tmp_path / "int4", tmp_path / "twin", gptq_config(64), 64, gptq)
