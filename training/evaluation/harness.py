@@ -60,6 +60,8 @@ class Harness:
                 f"evaluation needs the extra `evaluate` ({error}); `make evaluate` installs it"
             ) from None
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        # Of requests that fail together lm-eval waits for one; asyncio would tell of the others as they are freed.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._manager = TaskManager()
         self._limit = limit
         self._model = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,14 @@ def test_unknown_tasks_and_unreadable_files_are_errors(harness: Harness, tmp_pat
         harness.load(str(tmp_path / "no_such_file.yaml"))
 
 
-def test_a_request_that_the_server_refuses_is_an_error_that_says_so(served: Served) -> None:
+def test_a_request_that_the_server_refuses_is_an_error_that_says_so(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     stranger = Harness(dataclasses.replace(served, model="another"), concurrency=4, limit=4)
     with pytest.raises(TrainingError, match="did not answer lm-eval: 404"):
         stranger.evaluate(str(TASKS / "sums.yaml"))
+    gc.collect()  # and the requests beside it are not told of
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_server_that_ends_amid_a_request_is_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
