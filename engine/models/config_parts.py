@@ -35,6 +35,7 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
     raw = keys.values
     sizes = keys.integers("num_attention_heads", "hidden_size", "vocab_size", "num_hidden_layers")
     num_heads = sizes["num_attention_heads"]
+    _token_ids("bos_token_id", raw, generation)  # only checked: the tokenizer's is the one that is used
     return {
         **sizes,
         "architecture": raw["architectures"][0],
@@ -44,7 +45,7 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
         **_rope(keys),
         **read_quantization(raw),
-        "eos_token_ids": _eos_token_ids(raw, generation),
+        "eos_token_ids": _token_ids("eos_token_id", raw, generation),
         "dtype": _dtype(keys),
     }
 
@@ -73,12 +74,12 @@ def _dtype(keys: Keys) -> str | None:
     return None if name is None else keys.choice(name, "", DTYPES)
 
 
-def _eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+def _token_ids(name: str, *configs: Mapping[str, Any]) -> tuple[int, ...]:
     ids: list[int] = []
     for config in configs:
-        value = config.get("eos_token_id")
+        value = config.get(name)
         for token_id in value if isinstance(value, list) else [] if value is None else [value]:
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id <= LARGEST:
-                raise ModelError(f"eos_token_id is {value!r}; expected a token id or a list of them")
+                raise ModelError(f"{name} is {value!r}; expected a token id or a list of them")
             ids.append(token_id)
     return tuple(dict.fromkeys(ids))

@@ -123,6 +123,7 @@ def test_a_json_file_that_cannot_be_read_is_named(folder, name, content, reason)
         ({"rms_norm_eps": float("inf")}, ["rms_norm_eps"]),
         ({"eos_token_id": [[2]]}, ["eos_token_id"]),
         ({"eos_token_id": "2"}, ["eos_token_id"]),
+        ({"bos_token_id": "x"}, ["bos_token_id is 'x'; expected a token id"]),
         ({"rope_parameters": "linear"}, ["rope_parameters"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "x"}}, ["factor"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": -2.0}}, ["factor"]),
