@@ -110,7 +110,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         packed=model.packed,
         quantizes=functools.partial(_load_format, config),
         keeps_blocks=quantization != "none" and config.ops.keeps_blocks,
-        block_input=_BLOCK_INPUTS[_activations(config)],
+        block_input=_BLOCK_INPUTS[config.activations],
     )
     try:
         return registry.model_class(model)(model, weights, config.ops, config.max_seq_len)
@@ -126,12 +126,6 @@ def _load_format(config: ResolvedConfig, layer: str) -> LoadFormat | None:
     if config.settings.quantization == "int4":
         return "q8_0" if layer == "lm_head" else "q4_0"
     return None
-
-
-def _activations(config: ResolvedConfig) -> str:
-    """The default model keeps its inputs in floats: so small a model answers otherwise with int8."""
-    chosen = config.settings.activations
-    return "float" if chosen == "auto" and config.settings.model is None else chosen
 
 
 def _size_kv_cache(config: ResolvedConfig) -> int:

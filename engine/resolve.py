@@ -1,6 +1,6 @@
 """From settings, a checkpoint's config and the machine to a ResolvedConfig: every "auto" and None is settled here.
 
-Two settings stay "auto": what --quantization and --activations mean, each weight says as it is loaded (engine.build).
+Two settings may stay "auto": what --quantization and --activations mean, each weight says as it is loaded.
 Nothing is loaded or allocated: `engine.build` does that. `engine.loading.resolve` finds the model's files before.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -43,6 +43,7 @@ class ResolvedConfig:
     Attributes:
         num_kv_blocks: as set; None means as many as fit into the memory that is free after loading.
         max_kv_blocks: the most that None can mean: a full batch of whole sequences needs no more.
+        activations: inputs of weights in blocks; auto means as the checkpoint says of each.
     """
 
     source: ModelSource
@@ -56,6 +57,7 @@ class ResolvedConfig:
     kv_cache: CacheLayout
     num_kv_blocks: int | None
     max_kv_blocks: int
+    activations: Literal["auto", "int8", "float"]
     settings: EngineConfig
 
     def __str__(self) -> str:
@@ -106,6 +108,7 @@ def resolve(config: EngineConfig, source: ModelSource) -> ResolvedConfig:
         kv_cache=kv_cache,
         num_kv_blocks=_num_kv_blocks(config, kv_cache.bytes_per_block),
         max_kv_blocks=config.max_batch_size * most_held(windows, num_blocks, max_batched_tokens),
+        activations=_activations(config),
         settings=config,
     )
     logger.info("resolved: %s", resolved)
@@ -168,6 +171,11 @@ def _cache_rows(
             "(--block-size)"
         )
     return None, attention.packed_rows(model)
+
+
+def _activations(config: EngineConfig) -> Literal["auto", "int8", "float"]:
+    """The default model keeps its inputs in floats: so small a model answers otherwise with int8."""
+    return "float" if config.activations == "auto" and config.model is None else config.activations
 
 
 def _num_kv_blocks(config: EngineConfig, bytes_per_block: int) -> int | None:

@@ -34,10 +34,10 @@ def resolved(folder: Path, **options: Any) -> ResolvedConfig:
 
 
 def test_only_the_number_of_blocks_is_left_open(folder: Path) -> None:
-    config = resolved(folder)
+    config = resolved(folder, model=str(folder))
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     assert [name for name, value in values.items() if value is None] == ["num_kv_blocks"]
-    assert "auto" not in values.values()
+    assert [name for name, value in values.items() if value == "auto"] == ["activations"]  # the weights settle it
     assert config.dtype in (torch.bfloat16, torch.float32)
     assert (config.max_seq_len, config.max_batched_tokens, config.max_kv_blocks) == (512, 512, 32 * 32)
     assert config.threads >= 1
@@ -79,6 +79,13 @@ def test_it_is_logged_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureF
     as_stored = ("quantization auto", "activations auto")  # each layer's own, which the weights settle
     assert line.count("auto") == sum(line.count(words) for words in as_stored)
     assert "ops torch, " in line
+
+
+def test_only_the_default_model_keeps_its_inputs_in_floats(folder: Path) -> None:
+    source = ModelSource(folder, "tiny")
+    assert resolve(EngineConfig(device="cpu"), source).activations == "float"
+    assert resolve(EngineConfig(device="cpu", activations="int8"), source).activations == "int8"
+    assert resolved(folder, model=str(folder)).activations == "auto"
 
 
 def test_it_is_frozen(folder: Path) -> None:
