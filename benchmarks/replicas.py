@@ -23,8 +23,9 @@ from ray.serve.request_router import RequestRouter
 
 from benchmarks.load import report, workload
 from benchmarks.load.runner import Endpoint, run
-from benchmarks.load.targets import free_port, is_healthy, running, until
+from benchmarks.load.targets import is_healthy, running
 from deploy.ray.app import build_with
+from server.commands.child_server import free_port, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
-import signal
-import socket
-import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+from server.commands.child_server import NotReadyError, end, free_port, start, tail, until
 
-_POLL = 0.05  # seconds
-_END_TIMEOUT = 20.0  # seconds
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
 
 
 class TargetError(Exception):
@@ -65,28 +60,8 @@ def _wait_ready(
 ) -> None:
     try:
         until(lambda: is_healthy(url), timeout, process)
-    except TargetError as error:
-        raise TargetError(f"{name} {error}{_tail(log)}") from None
-
-
-def start(command: Sequence[str], log: IO[bytes], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a server in a new process group; `end` ends the group."""
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True)
-
-
-def until(condition: Callable[[], bool], timeout: float, process: subprocess.Popen[bytes] | None) -> None:
-    """Poll a condition that a server does not signal.
-
-    Raises:
-        TargetError: `timeout` seconds have passed, or the server's process has ended.
-    """
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if process is not None and process.poll() is not None:
-            raise TargetError(f"has ended with status {process.returncode}")
-        if time.monotonic() > deadline:
-            raise TargetError(f"is not ready in {timeout} s")
-        time.sleep(_POLL)  # servers of other projects send no signal when ready
+    except NotReadyError as error:
+        raise TargetError(f"{name} {error}{tail(log) if log else ''}") from None
 
 
 def is_healthy(url: str) -> bool:
@@ -109,29 +84,3 @@ def get(url: str, path: str, key: str = "", timeout: float = 30) -> bytes:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as response:
         body: bytes = response.read()
         return body
-
-
-def _tail(log: IO[bytes] | None) -> str:
-    if log is None:
-        return ""
-    log.seek(0)
-    return ":\n" + "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a server's process group: SIGTERM first, then SIGKILL."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_END_TIMEOUT)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

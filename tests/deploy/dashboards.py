@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from benchmarks.load.targets import end, free_port, get, start, until
+from benchmarks.load.targets import get
+from server.commands.child_server import end, free_port, start, until
 from tests.deploy.files import DEPLOY, ROOT, queries, read_yaml
 from tests.e2e.server_process import ServerProcess
 

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.load.targets import end, free_port, is_healthy, start, until
+from benchmarks.load.targets import is_healthy
+from server.commands.child_server import end, free_port, start, until
 from tests.deploy.rollout_load import Load
 
 if TYPE_CHECKING:

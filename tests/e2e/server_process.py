@@ -13,7 +13,8 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load.targets import TargetError, end, free_port, is_healthy, start, until
+from benchmarks.load.targets import is_healthy
+from server.commands.child_server import NotReadyError, end, free_port, start, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -99,7 +100,7 @@ class ServerProcess:
         """Wait for a condition."""
         try:
             until(condition, timeout, self.process)
-        except TargetError as error:
+        except NotReadyError as error:
             raise AssertionError(f"the server {error}:\n{self.log}") from None
 
     def stop(self, sig: int, *, group: bool = False) -> tuple[int, float]:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import trustme
 
-from benchmarks.load.targets import free_port
+from server.commands.child_server import free_port
 from tests.e2e.server_process import ServerProcess
 
 if TYPE_CHECKING:

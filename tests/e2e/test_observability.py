@@ -14,7 +14,7 @@ import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from benchmarks.load.targets import free_port
+from server.commands.child_server import free_port
 from tests.e2e.server_process import ServerProcess
 
 if TYPE_CHECKING:

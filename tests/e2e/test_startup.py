@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from benchmarks.load.targets import free_port
 from engine.errors import ConfigError
+from server.commands.child_server import free_port
 from server.config import ServerConfig
 from server.serve import _listen
 from tests.e2e.server_process import COMMAND, ServerProcess

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from engine.errors import DeepseekServeError
+from server.commands.child_server import NotReadyError, end, free_port, start, tail, until
 from server.commands.remote import RemoteServer
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Sequence
 
 _START_TIMEOUT = 900.0  # seconds; the default model may have to be fetched first
-_END_TIMEOUT = 20.0  # seconds
-_POLL = 0.1  # seconds
 _USUAL_LENGTH = 2048  # tokens, where a server does not say what its model takes
 
 
@@ -63,43 +59,25 @@ def started(model: str | None, flags: Sequence[str] = ()) -> Iterator[Served]:
     Raises:
         TrainingError: the server ended, or was not ready in time; the text has the end of its log.
     """
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "server.cli", *([model] if model else []), "--port", str(port), *flags]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DEEPSEEK_SERVE_")}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+        process = start(command, log, environment)
         try:
             yield _wait(process, f"http://127.0.0.1:{port}", log)
         finally:
-            _end(process)
+            end(process)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> Served:
-    deadline = time.monotonic() + _START_TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
+    def has_loaded() -> bool:
         with contextlib.suppress(DeepseekServeError):
-            if RemoteServer(url, timeout=5).models()[0]["max_model_len"] is not None:  # the model is loaded
-                return at(url)
-        time.sleep(_POLL)  # a server that starts has no way to signal a stranger
-    log.seek(0)
-    lines = log.read().decode(errors="replace").splitlines()
-    raise TrainingError("\n".join(["the server did not start:", *lines[-20:]]))
+            return RemoteServer(url, timeout=5).models()[0]["max_model_len"] is not None
+        return False
 
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_END_TIMEOUT)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    try:
+        until(has_loaded, _START_TIMEOUT, process)
+    except NotReadyError as error:
+        raise TrainingError(f"the server {error}{tail(log)}") from None
+    return at(url)

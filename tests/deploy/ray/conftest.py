@@ -13,7 +13,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.load.targets import free_port
+from server.commands.child_server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
