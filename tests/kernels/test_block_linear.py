@@ -116,6 +116,21 @@ def test_the_largest_products_do_not_saturate(isa, name):
     torch.testing.assert_close(NATIVES[isa](weight, None, torch.float32)(x), expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("isa", NATIVES)
+def test_scales_of_mxfp4_are_exact_or_refused(isa):
+    weight = random_weight("mxfp4", 40, 256)
+    scales = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[..., 0]
+    scales.random_(222, 233)
+    apply = NATIVES[isa](weight, None, torch.float32)
+    for num_rows in (1, 5, 20):
+        x = randn(num_rows, 256, dtype=torch.float32)
+        y, expected = apply(x).double(), REFERENCE(weight, None)(x).double()
+        assert ((y - expected).norm() / expected.norm()).item() < 2e-6
+    scales[39, 7] = 233
+    with pytest.raises(ValueError, match=r"above 2\^105"):
+        NATIVES[isa](weight, None, torch.float32)
+
+
 @pytest.mark.parametrize("input_", Input)
 @pytest.mark.parametrize("isa", NATIVES)
 def test_parts_of_several_formats_are_one_product(isa, input_):
