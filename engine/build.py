@@ -108,6 +108,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         tell_share=phases.share,
         int8=model.int8,
         packed=model.packed,
+        fp8_layers=model.fp8,
         quantizes=functools.partial(_load_format, config),
         keeps_blocks=quantization != "none" and config.ops.keeps_blocks,
         block_input=_BLOCK_INPUTS[config.activations],

@@ -27,6 +27,7 @@ from kernels.round_to_blocks import round_to_blocks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from engine.models.fp8_scheme import FP8Scheme
     from engine.models.int8_scheme import Int8Scheme
     from engine.models.packed_scheme import PackedScheme
 
@@ -92,6 +93,7 @@ class Weights:
         tell_share: Callable[[float], None] = lambda _: None,
         int8: Int8Scheme | None = None,
         packed: PackedScheme | None = None,
+        fp8_layers: FP8Scheme | None = None,
         quantizes: Callable[[str], LoadFormat | None] = lambda _: None,
         keeps_blocks: bool = False,
         block_input: Input | None = None,
@@ -99,13 +101,13 @@ class Weights:
         """List the source's tensors.
 
         All are handed out in `dtype`, except int8 weights and blocks that are kept. `fp8_block` is the rows and columns
-        that share a scale in FP8 weights, `int8` and `packed` say which layers are stored in int8 and in 4 bits, and
-        `quantizes` to what the layer of this name is quantised at load, with dynamic inputs. `block_input` is the kind
-        of input of blocks (None: as the checkpoint says), if their format has products of that kind. `tell_share` is
-        called with the share of the tensors that is read.
+        that share a scale in FP8 weights, unless `fp8_layers` says it of each. `int8` and `packed` say which layers are
+        stored in int8 and in 4 bits, and `quantizes` to what the layer of this name is quantised at load, with dynamic
+        inputs. `block_input` is the kind of input of blocks (None: as the checkpoint says), if their format has
+        products of that kind. `tell_share` is called with the share of the tensors that is read.
         """
         self.device, self.dtype = device, dtype
-        self._source, self._fp8_block = source, fp8_block
+        self._source, self._fp8_block, self._fp8_layers = source, fp8_block, fp8_layers
         self._int8, self._quantizes, self._tell_share = int8, quantizes, tell_share
         self._packed, self._keeps_blocks, self._block_input = packed, keeps_blocks, block_input
         self._linear_bytes = self._linear_values = 0
@@ -243,8 +245,8 @@ class Weights:
         if tuple(tensor.shape) != shape and tensor.dtype in (torch.int8, torch.uint8):
             scales = self.take_stored(scales_name, fp4.scales_shape(shape))
             return None if scales is None else fp4.to_blocks(tensor, scales, Input.DYNAMIC)
-        if tensor.dtype == torch.float8_e4m3fn:
-            return self._read_fp8(scales_name, tensor)
+        if tensor.dtype == torch.float8_e4m3fn and tuple(tensor.shape) == shape:
+            return self._read_fp8(layer, scales_name, tensor)
         if tensor.dtype == torch.int8 and self._int8 is not None and name != layer:
             return self._read_int8(layer, tensor)
         if tensor.dtype not in _FLOAT_DTYPES:
@@ -256,15 +258,25 @@ class Weights:
         return None
 
     def _scales_name(self, name: str) -> str:
-        """DeepSeek-V3 calls the scales of a weight weight_scale_inv, V4 scale."""
+        """DeepSeek-V3 calls the scales of a weight weight_scale_inv, V4 scale, compressed-tensors weight_scale."""
+        if self._fp8_layers is not None:
+            return f"{name}_scale"
         of_v4 = f"{name.removesuffix('.weight')}.scale"
         return of_v4 if self.holds(of_v4) else f"{name}_scale_inv"
 
-    def _read_fp8(self, scales_name: str, weight_MN: torch.Tensor) -> torch.Tensor | BlockWeight | None:
-        block = self._fp8_block
-        scales = self.take_stored(scales_name, fp8.scales_shape(tuple(weight_MN.shape), block))
+    def _read_fp8(self, layer: str, scales_name: str, weight_MN: torch.Tensor) -> torch.Tensor | BlockWeight | None:
+        block: tuple[int, int] | None = self._fp8_block
+        if self._fp8_layers is not None:
+            self.ignore(f"{layer}.input_scale")  # inputs stay in floats
+            block = self._fp8_layers.block_of(layer, (weight_MN.shape[0], weight_MN.shape[1]))
+        if block is None:
+            self.fault(f"{layer}.weight is FP8, but in no group of quantization_config")
+            return None
+        shape = fp8.scales_shape(tuple(weight_MN.shape), block)
+        scales = self.take_stored(scales_name, shape, *([(1,)] if shape == (1, 1) else []))
         if scales is None:
             return None
+        scales = scales.view(shape)
         if self._keeps_blocks:
             if (blocks := fp8.to_blocks(weight_MN, scales, block)) is not None:
                 return blocks

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.engine_info import LabelActivation, Task
+    from engine.models.fp8_scheme import FP8Scheme
     from engine.models.int8_scheme import Int8Scheme
     from engine.models.packed_scheme import PackedScheme
 
@@ -152,7 +153,8 @@ class ModelConfig:
         num_nextn_predict_layers: layers for multi-token prediction after the last one. The main model ignores them.
         int8: which layers are stored in int8, and how they quantise inputs; None if no layer is.
         packed: which layers are stored in 4 bits, and how; None if no layer is.
-        weight_block_size: rows and columns that share a scale in FP8 weights.
+        fp8: which layers are stored in FP8 as compressed-tensors has it; None if no layer is.
+        weight_block_size: rows and columns that share a scale in other FP8 weights.
         eos_token_ids: tokens that end a sequence.
         dtype: the stored dtype that the checkpoint names.
         num_modalities: kinds of input that embeddings differ by (engine.protocol.MODALITIES).
@@ -180,6 +182,7 @@ class ModelConfig:
     num_nextn_predict_layers: int = 0
     int8: Int8Scheme | None = None
     packed: PackedScheme | None = None
+    fp8: FP8Scheme | None = None
     weight_block_size: tuple[int, int] = (128, 128)
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None

@@ -76,16 +76,7 @@ class Int8Scheme:
         Raises:
             ModelError: the scheme is not supported.
         """
-        for key in ("kv_cache_scheme", "transform_config"):
-            if config.get(key):
-                raise ModelError(f"quantization_config has a {key}; {_SUPPORTED}")
-        sparsity = config.get("sparsity_config") or {}
-        if sparsity and sparsity.get("format", "dense") != "dense":
-            raise ModelError(f"quantization_config has sparse weights ({sparsity.get('format')!r}); {_SUPPORTED}")
-        groups = config.get("config_groups")
-        if not isinstance(groups, dict) or not groups:
-            raise ModelError(f"quantization_config has no config_groups; {_SUPPORTED}")
-        read = [_read_group(name, group, config.get("format")) for name, group in groups.items()]
+        read = [_read_group(name, group, config.get("format")) for name, group in config["config_groups"].items()]
         return cls(tuple(read), read_targets("ignore", config.get("ignore") or []))
 
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+from engine.models import fp8_scheme, packed_scheme
+from engine.models.fp8_scheme import FP8Scheme
 from engine.models.int8_scheme import Int8Scheme
-from engine.models.packed_scheme import FORMATS, PackedScheme
+from engine.models.packed_scheme import PackedScheme
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _BLOCK = (128, 128)  # DeepSeek-V3's
 
 
 def read_quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """ModelConfig's arguments `int8`, `packed` and `weight_block_size`.
+    """ModelConfig's arguments `int8`, `fp8`, `packed` and `weight_block_size`.
 
     Raises:
         ModelError: the checkpoint is quantised in a way that is not supported.
@@ -41,21 +43,34 @@ def read_quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups of layers in 4 bits and in int8; a checkpoint can have both."""
+    """Groups of layers in 4 bits, in FP8 and in int8; a checkpoint can have all of them."""
+    for key in ("kv_cache_scheme", "transform_config"):
+        if config.get(key):
+            raise ModelError(f"quantization_config has a {key}, which is not supported")
+    sparsity = config.get("sparsity_config") or {}
+    if sparsity and sparsity.get("format", "dense") != "dense":
+        raise ModelError(f"quantization_config has sparse weights ({sparsity.get('format')!r}); dense ones are read")
     groups = config.get("config_groups")
-    names = groups if isinstance(groups, dict) else {}
-    packed = {
-        name: group
-        for name, group in names.items()
-        if isinstance(group, dict) and (group.get("format") or config.get("format")) in FORMATS
-    }
-    schemes: dict[str, Any] = {}
-    if packed:
-        schemes["packed"] = PackedScheme.from_compressed_tensors({**config, "config_groups": packed})
-    if not packed or len(packed) < len(names):
-        others = {name: group for name, group in names.items() if name not in packed}
-        schemes["int8"] = Int8Scheme.from_config({**config, "config_groups": others} if packed else config)
-    return schemes
+    if not isinstance(groups, dict) or not groups:
+        raise ModelError("quantization_config has no config_groups")
+    by_kind: dict[str, dict[str, Any]] = {}
+    for name, group in groups.items():
+        kind = _kind(group.get("format") or config.get("format")) if isinstance(group, dict) else "int8"
+        by_kind.setdefault(kind, {})[name] = group
+    return {kind: _SCHEMES[kind]({**config, "config_groups": own}) for kind, own in by_kind.items()}
+
+
+_SCHEMES: dict[str, Callable[[Mapping[str, Any]], object]] = {
+    "packed": PackedScheme.from_compressed_tensors,
+    "fp8": FP8Scheme.from_config,
+    "int8": Int8Scheme.from_config,  # which refuses what no other has
+}
+
+
+def _kind(format_: Any) -> str:
+    if format_ in packed_scheme.FORMATS:
+        return "packed"
+    return "fp8" if format_ == fp8_scheme.FORMAT else "int8"
 
 
 def _block_size(config: Mapping[str, Any]) -> tuple[int, int]:

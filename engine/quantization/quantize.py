@@ -42,8 +42,8 @@ def quantize(
     """
     resolved = resolve(EngineConfig(device="cpu"), source)
     config = resolved.model
-    if config.int8 is not None or config.packed is not None:
-        raise ModelError(f"{source.path} is an int8 or int4 checkpoint already")
+    if any(scheme is not None for scheme in (config.int8, config.packed, config.fp8)):
+        raise ModelError(f"{source.path} is quantised already: layers are in compressed-tensors' formats, AWQ or GPTQ")
     prompts = [prompt[: config.max_position_embeddings] for prompt in prompts]
     if not prompts:
         raise ConfigError("the calibration text has no tokens")

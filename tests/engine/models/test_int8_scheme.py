@@ -7,6 +7,7 @@ import pytest
 
 from engine.errors import ModelError
 from engine.models.int8_scheme import Int8Scheme
+from engine.models.quantization_config import read_quantization
 
 GROUP = {
     "targets": ["Linear"],
@@ -20,7 +21,7 @@ W, X = ("config_groups", "group_0", "weights"), ("config_groups", "group_0", "in
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), "pack-quantized", "has format 'pack-quantized'"),
+        (("format",), "naive-quantized", "has format 'naive-quantized'"),
         (("config_groups",), {}, "no config_groups"),
         (("config_groups",), {"g": 3}, "expected an object"),
         (("kv_cache_scheme",), {"num_bits": 8}, "has a kv_cache_scheme"),
@@ -38,13 +39,13 @@ W, X = ("config_groups", "group_0", "weights"), ("config_groups", "group_0", "in
 )
 def test_other_formats_are_refused_by_name(path, value, message):
     config = json.loads(json.dumps(CONFIG))
-    assert Int8Scheme.from_config(config).groups == (("dynamic", ("Linear",)),)
+    assert read_quantization({"quantization_config": config})["int8"].groups == (("dynamic", ("Linear",)),)
     inner = config
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
     with pytest.raises(ModelError, match=re.escape(message)):
-        Int8Scheme.from_config(config)
+        read_quantization({"quantization_config": config})
 
 
 def test_targets_match_as_compressed_tensors_has_it():
