@@ -77,7 +77,7 @@ class _NotingWeights(Weights):
         return self._hand_out(TakenTensor(name, shape, self.dtype, is_table=True))
 
     @override
-    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+    def take_part(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
         return self._hand_out(TakenTensor(f"{layer}.weight", shape, self.dtype, layer))
 
     @override

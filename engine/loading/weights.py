@@ -142,6 +142,10 @@ class Weights:
 
     def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight | BlockWeight:
         """The weight [O, I] of a linear layer: in int8 or in blocks if it is to be so, else as `take` returns it."""
+        return as_served(self.take_part(layer, shape))
+
+    def take_part(self, layer: str, shape: tuple[int, int]) -> torch.Tensor | QuantizedWeight | BlockWeight:
+        """As `take_linear`, but what is stored in int8 as it is stored: `as_served` is for what is stacked of it."""
         stored = self._read(f"{layer}.weight", shape)
         return self._placeholder(shape, None) if stored is None else self.as_linear(layer, stored)
 
@@ -163,8 +167,7 @@ class Weights:
         self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight
     ) -> torch.Tensor | QuantizedWeight | BlockWeight:
         if isinstance(stored, QuantizedWeight):
-            weight = QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
-            return quantize_for_dynamic_inputs(weight) if weight.input is Input.DYNAMIC else weight
+            return QuantizedWeight(stored.values_OI.to(self.device), stored.scale_O.to(self.device), stored.input)
         format_ = self._quantizes(layer)
         if isinstance(stored, BlockWeight):
             if self._keeps_blocks and format_ is None:
@@ -342,6 +345,15 @@ class Weights:
             self._unused.clear()
             self.finish()
         return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def as_served(
+    weight: torch.Tensor | QuantizedWeight | BlockWeight,
+) -> torch.Tensor | QuantizedWeight | BlockWeight:
+    """A weight that was stored in int8 for dynamic inputs, rotated; another as it is."""
+    if isinstance(weight, QuantizedWeight) and weight.input is Input.DYNAMIC and weight.rotation == 1:
+        return quantize_for_dynamic_inputs(weight)
+    return weight
 
 
 def _rounded(layer: str, weight_OI: torch.Tensor, format_: LoadFormat) -> BlockWeight:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.loading.weights import as_served
 from kernels import block_weight
 from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import QuantizedWeight, stack
@@ -38,10 +39,10 @@ class Builder:
         biases = torch.cat([take(f"{name}.bias", (size,)) for name, size in layers]) if bias else None
         if dequantize:
             return torch.cat([take(f"{name}.weight", (size, in_size)) for name, size in layers]), biases
-        weights = [self.weights.take_linear(name, (size, in_size)) for name, size in layers]
+        weights = [self.weights.take_part(name, (size, in_size)) for name, size in layers]
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         if len(quantized) == len(weights) and (stacked := stack(quantized)) is not None:
-            return stacked, biases
+            return as_served(stacked), biases
         in_blocks = [weight for weight in weights if isinstance(weight, BlockWeight)]
         if len(in_blocks) == len(weights):
             return block_weight.stack(in_blocks), biases

@@ -145,7 +145,7 @@ class _WatchedWeights(Weights):
         self._taken: deque[tuple[str, int]] = deque()
 
     @override
-    def take_linear(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
+    def take_part(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:
         self._taken.append((layer, shape[0]))
         if layer in self.replaced:
             return self.replaced[layer].dequantize(self.dtype)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from engine.loading import weights as weights_module
 from engine.loading.safetensors_source import SafetensorsSource
 from engine.models.int8_scheme import Int8Scheme
+from engine.models.layers import Builder
 from tests.support import checkpoints
 from tests.support.checkpoints import edit_weights, refusal
 from tests.support.int8 import make_int8
@@ -93,6 +94,18 @@ def test_damaged_int8_checkpoints_are_refused_by_tensor(int8, tmp_path, damage, 
     tensors = checkpoints.read_weights(int8) | damage
     checkpoints.write_weights(damaged, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     assert message in refusal(damaged, num_kv_blocks=16)
+
+
+def test_int8_that_is_stacked_with_floats_is_rounded_once(tmp_path):
+    values, scale = torch.randint(-127, 128, (4, 64), dtype=torch.int8), torch.rand(4, 1) + 0.5
+    tensors = {"a.weight": values, "a.weight_scale": scale, "b.weight": torch.randn(4, 64)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = weights_module.Weights(
+        SafetensorsSource(tmp_path), torch.device("cpu"), torch.float32, fp8_block=(128, 128), progress=False,
+        int8=Int8Scheme((("dynamic", ("a",)),)),
+    )  # fmt: skip
+    stacked, _ = Builder(None, weights, None).stacked({"a": 4, "b": 4}, 64)
+    assert torch.equal(stacked, torch.cat([values * scale, tensors["b.weight"]]))
 
 
 def test_a_log_without_a_terminal_is_told_how_far_it_is(tmp_path, monkeypatch, caplog):
