@@ -121,9 +121,11 @@ bool round_rows(const View<const T, 2>& weight, const float* importance, int64_t
 }
 
 template <typename Format>
-Tensor round_to_blocks(const Tensor& weight_OI, const float* importance) {
+Tensor round_to_blocks(const Tensor& weight_OI, const std::optional<Tensor>& importance_I) {
     return with_dtype(weight_OI, "weight_OI", [&](auto number) {
         const auto weight = weight_OI.view<const decltype(number)>("weight_OI", {ANY, ANY});
+        const float* const importance =
+            importance_I ? importance_I->packed<const float>("importance_I", {weight.shape[1]}).data : nullptr;
         const auto blocks =
             weight_OI.make<uint8_t>({weight.shape[0], (weight.shape[1] + SIZE - 1) / SIZE * Format::BYTES});
         std::atomic<bool> finite{true};
@@ -141,13 +143,8 @@ void native::bind_round_to_blocks(nb::module_& m) {
     m.def(
         "round_to_blocks",
         [](Tensor weight_OI, bool four_bits, std::optional<Tensor> importance_I) {
-            const float* importance = nullptr;
-            if (importance_I) {
-                const int64_t in_size = nb::cast<int64_t>(weight_OI.object.attr("shape")[nb::int_(1)]);
-                importance = importance_I->packed<const float>("importance_I", {in_size}).data;
-            }
-            return four_bits ? round_to_blocks<Q4_0>(weight_OI, importance)
-                             : round_to_blocks<Q8_0>(weight_OI, importance);
+            return four_bits ? round_to_blocks<Q4_0>(weight_OI, importance_I)
+                             : round_to_blocks<Q8_0>(weight_OI, importance_I);
         },
         "weight_OI"_a, "four_bits"_a, "importance_I"_a = nb::none());
 }

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels import round_to_blocks
+from kernels import native, round_to_blocks
 from tests.kernels.compare import DTYPES, dtype_id, natives, randn
 
 VERSIONS = natives(round_to_blocks.native.round_to_blocks)
@@ -22,6 +22,13 @@ def test_blocks_are_those_of_the_reference_up_to_ties(version, name, dtype, shap
     assert different < 0.02  # sums in another order choose another of two scales that are as good
     error = [float((part.dequantize(torch.float32) - weight_OI.float()).norm()) for part in (made, expected)]
     assert error[0] == pytest.approx(error[1], rel=1e-3)
+
+
+@pytest.mark.skipif(not VERSIONS, reason="there is no native code here")
+@pytest.mark.parametrize(("shape", "size"), [((64,), 64), ((2, 64), 65), ((), 1)], ids=str)
+def test_wrong_shapes_are_refused(shape, size):
+    with pytest.raises(ValueError, match="must have shape"):
+        native.library.round_to_blocks(torch.ones(shape), True, torch.ones(size))
 
 
 @pytest.mark.parametrize("version", ["reference", *VERSIONS])
