@@ -28,22 +28,6 @@ inline int32_t dword(const int8_t* x) {
     return four;
 }
 
-// a * b + sum, rounded once.
-inline v16 multiply_add(v16 sum, v16 a, v16 b) {
-#if defined(__AVX512F__)
-    return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
-#else
-    __m256 half[2], factor[2], by[2];
-    std::memcpy(half, &sum, sizeof half);
-    std::memcpy(factor, &a, sizeof factor);
-    std::memcpy(by, &b, sizeof by);
-    half[0] = _mm256_fmadd_ps(factor[0], by[0], half[0]);
-    half[1] = _mm256_fmadd_ps(factor[1], by[1], half[1]);
-    std::memcpy(&sum, half, sizeof sum);
-    return sum;
-#endif
-}
-
 #if defined(__AVX512VNNI__)
 
 // What is computed at a time, so that registers hold the sums.

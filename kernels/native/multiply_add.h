@@ -20,20 +20,22 @@ inline u16x dwords(const T* b) {
     return x;
 }
 
-inline v16 multiply_add(v16 sum, float a, v16 b) {
+// a * b + sum, rounded once.
+inline v16 multiply_add(v16 sum, v16 a, v16 b) {
 #if defined(__AVX512F__)
-    return (v16)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)sum);
+    return (v16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 #else
-    const __m256 factor = _mm256_set1_ps(a);
-    __m256 half[2], by[2];
+    __m256 half[2], factor[2], by[2];
     std::memcpy(half, &sum, sizeof half);
+    std::memcpy(factor, &a, sizeof factor);
     std::memcpy(by, &b, sizeof by);
-    half[0] = _mm256_fmadd_ps(factor, by[0], half[0]);
-    half[1] = _mm256_fmadd_ps(factor, by[1], half[1]);
+    half[0] = _mm256_fmadd_ps(factor[0], by[0], half[0]);
+    half[1] = _mm256_fmadd_ps(factor[1], by[1], half[1]);
     std::memcpy(&sum, half, sizeof sum);
     return sum;
 #endif
 }
+inline v16 multiply_add(v16 sum, float a, v16 b) { return multiply_add(sum, splat(a), b); }
 
 struct FloatSums {
     typedef v16 Sums;
