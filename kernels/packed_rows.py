@@ -1,8 +1,8 @@
 """Rows of a cache in 4 and 5 bits: how many bytes they take, and encoding and decoding by torch.
 
-A row is first rotated by an orthonormal Hadamard matrix, in blocks of the largest power of two that divides its size.
-This spreads the few large values that keys have over all values, which then are nearly normal. One scale, in bf16, is
-for the whole row: the best of a few by squared error.
+A row is first rotated by an orthonormal Hadamard matrix, in the blocks of kernels.hadamard. This spreads the few large
+values that keys have over all values, which then are nearly normal. One scale, in bf16, is for the whole row: the best
+of a few by squared error.
 
     4 bits     values and latents: a sign and one of eight magnitudes, which are Lloyd and Max's for normal values
     5 bits     keys, whose errors cost several times as much: odd multiples of the scale, -31 to 31
@@ -19,21 +19,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kernels import hadamard
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAGNITUDES = (0.12890625, 0.388671875, 0.65625, 0.94140625, 1.2578125, 1.6171875, 2.0625, 2.734375)  # exact in bf16
 """Of normal values with a standard deviation of 1 (Max 1960, Lloyd 1982)."""
 _OF_DEVIATION = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)  # scales that are tried for 4 bits: times the row's deviation
-_OF_LARGEST = (
-    1.0,
-    0.95,
-    0.9,
-    0.85,
-    0.8,
-    0.75,
-    0.7,
-)  # and for 5 bits: what the code 31 stands for, of its largest value
+_OF_LARGEST = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # and for 5 bits: what the code 31 stands for, of its largest
 _LEAST = 1e-12  # so that a row of zeros has a positive scale
 
 
@@ -102,8 +96,8 @@ def can_rotate(size: int) -> bool:
 
 def rotate(x: torch.Tensor) -> torch.Tensor:
     """Multiply rows [..., size] in fp32 by a symmetric orthonormal matrix, whose inverse is itself."""
-    block = x.shape[-1] & -x.shape[-1]
-    rotated: torch.Tensor = x.unflatten(-1, (-1, block)) @ _hadamard(block).to(x.device)
+    block = hadamard.block_size(x.shape[-1])
+    rotated: torch.Tensor = x.unflatten(-1, (-1, block)) @ _hadamard(block).to(x.device)  # a product: for GPUs
     return rotated.flatten(-2)
 
 

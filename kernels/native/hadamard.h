@@ -3,15 +3,19 @@
 
 #include "common.h"
 
+#include <utility>
+
 namespace native {
 
 // x with each value's neighbour at a distance D < 16 added, or the value subtracted from it.
+template <int D, int... I>
+inline v16 add_neighbours(v16 x, std::integer_sequence<int, I...>) {
+    constexpr v16 SIGNS = {(I & D ? -1.0f : 1.0f)...};
+    return __builtin_shufflevector(x, x, (I ^ D)...) + x * SIGNS;  // rounded once, with a multiply-add or without
+}
 template <int D>
 inline v16 add_neighbours(v16 x) {
-    v16 signs;
-    i16x lanes;
-    for (int i = 0; i < LANES; ++i) signs[i] = i & D ? -1.0f : 1.0f, lanes[i] = i ^ D;
-    return __builtin_shuffle(x, lanes) + x * signs;  // rounded once, with a multiply-add or without
+    return add_neighbours<D>(x, std::make_integer_sequence<int, LANES>());
 }
 
 // A block of N registers, in place.
@@ -51,7 +55,7 @@ inline bool can_rotate(int64_t size, int64_t block) {
     return block >= 16 && block <= 512 && (block & (block - 1)) == 0 && size % block == 0;
 }
 
-// A row and a block of sizes that can_rotate.
+// A row and a block of sizes that can_rotate; out may be x.
 template <typename T>
 inline void rotate_row(const T* x, int64_t size, int64_t block, float* out) {
     switch (block) {

@@ -1,6 +1,7 @@
 // Rows of a cache in 4 and 5 bits, as kernels/packed_rows.py says: rotating, encoding, and decoding 16 or 32 values.
 #pragma once
 
+#include "../native/hadamard.h"
 #include "../native/panels.h"
 
 #include <algorithm>
@@ -40,28 +41,12 @@ int64_t latent_row(int64_t latent_dim, int64_t rotary_dim) {
 
 inline bool can_rotate_packed(int64_t dim) { return dim % LANES == 0; }
 
-// In place, by an orthonormal Hadamard matrix in blocks of the largest power of two, at least 16, that divides dim.
+// In place, by an orthonormal Hadamard matrix in blocks of the largest power of two, 16 to 512, that divides dim.
 inline void rotate_packed(float* x, int64_t dim) {
-    const int64_t block = dim & -dim;
-    const auto stage = [](v16 v, v16 swapped, int step) {
-        const i16x lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        return swapped + ((lane & step) != 0 ? -v : v);
-    };
-    for (int64_t i = 0; i < dim; i += LANES) {
-        v16 v = load(x + i);
-        v = stage(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14), 1);
-        v = stage(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13), 2);
-        v = stage(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11), 4);
-        v = stage(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7), 8);
-        store(x + i, v * (1 / std::sqrt(float(block))));
-    }
-    for (int64_t step = LANES; step < block; step *= 2)
-        for (int64_t i = 0; i < dim; i += 2 * step)
-            for (int64_t j = i; j < i + step; j += LANES) {
-                const v16 a = load(x + j), b = load(x + j + step);
-                store(x + j, a + b);
-                store(x + j + step, a - b);
-            }
+    const int64_t block = std::min<int64_t>(dim & -dim, 512);
+    rotate_row(x, dim, block, x);
+    const float scale = 1 / std::sqrt(float(block));
+    for (int64_t i = 0; i < dim; i += LANES) store(x + i, load(x + i) * scale);
 }
 
 constexpr float MAGNITUDES[8] = {0.12890625f, 0.388671875f, 0.65625f, 0.94140625f,
