@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels import Case, Step, fastest, paged, peak_flops, read_bandwidth
+from benchmarks.attention_cases import Step, paged
+from benchmarks.kernel_case import Case, fastest, peak_flops, read_bandwidth
 from engine import device as devices
 from kernels import native
 from kernels.attention_pattern import FULL, AttentionPattern, BlockSparseAttention, LocalAttention

@@ -16,7 +16,7 @@ import time
 
 import torch
 
-from benchmarks.kernels import peak_flops, read_bandwidth
+from benchmarks.kernel_case import peak_flops, read_bandwidth
 from engine.build import load_engine
 from engine.config import EngineConfig
 from engine.engine import Engine

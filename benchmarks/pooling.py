@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.kernels import peak_flops
+from benchmarks.kernel_case import peak_flops
 from benchmarks.offline import OPTIONS
 from engine.build import load_engine
 from engine.config import EngineConfig
