@@ -18,7 +18,7 @@ COMMANDS = {
     "chat": "talk to a model in the terminal, in this process or at a URL",
     "bench": "tokens per second and latencies, in this process or at a URL",
     "fetch": "download a model of the hub",
-    "quantize": "make an int8 checkpoint of a model",
+    "quantize": "make a checkpoint of a model in 8 or 4 bits",
     "make-checkpoint": "write a small random DeepSeek model to try",
 }
 

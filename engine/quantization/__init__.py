@@ -1,1 +1,1 @@
-"""Makes int8 checkpoints: calibrates on text, chooses a scheme for each layer, writes. Not needed to serve them."""
+"""Makes checkpoints in 8 or 4 bits: calibrates on text, chooses for each layer, writes. Not needed to serve them."""

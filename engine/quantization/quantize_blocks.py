@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from engine.errors import ModelError
 from engine.loading.shards import ShardWriter
 from engine.quantization import block_plan, gptq, packing, write
 from engine.quantization.walk import LayerWalk
@@ -57,10 +58,18 @@ def quantize_blocks(
 
     Returns:
         The size of all tensors in bytes; of the weights in linear layers, the shares of 4, 8 and 16 bits.
+
+    Raises:
+        ModelError: no layer would be quantised.
     """
     raw, input_ = write.raw_config(source, config), _INPUTS[scheme]
     sites = block_plan.measure(tensors, config, _some_of(prompts), dtype, progress=progress)
     bits = block_plan.choose(sites, wanted)
+    if all(number == _AS_IT_IS for number in bits.values()):
+        raise ModelError(
+            f"{source.path} has nothing to make int4: no linear layer "
+            + ("that --bits leaves in 4 bits" if bits else f"has a multiple of {packing.GROUP} inputs")
+        )
     shares = _shares(sites, bits)
     kept = [layer for layer in bits if bits[layer] == _AS_IT_IS]
     bits = {layer: number for layer, number in bits.items() if number != _AS_IT_IS}

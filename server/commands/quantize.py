@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ from server.arguments import Parser
 from server.commands.output import report, table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from server.text.tokenizer import Tokenizer
 
 _SCHEMES = {
@@ -52,13 +55,28 @@ def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
     args = _parser().parse_args(argv)
     try:
-        report(*_quantize(args), as_json=args.json)
+        with _stoppable():
+            report(*_quantize(args), as_json=args.json)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve quantize: error: {error}\n")
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends this like ctrl-C meanwhile, so that what was written is removed."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> Parser:
@@ -104,6 +122,7 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     source = resolve_model(args.model)
     tokenizer = Tokenizer.load(source)
     prompts = _prompts(tokenizer, args.calibration, args.tokens)
+    quantize.check_room(source, args.out, args.scheme, bits)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
         unfinished = Path(folder) / "model"

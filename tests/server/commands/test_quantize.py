@@ -1,6 +1,8 @@
 """deepseek-serve quantize: what it writes is served, all at once or not at all, and what it cannot do it names."""
 
 import json
+import shutil
+import signal
 
 import pytest
 import torch
@@ -171,4 +173,32 @@ def test_a_failure_half_way_through_4_bits_leaves_nothing(tmp_path, tiny_llama, 
     monkeypatch.setattr(gptq, "to_4_bits", fail_at_third)
     assert run(tiny_llama, tmp_path / "int4", "--scheme", "w4a16", "--bits", "4.5") == 2
     assert "no room" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4a8"])
+def test_what_the_disk_has_no_room_for_is_refused_before_it_is_begun(tmp_path, tiny_llama, capsys, monkeypatch, scheme):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    assert run(tiny_llama, tmp_path / "new" / "int4", "--scheme", scheme) == 2
+    assert f"{tmp_path}/new/int4 would have " in (told := capsys.readouterr().err)
+    assert "its disk has 1e-06 GB free" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_half_way_leaves_nothing(tmp_path, tiny_llama, monkeypatch, number, status):
+    monkeypatch.setattr(gptq, "to_4_bits", lambda *_: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ended = run(tiny_llama, tmp_path / "int4", "--scheme", "w4a16", "--bits", "4.5")
+    except SystemExit as end:
+        ended = end.code
+    assert ended == status
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_bits_that_leave_nothing_to_do_are_refused(tmp_path, tiny_llama, capsys):
+    assert run(tiny_llama, tmp_path / "int4", "--scheme", "w4a8", "--bits", "16", "--wide", "16") == 2
+    assert "nothing to make int4: no linear layer that --bits leaves in 4 bits" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
