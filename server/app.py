@@ -118,19 +118,7 @@ def create_app(
     if config.guard is not None and guard is None:
         raise ConfigError("--guard is set, and nobody runs the guard's engine here")
     keys = keys or ApiKeys(limits=config.client_limits)
-    origins = parse_origins(config.cors_origins)
-    app = _App(
-        origins,
-        needs_key=keys.are_set,
-        title="deepseek-serve",
-        description="An OpenAI-compatible inference server.",
-        openapi_url=None,  # server.routes.page has it, and the next
-        docs_url=None,
-        redoc_url=None,
-        generate_unique_id_function=operation_id,
-        redirect_slashes=False,  # a redirect would go to where the header Host says
-        telemetry=_NO_TELEMETRY,
-    )
+    app = _new_app(config, needs_key=keys.are_set)
     if tokenizer.chat_template is not None:
         tokenizer.chat_template.timeout = config.chat_template_timeout
     metrics = Metrics(model_name, client, config.metrics_compat)
@@ -155,21 +143,45 @@ def create_app(
         guard=None if guard is None else _guard(guard, config, metrics),
     )
     app.state.trimming = app.state.server.trimming
-    routes = app.state.routes = _include_routes(app)
-    if tracing is not None:
-        tracing.model_name = model_name
-    access_log = AccessLog(is_on=config.access_log == "on")
-    access = app.state.access = Access(metrics.http, access_log, (route.path for route in routes), tracing)
+    access = _access(app, config, tracing)
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     _add_middleware(app, config, keys, access)
     errors.install(app, metrics)
     return app
 
 
+def _new_app(config: ServerConfig, *, needs_key: bool) -> _App:
+    """Without routes and state."""
+    return _App(
+        parse_origins(config.cors_origins),
+        needs_key=needs_key,
+        title="deepseek-serve",
+        description="An OpenAI-compatible inference server.",
+        openapi_url=None,  # server.routes.page has it, and the next
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=operation_id,
+        redirect_slashes=False,  # a redirect would go to where the header Host says
+        telemetry=_NO_TELEMETRY,
+    )
+
+
 def _guard(model: GuardModel, config: ServerConfig, metrics: Metrics) -> Guard:
     admission = Admission(config.max_queued_requests, config.max_queued_tokens)
     counts = GuardMetrics(model.name, model.client, metrics.registry)
     return Guard(model, safety_of(config), config.guard_window, admission, counts)
+
+
+def _access(app: FastAPI, config: ServerConfig, tracing: Tracing | None) -> Access:
+    """Give the app its routes, and return what counts and logs their requests."""
+    state: ServerState = app.state.server
+    routes = app.state.routes = _include_routes(app)
+    if tracing is not None:
+        tracing.model_name = state.model_name
+    access_log = AccessLog(is_on=config.access_log == "on")
+    access: Access = Access(state.metrics.http, access_log, (route.path for route in routes), tracing)
+    app.state.access = access
+    return access
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig, keys: ApiKeys, access: Access) -> None:
