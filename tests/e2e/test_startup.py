@@ -17,7 +17,7 @@ from engine.errors import ConfigError
 from server.commands.child_server import free_port
 from server.config import ServerConfig
 from server.serve import _listen
-from tests.e2e.server_process import COMMAND, ServerProcess
+from tests.e2e.server_process import COMMAND, ServerProcess, is_engine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,7 @@ def test_an_engine_that_dies_before_it_is_ready_ends_the_server_with_status_1(
 ) -> None:
     with ServerProcess(tmp_path, *flags, wait=False) as server:
         process = psutil.Process(server.process.pid)
-        server.until(lambda: bool(process.children()))
+        server.until(lambda: any(map(is_engine, process.children())))
         server.engine.kill()
         assert server.process.wait(timeout=30) == 1
         assert "Traceback" not in server.log, server.log
