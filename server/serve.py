@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from engine.engine_info import Task
     from engine.loading.resolve import ModelSource
     from server.batches.runner import BatchRunner
-    from server.chat.template_process import TemplateProcess
     from server.config import ServerConfig
     from server.observe.tracing import Tracing
     from server.state import ServerState
@@ -112,19 +111,18 @@ async def _serve(
     client.startup = startup
     engines = [asyncio.create_task(client.run())]
     guard: GuardModel | None = None
-    if guard_source is not None:
-        guard_client = _engine(server_config, guard_settings(server_config, engine_config), "guard")
-        guard_client.startup = Startup(what="guard")
-        engines.append(asyncio.create_task(guard_client.run()))
-    telling: asyncio.Task[None] | None = None
-    reloading: asyncio.Task[None] | None = None
-    running: asyncio.Task[None] | None = None
-    prompts: TemplateProcess | None = None
-    try:
+    async with contextlib.AsyncExitStack() as ending:  # in the other order
+        ending.push_async_callback(_end, engines)
+        if tracing is not None:
+            ending.push_async_callback(tracing.close)
+        if guard_source is not None:
+            guard_client = _engine(server_config, guard_settings(server_config, engine_config), "guard")
+            guard_client.startup = Startup(what="guard")
+            engines.append(asyncio.create_task(guard_client.run()))
         tokenizer = await asyncio.to_thread(_load_tokenizer, source, template)
         if tokenizer.chat_template is not None:
-            prompts = tokenizer.chat_template.process
-            prompts.start()
+            tokenizer.chat_template.process.start()
+            ending.callback(tokenizer.chat_template.process.stop)
         if guard_source is not None:
             guard_tokenizer = await asyncio.to_thread(Tokenizer.load, guard_source)
             served = server_config.model_names or (source.name,)
@@ -136,36 +134,30 @@ async def _serve(
         app = create_app(client, tokenizer, name, source.path, server_config, files.keys, health, tracing, guard)
         gc.freeze()  # what is loaded stays: the collector would walk through it for a tenth of a second
         gc.enable()
+        state: ServerState = app.state.server
         batches: BatchRunner = app.state.batches
         server = Server(app, server_config, client, health, files.certificate, on_drain=batches.stop)
-        reloading = asyncio.create_task(files.watch(app.state.server.metrics))
-        running = asyncio.create_task(batches.run(on_imported=gc.freeze))  # until the server is about to end
+        ending.callback(asyncio.create_task(files.watch(state.metrics)).cancel)
+        ending.push_async_callback(state.storage.close)
+        ending.push_async_callback(_end, [asyncio.create_task(batches.run(on_imported=gc.freeze))])
         serving = asyncio.create_task(server.serve(sockets=listeners))
         url = _url(listeners[0], is_https=files.certificate is not None)
         if len(listeners) > 1:
             logger.info("for administrators: %s/metrics", _url(listeners[1]))
-        telling = asyncio.create_task(_tell(app.state.server, server.is_serving, url, has_keys=files.keys.are_set))
+        telling = asyncio.create_task(_tell(state, server.is_serving, url, has_keys=files.keys.are_set))
+        ending.callback(telling.cancel)
         await asyncio.wait({*engines, serving}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         await serving
-    finally:
-        if running is not None:
-            running.cancel()
-            await asyncio.wait({running})
-            await app.state.server.storage.close()
-        for task in (telling, reloading):
-            if task is not None:
-                task.cancel()
-        if prompts is not None:
-            prompts.stop()
-        if tracing is not None:
-            await tracing.close()
-        for engine in engines:
-            engine.cancel()
-        await asyncio.wait(engines)
     for engine in engines:
         with contextlib.suppress(asyncio.CancelledError):
             engine.result()
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 def _engine(config: ServerConfig, engine_config: EngineConfig, name: str = "engine") -> EngineProcess:
