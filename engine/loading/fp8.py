@@ -58,5 +58,6 @@ def quantize(weight_MN: torch.Tensor, block: tuple[int, int]) -> tuple[torch.Ten
 
 def _expand(scales: torch.Tensor, shape: torch.Size, block: tuple[int, int]) -> torch.Tensor:
     """Each block's scale repeated for each value of the block, [M, N]."""
-    (num_rows, num_columns), (height, width) = shape, block
+    (num_rows, num_columns) = shape
+    height, width = min(block[0], num_rows), min(block[1], num_columns)  # a config can have any
     return scales.repeat_interleave(height, 0)[:num_rows].repeat_interleave(width, 1)[:, :num_columns]

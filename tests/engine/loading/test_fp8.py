@@ -62,6 +62,13 @@ def test_blocks_have_the_same_values(shape, block, dtype):
     assert torch.equal(blocks.dequantize(torch.float32), dequantize(weight, scales, block))
 
 
+def test_blocks_far_larger_than_the_weight_take_no_memory():
+    weight, scales = quantize(torch.randn(5, 200), (5, 200))
+    expected = dequantize(weight, scales, (5, 200))
+    assert torch.equal(dequantize(weight, scales, (1 << 50, 1 << 50)), expected)
+    assert torch.equal(to_blocks(weight, scales, (1 << 50, 1 << 50)).dequantize(torch.float32), expected)
+
+
 def test_scales_of_other_columns_have_no_blocks(make_deepseek, tmp_path, caplog):
     weight, scales = quantize(torch.ones(48, 200), (48, 20))
     assert to_blocks(weight, scales, (48, 20)) is None
