@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from engine.quantization.calibrate import Measurement
 
-_MAX_DYNAMIC_SHARE = 0.5  # of a static checkpoint's arithmetic in linear layers
-_MAX_STATIC_LOSS = 1e-3  # |error|^2 / |output|^2, static less dynamic
+_MAX_DYNAMIC_SHARE = 0.9  # of a static checkpoint's arithmetic in linear layers
+_MAX_STATIC_LOSS = 7e-4  # |error|^2 / |output|^2, static less dynamic
 _MAX_UNQUANTIZED_SHARE = 0.05  # of the arithmetic in linear layers
 _MAX_DYNAMIC_LOSS = 2e-4  # |error|^2 / |output|^2 of a layer's outputs; int8 weights alone cause about 1e-4
 

@@ -17,7 +17,7 @@ def test_the_worst_layers_get_finer_schemes_within_their_budgets():
     recipe = choose("w8a8-static", layers)
     assert recipe.inputs["worst"] is None
     assert recipe.inputs["bad"] is Input.DYNAMIC
-    assert recipe.shares == pytest.approx({"static": 19 / 40, "dynamic": 20 / 40, "float": 0, "kept": 1 / 40})
+    assert recipe.shares == pytest.approx({"static": 3 / 40, "dynamic": 36 / 40, "float": 0, "kept": 1 / 40})
     dynamic = choose("w8a8-dynamic", layers)
     assert dynamic.shares == pytest.approx({"static": 0, "dynamic": 39 / 40, "float": 0, "kept": 1 / 40})
     assert choose("w8", layers).shares["float"] == pytest.approx(1)
