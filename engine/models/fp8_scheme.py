@@ -62,7 +62,7 @@ def _read_group(where: str, group: Mapping[str, Any]) -> tuple[tuple[int, int], 
 
 def _block(where: str, weights: Mapping[str, Any]) -> tuple[int, int]:
     strategy, block = weights.get("strategy"), weights.get("block_structure")
-    if strategy in _BLOCKS:
+    if isinstance(strategy, str) and strategy in _BLOCKS:
         return _BLOCKS[strategy]
     if strategy != "block":
         raise ModelError(f"{where}.weights.strategy is {strategy!r}; supported are 'channel', 'tensor' and 'block'")

@@ -85,6 +85,7 @@ def test_a_layer_of_no_group_and_scales_that_do_not_fit_are_named(make_llama, tm
         ({"num_bits": 4}, None, "weights.num_bits is 4; supported is 8"),
         ({"symmetric": False}, None, "weights.symmetric is False; supported is True"),
         ({"strategy": "group"}, None, "weights.strategy is 'group'; supported are 'channel', 'tensor' and 'block'"),
+        ({"strategy": ["channel"]}, None, "weights.strategy is ['channel']; supported are"),
         ({"strategy": "block"}, None, "weights.block_structure is None; expected two positive whole numbers"),
         ({"strategy": "block", "block_structure": [0, 1]}, None, "weights.block_structure is [0, 1]; expected two"),
         ({}, {"type": "int"}, "input_activations is {'type': 'int'}; supported are floats, or none"),
