@@ -131,8 +131,10 @@ def _rows_of(weight: torch.Tensor | QuantizedWeight, rows: slice) -> torch.Tenso
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
     """Stack the weights of layers that read the same input; None if their kinds of input or their rotations differ.
 
-    Several static grids are replaced by one grid over all their ranges.
+    Several static grids are replaced by one grid over all their ranges. One weight is handed back as it is.
     """
+    if len(weights) == 1:
+        return weights[0]
     inputs = {weight.input for weight in weights}
     grids = [input_ for input_ in inputs if isinstance(input_, StaticInput)]
     rotations = {weight.rotation for weight in weights}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _REQUIRED: Any = object()
 LARGEST = (1 << 24) - 1  # far above any size of a real model; a larger value would only exhaust memory
+MOST_LAYERS = 4096  # each has objects of its own, which are made before one learns that its tensors are not there
 _MAX_JSON = 32 * MIB  # DeepSeek-V3's index of 91,991 tensors has 9
 
 

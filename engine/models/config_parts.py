@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.models.config_keys import LARGEST, Keys, is_positive
+from engine.models.config_keys import LARGEST, MOST_LAYERS, Keys, is_positive
 from engine.models.quantization_config import read_quantization
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: naming the key and what is valid.
     """
     raw = keys.values
-    sizes = keys.integers("num_attention_heads", "hidden_size", "vocab_size", "num_hidden_layers")
+    sizes = keys.integers("num_attention_heads", "hidden_size", "vocab_size")
     num_heads = sizes["num_attention_heads"]
     _token_ids("bos_token_id", raw, generation)  # only checked: the tokenizer's is the one that is used
     return {
         **sizes,
+        "num_hidden_layers": keys.integer("num_hidden_layers", at_most=MOST_LAYERS),
         "architecture": raw["architectures"][0],
         "num_key_value_heads": keys.integer("num_key_value_heads", num_heads),
         "head_dim": keys.integer("head_dim", sizes["hidden_size"] // num_heads),

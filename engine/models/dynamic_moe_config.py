@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from engine.engine_info import LabelActivation
 
 ATTENTION_TYPES = ("full", "local", "block_sparse")
-_MOST_LAYERS = 4096  # each has an object of its own
-_MOST_EXPERTS = 1 << 16  # of all layers together, for the same reason
+_MOST_EXPERTS = 1 << 16  # of all layers together, for the reason of MOST_LAYERS
 _MOST_BLOCKS = 4096  # of a kind that a query sees: a row of that many numbers for each sparse block of a context
 
 
@@ -33,7 +32,7 @@ def parse(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
     keys = Keys(raw, "config.json")
     _refuse_unsupported(keys)
     common = read_common(keys, generation)
-    num_layers = keys.integer("num_hidden_layers", at_most=_MOST_LAYERS)
+    num_layers = common["num_hidden_layers"]
     return ModelConfig(
         **common,
         intermediate_size=0,  # every layer has experts

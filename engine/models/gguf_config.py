@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models.config import MLAConfig, ModelConfig, MoEConfig
-from engine.models.config_keys import Keys
+from engine.models.config_keys import MOST_LAYERS, Keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
         vocab_size=keys.integer("vocab_size", len(tokens)),
         hidden_size=hidden_size,
         intermediate_size=keys.integer("feed_forward_length"),
-        num_hidden_layers=keys.integer("block_count"),
+        num_hidden_layers=keys.integer("block_count", at_most=MOST_LAYERS),
         num_attention_heads=num_heads,
         num_key_value_heads=keys.integer("attention.head_count_kv", num_heads) if arch == "llama" else num_heads,
         head_dim=keys.integer("attention.key_length", hidden_size // num_heads),

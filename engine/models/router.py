@@ -61,7 +61,7 @@ class DynamicRouter:
         def take(name: str, *shape: int) -> torch.Tensor:
             return build.weights.take(f"{prefix}.{name}", shape, torch.float32)
 
-        bias_E = take("fc2.bias", num_experts) + take("noise", num_experts)
+        bias_E = take("fc2.bias", num_experts).add_(take("noise", num_experts))
         self._fc1 = build.fp32_linear(take("fc1.weight", size, hidden), take("fc1.bias", size))
         self._fc2 = build.ops.linear(take("fc2.weight", num_experts, size), bias_E, torch.float32)
 
