@@ -66,6 +66,7 @@ _PLAIN = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 _EXPANDED_SIZE = 2  # bytes of a value, mostly
+_MAPPED_AROUND = 2 << 20  # bytes: a page fault maps a whole large page of the file, where the system caches it in such
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
 
@@ -79,7 +80,7 @@ class GGUFSource:
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
         self._readers: dict[str, functools.partial[Any]] = {}
-        self._mapped: list[tuple[int, int]] = []  # address and size of what was handed out as it lies in the file
+        self._mapped: list[tuple[int, int]] = []  # offset and size of what was handed out as it lies in the file
         for name in file.tensors:
             self._add(name)
         self._warn_of_expanded()
@@ -88,8 +89,8 @@ class GGUFSource:
         return set(self._readers)
 
     def read(self, name: str) -> torch.Tensor | BlockWeight:
-        for address, size in self._mapped:
-            drop_pages(address, size)
+        for offset, num_bytes in self._mapped:
+            self._drop(offset, num_bytes)
         self._mapped.clear()
         value: torch.Tensor | BlockWeight = self._readers[name]()
         return value
@@ -111,8 +112,13 @@ class GGUFSource:
         return StoredTensor(kind_name, num_bytes)
 
     def release(self) -> None:
-        whole = np.frombuffer(self._file.data, dtype=np.uint8)
-        drop_pages(whole.ctypes.data, whole.nbytes)
+        self._drop(0, len(self._file.data))
+
+    def _drop(self, offset: int, num_bytes: int) -> None:
+        """Release the pages of a part of the file, and those around it that the system mapped with them."""
+        first, last = max(0, offset - _MAPPED_AROUND), min(offset + num_bytes + _MAPPED_AROUND, len(self._file.data))
+        part = np.frombuffer(self._file.data, dtype=np.uint8, count=last - first, offset=first)
+        drop_pages(part.ctypes.data, part.nbytes)
 
     def _warn_of_expanded(self) -> None:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""
@@ -192,7 +198,7 @@ class GGUFSource:
             raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
         raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
         if len(shape) == 2 and (form := FORMATS.get(kind.name.lower())) is not None:
-            self._mapped.append((raw.ctypes.data, num_bytes))
+            self._mapped.append((offset, num_bytes))
             return BlockWeight(_read_only(raw).view(shape[0], -1), form, shape[1], Input.DYNAMIC)
         try:
             if kind in _PLAIN:
@@ -201,7 +207,7 @@ class GGUFSource:
         except NotImplementedError:
             raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
         finally:
-            drop_pages(raw.ctypes.data, num_bytes)
+            self._drop(offset, num_bytes)
         return torch.from_numpy(np.require(values, np.float32, "W")).reshape(shape)
 
 

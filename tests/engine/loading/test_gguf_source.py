@@ -1,14 +1,20 @@
 """A GGUF file's tensors: the same model as the folder that the file was made from, in both forms of kv_b."""
 
 import math
+import mmap
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from engine.loading import random_checkpoint
 from engine.loading.gguf_file import GGUFFile
+from engine.loading.presets import PRESETS
+from engine.loading.resolve import resolve_model
+from kernels.block_weight import BlockWeight
 from tests.support import checkpoints, tiny, tiny_deepseek
 from tests.support.gguf_writer import GGUF_VARIANTS, write_gguf
 from tests.support.running import assert_parity, load, make_prompt, prompt_logits, relative_error
@@ -158,3 +164,29 @@ def test_rows_that_are_no_whole_blocks_are_refused(make_llama, tmp_path):
     damaged[where : where + 8] = (63).to_bytes(8, "little")
     (tmp_path / "model.gguf").write_bytes(damaged)
     assert "rows of 63 values, which are no whole blocks of Q4_0" in checkpoints.refusal(tmp_path / "model.gguf")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what is mapped is read from /proc")
+def test_what_was_read_of_a_file_leaves_memory(tmp_path):
+    sizes = {"vocab_size": 64, "hidden_size": 256, "num_hidden_layers": 2, "n_routed_experts": 64, "head_dim": 96}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "eos_token_id": 0}
+    config = {**PRESETS["v2-lite"], **sizes, **rope, "moe_intermediate_size": 256}
+    random_checkpoint.write(tmp_path / "model", config, dtype=torch.bfloat16, seed=0, fp8=False, progress=False)
+    write_gguf(tmp_path / "model", tmp_path / "model.gguf", Kind.Q8_0)
+    model = resolve_model(tmp_path / "model.gguf")
+    source = model.open_tensors(model.read_config())
+    for name in sorted(source.names()):
+        if isinstance(value := source.read(name), BlockWeight):
+            value.rows_OB.sum()
+    source.read("model.norm.weight")
+    assert resident(model.path) < 128 << 10
+    source.read("model.layers.1.mlp.experts.0.up_proj.weight").rows_OB.sum()
+    assert resident(model.path) >= 256 * 256
+    source.release()
+    assert resident(model.path) <= mmap.PAGESIZE  # the last one is no whole page of the file
+
+
+def resident(path):
+    """Bytes of a mapped file that are in this process's memory."""
+    maps = Path("/proc/self/smaps").read_text(encoding="utf-8").partition(f"{path}\n")[2]
+    return int(maps.partition("Rss:")[2].split()[0]) * 1024
