@@ -53,7 +53,7 @@ def check_fits(config: ResolvedConfig, tensors: TensorSource) -> None:
         room = (free - footprint.weights) / devices.GIB
         raise ConfigError(f"{text}. It fits with --kv-cache-memory {room:.3g}, or less, or fewer --num-kv-blocks")
     choices = get_args(ModelSettings.model_fields["quantization"].annotation)
-    needs = {choice: _needed(estimate.footprint(choice), smallest) for choice in choices}
+    needs = {choice: _needed(estimate.footprint(choice), smallest) for choice in choices if estimate.can_load(choice)}
     raise ConfigError(f"{text}. {_advice(needs, needed, free)}")
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kernels.block_weight import BlockFormat
     from kernels.ops import Ops
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_BYTES = ("I8", "U8")  # int8, or two codes of 4 bits
 _FORMATS = {
     "F8_E4M3": "fp8_128",
     "": "int4_128",
@@ -42,7 +42,7 @@ class Footprint:
 
     Attributes:
         weights: as they stay, packed.
-        passing: of the largest tensor, which is there beside them while it is packed.
+        passing: by which the peak of a load is above them, since a tensor is there beside what is packed of it.
     """
 
     weights: int
@@ -66,13 +66,19 @@ class Estimate:
         for name, stored in self._stored.items():
             self._parts[name.rpartition(".")[0]] += stored.num_bytes
 
+    def can_load(self, quantization: str) -> bool:
+        """Whether a load takes this --quantization; int4 is refused for weights that have few bits already."""
+        kinds = (self._stored[taken.name].kind for taken in self._taken if taken.layer and taken.name in self._stored)
+        return quantization != "int4" or (not self._is_quantized and all(map(self._becomes_int4, kinds)))
+
     def footprint(self, quantization: str) -> Footprint:
         """With this --quantization."""
-        packed = [taken for taken in self._taken if taken.layer is not None or taken.num_in_heads]
-        return Footprint(
-            sum(self._kept(taken, quantization) for taken in self._taken),
-            max((self._num_stored(taken) for taken in packed), default=0),
-        )
+        weights = peak = 0
+        for taken in self._taken:
+            weights += self._kept(taken, quantization)
+            is_packed = taken.layer is not None or taken.num_in_heads > 0
+            peak = max(peak, weights + (self._num_stored(taken) if is_packed else 0))
+        return Footprint(weights, peak - weights)
 
     def _kept(self, taken: TakenTensor, quantization: str) -> int:
         """Bytes that stay of a tensor."""
@@ -86,7 +92,7 @@ class Estimate:
             is_mapped = taken.is_table and block is not None  # rows are read where they lie
             return 0 if is_mapped else math.prod(taken.shape) * itemsize
         rows, columns = taken.shape
-        if quantization == "int4" and self._is_large(kind):
+        if quantization == "int4" and not self._is_quantized and self._becomes_int4(kind):
             made = self._block("q8_0" if taken.layer == "lm_head" else "q4_0")
             num_bytes = self._padded(rows, columns * itemsize)
             return num_bytes if made is None else rows * made.num_blocks(columns) * made.bytes
@@ -98,10 +104,10 @@ class Estimate:
             return self._padded(rows, columns * itemsize)
         return max(rows * block.num_blocks(columns) * block.bytes, self._num_stored(taken))
 
-    def _is_large(self, kind: str) -> bool:
-        """Whether a weight that is stored so can become int4; others are refused, and estimated as they are."""
+    def _becomes_int4(self, kind: str) -> bool:
+        """Whether a weight that is stored so can become int4: one in floats, or in blocks of at least a byte a value."""
         block = FORMATS.get(_FORMATS.get(kind, kind.lower()))
-        return not self._is_quantized and (kind in _FLOATS or (block is not None and block.bytes >= block.values))
+        return kind not in _BYTES and (block is None or block.bytes >= block.values)
 
     def _has_any_order(self, layer: str | None) -> bool:
         group = self._packed.group_of(layer) if self._packed and layer else None

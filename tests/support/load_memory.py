@@ -22,7 +22,7 @@ class LoadMemory:
     """Bytes.
 
     Attributes:
-        estimated, passing: of weights, and of the largest tensor, before anything is read.
+        estimated, passing: of weights, and of what the load takes beside them, before anything is read.
         weights: that stay.
         peak: of all that is resident, pages of mapped files included.
     """
