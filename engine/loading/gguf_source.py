@@ -66,7 +66,7 @@ _PLAIN = {
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
 _EXPANDED_SIZE = 2  # bytes of a value, mostly
-_MAPPED_AROUND = 2 << 20  # bytes: a page fault maps a whole large page of the file, where the system caches it in such
+_MAPPED_AROUND = 2 << 20  # bytes; where the system caches a file in large pages, a page fault maps a whole one
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
 
