@@ -105,7 +105,7 @@ class Estimate:
         return max(rows * block.num_blocks(columns) * block.bytes, self._num_stored(taken))
 
     def _becomes_int4(self, kind: str) -> bool:
-        """Whether a weight that is stored so can become int4: one in floats, or in blocks of at least a byte a value."""
+        """Whether a weight that is stored so can become int4: one in floats, or of at least a byte a value."""
         block = FORMATS.get(_FORMATS.get(kind, kind.lower()))
         return kind not in _BYTES and (block is None or block.bytes >= block.values)
 

@@ -82,7 +82,7 @@ class Decoder:
         build = Builder(config, weights, ops)
         self.config, self.ops = config, ops
         self._embedding = self.embedding_class(build)
-        # The head is mostly the largest weight: the peak of a load is lowest if it is packed before the others are there.
+        # The head is mostly the largest weight: a load peaks lowest if it is packed before the others are there.
         self._head = self._build_vocabulary_head(build) if config.task_heads.generates else None
         self._layers = [self.layer_class(build, i) for i in range(config.num_hidden_layers)]
         self._norm = build.norm("model.norm")
