@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _MARGIN = 0.03  # by which an estimate may be above what is free: it may be too high by as much
 
+_WORKING = 256 << 20  # bytes that steps take beside weights and KV cache, about
+
 
 def least_kv_blocks(config: ResolvedConfig) -> int:
     """Blocks of the KV cache without which nothing is computed: the first token has one in each group of layers."""
@@ -50,7 +52,7 @@ def check_fits(config: ResolvedConfig, tensors: TensorSource) -> None:
     )
     smallest = least_kv_blocks(config) * config.kv_cache.bytes_per_block
     if _fits(_needed(footprint, smallest), free):
-        room = (free - footprint.weights) / devices.GIB
+        room = max(smallest, free - footprint.weights - _WORKING) / devices.GIB
         raise ConfigError(f"{text}. It fits with --kv-cache-memory {room:.3g}, or less, or fewer --num-kv-blocks")
     choices = get_args(ModelSettings.model_fields["quantization"].annotation)
     needs = {choice: _needed(estimate.footprint(choice), smallest) for choice in choices if estimate.can_load(choice)}
