@@ -61,8 +61,9 @@ def test_layers_have_4_bits_and_the_head_8(tiny_llama, monkeypatch):
     load(tiny_llama, num_kv_blocks=16, quantization="int4", kernels="reference")
     packed = [weight for weight in packed if not (isinstance(weight, torch.Tensor) and weight.is_meta)]  # a dry run's
     assert {type(weight) for weight in packed} <= {BlockWeight, MixedWeight}
-    assert {weight.format.name for weight in packed[:-1]} == {"q4_0"}
-    assert packed[-1].format.name == "q8_0"
+    head, *layers = packed
+    assert head.format.name == "q8_0"
+    assert {weight.format.name for weight in layers} == {"q4_0"}
 
 
 def test_fp8_weights_are_rounded(tmp_path, make_deepseek):
