@@ -90,9 +90,9 @@ def test_int8_at_load_of_an_int8_checkpoint_adds_the_head_only(tmp_path, tiny_ll
     for quantization, head in (("none", torch.Tensor), ("int8", QuantizedWeight)):
         packed.clear()
         load(folder, num_kv_blocks=16, quantization=quantization)
-        loaded = [weight for weight in packed if not (isinstance(weight, torch.Tensor) and weight.is_meta)]
-        assert isinstance(loaded[-1], head)
-        assert {type(weight) for weight in loaded[:-1]} == {QuantizedWeight}
+        first, *layers = (weight for weight in packed if not (isinstance(weight, torch.Tensor) and weight.is_meta))
+        assert isinstance(first, head)
+        assert {type(weight) for weight in layers} == {QuantizedWeight}
 
 
 def test_a_layer_with_massive_activations_is_not_static(folder, tmp_path):
