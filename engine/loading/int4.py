@@ -26,8 +26,8 @@ _PRECISION = 2.0**-9  # scales may lose this in fp16
 
 def unpack(packed: torch.Tensor, dim: int) -> torch.Tensor:
     """int32 -> 8 codes each along `dim`, uint8; the lowest bits are the first code."""
-    codes = torch.stack([(packed >> shift & 15).to(torch.uint8) for shift in range(0, 32, 4)], dim + 1)
-    return codes.flatten(dim, dim + 1)
+    pairs = packed.to(torch.int32).movedim(dim, -1).contiguous().view(torch.uint8)  # a byte's low half comes first
+    return torch.stack([pairs & 15, pairs >> 4], -1).flatten(-2).movedim(-1, dim)
 
 
 def take_group_indices(weights: Weights, name: str, in_size: int, num_groups: int) -> torch.Tensor | None:
