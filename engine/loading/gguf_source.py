@@ -75,7 +75,13 @@ class GGUFSource:
     """A TensorSource (engine.loading.weights) over one file."""
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+        """List the tensors.
+
+        Raises:
+            ModelError: the directory does not fit the file: a tensor's bytes end behind it, or are another's, too.
+        """
         self._file = file
+        _check_places(file)
         self._is_llama = config.mla is None
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
@@ -104,9 +110,8 @@ class GGUFSource:
         num_bytes, kind_name = 0, ""
         for part in parts:
             if (tensor := self._file.tensors.get(part)) is not None:
-                kind, values_per_block, bytes_per_block = _kind(part, tensor)
-                num_bytes += math.prod(tensor.shape) // values_per_block * bytes_per_block
-                kind_name = kind.name
+                num_bytes += _num_bytes(part, tensor)
+                kind_name = _kind(part, tensor)[0].name
         if reader.func == self._stored and len(reader.args) > 1:  # an expert of many
             num_bytes //= self._file.tensors[parts[0]].shape[0]
         return StoredTensor(kind_name, num_bytes)
@@ -124,11 +129,10 @@ class GGUFSource:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""
         stored, values = Counter[str](), Counter[str]()
         for name, tensor in self._file.tensors.items():
-            kind, values_per_block, bytes_per_block = _kind(name, tensor)
+            kind, _, _ = _kind(name, tensor)
             if kind not in _PLAIN and kind.name.lower() not in FORMATS:
-                count = math.prod(tensor.shape)
-                values[kind.name] += count
-                stored[kind.name] += count // values_per_block * bytes_per_block
+                values[kind.name] += math.prod(tensor.shape)
+                stored[kind.name] += _num_bytes(name, tensor)
         for kind_name, size in stored.items():
             logger.warning(
                 "%.3g GiB of weights are stored as %s, which no kernel multiplies with: expanded, they take %.3g GiB",
@@ -190,12 +194,8 @@ class GGUFSource:
             raise ModelError(f"{self._file.path} lacks {name}")
         kind, values_per_block, bytes_per_block = _kind(name, tensor)
         shape = tensor.shape if index is None else tensor.shape[1:]
-        if shape and shape[-1] % values_per_block:
-            raise ModelError(f"{name} has rows of {shape[-1]} values, which are no whole blocks of {kind.name}")
         num_bytes = math.prod(shape) // values_per_block * bytes_per_block
         offset = tensor.offset + (index or 0) * num_bytes
-        if offset + num_bytes > len(self._file.data):
-            raise ModelError(f"{self._file.path} is cut short: {name} runs past its end")
         raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
         if len(shape) == 2 and (form := FORMATS.get(kind.name.lower())) is not None:
             self._mapped.append((offset, num_bytes))
@@ -218,6 +218,29 @@ def _kind(name: str, tensor: GGUFTensor) -> tuple[GGMLQuantizationType, int, int
         return kind, *GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
         raise ModelError(f"{name} has GGML type {tensor.ggml_type}, which the gguf package does not know") from None
+
+
+def _num_bytes(name: str, tensor: GGUFTensor) -> int:
+    """The bytes that a tensor takes in the file."""
+    kind, values_per_block, bytes_per_block = _kind(name, tensor)
+    columns = tensor.shape[-1] if tensor.shape else 1
+    if columns % values_per_block:
+        raise ModelError(f"{name} has rows of {columns} values, which are no whole blocks of {kind.name}")
+    return math.prod(tensor.shape) // values_per_block * bytes_per_block
+
+
+def _check_places(file: GGUFFile) -> None:
+    """Refuse tensors that run past the file's end, or into each other."""
+    last, last_end = "", 0
+    for name, tensor in sorted(file.tensors.items(), key=lambda entry: entry[1].offset):
+        num_bytes = _num_bytes(name, tensor)
+        end = tensor.offset + num_bytes
+        if end > len(file.data):
+            raise ModelError(f"{file.path} is cut short: {name}, of shape {list(tensor.shape)}, runs past its end")
+        if num_bytes and tensor.offset < last_end:
+            raise ModelError(f"{file.path} is damaged: {name} begins before {last} ends")
+        if num_bytes:
+            last, last_end = name, end
 
 
 def _read_only(raw: np.ndarray) -> torch.Tensor:

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 _TELL_EVERY = 5.0  # seconds between lines of a log
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
 _MAX_NAMES_SHOWN = 10  # in one error
+_MAX_NAME = 400  # characters of a name, or of a fault, in an error
 _MAX_FAULTS = 1000  # loading stops at once after so many
 _MAX_PLACEHOLDER = 1 << 28  # values; loading stops at once where a faulty tensor is larger
 _FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -207,7 +208,7 @@ class Weights:
         self._trimmer.trim()
         faults = (("missing", self._missing), ("misshapen", self._misshapen), ("unexpected", self._unused))
         problems = [
-            f"{label}: {', '.join(sorted(names)[:_MAX_NAMES_SHOWN])}"
+            f"{label}: {', '.join(name[:_MAX_NAME] or repr(name) for name in sorted(names)[:_MAX_NAMES_SHOWN])}"
             + (f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else "")
             for label, names in faults
             if names

@@ -20,15 +20,17 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
     """
     arch = metadata.get("general.architecture")
     if arch not in ("llama", "deepseek2"):
-        raise ModelError(f"GGUF architecture {arch!r} is not supported yet; supported are 'llama' and 'deepseek2'")
+        raise ModelError(
+            f"GGUF architecture {str(arch)[:100]!r} is not supported yet; supported are 'llama' and 'deepseek2'"
+        )
     if arch == "llama" and metadata.get("llama.expert_count"):
         raise ModelError("a Llama with experts (Mixtral) is not supported")
     keys = Keys(metadata, "the GGUF file", f"{arch}.")
     num_heads, hidden_size = keys.integer("attention.head_count"), keys.integer("embedding_length")
     tokens = Keys(metadata, "the GGUF file").get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
-        raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {tokens!r}; expected a list")
-    eos = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+        raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {str(tokens)[:100]!r}; expected a list")
+    eos = [_token_id(metadata, name) for name in ("eos", "eot")]
     return ModelConfig(
         architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
         vocab_size=keys.integer("vocab_size", len(tokens)),
@@ -62,9 +64,17 @@ def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
     for name in ("beta_fast", "beta_slow"):
         if keys.get(f"rope.scaling.yarn_{name}", None) is not None:
             rope[name] = keys.number(f"rope.scaling.yarn_{name}")
-    if multiplier := keys.get("rope.scaling.yarn_log_multiplier", 0):
+    if keys.get("rope.scaling.yarn_log_multiplier", 0) != 0:
+        multiplier = keys.number("rope.scaling.yarn_log_multiplier")
         rope["mscale"] = rope["mscale_all_dim"] = multiplier * 10  # stored as 0.1 * mscale_all_dim
     return rope
+
+
+def _token_id(metadata: Mapping[str, Any], name: str) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if value is not None and not isinstance(value, int):
+        Keys(metadata, "the GGUF file").refuse(f"tokenizer.ggml.{name}_token_id", value, "a whole number")
+    return value
 
 
 def _gguf_mla(keys: Keys) -> MLAConfig:

@@ -48,6 +48,8 @@ def read_gguf(file: GGUFFile) -> GGUFVocabulary:
         return None if token_id is None else str(tokens[token_id])
 
     model, tokens, types = get("model"), get("tokens"), get("token_type")
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise ModelError(f"tokenizer.ggml.tokens of {file.path} is no list of texts, or an empty one")
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama")
     if model == "llama":
         has_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
@@ -74,10 +76,8 @@ def _sentence_piece(
     that no piece has is spelled in bytes.
     """
     vocab = {token: i for i, token in enumerate(tokens)}
-    model = models.BPE(
-        vocab=vocab, merges=_merges(tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True
-    )
-    tokenizer = Tokenizer(model)
+    merges = _merges(tokens, scores, types)
+    tokenizer = _bpe(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
@@ -113,11 +113,18 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int])
 
 def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> Tokenizer:
     pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+    tokenizer = _bpe(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     _add_whole_tokens(tokenizer, tokens, token_types)
     return tokenizer
+
+
+def _bpe(**parts: Any) -> Tokenizer:
+    try:
+        return Tokenizer(models.BPE(**parts))
+    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception where a merge is of no token
+        raise ValueError(f"its tokens and merges do not fit: {str(error)[:200]}") from None
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -1,6 +1,7 @@
 """A GGUF file's header: damage of any kind is a ModelError."""
 
 import random
+import struct
 
 import pytest
 
@@ -62,4 +63,61 @@ def test_arrays_nested_without_end_are_refused(tmp_path):
     header = b"GGUF\x03\0\0\0" + bytes(8) + (1).to_bytes(8, "little")
     (tmp_path / "model.gguf").write_bytes(header + key + (9).to_bytes(4, "little") + nested)
     with pytest.raises(ModelError, match="damaged"):
+        GGUFFile(tmp_path / "model.gguf")
+
+
+def text(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+def entry(name, shape=(32,), offset=0):
+    """A directory's entry of an F32 tensor."""
+    return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, offset)
+
+
+def header(*entries, keys=()):
+    return b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(keys)) + b"".join(keys) + b"".join(entries)
+
+
+FLOAT_ALIGNMENT = text(b"general.alignment") + struct.pack("<If", 6, float("nan"))
+INT_ALIGNMENT = text(b"general.alignment") + struct.pack("<I", 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header(keys=[FLOAT_ALIGNMENT]), "alignment is nan, expected a power of two"),
+        (header(keys=[INT_ALIGNMENT + struct.pack("<i", -32)]), "alignment is -32"),
+        (header(keys=[INT_ALIGNMENT + struct.pack("<i", 1)]), "alignment is 1,"),
+        (header(keys=[INT_ALIGNMENT + struct.pack("<i", 48)]), "alignment is 48"),
+        (header(keys=[INT_ALIGNMENT + struct.pack("<i", 64)] * 2), "key 'general.alignment' is there twice"),
+        (header(entry(b"a"), entry(b"a", offset=128)), "tensor a is there twice"),
+        (header(entry(b"")), "a tensor has no name"),
+        (header(entry(b"x" * 256)), "a text of 256 bytes"),
+        (header(entry(b"a", offset=33)), "a lies at 33"),
+        (header(entry(b"a", (1 << 63, 0))), "for which the file is too short"),
+        (header(entry(b"a", (1,) * 5)), "a tensor of 5 dimensions"),
+        (header(text(b"a") + b"\xff" * 4), "a tensor of 4294967295 dimensions"),
+        (header(keys=[struct.pack("<Q", 1 << 36)]), f"a text of {1 << 36} bytes"),
+        (header(keys=[struct.pack("<Q", 1 << 29)]), f"a text of {1 << 29} bytes"),
+        (header(keys=[text(b"a") + struct.pack("<IIQ", 9, 9, 1 << 20)]), "an array of type 9"),
+        (header(keys=[text(b"%d" % n) + struct.pack("<IIQ", 9, 0, 3 << 20) + bytes(3 << 20) for n in (1, 2)]), "count"),
+    ],
+    ids=[
+        "alignment nan", "alignment -32", "alignment 1", "alignment 48", "key twice", "tensor twice", "no name",
+        "long name", "unaligned", "huge and empty", "5 dimensions", "endless dimensions", "text beyond the file",
+        "text beyond the header", "arrays of arrays", "many elements in sum",
+    ],
+)  # fmt: skip
+def test_a_header_that_lies_is_refused_at_once_even_in_a_sparse_file(tmp_path, content, message):
+    with (tmp_path / "model.gguf").open("wb") as file:
+        file.write(content)
+        file.truncate(1 << 33)
+    with pytest.raises(ModelError, match=f"damaged or cut short.*{message}"):
+        GGUFFile(tmp_path / "model.gguf")
+
+
+def test_a_text_behind_the_end_is_refused(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(header(keys=[struct.pack("<Q", 10) + b"short"]))
+    with pytest.raises(ModelError, match="a text of 10 bytes"):
         GGUFFile(tmp_path / "model.gguf")

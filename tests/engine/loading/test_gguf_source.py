@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from engine.errors import ModelError
 from engine.loading import random_checkpoint
 from engine.loading.gguf_file import GGUFFile
 from engine.loading.presets import PRESETS
@@ -140,6 +141,23 @@ def test_a_tensor_of_an_unknown_type_is_refused(tiny_gguf, tmp_path):
     damaged[where : where + 4] = (222).to_bytes(4, "little")
     (tmp_path / "model.gguf").write_bytes(damaged)
     assert "norm.weight has GGML type 222" in checkpoints.refusal(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [(0, 1 << 16, r"cut short: output_norm\.weight, of shape \[65536\], runs past its end"),
+     (12, 0, r"damaged: (\S+) begins before (\S+) ends")],
+    ids=["size", "offset"],
+)  # fmt: skip
+def test_a_directory_that_lies_is_refused_before_a_tensor_is_read(tiny_gguf, tmp_path, field, value, message):
+    damaged = bytearray(tiny_gguf.read_bytes())
+    name = b"output_norm.weight"
+    where = damaged.rfind(name) + len(name) + 4 + field  # after the number of dimensions: the one, type and offset
+    damaged[where : where + 8] = value.to_bytes(8, "little")
+    (tmp_path / "model.gguf").write_bytes(damaged)
+    source = resolve_model(str(tmp_path / "model.gguf"))
+    with pytest.raises(ModelError, match=message):
+        source.open_tensors(source.read_config())
 
 
 def test_types_without_kernels_are_expanded_and_named_once(make_llama, tmp_path, caplog):

@@ -116,6 +116,8 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("llama.rope.scaling.type", "linear", r"lacks 'llama\.rope\.scaling\.factor'"),
         ("tokenizer.ggml.tokens", None, r"lacks 'tokenizer\.ggml\.tokens'"),
         ("tokenizer.ggml.tokens", 5, r"tokenizer\.ggml\.tokens"),
+        ("tokenizer.ggml.eot_token_id", [5], r"eot_token_id in the GGUF file is \[5\]; expected a whole number"),
+        ("deepseek2.rope.scaling.yarn_log_multiplier", "0.1", r"yarn_log_multiplier .* expected a positive number"),
         ("deepseek2.expert_count", None, r"lacks 'deepseek2\.expert_count'"),
         (
             "deepseek2.expert_count",

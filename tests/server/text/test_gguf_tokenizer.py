@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from gguf import GGUFWriter
+from gguf import GGUFValueType, GGUFWriter
 
+from engine.errors import ModelError
 from engine.loading.resolve import ModelSource
 from server.text.tokenizer import Tokenizer
 
@@ -124,3 +125,28 @@ def test_an_output_keeps_its_first_space_behind_a_prompt(trained, tokenizer):
 def test_tokens_are_their_bytes(trained, tokenizer):
     texts = [tokenizer.token_bytes(i) for i in trained.encode(" a é漢")]
     assert b"".join(texts) == "  a é漢".encode()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "merges", "message"),
+    [
+        (["a", "b", "ab"], ["a qqq"], "tokens and merges do not fit: .*qqq"),
+        (["a", "b"], ["a b"], "tokens and merges do not fit"),
+        (["a", "a", "a"], ["a b"], "tokens and merges do not fit"),
+        ([1, 2, 3], ["a b"], "no list of texts, or an empty one"),
+        ("abc", ["a b"], "no list of texts, or an empty one"),
+        (["a", "b", "ab"], [7], "is damaged"),
+    ],
+    ids=["unknown part", "unknown whole", "one token thrice", "numbers", "one text", "merges of numbers"],
+)
+def test_tokens_that_contradict_merges_are_refused(tmp_path, tokens, merges, message):
+    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    for key, value in {"tokens": tokens, "token_type": [NORMAL] * len(tokens), "merges": merges}.items():
+        kind = GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.ARRAY
+        writer.add_key_value(f"tokenizer.ggml.{key}", value, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=message):
+        Tokenizer.load(ModelSource(tmp_path / "model.gguf", "llama"))
