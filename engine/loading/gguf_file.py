@@ -68,7 +68,7 @@ class GGUFFile:
             for _ in range(self._counted(num_keys)):
                 key = self._string()
                 if key in self.metadata:
-                    raise ValueError(f"the key {key[:100]!r} is there twice")
+                    raise ValueError(f"the key {key!r:.100} is there twice")
                 self.metadata[key] = self._value(self._scalar("<I"))
             self.tensors = self._directory(self._counted(num_tensors))
         except (struct.error, LookupError, ValueError) as error:
@@ -77,7 +77,7 @@ class GGUFFile:
     def _directory(self, num_tensors: int) -> dict[str, GGUFTensor]:
         alignment = self.metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < _LEAST_ALIGNMENT or alignment & (alignment - 1):
-            raise ValueError(f"general.alignment is {str(alignment)[:100]}, expected a power of two from 8")
+            raise ValueError(f"general.alignment is {alignment!r:.100}, expected a power of two from 8")
         entries: dict[str, GGUFTensor] = {}
         for _ in range(num_tensors):
             name = self._string(_MAX_NAME)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _REQUIRED: Any = object()
 LARGEST = (1 << 24) - 1  # far above any size of a real model; a larger value would only exhaust memory
 MOST_LAYERS = 4096  # each has objects of its own, which are made before one learns that its tensors are not there
-_MAX_SHOWN = 200  # characters of a value in an error
 _MAX_JSON = 32 * MIB  # DeepSeek-V3's index of 91,991 tensors has 9
 
 
@@ -76,8 +75,7 @@ class Keys:
 
     def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
         """Raise an error that names the key and what is expected."""
-        shown = repr(value) if len(repr(value)) <= _MAX_SHOWN else f"{repr(value)[:_MAX_SHOWN]}..."
-        raise ModelError(f"{self._prefix}{name} in {self._where} is {shown}; expected {expected}")
+        raise ModelError(f"{self._prefix}{name} in {self._where} is {value!r:.200}; expected {expected}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,16 +20,14 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
     """
     arch = metadata.get("general.architecture")
     if arch not in ("llama", "deepseek2"):
-        raise ModelError(
-            f"GGUF architecture {str(arch)[:100]!r} is not supported yet; supported are 'llama' and 'deepseek2'"
-        )
+        raise ModelError(f"GGUF architecture {arch!r:.100} is not supported yet; supported are 'llama' and 'deepseek2'")
     if arch == "llama" and metadata.get("llama.expert_count"):
         raise ModelError("a Llama with experts (Mixtral) is not supported")
     keys = Keys(metadata, "the GGUF file", f"{arch}.")
     num_heads, hidden_size = keys.integer("attention.head_count"), keys.integer("embedding_length")
     tokens = Keys(metadata, "the GGUF file").get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
-        raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {str(tokens)[:100]!r}; expected a list")
+        raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {tokens!r:.100}; expected a list")
     eos = [_token_id(metadata, name) for name in ("eos", "eot")]
     return ModelConfig(
         architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",

@@ -76,8 +76,10 @@ def _sentence_piece(
     that no piece has is spelled in bytes.
     """
     vocab = {token: i for i, token in enumerate(tokens)}
-    merges = _merges(tokens, scores, types)
-    tokenizer = _bpe(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        vocab=vocab, merges=_merges(tokens, scores, types), unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
+    tokenizer = Tokenizer(model)
     prefix = [normalizers.Prepend(_SPACE)] if has_prefix else []
     tokenizer.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
     strip = [decoders.Strip(" ", 1, 0)] if has_prefix else []
@@ -113,18 +115,15 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int])
 
 def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> Tokenizer:
     pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-    tokenizer = _bpe(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs)
+    vocab = {token: i for i, token in enumerate(tokens)}
+    for left, right in pairs:  # the Rust side panics
+        if left not in vocab or right not in vocab or left + right not in vocab:
+            raise ValueError(f"the merge of {left!r:.100} and {right!r:.100} is not of tokens, or makes none")
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     _add_whole_tokens(tokenizer, tokens, token_types)
     return tokenizer
-
-
-def _bpe(**parts: Any) -> Tokenizer:
-    try:
-        return Tokenizer(models.BPE(**parts))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception where a merge is of no token
-        raise ValueError(f"its tokens and merges do not fit: {str(error)[:200]}") from None
 
 
 def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
