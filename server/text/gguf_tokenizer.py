@@ -45,6 +45,8 @@ def read_gguf(file: GGUFFile) -> GGUFVocabulary:
 
     def named(key: str, default: int | None) -> str | None:
         token_id = metadata.get(f"tokenizer.ggml.{key}_token_id", default)
+        if token_id is not None and not 0 <= token_id < len(tokens):
+            raise ModelError(f"tokenizer.ggml.{key}_token_id of {file.path} is {token_id}, of {len(tokens)} tokens")
         return None if token_id is None else str(tokens[token_id])
 
     model, tokens, types = get("model"), get("tokens"), get("token_type")

@@ -71,7 +71,7 @@ def write(path, model, **flags):
     writer.add_token_scores([model.get_score(i) for i in ids])
     writer.add_token_types([kind_of(model, i) for i in ids])
     for name, value in flags.items():
-        writer.add_bool(f"tokenizer.ggml.{name}", value)
+        (writer.add_bool if isinstance(value, bool) else writer.add_int32)(f"tokenizer.ggml.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -125,6 +125,12 @@ def test_an_output_keeps_its_first_space_behind_a_prompt(trained, tokenizer):
 def test_tokens_are_their_bytes(trained, tokenizer):
     texts = [tokenizer.token_bytes(i) for i in trained.encode(" a é漢")]
     assert b"".join(texts) == "  a é漢".encode()
+
+
+@pytest.mark.parametrize("token_id", [-1, 1200])
+def test_a_special_token_that_the_vocabulary_lacks_is_refused(trained, tmp_path, token_id):
+    with pytest.raises(ModelError, match=rf"bos_token_id of .* is {token_id}, of 1200 tokens"):
+        write(tmp_path / "model.gguf", trained, bos_token_id=token_id)
 
 
 @pytest.mark.parametrize(
