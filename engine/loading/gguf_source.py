@@ -230,17 +230,17 @@ def _num_bytes(name: str, tensor: GGUFTensor) -> int:
 
 
 def _check_places(file: GGUFFile) -> None:
-    """Refuse tensors that run past the file's end, or into each other."""
+    """Refuse tensors that are empty, or run past the file's end or into each other."""
     last, last_end = "", 0
     for name, tensor in sorted(file.tensors.items(), key=lambda entry: entry[1].offset):
-        num_bytes = _num_bytes(name, tensor)
-        end = tensor.offset + num_bytes
+        end = tensor.offset + _num_bytes(name, tensor)
+        if end == tensor.offset:
+            raise ModelError(f"{name} has no values: its shape is {list(tensor.shape)}")
         if end > len(file.data):
             raise ModelError(f"{file.path} is cut short: {name}, of shape {list(tensor.shape)}, runs past its end")
-        if num_bytes and tensor.offset < last_end:
+        if tensor.offset < last_end:
             raise ModelError(f"{file.path} is damaged: {name} begins before {last} ends")
-        if num_bytes:
-            last, last_end = name, end
+        last, last_end = name, end
 
 
 def _read_only(raw: np.ndarray) -> torch.Tensor:

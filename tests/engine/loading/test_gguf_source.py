@@ -146,8 +146,9 @@ def test_a_tensor_of_an_unknown_type_is_refused(tiny_gguf, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [(0, 1 << 16, r"cut short: output_norm\.weight, of shape \[65536\], runs past its end"),
+     (0, 0, r"output_norm\.weight has no values: its shape is \[0\]"),
      (12, 0, r"damaged: (\S+) begins before (\S+) ends")],
-    ids=["size", "offset"],
+    ids=["size", "no size", "offset"],
 )  # fmt: skip
 def test_a_directory_that_lies_is_refused_before_a_tensor_is_read(tiny_gguf, tmp_path, field, value, message):
     damaged = bytearray(tiny_gguf.read_bytes())
