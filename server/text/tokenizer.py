@@ -251,7 +251,9 @@ def _from_folder(folder: Path, chat_template: str | None) -> Tokenizer:
         raise ModelError(f"{path} is missing; other tokenizer formats (tokenizer.model) are not read")
     try:
         tokenizer = HFTokenizer.from_buffer(read_bytes(path, _MAX_TOKENIZER))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises bare Exception for every kind of damage
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - for damage, the Rust side raises bare Exception, or panics
         raise ModelError(f"{path} cannot be read: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()

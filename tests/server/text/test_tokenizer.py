@@ -145,6 +145,13 @@ def test_a_model_may_have_no_chat_template(folder):
     assert load(folder).chat_template is None
 
 
+def test_a_merge_that_makes_no_token_is_refused(folder):
+    content = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}}  # the Rust side panics
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
