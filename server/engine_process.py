@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -44,6 +45,10 @@ _RESTART_DELAYS = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before each start,
 _FAILED_TO_START = 2  # the exit status of an engine whose settings or model are at fault
 _TURN = 0.002  # seconds of messages that wait, until others run in between
 _STOP_TIMEOUT = 1.0  # seconds that the engine may take to end by itself
+_SIGNALS = {  # what ends an engine from outside, in words
+    signal.SIGBUS: "a file of the model became shorter while it was read, or its disk failed",
+    signal.SIGKILL: "somebody or the system killed it; perhaps memory ran out",
+}
 _SOCKET_FOLDER = "deepseek-serve-"
 
 
@@ -53,6 +58,14 @@ def _socket_folder() -> tempfile.TemporaryDirectory[str]:
     if len(os.fsencode(f"{parent}/{_SOCKET_FOLDER}12345678/engine")) > zmq.IPC_PATH_MAX_LEN:
         parent = "/tmp"  # noqa: S108  # a TMPDIR may be longer than the 107 bytes of a socket's address
     return tempfile.TemporaryDirectory(prefix=_SOCKET_FOLDER, dir=parent)
+
+
+def _described(status: int | None) -> str:
+    """How a process ended, by its exit status; a negative one is the number of a signal."""
+    if status is None or status >= 0 or -status not in set(signal.Signals):
+        return f"status {status}"
+    ending = signal.Signals(-status)
+    return f"status {status} ({ending.name}{': ' + _SIGNALS[ending] if ending in _SIGNALS else ''})"
 
 
 class EngineProcess(EngineClient):
@@ -81,13 +94,13 @@ class EngineProcess(EngineClient):
         try:
             status = await self._run_once()
             if self.state is EngineState.STARTING:
-                how = self._why_killed or f"status {status}"
+                how = self._why_killed or _described(status)
                 raise EngineUnavailableError(f"the {self.name} ended before it was ready: {how}")
             num_deaths = 0  # in a row
             while True:
                 delay = _RESTART_DELAYS[min(num_deaths, len(_RESTART_DELAYS) - 1)]
-                self.last_end = self._why_killed or f"status {status}"
-                logger.error("the %s died with status %s; starting it again in %g s", self.name, status, delay)
+                self.last_end = self._why_killed or _described(status)
+                logger.error("the %s died with %s; starting it again in %g s", self.name, _described(status), delay)
                 self.startup.restart()
                 if delay:
                     self.startup.tell(PAUSING)

@@ -34,9 +34,9 @@ def read(
     if num_rows % 8:
         weights.fault(f"{layer}.qweight has {num_rows} rows; AWQ stores multiples of 8")
         return None
-    packed = weights.take_stored(f"{layer}.qweight", (in_size, -(-num_rows // 8)))
-    scale_GO = weights.take_stored(f"{layer}.scales", (num_groups, num_rows))
-    zeros = weights.take_stored(f"{layer}.qzeros", (num_groups, -(-num_rows // 8)))
+    packed = weights.take_stored(f"{layer}.qweight", (in_size, -(-num_rows // 8)), dtypes=int4.PACKED)
+    scale_GO = weights.take_scales(f"{layer}.scales", (num_groups, num_rows))
+    zeros = weights.take_stored(f"{layer}.qzeros", (num_groups, -(-num_rows // 8)), dtypes=int4.PACKED)
     if packed is None or scale_GO is None or zeros is None:
         return None
     return int4.to_blocks(_rows(packed), scale_GO.T, _rows(zeros), group.group_size, Input(group.input))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.loading import fp4, int4
+from engine.loading.stored_dtypes import E8M0, FLOATS, INDICES
 from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
@@ -34,16 +35,22 @@ def read(
         weights.fault(f"{layer}.weight_packed is in no group of quantization_config")
         return None
     num_groups, input_ = group.num_groups(in_size), Input(group.input)
-    scale_OG = weights.take_stored(f"{layer}.weight_scale", (num_rows, num_groups))
+    dtypes = E8M0 if group.is_float else FLOATS
+    scale_OG = weights.take_scales(f"{layer}.weight_scale", (num_rows, num_groups), dtypes=dtypes)
     if group.is_float:
-        packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, in_size // 2))
+        packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, in_size // 2), dtypes=(torch.uint8,))
         return None if packed is None or scale_OG is None else fp4.to_blocks(packed, scale_OG, input_)
-    packed = weights.take_stored(f"{layer}.weight_packed", (num_rows, -(-in_size * group.bits // 32)))
+    packed_shape = (num_rows, -(-in_size * group.bits // 32))
+    packed = weights.take_stored(f"{layer}.weight_packed", packed_shape, dtypes=int4.PACKED)
     zero_point, zero_OG = None, None
     if not group.symmetric:
-        zero_point = weights.take_stored(f"{layer}.weight_zero_point", (-(-num_rows // 8), num_groups))
+        zero_shape = (-(-num_rows // 8), num_groups)
+        zero_point = weights.take_stored(f"{layer}.weight_zero_point", zero_shape, dtypes=int4.PACKED)
         zero_OG = None if zero_point is None else int4.unpack(zero_point, 0)[:num_rows]
-    weights.take_stored(f"{layer}.weight_shape", (2,))
+    stored_shape = weights.take_stored(f"{layer}.weight_shape", (2,), dtypes=INDICES)
+    if stored_shape is not None and stored_shape.tolist() != list(shape):
+        weights.fault(f"{layer}.weight_shape is {stored_shape.tolist()}, expected {list(shape)}")
+        return None
     group_of_I = int4.take_group_indices(weights, f"{layer}.weight_g_idx", in_size, num_groups)
     if packed is None or scale_OG is None or (zero_point is None and not group.symmetric):
         return None

@@ -21,9 +21,14 @@ def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, .
     return tuple(-(-size // length) for size, length in zip(shape, block, strict=False))
 
 
+def floats(scales: torch.Tensor) -> torch.Tensor:
+    """Scales in fp32; bytes are E8M0."""
+    return (scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales).float()
+
+
 def dequantize(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """The weight in fp32."""
-    return weight_MN.float() * _expand(scales.float(), weight_MN.shape, block)
+    return weight_MN.float() * _expand(floats(scales), weight_MN.shape, block)
 
 
 def to_blocks(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> BlockWeight | None:
@@ -33,11 +38,11 @@ def to_blocks(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, i
         None where the columns of a scale are no whole groups of 128, or a scale is not below 128.
     """
     (num_rows, num_columns), group = weight_MN.shape, _FORMAT.values
-    if (block[1] % group and block[1] < num_columns) or not (scales.float().abs() < _SCALES_BELOW).all():
+    if (block[1] % group and block[1] < num_columns) or not (floats(scales).abs() < _SCALES_BELOW).all():
         return None
     num_groups = _FORMAT.num_blocks(num_columns)
     columns = torch.arange(num_groups) * group // block[1]
-    scale_MG = scales.float()[torch.arange(num_rows) // block[0]][:, columns].contiguous()
+    scale_MG = floats(scales)[torch.arange(num_rows) // block[0]][:, columns].contiguous()
     blocks = torch.empty(num_rows, num_groups, _FORMAT.bytes, dtype=torch.uint8)
     blocks[..., :4] = scale_MG[..., None].view(torch.uint8)
     values = weight_MN.view(torch.uint8)

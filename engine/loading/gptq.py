@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.loading import int4
+from engine.loading.stored_dtypes import FLOATS
 from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def read(
     """The weight of a layer; None if its tensors are missing or do not fit, which is noted."""
     (num_rows, in_size), ((group, _),) = shape, scheme.groups
     num_groups = group.num_groups(in_size)
-    packed = weights.take_stored(f"{layer}.qweight", (-(-in_size // 8), num_rows))
-    scale_GO = weights.take_stored(f"{layer}.scales", (num_groups, num_rows))
-    zeros = weights.take_stored(f"{layer}.qzeros", (num_groups, -(-num_rows // 8)))
+    packed = weights.take_stored(f"{layer}.qweight", (-(-in_size // 8), num_rows), dtypes=int4.PACKED)
+    scale_GO = weights.take_scales(f"{layer}.scales", (num_groups, num_rows))
+    zeros = weights.take_stored(f"{layer}.qzeros", (num_groups, -(-num_rows // 8)), dtypes=int4.PACKED)
     group_of_I = int4.take_group_indices(weights, f"{layer}.g_idx", in_size, num_groups)
     if weights.holds(f"{layer}.bias"):  # old versions write one always; a model with biases has taken its own by now
-        bias_O = weights.take_stored(f"{layer}.bias", (num_rows,))
+        bias_O = weights.take_stored(f"{layer}.bias", (num_rows,), dtypes=FLOATS)
         if bias_O is not None and bias_O.any():
             weights.fault(f"{layer}.bias is not 0, and the model has none")
             return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.loading.stored_dtypes import INDICES
 from kernels.block_weight import FORMATS, BlockWeight
 from kernels.linear_int8 import Input
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PACKED = (torch.int32,)  # dtypes of codes
 SYMMETRIC = 8  # the code of 0 where there are no zero points
 _LARGEST = 128  # values that share a scale in a block
 _PRECISION = 2.0**-9  # scales may lose this in fp16
@@ -34,7 +36,7 @@ def take_group_indices(weights: Weights, name: str, in_size: int, num_groups: in
     """The group of each input, if a tensor of this name says it; one that names no group is a fault."""
     if not weights.holds(name):
         return None
-    group_of_I = weights.take_stored(name, (in_size,))
+    group_of_I = weights.take_stored(name, (in_size,), dtypes=INDICES)
     if group_of_I is not None and not bool(((group_of_I >= 0) & (group_of_I < num_groups)).all()):
         weights.fault(f"{name} has numbers beyond 0 to {num_groups - 1}")
         return None

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from engine.errors import ModelError
 from engine.loading import awq, compressed_int4, fp4, fp8, gptq
+from engine.loading.name_list import name_list
+from engine.loading.stored_dtypes import E8M0, FLOATS, ZERO_POINTS
 from engine.memory import Trimmer
 from kernels.block_weight import BlockWeight
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_for_dynamic_inputs
@@ -35,11 +37,8 @@ logger = logging.getLogger(__name__)
 
 _TELL_EVERY = 5.0  # seconds between lines of a log
 _LAYER = re.compile(r"model\.layers\.(\d{1,9})\.")
-_MAX_NAMES_SHOWN = 10  # in one error
-_MAX_NAME = 400  # characters of a name, or of a fault, in an error
 _MAX_FAULTS = 1000  # loading stops at once after so many
 _MAX_PLACEHOLDER = 1 << 28  # values; loading stops at once where a faulty tensor is larger
-_FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 LoadFormat = Literal["int8", "q4_0", "q8_0"]  # what weights are made at load; blocks of kernels.block_weight
 _READERS = {  # of layers in 4 bits, by their layout: a part of a layer's tensors' names, and what reads them
     "compressed-tensors": ("weight_packed", compressed_int4.read),
@@ -207,12 +206,7 @@ class Weights:
         self._source.release()
         self._trimmer.trim()
         faults = (("missing", self._missing), ("misshapen", self._misshapen), ("unexpected", self._unused))
-        problems = [
-            f"{label}: {', '.join(name[:_MAX_NAME] or repr(name) for name in sorted(names)[:_MAX_NAMES_SHOWN])}"
-            + (f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else "")
-            for label, names in faults
-            if names
-        ]
+        problems = [f"{label}: {name_list(names)}" for label, names in faults if names]
         if problems:
             raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
 
@@ -220,12 +214,30 @@ class Weights:
         """Whether there is a tensor of this name that was not taken yet."""
         return name in self._unused
 
-    def take_stored(self, name: str, *shapes: tuple[int, ...]) -> torch.Tensor | None:
-        """A tensor as it is stored; None if it is missing or has none of the shapes, which is noted."""
+    def take_stored(self, name: str, *shapes: tuple[int, ...], dtypes: tuple[torch.dtype, ...]) -> torch.Tensor | None:
+        """A tensor as it is stored; None if it is missing or has none of the shapes or dtypes, which is noted."""
         stored = self._read_stored(name, *shapes)
         if isinstance(stored, BlockWeight):
-            return stored.dequantize(torch.float32)
+            stored = stored.dequantize(torch.float32)
+        if stored is not None and stored.dtype not in dtypes:
+            self.fault(
+                f"{name} is stored as {_dtype_name(stored.dtype)}, expected {' or '.join(map(_dtype_name, dtypes))}"
+            )
+            return None
         return stored
+
+    def take_scales(
+        self, name: str, *shapes: tuple[int, ...], dtypes: tuple[torch.dtype, ...] = FLOATS
+    ) -> torch.Tensor | None:
+        """As `take_stored`, for scales: uint8 is E8M0, and one that is infinite or no number is noted as a fault."""
+        stored = self.take_stored(name, *shapes, dtypes=dtypes)
+        if stored is None:
+            return None
+        scales = stored.view(torch.float8_e8m0fnu) if stored.dtype == torch.uint8 else stored
+        if not scales.float().isfinite().all():
+            self.fault(f"{name} has scales that are infinite or no numbers")
+            return None
+        return scales
 
     def fault(self, text: str) -> None:
         """Note that a tensor cannot be used; `finish` raises later."""
@@ -247,14 +259,14 @@ class Weights:
         if isinstance(tensor, BlockWeight):
             return tensor
         if tuple(tensor.shape) != shape and tensor.dtype in (torch.int8, torch.uint8):
-            scales = self.take_stored(scales_name, fp4.scales_shape(shape))
+            scales = self.take_scales(scales_name, fp4.scales_shape(shape), dtypes=E8M0)
             return None if scales is None else fp4.to_blocks(tensor, scales, Input.DYNAMIC)
         if tensor.dtype == torch.float8_e4m3fn and tuple(tensor.shape) == shape:
             return self._read_fp8(layer, scales_name, tensor)
         if tensor.dtype == torch.int8 and self._int8 is not None and name != layer:
             return self._read_int8(layer, tensor)
-        if tensor.dtype not in _FLOAT_DTYPES:
-            self.fault(f"{name} is stored as {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.dtype not in FLOATS:
+            self.fault(f"{name} is stored as {_dtype_name(tensor.dtype)}")
         elif tuple(tensor.shape) != shape:
             self.fault(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
         else:
@@ -277,7 +289,8 @@ class Weights:
             self.fault(f"{layer}.weight is FP8, but in no group of quantization_config")
             return None
         shape = fp8.scales_shape(tuple(weight_MN.shape), block)
-        scales = self.take_stored(scales_name, shape, *([(1,)] if shape == (1, 1) else []))
+        shapes = (shape, (1,)) if shape == (1, 1) else (shape,)
+        scales = self.take_scales(scales_name, *shapes, dtypes=(*FLOATS, *E8M0))
         if scales is None:
             return None
         scales = scales.view(shape)
@@ -297,7 +310,7 @@ class Weights:
     def _read_int8(self, layer: str, values_OI: torch.Tensor) -> QuantizedWeight | None:
         assert self._int8 is not None
         kind = self._int8.input_kind(layer)
-        scale_O1 = self.take_stored(f"{layer}.weight_scale", (len(values_OI), 1))
+        scale_O1 = self.take_scales(f"{layer}.weight_scale", (len(values_OI), 1))
         if kind is None:
             self._misshapen.append(f"{layer}.weight is int8, but in no group of quantization_config")
         input_ = self._read_static_input(layer) if kind == "static" else Input(kind) if kind else None
@@ -306,9 +319,10 @@ class Weights:
         )
 
     def _read_static_input(self, layer: str) -> StaticInput | None:
-        stored = self.take_stored(f"{layer}.input_scale", (1,))
+        stored = self.take_stored(f"{layer}.input_scale", (1,), dtypes=FLOATS)
         has_zero = f"{layer}.input_zero_point" in self._unused
-        stored_zero = self.take_stored(f"{layer}.input_zero_point", (1,)) if has_zero else None
+        zero_name = f"{layer}.input_zero_point"
+        stored_zero = self.take_stored(zero_name, (1,), dtypes=ZERO_POINTS) if has_zero else None
         if stored is None:
             return None
         scale, zero = float(stored), 0 if stored_zero is None else int(stored_zero)
@@ -346,6 +360,10 @@ class Weights:
             self._unused.clear()
             self.finish()
         return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def as_served(

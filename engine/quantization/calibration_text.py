@@ -13,11 +13,13 @@ from pydoc_data.topics import topics
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.loading.files import MIB, read_bytes
 
 Text = str | list[dict[str, Any]]  # or the messages of a chat
 
 _FOLDER = Path(__file__).parent / "texts"
 _MODULES = ("bisect", "calendar", "configparser", "csv", "fractions", "locale", "queue")
+_MAX_BYTES = 256 * MIB  # of a user's file
 _HELD_OUT_INTERVAL = 4  # every fourth topic is for benchmarks.quality
 
 
@@ -60,7 +62,7 @@ def read_texts(path: Path) -> list[Text]:
         ConfigError: the file cannot be read, or has no text.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_bytes(path, _MAX_BYTES).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--calibration {path} cannot be read: {error}") from None
     texts: list[Text] = [content]

@@ -123,8 +123,7 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     tokenizer = Tokenizer.load(source)
     prompts = _prompts(tokenizer, args.calibration, args.tokens)
     quantize.check_room(source, args.out, args.scheme, bits)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}.") as folder:
+    with _folder_beside(args.out) as folder:
         unfinished = Path(folder) / "model"
         unfinished.mkdir()
         size, shares = quantize.quantize(
@@ -138,6 +137,15 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     rows += [[name, f"{share:.1%}"] for name, share in shares.items() if share]
     text = f"{args.out}: {size / 1e6:.0f} MB in {args.scheme}\n{table(rows)}\nserve it: deepseek-serve {args.out}"
     return text, {"out": str(args.out), "scheme": args.scheme, "bytes": size, "shares": rounded}
+
+
+def _folder_beside(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """A hidden folder on the same disk, so that what is finished in it can be renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be made: {error.strerror}") from None
 
 
 def _bits(args: argparse.Namespace) -> Bits:

@@ -110,7 +110,7 @@ def test_pages_name_flags_panels_and_log_lines_that_exist():
     assert set(re.findall(r"DeepseekServe\w+", descriptions)) <= {rule["alert"] for rule in rules()}
     logged = set(re.findall(r"grep (?:-B 20 )?'(engine died|cannot be taken in)'", ALERTS_PAGE))
     assert logged == {"engine died", "cannot be taken in"}
-    assert "the %s died with status" in inspect.getsource(engine_process)
+    assert "the %s died with %s" in inspect.getsource(engine_process)
     assert inspect.signature(engine_client.EngineClient).parameters["name"].default == "engine"
     assert "request %s cannot be taken in" in inspect.getsource(engine)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineUnavailableError
 from engine.process import ZmqTransport
 from engine.protocol import MAX_UNREAD, EngineStats, StepOutput
+from server import engine_process
 from server.engine_process import EngineProcess, _socket_folder
 
 if TYPE_CHECKING:
@@ -103,3 +105,18 @@ async def test_a_socket_can_be_made_however_long_tmpdir_is(tmp_path: Path, monke
         client._listen(f"ipc://{folder}/engine").close(linger=0)
         client._context.destroy(linger=0)
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (1, "status 1"),
+        (None, "status None"),
+        (-signal.SIGKILL, "status -9 (SIGKILL: somebody or the system killed it; perhaps memory ran out)"),
+        (-signal.SIGBUS, "(SIGBUS: a file of the model became shorter while it was read, or its disk failed)"),
+        (-signal.SIGSEGV, "status -11 (SIGSEGV)"),
+        (-99, "status -99"),
+    ],
+)
+def test_how_an_engine_ended_is_said_in_words(status: int | None, text: str) -> None:
+    assert engine_process._described(status).endswith(text)

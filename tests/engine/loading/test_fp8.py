@@ -38,6 +38,35 @@ def test_weights_without_their_scales_are_refused_by_name(fp8):
     assert checkpoints.refusal(fp8).endswith(f"missing: {name}")
 
 
+def test_scales_of_one_byte_are_powers_of_two(fp8):
+    def round_scales(tensors, dtype):
+        for name in [name for name in tensors if name.endswith("_scale_inv")]:
+            exponents = torch.log2(tensors[name].float()).ceil()
+            tensors[name] = (exponents + 127).to(torch.uint8) if dtype == torch.uint8 else torch.exp2(exponents)
+
+    checkpoints.copy(fp8, fp8.parent / "bytes")
+    checkpoints.write_weights(fp8.parent / "bytes", checkpoints.read_weights(fp8))
+    checkpoints.edit_weights(fp8.parent / "bytes", lambda tensors: round_scales(tensors, torch.uint8))
+    checkpoints.edit_weights(fp8, lambda tensors: round_scales(tensors, torch.float32))
+    floats, bytes_ = (prompt_logits(load(folder), make_prompt(30), 8) for folder in (fp8, fp8.parent / "bytes"))
+    assert torch.equal(torch.as_tensor(floats), torch.as_tensor(bytes_))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scales: scales.to(torch.int32), "is stored as int32, expected float32 or float16 or"),
+        (lambda scales: scales * torch.inf, "has scales that are infinite or no numbers"),
+        (lambda scales: torch.full(scales.shape, 255, dtype=torch.uint8), "has scales that are infinite or no numbers"),
+    ],
+    ids=["integers", "infinite", "no number"],
+)
+def test_scales_that_cannot_be_used_are_named(fp8, change, message):
+    name = "model.layers.1.self_attn.kv_a_proj_with_mqa.weight_scale_inv"
+    checkpoints.edit_weights(fp8, lambda tensors: tensors.update({name: change(tensors[name])}))
+    assert f"{name} {message}" in checkpoints.refusal(fp8)
+
+
 def test_an_fp8_mtp_layer_is_ignored(fp8):
     expected = generate(load(fp8), [make_prompt(20)], greedy_params(8))
 

@@ -138,8 +138,14 @@ def test_groups_that_are_not_supported_are_named(make_llama, tmp_path, changes, 
         ({"scales": torch.ones(3, 256)}, "up_proj.scales is [3, 256], expected [2, 256]"),
         ({"g_idx": torch.arange(128)}, "up_proj.g_idx has numbers beyond 0 to 1"),
         ({"bias": torch.ones(256)}, "up_proj.bias is not 0, and the model has none"),
+        ({"qweight": torch.ones(16, 256, dtype=torch.int16)}, "up_proj.qweight is stored as int16, expected int32"),
+        ({"qweight": torch.ones(16, 256, dtype=torch.uint32)}, "up_proj.qweight is stored as uint32, expected int32"),
+        ({"qzeros": torch.ones(2, 32, dtype=torch.bool)}, "up_proj.qzeros is stored as bool, expected int32"),
+        ({"scales": torch.ones(2, 256, dtype=torch.uint8)}, "up_proj.scales is stored as uint8, expected float32"),
+        ({"scales": torch.full((2, 256), torch.nan)}, "up_proj.scales has scales that are infinite or no numbers"),
+        ({"g_idx": torch.zeros(128)}, "up_proj.g_idx is stored as float32, expected int32 or int64"),
     ],
-    ids=["zeros", "scales", "groups", "bias"],
+    ids=str,
 )
 def test_tensors_that_do_not_fit_are_named(make_llama, tmp_path, damage, message):
     write(make_llama(**SIZES), tmp_path / "int4", tmp_path / "twin", gptq_config(64), 64, gptq)
@@ -184,3 +190,21 @@ def test_scales_that_fp16_does_not_hold_expand_the_weight(caplog, scale):
     assert isinstance(weight, torch.Tensor)
     torch.testing.assert_close(weight, (codes.float() - 8) * scale)
     assert "does not hold its scales" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"weight_packed": torch.ones(256, 16, dtype=torch.int64)}, "weight_packed is stored as int64, expected int32"),
+        ({"weight_zero_point": torch.ones(32, 4)}, "weight_zero_point is stored as float32, expected int32"),
+        ({"weight_scale": torch.full((256, 4), torch.inf)}, "weight_scale has scales that are infinite or no numbers"),
+        ({"weight_shape": torch.tensor([256, 127])}, "weight_shape is [256, 127], expected [256, 128]"),
+    ],
+    ids=["codes", "zeros", "scales", "shape"],
+)
+def test_parts_of_compressed_tensors_that_do_not_fit_are_named(make_llama, tmp_path, damage, message):
+    config = compressed_config(32, symmetric=False)
+    write(make_llama(**SIZES), tmp_path / "int4", tmp_path / "twin", config, 32, compressed, symmetric=False)
+    damaged = {f"model.layers.0.mlp.up_proj.{part}": tensor for part, tensor in damage.items()}
+    checkpoints.edit_weights(tmp_path / "int4", lambda tensors: tensors.update(damaged))
+    assert message in checkpoints.refusal(tmp_path / "int4")

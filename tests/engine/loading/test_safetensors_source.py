@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from engine.errors import ModelError
 from engine.loading import safetensors_source
 from tests.support import checkpoints, tiny
 from tests.support.checkpoints import WEIGHTS
@@ -60,6 +61,7 @@ def test_a_file_that_a_limit_forbids_to_map_is_named(folder, monkeypatch):
             {"weight_map": {"a": WEIGHTS, "b": "model-00002-of-00003.safetensors"}},
             "names: model-00002-of-00003.safeten",
         ),
+        ({"weight_map": {"a": "x" * 5000}}, "lacks shards that its index names: xxx"),
         ({"weight_map": {"a": "../b"}}, "names a shard outside the folder: ../b"),
     ],
     ids=str,
@@ -68,3 +70,24 @@ def test_an_index_that_does_not_fit_is_refused(folder, index, message):
     shutil.copy(folder / WEIGHTS, folder.parent / "b")
     (folder / INDEX).write_text(json.dumps(index))
     assert message in checkpoints.refusal(folder)
+
+
+def test_a_tensor_in_two_files_is_refused(folder):
+    shutil.copy(folder / WEIGHTS, folder / "other.safetensors")
+    assert "other.safetensors has tensors that another file of the folder has too: " in checkpoints.refusal(folder)
+
+
+def test_a_dtype_that_torch_has_not_is_refused_by_name(folder):
+    content = (folder / WEIGHTS).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["odd"] = {
+        "dtype": "F6_E2M3",
+        "shape": [4],
+        "data_offsets": [len(content) - 8 - size, len(content) - 5 - size],
+    }
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :] + bytes(3))
+    source = safetensors_source.SafetensorsSource(folder)
+    with pytest.raises(ModelError, match="odd cannot be read"):
+        source.read("odd")

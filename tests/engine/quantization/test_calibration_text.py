@@ -1,6 +1,8 @@
 """The built-in calibration text, and the text that is held out from it."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,3 +51,10 @@ def test_a_line_is_a_text_a_prompt_or_a_chat(tmp_path):
     path.write_text('{"messages": ["Hi"]}')
     with pytest.raises(ConfigError, match='line 1: expected an object with "text", "prompt" or "messages"'):
         read_texts(path)
+
+
+def test_a_pipe_or_a_device_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            read_texts(path)
