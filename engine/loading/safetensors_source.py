@@ -34,7 +34,7 @@ class SafetensorsSource:
         Raises:
             ModelError: the folder has no safetensors files, a shard is missing or damaged, or two have the same tensor.
         """
-        self._handles = {}
+        self._handles: dict[str, Any] = {}  # safetensors' own, by tensor
         self._files = contextlib.ExitStack()
         for file in _find_files(folder):
             try:

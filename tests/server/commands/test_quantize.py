@@ -67,6 +67,12 @@ def test_others_may_read_what_is_written_as_they_may_any_new_file(tmp_path, tiny
     assert len(modes) == 1
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, tiny_llama, capsys):
+    (tmp_path / "file").touch()
+    assert run(tiny_llama, tmp_path / "file/int8") == 2
+    assert f"--out {tmp_path}/file/int8 cannot be made: File exists" in capsys.readouterr().err
+
+
 def test_a_folder_that_exists_is_not_touched(tmp_path, tiny_llama, capsys):
     (tmp_path / "there").mkdir()
     assert run(tiny_llama, tmp_path / "there") == 2
