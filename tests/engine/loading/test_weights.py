@@ -49,7 +49,7 @@ def test_of_many_names_the_first_are_listed_and_the_others_counted(folder):
 def test_names_that_nobody_can_read_are_shown_so_that_one_can(folder):
     edit_weights(folder, lambda tensors: tensors.update({"": torch.ones(1), "x" * 100_000: torch.ones(1)}))
     message = refusal(folder)
-    assert 'unexpected: "", xxx' in message
+    assert "unexpected: '', xxx" in message
     assert len(message) < 1000
 
 
