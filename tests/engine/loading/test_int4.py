@@ -159,7 +159,8 @@ def test_a_bias_of_zeros_that_gptq_wrote_is_ignored(make_llama, tmp_path):
     write(make_llama(**SIZES), tmp_path / "int4", tmp_path / "twin", gptq_config(64), 64, gptq)
     biases = {"model.layers.0.mlp.up_proj.bias": torch.zeros(256)}
     checkpoints.edit_weights(tmp_path / "int4", lambda tensors: tensors.update(biases))
-    load(tmp_path / "int4", num_kv_blocks=4)
+    engines = load(tmp_path / "int4", quantization="none"), load(tmp_path / "twin")
+    assert relative_error(*(prompt_logits(engine, make_prompt(30), 8) for engine in engines)) <= 1e-5
 
 
 @pytest.mark.parametrize(("group", "name"), [(32, "q4_0"), (64, "int4_64"), (128, "int4_128"), (256, "int4_128")])
