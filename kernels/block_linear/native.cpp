@@ -91,7 +91,7 @@ void multiply(const BlockLinear& layer, const View<const X, 2>& x, int64_t num_r
         const auto is_taken = [&](const BlockLinear::Part& part) { return takes(part.weight); };
         if (std::find_if(layer.parts.begin(), layer.parts.end(), is_taken) != layer.parts.begin() + i) continue;
         rows.make_room(round_up(num_rows, TILE_ROWS), layer.in_size);
-        parallel_rows(num_rows, 1, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, kind); });
+        parallel_rows(num_rows, 4, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, kind); });
         multiply_parts(layer, y, takes,
                        [&](const PackedBlocks& weight, int64_t i) { return pair_of(rows, all, weight, i); });
     }

@@ -52,29 +52,58 @@ inline i16x rounded(v16 x) {
 #endif
 }
 
+// 32 numbers within int8.
+inline __m256i narrow(i16x first, i16x second) {
+#if defined(__AVX512F__)
+    return _mm256_set_m128i(_mm512_cvtepi32_epi8((__m512i)second), _mm512_cvtepi32_epi8((__m512i)first));
+#else
+    const b16 half[2] = {__builtin_convertvector(first, b16), __builtin_convertvector(second, b16)};
+    return _mm256_set_m128i((__m128i)half[1], (__m128i)half[0]);
+#endif
+}
+
+// The largest of 16 numbers.
+inline int32_t largest(i16x x) {
+    __m256i half[2];
+    std::memcpy(half, &x, sizeof half);
+    const __m256i eight = _mm256_max_epi32(half[0], half[1]);
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1)));
+}
+
+// Sums over 32 numbers of 8 bits: of the first 16 in elements 0 to 3, of the others in 4 to 7, to be added up.
+inline __m256i partial_sums(__m256i bytes) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+}
+
 // A group of inputs, of which a row has `count`, to int8; the largest becomes 127 or -127. A group that is not finite
 // gets a NaN scale.
-template <typename T>
+template <int GROUP, typename T>
 inline RowGroup quantize_group(const T* x, int64_t count, const RowKind& kind, int8_t* out) {
-    v16 largest{}, check{};
-    for (int64_t i = 0; i < count; i += LANES) {
-        const v16 v = load_from(x, i, count);
-        largest = max(max(v, -v), largest);
-        check += v * 0.0f;
+    v16 values[GROUP / LANES];
+    i16x bits{};  // of absolute values: floats are in the order of these
+    for (int i = 0; i < GROUP / LANES; ++i) {
+        values[i] = count == GROUP ? load(x + i * LANES) : i * LANES < count ? load_from(x, i * LANES, count) : v16{};
+        const i16x own = (i16x)values[i] & 0x7fffffff;
+        bits = own > bits ? own : bits;
     }
-    const float most = max(largest);
+    const int32_t most_bits = largest(bits);
+    float most;
+    std::memcpy(&most, &most_bits, sizeof most);
     const v16 inverse = splat(most > 1e-30f ? 127.0f / most : 0.0f);
-    i16x sums[2]{};
-    for (int64_t i = 0; i < kind.group; i += LANES) {
-        const i16x q = i < count ? rounded(load_from(x, i, count) * inverse) : i16x{};
-        const b16 bytes = __builtin_convertvector(q, b16);
-        std::memcpy(out + i, &bytes, sizeof bytes);
-        sums[kind.is_halved && 2 * i >= kind.group] += q;
+    __m256i sums = _mm256_setzero_si256();
+    for (int i = 0; i < GROUP / LANES; i += 2) {
+        const __m256i bytes = narrow(rounded(values[i] * inverse), rounded(values[i + 1] * inverse));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i * LANES), bytes);
+        sums = _mm256_add_epi32(sums, partial_sums(bytes));
     }
-    const float scale = most / 127.0f + sum(check);
-    const float first = sum(__builtin_convertvector(sums[0], v16)), second = sum(__builtin_convertvector(sums[1], v16));
-    const auto start = [&](float part) { return BIAS_BITS - int32_t(kind.offset) * int32_t(part); };
-    return {scale, scale * (first + second), {start(first), start(second)}};
+    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0x4e));
+    sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32(sums, 0xb1));
+    const int32_t first = _mm256_extract_epi32(sums, 0), second = _mm256_extract_epi32(sums, 4), all = first + second;
+    const float scale = most / 127.0f + most * 0.0f;
+    const auto start = [&](int32_t part) { return BIAS_BITS - int32_t(kind.offset) * part; };
+    return {scale, scale * float(all), {start(kind.is_halved ? first : all), start(second)}};
 }
 
 // Rows of any number and size, kept from call to call.
@@ -93,12 +122,18 @@ class GroupedRows {
     void put(const Span& span, int64_t row, const T* x, int64_t size, const RowKind& kind) const {
         const int64_t number = row - span.first, in_tile = number % TILE_ROWS, group = kind.group;
         const RowTile to = tile(span, number - in_tile, group);
-        for (int64_t g = 0; g < K / group; ++g) {
-            const int64_t at = g * to.num_rows + in_tile;
-            const int64_t count = std::clamp<int64_t>(size - g * group, 0, group);
-            const_cast<RowGroup*>(to.groups)[at] =
-                quantize_group(x + g * group, count, kind, const_cast<int8_t*>(to.values) + at * group);
-        }
+        const auto put_groups = [&](auto size_of_group) {
+            constexpr int GROUP = size_of_group;
+            for (int64_t g = 0; g < K / GROUP; ++g) {
+                const int64_t at = g * to.num_rows + in_tile;
+                const int64_t count = std::clamp<int64_t>(size - g * GROUP, 0, GROUP);
+                const_cast<RowGroup*>(to.groups)[at] =
+                    quantize_group<GROUP>(x + g * GROUP, count, kind, const_cast<int8_t*>(to.values) + at * GROUP);
+            }
+        };
+        group == 32   ? put_groups(std::integral_constant<int, 32>())
+        : group == 64 ? put_groups(std::integral_constant<int, 64>())
+                      : put_groups(std::integral_constant<int, 128>());
     }
 
     // The tile of a span that begins at its row `number`.

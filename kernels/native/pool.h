@@ -27,18 +27,19 @@ void parallel(int64_t count, const Task& task) {
         const_cast<Task*>(&task));
 }
 
-// task(first, last) for spans that together are 0 to size: a few for each thread, none shorter than `least`.
+// task(first, last) for spans that together are 0 to size: a few for each thread, which begin at multiples of `unit`.
+// Rows that share a cache line are one thread's, if `unit` of them fill lines.
 template <typename Task>
-void parallel_spans(int64_t size, int64_t least, const Task& task) {
-    int64_t count = 8 * num_threads();
-    if (count * least > size) count = size / least > 0 ? size / least : 1;
-    parallel(count, [&](int64_t i) { task(size * i / count, size * (i + 1) / count); });
+void parallel_spans(int64_t size, int64_t unit, const Task& task) {
+    const int64_t units = (size + unit - 1) / unit, most = 8 * num_threads(), count = units < most ? units : most;
+    const auto begin = [=](int64_t i) { return i == count ? size : units * i / count * unit; };
+    parallel(count, [&](int64_t i) { task(begin(i), begin(i + 1)); });
 }
 
 // task(row) for each row, in such spans.
 template <typename Task>
-void parallel_rows(int64_t num_rows, int64_t least, const Task& task) {
-    parallel_spans(num_rows, least, [&](int64_t first, int64_t last) {
+void parallel_rows(int64_t num_rows, int64_t unit, const Task& task) {
+    parallel_spans(num_rows, unit, [&](int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) task(row);
     });
 }
