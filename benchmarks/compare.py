@@ -4,9 +4,9 @@ r"""Measure servers in turn and print ratios; the first target is ours.
         --target "ours=deepseek-serve --port {port} --model FOLDER" --target peer=http://127.0.0.1:8080
 
 A target is a URL, or a command with {port}. A command is started here, and ended with all processes that it started. In
-one round all targets get the same requests; each round has new requests. A table of medians is printed on a terminal,
-and a JSON line for each run into a pipe. --load-command names another load generator with the output of `vllm bench
-serve`.
+one round of a case all targets get the same requests. Each round of each case has requests of its own, which no prefix
+cache knows. A table of medians is printed on a terminal, and a JSON line for each run into a pipe. --load-command names
+another load generator with the output of `vllm bench serve`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import random
 import re
 import shlex
 import signal
@@ -145,14 +146,15 @@ def table(results: dict[Case, dict[str, list[Figures]]], names: Sequence[str]) -
 
 def compare(targets: Sequence[Target], args: argparse.Namespace) -> Iterator[tuple[Case, Target, int, Figures]]:
     """Run all cases round by round; the target that starts changes in each round."""
+    seeds = random.Random(args.seed)
     for case in args.case:
         for repeat in range(args.repeats):
-            first = repeat % len(targets)
+            first, seed = repeat % len(targets), seeds.getrandbits(31)
             for target in [*targets[first:], *targets[:first]]:
                 if args.load_command:
-                    figures = other_load(target, case, repeat, args.load_command, args.timeout)
+                    figures = other_load(target, case, seed, args.load_command, args.timeout)
                 else:
-                    figures = our_load(target, case, repeat, shlex.split(args.load_flags))
+                    figures = our_load(target, case, seed, shlex.split(args.load_flags))
                 yield case, target, repeat, figures
 
 
@@ -165,8 +167,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--target", action="append", required=True, metavar="NAME=URL|COMMAND", help="ours first, then peers")
     add("--case", nargs="+", default=["128,64,1", "128,64,8", "128,64,32"], metavar="IN,OUT,CONCURRENCY[,REQUESTS]")
     add("--repeats", type=int, default=3, help="number of rounds; figures are medians (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the prompts; a new one for each run of the same servers (default: %(default)s)",
+    )
     add("--load-flags", default="", help="more flags for benchmarks.serve: '--chat --temperature 0'")
-    add("--load-command", help="another generator, with {url}, {port}, {input_len}, {output_len}, {concurrency}, ...")
+    add("--load-command", help="another generator, with {url}, {port}, {seed}, {input_len}, {output_len}, ...")
     add("--start-timeout", type=float, default=300.0, help="seconds for a target to be ready (default: %(default)s)")
     add("--timeout", type=float, default=1800.0, help="seconds for a run of --load-command (default: %(default)s)")
     add("--json", action="store_true", help="print JSON on a terminal too")

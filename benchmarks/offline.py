@@ -3,8 +3,9 @@
 python -m benchmarks.offline --batch 32 --input-len 128 --output-len 64
 
 Also prints the use of the machine in steps with prompt tokens and in decode steps, from the least work of a step
-(engine.models.work): flops as a share of the rate of a large matrix product (MFU; of twice that rate for int8), and
-bytes as a share of the bandwidth of a sum over a large tensor.
+(engine.models.work): flops as a share of the rate of a large matrix product in the model's dtype (MFU; products in int8
+count as half their flops, as machines compute twice as many of them), and bytes as a share of the bandwidth of a sum
+over a large tensor. Which products are in int8, the engine says of the weights that it has loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from engine.protocol import GenerateRequest, SamplingParams, SchedulingParams
 from engine.step import StepPlan
 from server.commands.output import report
 
-OPTIONS = {"model": None, "dtype": "auto", "kernels": "auto", "quantization": "none", "kv_cache_dtype": "auto"}
+_NAMES = ("model", "dtype", "kernels", "quantization", "activations", "kv_cache_dtype")
+OPTIONS = {name: EngineConfig.model_fields[name].default for name in _NAMES}
 
 
 def main() -> None:
@@ -42,20 +44,24 @@ def main() -> None:
 
     config = EngineConfig(**{name: getattr(args, name) for name in OPTIONS}, max_batch_size=args.batch)
     engine = load_engine(config)
-    peak = peak_flops(getattr(torch, engine.info.dtype)) * (2 if args.quantization == "int8" else 1)
+    peak = peak_flops(getattr(torch, engine.info.dtype))
     bandwidth = read_bandwidth()
-    runs = [_run(engine, args.batch, args.input_len, args.output_len, seed) for seed in range(args.repeats)]
+    load = (args.batch, args.input_len, args.output_len)
+    runs = [_run(engine, *load, seed, peak) for seed in range(args.repeats)]
     best = sorted(runs, key=lambda run: run["output_tokens_per_second"])[len(runs) // 2]
     for kind in ("prompt", "decode"):
-        seconds, flops, num_bytes = (best.pop(f"{kind}_{name}") for name in ("seconds", "flops", "bytes"))
-        best[f"{kind}_mfu"], best[f"{kind}_bandwidth_use"] = flops / peak / seconds, num_bytes / bandwidth / seconds
+        seconds, least, num_bytes = (best.pop(f"{kind}_{name}") for name in ("seconds", "least_seconds", "bytes"))
+        best[f"{kind}_mfu"], best[f"{kind}_bandwidth_use"] = least / seconds, num_bytes / bandwidth / seconds
     machine = {"flops_per_second": peak, "read_bytes_per_second": bandwidth}
-    result = {"model": args.model or "default", "dtype": engine.info.dtype, **machine, **vars(args), **best}
+    int8_share = engine.executor.runner.model.int8_share
+    rates = f"{peak / 1e9:.0f} GFLOP/s" + (f" (twice that for the {int8_share:.0%} in int8)" if int8_share else "")
+    found = {"model": args.model or "default", "dtype": engine.info.dtype, "int8_share": int8_share}
+    result = {**vars(args), **found, **machine, **best}
     text = (
         f"{best['output_tokens_per_second']:.0f} output tokens/s; "
         f"median step {best['median_decode_step_ms']:.1f} ms decoding, {best['max_step_ms']:.0f} ms at most\n"
         + "".join(
-            f"{kind} steps: {best[f'{kind}_mfu']:.0%} of {peak / 1e9:.0f} GFLOP/s, "
+            f"{kind} steps: {best[f'{kind}_mfu']:.0%} of {rates}, "
             f"{best[f'{kind}_bandwidth_use']:.0%} of {bandwidth / 1e9:.0f} GB/s\n"
             for kind in ("prompt", "decode")
         )
@@ -80,15 +86,16 @@ def compute(
     return steps, num_tokens
 
 
-def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int) -> dict[str, float]:
+def _run(engine: Engine, batch: int, input_len: int, output_len: int, seed: int, peak: float) -> dict[str, float]:
     start = time.perf_counter()
     steps, num_tokens = compute(engine, batch, input_len, output_len, seed)
     seconds = time.perf_counter() - start
-    sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "flops", "bytes")}
+    sums = {f"{kind}_{name}": 0.0 for kind in ("prompt", "decode") for name in ("seconds", "least_seconds", "bytes")}
     for plan, step_seconds in steps:
         kind, work = "decode" if plan.num_decodes == plan.num_tokens else "prompt", engine.executor.runner.work(plan)
-        for name, value in (("seconds", step_seconds), ("flops", work.flops), ("bytes", work.bytes)):
-            sums[f"{kind}_{name}"] += value
+        sums[f"{kind}_seconds"] += step_seconds
+        sums[f"{kind}_least_seconds"] += work.seconds_of(peak)
+        sums[f"{kind}_bytes"] += work.bytes
     decodes = [(plan.num_decodes, step) for plan, step in steps if plan.num_decodes == plan.num_tokens]
     most, _ = max(decodes)  # fewer than the batch, where the first have ended before the last prompt is computed
     return {

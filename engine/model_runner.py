@@ -63,6 +63,7 @@ class ModelRunner:
             sum(item.sample is not None for item in plan.scheduled),
             weight_size=self.model.weight_size,
             entry_size=self.kv_pool.entry_size,
+            int8_share=self.model.int8_share,
         )
 
 

@@ -110,7 +110,7 @@ class Weights:
         self._source, self._fp8_block, self._fp8_layers = source, fp8_block, fp8_layers
         self._int8, self._quantizes, self._tell_share = int8, quantizes, tell_share
         self._packed, self._keeps_blocks, self._block_input = packed, keeps_blocks, block_input
-        self._linear_bytes = self._linear_values = 0
+        self._linear_bytes = self._linear_values = self._int8_values = 0
         self._warnings: set[str] = set()
         self._unused = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
@@ -156,12 +156,19 @@ class Weights:
         weight = self._made_linear(layer, stored)
         self._linear_values += weight.shape.numel()
         self._linear_bytes += weight.nbytes
+        if not isinstance(weight, torch.Tensor) and weight.input is not Input.FLOAT:
+            self._int8_values += weight.shape.numel()
         return weight
 
     @property
     def linear_size(self) -> float:
         """Bytes of one value in the weights of linear layers: the mean over those that were taken so far."""
         return self._linear_bytes / self._linear_values if self._linear_values else self.dtype.itemsize
+
+    @property
+    def int8_share(self) -> float:
+        """The share of these values that are multiplied with inputs in int8."""
+        return self._int8_values / self._linear_values if self._linear_values else 0.0
 
     def _made_linear(
         self, layer: str, stored: torch.Tensor | QuantizedWeight | BlockWeight

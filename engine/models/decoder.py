@@ -72,6 +72,7 @@ class Decoder:
     Attributes:
         heads: beside the one over the vocabulary, "classification" and "reasoning" as far as the checkpoint has them
             (ModelConfig.task_heads): hidden states [R, H] of `forward` -> logits [R, labels] in fp32.
+        weight_size, int8_share: of linear layers' weights, for engine.models.work.
     """
 
     embedding_class: type[Embedding] = Embedding
@@ -91,7 +92,7 @@ class Decoder:
         weights.ignore_layers(config.num_hidden_layers, config.num_nextn_predict_layers)
         self.rotary_table = make_rotary_table(config, weights, max_seq_len)
         weights.finish()
-        self.weight_size = weights.linear_size
+        self.weight_size, self.int8_share = weights.linear_size, weights.int8_share
 
     @property
     def attention(self) -> PagedAttention | LatentAttention:

@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Flops of a step (2 for a multiply-add), and bytes read."""
+    """The work of a step.
+
+    Attributes:
+        flops: 2 for a multiply-add, whatever it is computed in.
+        int8_flops: those of them that are in int8.
+        bytes: read.
+    """
 
     flops: float
+    int8_flops: float
     bytes: float
+
+    def seconds_of(self, peak: float) -> float:
+        """Seconds that the arithmetic takes at least, at `peak` flops a second in floats and twice that in int8."""
+        return (self.flops - self.int8_flops / 2) / peak
 
 
 def step_work(
@@ -32,11 +43,13 @@ def step_work(
     *,
     weight_size: float,
     entry_size: float,
+    int8_share: float = 0.0,
 ) -> Work:
     """The work of a step. An expert's weights count with the probability that at least one token chooses the expert.
 
     `query_lens` and `context_lens` are tokens of each sequence: those computed, and those with all before them.
-    `weight_size` is bytes of one value of a weight, `entry_size` bytes cached for one token in one layer.
+    `weight_size` is bytes of one value of a weight, `entry_size` bytes cached for one token in one layer, and
+    `int8_share` the share of products with weights that are computed in int8.
     """
     num_tokens = sum(query_lens)
     attention = config.num_hidden_layers * _attention_weights(config)
@@ -58,11 +71,13 @@ def step_work(
     flops_per_token += 2.0 * dense * mlp
     read += dense * mlp
     flops, entries = flops_per_token * num_tokens + 2.0 * head * num_logits, 0
+    int8_flops = int8_share * flops
     for pattern, num_layers in Counter(config.attention_patterns).items():
         for lens in zip(query_lens, context_lens, strict=True):
             flops += num_layers * _pair_flops(config, is_decode=lens[0] == 1) * pattern.num_pairs(*lens)
             entries += num_layers * pattern.num_read(*lens)
-    return Work(flops=flops, bytes=(read + (head if num_logits else 0)) * weight_size + entries * entry_size)
+    num_bytes = (read + (head if num_logits else 0)) * weight_size + entries * entry_size
+    return Work(flops=flops, int8_flops=int8_flops, bytes=num_bytes)
 
 
 def _router_weights(config: ModelConfig, moe: MoEConfig) -> int:

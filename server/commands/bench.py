@@ -7,6 +7,7 @@ Prompts are random tokens in this process, and random words at a URL (about a to
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from typing import Any
 
@@ -48,7 +49,13 @@ def _parser() -> Parser:
     add("--output-len", type=positive, default=64, metavar="N", help="tokens of an answer (default: %(default)s)")
     for name in _ENGINE:
         add(f"--{name.replace('_', '-')}", metavar="X", help="as for serving, in this process")
-    add("--seed", type=int, default=0, metavar="N", help="of the prompts (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the prompts; a new one for each run with --url (default: %(default)s)",
+    )
     add("--json", action="store_true", help="print JSON on a terminal too")
     return parser
 
@@ -65,11 +72,12 @@ def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         settings = {name: value for name in _ENGINE if (value := getattr(args, name)) is not None}
         config = EngineConfig(model=args.model, max_batch_size=max(args.concurrency), prefix_caching="off", **settings)
         target = LocalTarget(config)
-    target.run(Load(1, 2, args.input_len, 4, args.seed - 1), lambda: None)  # to be warm
+    seeds = random.Random(args.seed)  # noqa: S311  # no secret; each load has its own: a server may cache prefixes
+    target.run(Load(1, 2, args.input_len, 4, seeds.getrandbits(31)), lambda: None)  # to be warm
     lines = []
     for concurrency in args.concurrency:
         requests = args.requests or max(4, 3 * concurrency)
-        load = Load(concurrency, requests, args.input_len, args.output_len, args.seed)
+        load = Load(concurrency, requests, args.input_len, args.output_len, seeds.getrandbits(31))
         with tqdm(total=requests, desc=f"{concurrency} at a time", unit="request", leave=False, disable=None) as bar:
             answers, seconds = target.run(load, bar.update)
         lines.append({"model": target.name, **vars(load), **summarise(answers, seconds)})

@@ -104,6 +104,24 @@ def test_targets_take_turns_and_are_measured(command, tmp_path, monkeypatch, cap
     assert wait_gone(pids(tmp_path, "pids2"), 10)
 
 
+def test_every_round_of_every_case_has_a_seed_that_all_targets_share(monkeypatch):
+    """Else the prompts of one case are in the prefix cache when the next one begins."""
+    monkeypatch.setattr(compare, "our_load", lambda _target, case, seed, _flags: {"seed": seed})
+    targets = [Target("ours", "http://a"), Target("peer", "http://b")]
+    flags = ["--target", "ours=http://a", "--target", "peer=http://b", "--case", "3,1,2", "3,1,4", "--repeats", "3"]
+
+    def seeds(*more):
+        rounds = {}
+        for case, _, repeat, figures in compare.compare(targets, compare.parse([*flags, *more])):
+            rounds.setdefault((case, repeat), []).append(figures["seed"])
+        assert all(len(seeds) == 2 and len(set(seeds)) == 1 for seeds in rounds.values())
+        return [seeds[0] for seeds in rounds.values()]
+
+    assert len(set(seeds())) == 6
+    assert seeds() == seeds()
+    assert set(seeds()).isdisjoint(seeds("--seed", "1"))
+
+
 def test_a_signal_ends_what_was_started(command, tmp_path):
     """Sent while it waits for a second target, which says that it is up but never listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

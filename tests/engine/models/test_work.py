@@ -44,6 +44,17 @@ def test_one_token_reads_only_the_experts_that_it_chooses(tmp_path):
     assert one + 2 * expert < two < one + 2 * expert * moe.num_experts_per_tok
 
 
+def test_products_with_weights_can_be_in_int8_and_attention_is_not(tmp_path):
+    config = registry.read_folder(tiny.write_llama(tmp_path))
+    near, far = (step_work(config, [1], [n], 1, weight_size=0, entry_size=0, int8_share=1.0) for n in (1, 100))
+    assert near.int8_flops == far.int8_flops > 0.9 * near.flops
+    assert far.flops - far.int8_flops == 100 * (near.flops - near.int8_flops)
+    in_floats = step_work(config, [1], [1], 1, weight_size=0, entry_size=0)
+    assert (in_floats.flops, in_floats.int8_flops) == (near.flops, 0)
+    assert in_floats.seconds_of(1e9) == in_floats.flops / 1e9
+    assert near.seconds_of(1e9) == (near.flops - near.int8_flops / 2) / 1e9
+
+
 def test_contexts_are_read_once_for_each_sequence_and_layer(tmp_path):
     config = registry.read_folder(tiny.write_llama(tmp_path))
     work = step_work(config, [1, 5], [10, 7], 2, weight_size=0, entry_size=128)

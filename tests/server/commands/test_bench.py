@@ -35,6 +35,15 @@ def test_a_server_is_measured_by_its_own_count_of_tokens(capsys):
     assert all(len(body["prompt"].split()) == 8 and body["ignore_eos"] for body in bodies)
 
 
+def test_no_prompt_comes_twice_in_a_measurement(capsys):
+    """Else a server's prefix cache makes the later concurrencies look faster."""
+    with scripted() as server:
+        server.chunks = [{"choices": [{"text": "a"}]}]
+        assert bench.main(["--url", server.url, *SMALL, "--concurrency", "1", "2", "3"]) == 0
+    prompts = [body["prompt"] for path, _, body in server.asked if path == "/v1/completions"]
+    assert len(set(prompts)) == len(prompts) == 2 + 3 * 5
+
+
 def test_a_server_that_refuses_ends_it(capsys):
     with scripted() as server:
         server.status = 401
