@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+_ROOT = HERE.parent
 _OBJECTS = HERE / "objects"  # kept, so that a rebuild compiles what changed
 _BUILT_FROM = HERE / "_kernels.sources"  # the hash of what the modules were built from, where they were built
 _COMPILERS = ("c++", "g++", "clang++")
@@ -44,7 +45,7 @@ def is_outdated() -> bool:
 
 
 def build(isas: list[str] | None = None) -> list[Path]:
-    """Compile what is older than its sources, as many files at a time as there are cores.
+    """Compile what is older than its sources and their headers, as many files at a time as there are cores.
 
     Args:
         isas: instruction sets to build for; all by default.
@@ -77,12 +78,11 @@ def build(isas: list[str] | None = None) -> list[Path]:
         jobs.append(([*portable, f"-DISA={isa}", f"-DNB_DOMAIN={isa}"], module, objects_at / isa / "module.o"))
         jobs += [
             ([*command, *_KERNEL_FLAGS, *ISAS[isa]], path, objects_at / isa / f"{path.parent.name}_{path.stem}.o")
-            for path in sorted(HERE.parent.rglob("*.cpp"))
+            for path in sorted(_ROOT.rglob("*.cpp"))
             if path.parent != HERE
         ]
-    headers = max(path.stat().st_mtime for path in (*HERE.parent.rglob("*.h"), Path(__file__)))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(lambda job: _compile(*job, newer_than=headers), jobs))
+        objects = list(pool.map(lambda job: _compile(*job), jobs))
     for isa in known:
         _link(compiler, module_path(isa), [path for path in objects if path.parent in (objects_at, objects_at / isa)])
     modules = [module_path(isa) for isa in known]
@@ -93,7 +93,7 @@ def build(isas: list[str] | None = None) -> list[Path]:
 
 def _hash_of_sources() -> str:
     digest = hashlib.sha256()
-    for path in sorted((*HERE.parent.rglob("*.cpp"), *HERE.parent.rglob("*.h"))):
+    for path in sorted((*_ROOT.rglob("*.cpp"), *_ROOT.rglob("*.h"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -103,13 +103,28 @@ def _knows(compiler: list[str], flags: list[str]) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _compile(command: list[str], source: Path, path: Path, *, newer_than: float) -> Path:
-    if not path.exists() or path.stat().st_mtime <= max(newer_than, source.stat().st_mtime):
+def _compile(command: list[str], source: Path, path: Path) -> Path:
+    """The object, compiled if it is older than a file that it was made from."""
+    files = path.with_suffix(".d")
+    if _is_older(path, files):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        subprocess.run([*command, "-c", str(source), "-o", str(unfinished)], check=True)
+        unfinished, its_files = path.with_suffix(f".{os.getpid()}"), files.with_suffix(f".{os.getpid()}.d")
+        own = source.relative_to(_ROOT) if source.is_relative_to(_ROOT) else source
+        arguments = ["-MMD", "-MF", str(its_files), "-c", str(own), "-o", str(unfinished)]
+        subprocess.run([*command, *arguments], cwd=_ROOT, check=True)  # so that objects may be copied to another tree
+        its_files.replace(files)
         unfinished.replace(path)
     return path
+
+
+def _is_older(path: Path, files: Path) -> bool:
+    """Whether an object is older than this script or a file that make's rule in `files` says it was made from."""
+    try:
+        rule = files.read_text().replace("\\\n", " ")
+        made_from = [Path(__file__), *map(_ROOT.joinpath, shlex.split(rule)[1:])]
+        return path.stat().st_mtime <= max(file.stat().st_mtime for file in made_from)
+    except FileNotFoundError:  # the object is new, or one of its files is gone
+        return True
 
 
 def _link(compiler: list[str], path: Path, objects: list[Path]) -> None:
