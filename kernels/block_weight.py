@@ -16,6 +16,7 @@ import torch
 from kernels.quantized_weight import Input
 
 _VALUES_AT_ONCE = 1 << 22
+_MAX_SCALE = 2.0**105  # above it sums on their way are beyond fp32; no weight is so large
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class BlockFormat:
         bytes: per block.
         group: inputs that share a scale where a product makes them int8; 0 if products take inputs in floats only.
         dequantize: uint8 [..., bytes] -> fp32 [..., values].
+        scales: uint8 [..., bytes] -> a block's scales and minima in floats, [..., number of them]; of a K-quant those
+            that multiply the inner ones.
     """
 
     name: str
@@ -34,6 +37,7 @@ class BlockFormat:
     bytes: int
     group: int
     dequantize: Callable[[torch.Tensor], torch.Tensor]
+    scales: Callable[[torch.Tensor], torch.Tensor]
 
     def num_blocks(self, in_size: int) -> int:
         """Blocks in a row of `in_size` values."""
@@ -75,6 +79,12 @@ class BlockWeight:
     def rows(self, order: torch.Tensor) -> BlockWeight:
         """A copy of these rows, in this order."""
         return replace(self, rows_OB=self.rows_OB[order])
+
+    def has_usable_scales(self) -> bool:
+        """Whether products can be computed: no scale is NaN, infinite or above 2^105. Reads the scales alone."""
+        scales = self.format.scales(self.rows_OB.unflatten(1, (-1, self.format.bytes)))
+        low, high = map(float, scales.aminmax())  # NaN if one is NaN
+        return -low <= _MAX_SCALE and high <= _MAX_SCALE
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight in floats, [O, I]; computed in slices, to bound the temporary memory."""
@@ -148,33 +158,49 @@ def _ggml(kind: str) -> Callable[[torch.Tensor], torch.Tensor]:
     return dequantize
 
 
+def _halves(first: int, count: int = 1) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What reads so many fp16 scales that begin at a byte of a block."""
+    return lambda blocks: blocks[..., first : first + 2 * count].view(torch.float16)
+
+
 def _int4(blocks: torch.Tensor) -> torch.Tensor:
     """{fp16 d; u8 zero; byte j of the others: value j, and value j + half of them << 4}: (code - zero) * d."""
-    scale, zero, codes = blocks[..., :2].contiguous().view(torch.float16), blocks[..., 2:3], blocks[..., 3:]
-    return (torch.cat([codes & 15, codes >> 4], -1).float() - zero) * scale.float()
+    zero, codes = blocks[..., 2:3], blocks[..., 3:]
+    return (torch.cat([codes & 15, codes >> 4], -1).float() - zero) * _int4_scales(blocks).float()
+
+
+def _int4_scales(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks[..., :2].contiguous().view(torch.float16)
 
 
 def _fp8(blocks: torch.Tensor) -> torch.Tensor:
     """{fp32 d, below 128; e4m3 values}: value * d."""
-    scale, values = blocks[..., :4].contiguous().view(torch.float32), blocks[..., 4:].contiguous()
-    return values.view(torch.float8_e4m3fn).float() * scale
+    return blocks[..., 4:].contiguous().view(torch.float8_e4m3fn).float() * _fp8_scales(blocks)
+
+
+def _fp8_scales(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks[..., :4].view(torch.float32)
+
+
+def _mxfp4_scales(blocks: torch.Tensor) -> torch.Tensor:
+    return blocks[..., :1].view(torch.float8_e8m0fnu).float()
 
 
 FORMATS = {
     item.name: item
     for item in (
-        BlockFormat("q4_0", 32, 18, 32, _ggml("Q4_0")),
-        BlockFormat("q4_1", 32, 20, 32, _ggml("Q4_1")),
-        BlockFormat("q5_0", 32, 22, 32, _ggml("Q5_0")),
-        BlockFormat("q5_1", 32, 24, 32, _ggml("Q5_1")),
-        BlockFormat("q8_0", 32, 34, 32, _ggml("Q8_0")),
-        BlockFormat("q4_k", 256, 144, 32, _ggml("Q4_K")),
-        BlockFormat("q5_k", 256, 176, 32, _ggml("Q5_K")),
-        BlockFormat("q6_k", 256, 210, 32, _ggml("Q6_K")),
-        BlockFormat("mxfp4", 32, 17, 32, _ggml("MXFP4")),
-        BlockFormat("int4_32", 32, 19, 32, _int4),
-        BlockFormat("int4_64", 64, 35, 64, _int4),
-        BlockFormat("int4_128", 128, 67, 128, _int4),
-        BlockFormat("fp8_128", 128, 132, 0, _fp8),
+        BlockFormat("q4_0", 32, 18, 32, _ggml("Q4_0"), _halves(0)),
+        BlockFormat("q4_1", 32, 20, 32, _ggml("Q4_1"), _halves(0, 2)),
+        BlockFormat("q5_0", 32, 22, 32, _ggml("Q5_0"), _halves(0)),
+        BlockFormat("q5_1", 32, 24, 32, _ggml("Q5_1"), _halves(0, 2)),
+        BlockFormat("q8_0", 32, 34, 32, _ggml("Q8_0"), _halves(0)),
+        BlockFormat("q4_k", 256, 144, 32, _ggml("Q4_K"), _halves(0, 2)),
+        BlockFormat("q5_k", 256, 176, 32, _ggml("Q5_K"), _halves(0, 2)),
+        BlockFormat("q6_k", 256, 210, 32, _ggml("Q6_K"), _halves(208)),
+        BlockFormat("mxfp4", 32, 17, 32, _ggml("MXFP4"), _mxfp4_scales),
+        BlockFormat("int4_32", 32, 19, 32, _int4, _int4_scales),
+        BlockFormat("int4_64", 64, 35, 64, _int4, _int4_scales),
+        BlockFormat("int4_128", 128, 67, 128, _int4, _int4_scales),
+        BlockFormat("fp8_128", 128, 132, 0, _fp8, _fp8_scales),
     )
 }

@@ -252,6 +252,13 @@ class Weights:
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | BlockWeight | None:
         """A tensor of the model, out of what is stored of it; None if that is faulty, and the fault is noted."""
+        stored = self._assembled(name, shape)
+        if isinstance(stored, BlockWeight) and not stored.has_usable_scales():
+            self.fault(f"{name} has scales that are infinite, no numbers or above 2^105")
+            return None
+        return stored
+
+    def _assembled(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | BlockWeight | None:
         layer = name.removesuffix(".weight")
         if self._packed is not None and len(shape) == 2:
             part, read = _READERS[self._packed.layout]

@@ -14,8 +14,6 @@ from kernels.types import Linear
 if TYPE_CHECKING:
     from kernels.native._kernels import PackedBlocks
 
-_MAX_E8M0 = 232  # a scale of 2^105, above which sums on their way are beyond fp32; no weight is so large
-
 
 def block_linear(weight: BlockWeight | MixedWeight, bias_O: torch.Tensor | None, out_dtype: torch.dtype) -> Linear:
     """For x in bf16 or fp32; y is in out_dtype: bf16 or fp32."""
@@ -25,15 +23,7 @@ def block_linear(weight: BlockWeight | MixedWeight, bias_O: torch.Tensor | None,
 
 
 def pack(weight: BlockWeight) -> PackedBlocks:
-    """Pack a weight, into as much memory as it has.
-
-    Raises:
-        ValueError: an MXFP4 scale is above 2^105.
-    """
-    if weight.format.name == "mxfp4":
-        scales = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[..., 0]
-        if (scales > _MAX_E8M0).any():
-            raise ValueError("a scale of MXFP4 is above 2^105, with which products are not computed")
+    """Pack a weight whose scales are usable, into as much memory as it has."""
     is_dynamic = weight.input is Input.DYNAMIC
     return native.library.PackedBlocks(weight.rows_OB, weight.format.name, weight.in_size, is_dynamic)
 

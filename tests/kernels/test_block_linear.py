@@ -100,12 +100,10 @@ def test_a_row_has_the_same_bits_however_many_are_computed_beside_it(isa, case):
         assert torch.equal(apply(x[:num_rows]), alone[:num_rows])
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.group])
 @pytest.mark.parametrize("isa", NATIVES)
 def test_the_largest_products_do_not_saturate(isa, name):
     """All bits of the codes are set, and all inputs are the largest, of either sign."""
-    if name == "fp8_128":
-        return  # its products are in floats
     weight = random_weight(name, 16, 256)
     head = {"q6_k": 0, "q4_k": 16, "q5_k": 16, "mxfp4": 1, "q4_1": 4, "q5_1": 4}.get(name, 3 if "int4" in name else 2)
     codes = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[..., head:]
@@ -117,7 +115,7 @@ def test_the_largest_products_do_not_saturate(isa, name):
 
 
 @pytest.mark.parametrize("isa", NATIVES)
-def test_scales_of_mxfp4_are_exact_or_refused(isa):
+def test_the_largest_scales_of_mxfp4_are_exact(isa):
     weight = random_weight("mxfp4", 40, 256)
     scales = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[..., 0]
     scales.random_(222, 233)
@@ -126,9 +124,6 @@ def test_scales_of_mxfp4_are_exact_or_refused(isa):
         x = randn(num_rows, 256, dtype=torch.float32)
         y, expected = apply(x).double(), REFERENCE(weight, None)(x).double()
         assert ((y - expected).norm() / expected.norm()).item() < 2e-6
-    scales[39, 7] = 233
-    with pytest.raises(ValueError, match=r"above 2\^105"):
-        NATIVES[isa](weight, None, torch.float32)
 
 
 @pytest.mark.parametrize("input_", Input)

@@ -9,7 +9,7 @@ import torch
 from kernels.block_weight import FORMATS, BlockWeight, MixedWeight, quantize_groups, stack
 from kernels.quantized_weight import Input
 from tests.kernels.compare import randn
-from tests.support.blocks import random_weight
+from tests.support.blocks import HALVES, random_weight
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
 
@@ -65,6 +65,22 @@ def test_the_last_block_of_a_row_may_be_padded(name):
 def test_rows_that_do_not_have_whole_blocks_are_a_mistake():
     with pytest.raises(AssertionError):
         BlockWeight(torch.zeros(2, 35, dtype=torch.uint8), FORMATS["q4_0"], 64, Input.DYNAMIC)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_scale_or_minimum_that_products_cannot_take_is_found(name):
+    if name == "mxfp4":
+        bad = [(0, bytes([233])), (0, bytes([255]))]  # 2^106, NaN
+    elif name == "fp8_128":
+        bad = [(0, struct.pack("<f", value)) for value in (np.nan, np.inf, -np.inf)]
+    else:
+        bad = [(place, struct.pack("<e", value)) for place in HALVES[name] for value in (np.nan, np.inf, -np.inf)]
+    for place, data in bad:
+        weight = random_weight(name, 9, 512)
+        assert weight.has_usable_scales()
+        block = weight.rows_OB.unflatten(1, (-1, weight.format.bytes))[7, 1]
+        block[place : place + len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        assert not weight.has_usable_scales()
 
 
 def test_rows_are_taken_in_any_order():

@@ -7,7 +7,7 @@ import torch
 from kernels.block_weight import FORMATS, BlockWeight
 from kernels.quantized_weight import Input
 
-_SCALES = {  # name -> where a block's fp16 scales are, and by how much they differ, so that values have a mean of 0
+HALVES = {  # name -> where a block's fp16 scales are, and by how much they differ, so that values have a mean of 0
     "q4_0": {0: 1}, "q4_1": {0: 1, 2: -7.5}, "q5_0": {0: 1}, "q5_1": {0: 1, 2: -15.5}, "q8_0": {0: 1},
     "q4_k": {0: 1, 2: 7.5}, "q5_k": {0: 1, 2: 15.5}, "q6_k": {208: 1},
     "int4_32": {0: 1}, "int4_64": {0: 1}, "int4_128": {0: 1},
@@ -28,12 +28,12 @@ def random_weight(name: str, num_out: int, in_size: int, input_: Input = Input.D
         codes[(codes & 127) == 127] = 0  # NaN
         blocks[..., :4] = (factors / 100).view(torch.uint8)
     else:
-        for place, factor in _SCALES[name].items():
+        for place, factor in HALVES[name].items():
             blocks[..., place : place + 2] = torch.tensor([factor], dtype=torch.float16).view(torch.uint8)
         if name.startswith("int4"):
             blocks[..., 2] &= 15
         size = form.dequantize(blocks).std()
-        for place, factor in _SCALES[name].items():
+        for place, factor in HALVES[name].items():
             blocks[..., place : place + 2] = (factors * factor / size).half().view(torch.uint8)
     weight = BlockWeight(blocks.flatten(1), form, num_blocks * form.values, input_)
     return _without_padding(weight, in_size)

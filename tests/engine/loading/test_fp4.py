@@ -64,3 +64,20 @@ def test_a_checkpoint_gives_what_its_twin_gives(make_deepseek, tmp_path, is_v4):
     name = "model.layers.0.mlp.up_proj." + ("scale" if is_v4 else "weight_scale")
     checkpoints.edit_weights(tmp_path / "fp4", lambda tensors: tensors.pop(name))
     assert "model.layers.0.mlp.up_proj.weight" in checkpoints.refusal(tmp_path / "fp4")
+
+
+def test_a_scale_that_products_cannot_take_is_refused_by_tensor(make_llama, tmp_path):
+    stored, layer = {}, "model.layers.0.mlp.up_proj"
+    folder = make_llama(hidden_size=64)
+    for name, weight in checkpoints.read_weights(folder).items():
+        if name == f"{layer}.weight":
+            packed, scales, _ = quantize(weight)
+            scales[5, 1] = 233
+            stored[name], stored[f"{layer}.scale"] = packed.view(torch.int8), scales.view(torch.float8_e8m0fnu)
+        else:
+            stored[name] = weight
+    checkpoints.copy(folder, tmp_path / "fp4", quantization_config=V4)
+    checkpoints.write_weights(tmp_path / "fp4", stored)
+    assert f"{layer}.weight has scales that are infinite, no numbers or above 2^105" in checkpoints.refusal(
+        tmp_path / "fp4"
+    )

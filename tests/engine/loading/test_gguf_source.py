@@ -3,6 +3,7 @@
 import math
 import mmap
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,23 @@ def test_types_without_kernels_are_expanded_and_named_once(make_llama, tmp_path,
     warnings = [line for line in caplog.messages if "TQ2_0" in line]
     assert len(warnings) == 2  # of two loads
     assert "which no kernel multiplies with: expanded, they take" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "value"),
+    [(Kind.Q4_0, 0, math.nan), (Kind.Q8_0, 0, math.inf), (Kind.Q5_1, 2, -math.inf), (Kind.Q4_K, 2, math.nan),
+     (Kind.Q6_K, 208, math.inf)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)  # fmt: skip
+def test_scales_that_are_not_finite_are_refused_by_tensor(make_llama, tmp_path, kind, place, value):
+    path = tmp_path / "model.gguf"
+    write_gguf(make_llama(hidden_size=256, intermediate_size=256, head_dim=64), path, kind)
+    whole = path.read_bytes()
+    for name in ("token_embd", "blk.1.attn_q", "blk.0.ffn_up"):
+        where = GGUFFile(path).tensors[f"{name}.weight"].offset + place
+        path.write_bytes(whole[:where] + struct.pack("<e", value) + whole[where + 2 :])
+        tensor = {"token_embd": "embed_tokens", "blk.1.attn_q": "q_proj", "blk.0.ffn_up": "up_proj"}[name]
+        assert f"{tensor}.weight has scales that are infinite, no numbers or above" in checkpoints.refusal(path)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(make_llama, tmp_path):
