@@ -21,7 +21,7 @@ from benchmarks.kernel_case import Case, fastest, peak_flops, read_bandwidth
 from engine import device as devices
 from kernels import native
 from kernels.attention_pattern import FULL, AttentionPattern, BlockSparseAttention, LocalAttention
-from kernels.ops import resolve
+from kernels.resolve import resolve
 
 _CPU = torch.device("cpu")
 _HEADS = 16, 4, 64

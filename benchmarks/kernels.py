@@ -22,7 +22,7 @@ from benchmarks.layer_cases import compression, experts, gelu, head_linear, line
 from engine import device as devices
 from kernels import native
 from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
-from kernels.ops import resolve
+from kernels.resolve import resolve
 from kernels.routing import RoutingRule
 
 _V3_RULE = RoutingRule(8, is_sigmoid=True, n_group=8, topk_group=4, best_of_group=2, renormalises=True, scale=2.5)

@@ -20,8 +20,8 @@ from engine.errors import ConfigError
 from engine.kv_cache_pool import CacheLayout
 from engine.models.decoder import attention_class
 from engine.retention import most_held
-from kernels.ops import KernelUnavailableError
-from kernels.ops import resolve as resolve_ops
+from kernels.resolve import KernelUnavailableError
+from kernels.resolve import resolve as resolve_ops
 
 if TYPE_CHECKING:
     from engine.config import EngineConfig

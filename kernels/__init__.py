@@ -1,4 +1,4 @@
 """The arithmetic: one folder per operation with its contract, an obvious reference and faster versions beside it.
 
-Knows nothing of requests or models. `kernels.ops.resolve` picks one implementation of all operations, once, at start.
+Knows nothing of requests or models. `kernels.resolve` picks one implementation of all operations, once, at start.
 """

@@ -15,7 +15,7 @@ from typing_extensions import override
 from engine.errors import ModelError
 from engine.loading.weights import StoredTensor, Weights
 from engine.models import registry
-from kernels.ops import TorchOps
+from kernels.backends import TorchOps
 
 if TYPE_CHECKING:
     from engine.models.config import ModelConfig

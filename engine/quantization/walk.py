@@ -20,7 +20,9 @@ from engine.models import registry
 from engine.models.decoder import attention_class, make_rotary_table, plan_attention
 from engine.models.layers import Builder
 from engine.step import BlockTable, ScheduledSequence, StepPlan
-from kernels.ops import Ops, TorchOps, resolve
+from kernels.backends import TorchOps
+from kernels.ops import Ops
+from kernels.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from kernels import native, ops
+from kernels import native
+from kernels.backends import NativeOps
 from kernels.kv_cache import Cache, Int8Cache, PackedCache, quantize, values_of
 from kernels.native.build import ISAS
 from kernels.packed_rows import PackedRow, encode
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = (torch.float32, torch.bfloat16)
 _TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2e-2, 2e-2)}
-NATIVE = ops.NativeOps(torch.bfloat16)
+NATIVE = NativeOps(torch.bfloat16)
 LIBRARIES = {isa: library for isa in ISAS if (library := native.load(isa)) is not None}
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import block_linear, embedding, native, ops
+from kernels import block_linear, embedding, native
 from kernels.block_weight import FORMATS, stack
 from kernels.native.capture import Graph, MemoryPool
 from kernels.quantized_weight import Input
+from kernels.resolve import BACKENDS
 from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, natives, randn
 from tests.support.blocks import random_weight
 
@@ -50,7 +51,7 @@ def test_the_reference_is_the_product_of_rounded_inputs_and_values(name):
 def test_backends_agree_up_to_the_rounding_of_inputs(backend, dtype):
     weight = stack([random_weight("q4_k", 40, 256, seed=1), random_weight("q6_k", 24, 256, seed=2)])
     x, bias = randn(5, 256, dtype=dtype, seed=3), randn(64, dtype=dtype, seed=4)
-    y = ops.BACKENDS[backend](dtype).projection(weight, bias, torch.float32)(x)
+    y = BACKENDS[backend](dtype).projection(weight, bias, torch.float32)(x)
     expected = REFERENCE(weight, bias, torch.float32)(x)
     assert ((y - expected).norm() / expected.norm()).item() < 0.01
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kernels import native
+from kernels.backends import NativeOps, ReferenceOps, TorchOps
 from kernels.linear_int8 import Input, StaticInput, quantize_weight
 from kernels.native.capture import Graph, MemoryPool
-from kernels.ops import NativeOps, ReferenceOps, TorchOps
 from tests.kernels.compare import DTYPES, dtype_id, natives, randn
 
 VERSIONS = {

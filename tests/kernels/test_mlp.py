@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from kernels import linear, linear_int8, mlp, silu_mul
+from kernels.backends import NativeOps
 from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_weight
-from kernels.ops import NativeOps
 from tests.kernels.compare import DTYPES, assert_close, dtype_id, natives, randn
 
 NATIVE = natives(lambda gate_up, down, dtype: NativeOps(dtype).mlp(gate_up, down))

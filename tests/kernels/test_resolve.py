@@ -3,8 +3,9 @@ import logging
 import pytest
 import torch
 
-from kernels import native, ops
+from kernels import backends, native, resolve
 from kernels.latent_attention.native import NativeLatentAttention, NativeSparseLatentAttention
+from kernels.ops import Ops
 from kernels.paged_attention.native import NativeAttention
 from kernels.paged_attention.reference import ReferenceAttention
 from kernels.paged_attention.torch_ops import TorchAttention
@@ -25,7 +26,7 @@ def native_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "ISA", None)
 
 
-def versions(kernels: ops.Ops, *names: str) -> set[str]:
+def versions(kernels: Ops, *names: str) -> set[str]:
     """Which versions of these operations were taken: their modules' names."""
     return {getattr(kernels, name).__module__.rpartition(".")[2] for name in names}
 
@@ -35,7 +36,7 @@ def versions(kernels: ops.Ops, *names: str) -> set[str]:
     [("reference", torch.float32, ReferenceAttention), ("torch", torch.bfloat16, TorchAttention)],
 )
 def test_a_choice_by_name_is_taken_for_every_operation(choice, dtype, attention):
-    kernels = ops.resolve(choice, CPU, dtype)
+    kernels = resolve.resolve(choice, CPU, dtype)
     assert kernels.name == choice
     assert isinstance(kernels.paged_attention, attention)
     assert versions(kernels, "linear", "linear_int8", "rms_norm", "rotary", "routing", "store_kv", "draw") == {
@@ -46,25 +47,25 @@ def test_a_choice_by_name_is_taken_for_every_operation(choice, dtype, attention)
 @pytest.mark.parametrize("choice", ["auto", "native"])
 @pytest.mark.usefixtures("native_is_built")
 def test_a_cpu_with_the_library_takes_native_kernels(choice):
-    kernels = ops.resolve(choice, CPU, torch.float32)
+    kernels = resolve.resolve(choice, CPU, torch.float32)
     assert kernels.name == "native"
     assert isinstance(kernels.paged_attention, NativeAttention)
     assert isinstance(kernels.latent_attention, NativeLatentAttention)
     assert isinstance(kernels.sparse_latent_attention, NativeSparseLatentAttention)
-    assert all(name in vars(ops.NativeOps) for name in NATIVE)
+    assert all(name in vars(backends.NativeOps) for name in NATIVE)
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_auto_on_a_cpu_without_the_library_falls_back_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        assert ops.resolve("auto", CPU, torch.bfloat16).name == "torch"
+        assert resolve.resolve("auto", CPU, torch.bfloat16).name == "torch"
     assert "apt install g++" in caplog.text
 
 
 @pytest.mark.usefixtures("native_is_not_built")
 def test_native_by_name_raises_without_the_library():
-    with pytest.raises(ops.KernelUnavailableError, match=r"--kernels native cannot run here: .*not built"):
-        ops.resolve("native", CPU, torch.bfloat16)
+    with pytest.raises(resolve.KernelUnavailableError, match=r"--kernels native cannot run here: .*not built"):
+        resolve.resolve("native", CPU, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +77,8 @@ def test_native_by_name_raises_without_the_library():
 )
 @pytest.mark.usefixtures("native_is_built")
 def test_native_by_name_raises_where_it_cannot_run(device, dtype, reason):
-    with pytest.raises(ops.KernelUnavailableError, match=reason):
-        ops.resolve("native", device, dtype)
+    with pytest.raises(resolve.KernelUnavailableError, match=reason):
+        resolve.resolve("native", device, dtype)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +90,15 @@ def test_native_by_name_raises_where_it_cannot_run(device, dtype, reason):
     ],
 )
 def test_flash_attn_by_name_raises_where_it_cannot_run(monkeypatch, device, dtype, reason):
-    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ops.KernelUnavailableError, match=reason):
-        ops.resolve("flash-attn", device, dtype)
+    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(resolve.KernelUnavailableError, match=reason):
+        resolve.resolve("flash-attn", device, dtype)
 
 
 def test_auto_on_a_gpu_without_flash_attn_falls_back_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        kernels = ops.resolve("auto", CUDA, torch.bfloat16)
+        kernels = resolve.resolve("auto", CUDA, torch.bfloat16)
     assert kernels.name == "torch"
     assert isinstance(kernels.paged_attention, TorchAttention)
     assert "flash-attn package is not installed" in caplog.text

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from kernels.backends import ReferenceOps, TorchOps
 from kernels.kv_cache import take, values_of
-from kernels.ops import ReferenceOps, TorchOps
 from kernels.packed_rows import PackedRow
 from tests.kernels.compare import DTYPES, NATIVE, Layout, assert_close, dtype_id, empty_packed, natives, randn
 from tests.kernels.test_rotary import tables

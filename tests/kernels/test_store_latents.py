@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kernels.ops import ReferenceOps, TorchOps
+from kernels.backends import ReferenceOps, TorchOps
 from kernels.packed_rows import PackedRow
 from tests.kernels.compare import DTYPES, NATIVE, assert_close, dtype_id, empty_packed, natives, randn
 from tests.kernels.test_rotary import tables

@@ -7,7 +7,7 @@ import torch
 
 from engine.models.layers import Builder
 from kernels import native
-from kernels.ops import NativeOps
+from kernels.backends import NativeOps
 from tests.support import checkpoints
 from tests.support.running import load, relative_error
 
