@@ -123,7 +123,7 @@ def create_app(
         tokenizer.chat_template.timeout = config.chat_template_timeout
     metrics = Metrics(model_name, client, config.metrics_compat)
     for name in keys.names:
-        metrics.add_key(name)
+        metrics.requests.add_key(name)
     app.state.large = LargeRequests(int(config.max_bodies_size * (1 << 20)))
     app.state.server = ServerState(
         client,

@@ -151,7 +151,7 @@ class Generation(Submission):
 
     def _count_end(self, choice: int, reason: str) -> None:
         self._running.remove(choice)
-        self._metrics.count_finished(reason)
+        self._metrics.requests.count_finished(reason)
 
     def _cut(self, choice: int) -> None:
         """End a choice that the guard has flagged; the engine may have ended it before."""

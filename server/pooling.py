@@ -151,7 +151,7 @@ class Pooling(Submission):
                 left = "timeout"
                 raise self._too_late(has_started=bool(self._started)) from None
             finally:
-                self._metrics.count_finished(left)
+                self._metrics.requests.count_finished(left)
 
     def _scheduling_of(self, number: int) -> SchedulingParams:
         """Return what a prompt is scheduled by: it waits from now on, and once others have started it may wait."""

@@ -102,7 +102,7 @@ class ReloadedFiles:
         num_added, num_removed = self.keys.take_over(keys)
         if self._metrics is not None:
             for name in keys.names:
-                self._metrics.add_key(name)
+                self._metrics.requests.add_key(name)
         return f"{num_added} keys are new, {num_removed} are gone"
 
     def _reload_certificate(self) -> str:

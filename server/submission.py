@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from engine.protocol import SequenceOutput
     from server.admission import Ticket
     from server.inputs import ModelInput
-    from server.observe.metrics import ApiTask
+    from server.observe.request_metrics import ApiTask
     from server.protocol.prompts import PromptFields
     from server.state import ServerState
 
@@ -81,7 +81,7 @@ class Submission:
         seconds = now - self._scheduling.arrival_time
         if not has_started and (self._scheduling.deadline is None or now < self._scheduling.deadline):
             message = f"The server is busy: the request waited {seconds:.1f} s and was not started."
-            self._metrics.count_refused("queue_timeout")
+            self._metrics.requests.count_refused("queue_timeout")
             return QueueTimeoutError(message, self._ticket.retry_after())
         return DeadlineError(f"The request was ended unfinished after {seconds:.1f} s, its time.")
 

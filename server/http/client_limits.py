@@ -39,7 +39,7 @@ class ClientLimitsMiddleware:
     def __init__(self, app: ASGIApp, metrics: Metrics, max_connections: int | None) -> None:
         """`max_connections` is of each address behind a trusted proxy, whose own connections say nothing of clients."""
         self._app, self._metrics, self._max_connections = app, metrics, max_connections
-        self._clients = Clients(metrics.count_limited)
+        self._clients = Clients(metrics.requests.count_limited)
         self._num_proxied: Counter[str] = Counter()  # requests under way, by whom they come from
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,7 +53,7 @@ class ClientLimitsMiddleware:
     async def _proxied(self, most: int, scope: Scope, receive: Receive, send: Send) -> None:
         client = client_of(scope["client"][0])
         if self._num_proxied[client] >= most:
-            self._metrics.count_refused("rate_limited")
+            self._metrics.requests.count_refused("rate_limited")
             message = f"This address has {most} requests under way, the most that one may have; try again."
             response = error_response(429, message, {"Retry-After": "1"}, path=scope["path"])
             await response(scope, receive, send)
@@ -90,7 +90,7 @@ class ClientLimitsMiddleware:
         try:
             allowance.begin()
         except RateLimitError as error:
-            self._metrics.count_refused("rate_limited")
+            self._metrics.requests.count_refused("rate_limited")
             await refused(scope["path"], error)(scope, receive, send)
             return
         scope["allowance"], record = allowance, current()

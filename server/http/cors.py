@@ -89,7 +89,7 @@ class OtherSitesMiddleware:
         ):
             from server.http.errors import error_response  # the web stack, which is there by now
 
-            self._metrics.count_refused("unauthorized")
+            self._metrics.requests.count_refused("unauthorized")
             message = "Pages of other sites may not ask this server; --cors-origins SITE lets them in."
             await error_response(403, message, path=scope["path"])(scope, receive, send)
         else:

@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=limited_protocol(  # type: ignore[arg-type]  # it is called
-                    config, state.server.metrics.count_refused, state.access.refused, certificate
+                    config, state.server.metrics.requests.count_refused, state.access.refused, certificate
                 ),
                 proxy_headers=False,  # uvicorn would believe everyone on this machine; server.http.proxies asks
                 log_config=None,

@@ -109,7 +109,7 @@ def error_response(status: int, message: str, headers: Any = None, *, path: str 
 def count_refusal(metrics: Metrics, error: Exception) -> None:
     """Count a request that ends with this error, if that is a refusal."""
     if (reason := _REFUSALS.get(type(error))) is not None:
-        metrics.count_refused(reason)
+        metrics.requests.count_refused(reason)
 
 
 def install(app: FastAPI, metrics: Metrics) -> None:
@@ -130,7 +130,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
         if (reason := REFUSED_STATUSES.get(error.status_code)) is not None:
-            metrics.count_refused(reason)
+            metrics.requests.count_refused(reason)
         headers = {"Allow": _methods(request)} if error.status_code == 405 else error.headers
         return error_response(error.status_code, str(error.detail), headers, path=request.url.path)
 

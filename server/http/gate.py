@@ -100,17 +100,17 @@ class GateMiddleware:
             access = self._table[path]
             hosts = self._admin_hosts if is_admin else self._hosts
             if access is not Access.PROBE and (fault := hosts.fault(scope["headers"])) is not None:
-                self._metrics.count_refused("untrusted_host")
+                self._metrics.requests.count_refused("untrusted_host")
                 await error_response(400, fault, path=path)(scope, receive, send)
                 return
             if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
                 message = f"The query has more than {MAX_PARAMETERS} parameters, the most that is taken."
-                self._metrics.count_refused("invalid")
+                self._metrics.requests.count_refused("invalid")
                 await error_response(400, message, path=path)(scope, receive, send)
                 return
             caller = Caller() if is_admin else self._keys.identify(scope["headers"])
             if caller is None and access not in _OPEN:
-                self._metrics.count_refused("unauthorized")
+                self._metrics.requests.count_refused("unauthorized")
                 await unauthorized(path)(scope, receive, send)
                 return
             if not self._is_there(access, is_admin=is_admin):

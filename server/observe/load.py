@@ -57,7 +57,7 @@ class Load:
     def sample(self) -> Sample:
         """Count now."""
         stats = self._stats()
-        generated = self._metrics.num_generated
+        generated = self._metrics.requests.num_generated
         return Sample(self._clock(), stats.num_prompt_tokens, stats.num_cached_tokens, generated)
 
     def snapshot(self) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from server.http.request_record import current
 
 if TYPE_CHECKING:
-    from server.observe.metrics import ApiTask, Metrics
+    from server.observe.metrics import Metrics
+    from server.observe.request_metrics import ApiTask
 
 
 class RequestTimer:
@@ -25,34 +26,29 @@ class RequestTimer:
         is_background: bool = False,
         task: ApiTask = "generate",
     ) -> None:
-        self._task = task
-        self._metrics, self._arrival_time, self._is_background = metrics, arrival_time, is_background
+        self._task, self._times, self._counts = task, metrics.times, metrics.requests
+        self._arrival_time, self._is_background = arrival_time, is_background
         self._choices: dict[int, ChoiceTimes] = {}
         self._num_tokens, self._num_prompt_tokens = 0, num_prompt_tokens
         self._submitted = time.monotonic()
-        metrics.count_task(task)
-        metrics.prompt_tokens.inc(num_prompt_tokens)
-        key_prompt_tokens, self._key_generation_tokens = metrics.tokens_of_key(key_name)
-        key_prompt_tokens.inc(num_prompt_tokens)
+        self._counts.count_begun(task, key_name, num_prompt_tokens)
+        self._generated_of_key = self._counts.generated_of(key_name)
         if (record := current()) is not None:
             record.prompt_tokens += num_prompt_tokens
 
     def tokens(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         """Record a step's new tokens of one choice."""
         if not self._is_background:
-            self._times(choice, num_tokens, queue_time)
+            self._observe(choice, num_tokens, queue_time)
         self._num_tokens += num_tokens
-        self._metrics.num_generated += num_tokens
-        self._metrics.generation_tokens.inc(num_tokens)
-        self._key_generation_tokens.inc(num_tokens)
+        self._counts.count_generated(num_tokens, self._generated_of_key)
 
-    def _times(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
-        metrics = self._metrics
+    def _observe(self, choice: int, num_tokens: int, queue_time: float | None) -> None:
         if (times := self._choices.get(choice)) is None:
             times = self._choices[choice] = ChoiceTimes()
         if queue_time is not None:
             times.started = self._arrival_time + queue_time
-            metrics.queue_time.observe(queue_time)
+            self._times.queue_time.observe(queue_time)
         if num_tokens == 0:
             return
         now, num_gaps = time.monotonic(), num_tokens
@@ -61,15 +57,15 @@ class RequestTimer:
             self._first_token(times)
             num_gaps -= 1
         for _ in range(num_gaps):
-            metrics.inter_token_latency.observe((now - times.last) / num_tokens)
+            self._times.inter_token_latency.observe((now - times.last) / num_tokens)
         times.last = now
         times.num_tokens += num_tokens
 
     def _first_token(self, times: ChoiceTimes) -> None:
         ttft = times.first - self._arrival_time
-        self._metrics.time_to_first_token.observe(ttft)
+        self._times.time_to_first_token.observe(ttft)
         if times.started is not None:
-            self._metrics.prefill_time.observe(max(0.0, times.first - times.started))
+            self._times.prefill_time.observe(max(0.0, times.first - times.started))
         if (record := current()) is not None and record.ttft is None:
             record.ttft = ttft
 
@@ -77,18 +73,17 @@ class RequestTimer:
         """Record the end of the request, whatever ended it."""
         if self._is_background:
             return
-        metrics = self._metrics
         now = time.monotonic()
-        metrics.e2e_latency.observe(now - self._arrival_time)
-        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        self._times.e2e_latency.observe(now - self._arrival_time)
+        self._times.prompt_tokens.observe(self._num_prompt_tokens)
         if self._task == "generate":
-            metrics.request_generation_tokens.observe(self._num_tokens)
+            self._times.generation_tokens.observe(self._num_tokens)
         for times in self._choices.values():
             if times.num_tokens and times.started is not None:
-                metrics.inference_time.observe(times.last - times.started)
+                self._times.inference_time.observe(times.last - times.started)
             if times.num_tokens > 1:
-                metrics.decode_time.observe(times.last - times.first)
-                metrics.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
+                self._times.decode_time.observe(times.last - times.first)
+                self._times.time_per_output_token.observe((times.last - times.first) / (times.num_tokens - 1))
         if (record := current()) is not None:
             record.output_tokens += self._num_tokens
             if record.trace is not None:

@@ -31,7 +31,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     """Sample name -> label -> its values, of a server whose first request has just come."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     metrics = Metrics("m", NoEngine())
-    metrics.add_key("none")
+    metrics.requests.add_key("none")
     metrics.reloads.add("tls")
     BatchMetrics(metrics.registry, "m", lambda: 0)
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):

@@ -9,7 +9,7 @@ import pytest
 from server.admission import Admission
 from server.config import ServerConfig
 from server.inputs import preprocess
-from server.observe.metrics import REFUSALS
+from server.observe.request_metrics import REFUSALS
 from server.pipeline import yielding
 from tests.server.conftest import BODIES, CHAT, COMPLETIONS, check_error, check_usage, text_of
 

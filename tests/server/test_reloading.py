@@ -14,6 +14,7 @@ from engine.errors import ConfigError
 from server import reloading
 from server.config import ServerConfig
 from server.http.api_keys import ApiKeys
+from server.observe.families import Families
 from server.observe.metrics import Metrics, Reloads
 from server.reloading import ReloadedFiles, WatchedFiles, reload
 from tests.support.no_engine import NoEngine
@@ -89,7 +90,7 @@ def reload_of(registry: CollectorRegistry, name: str, **labels: str) -> float | 
 
 def test_a_broken_file_keeps_what_was_and_says_so(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     registry = CollectorRegistry()
-    reloads, answers = Reloads("m", registry), [ConfigError("line 3 is at fault"), "2 keys are new"]
+    reloads, answers = Reloads(Families(registry, "m")), [ConfigError("line 3 is at fault"), "2 keys are new"]
 
     def load() -> str:
         answer = answers.pop(0)

@@ -27,7 +27,7 @@ def test_rates_are_of_the_last_ten_seconds(client, metrics):
     assert load.snapshot()["generation_tokens_per_second"] == 0
     for second in range(1, 31):
         now = float(second)
-        metrics.num_generated += 100 if second <= 20 else 10
+        metrics.requests.num_generated += 100 if second <= 20 else 10
         client.stats = EngineStats(2, 3, 5, 10, 0, 60 * second, 45 * second)
         snapshot = load.snapshot()
     assert snapshot["generation_tokens_per_second"] == pytest.approx(10, abs=0.1)
@@ -51,7 +51,7 @@ def test_a_line_says_what_happened_and_idle_time_has_none(client, metrics):
     before, now = load.sample(), 10.0
     assert load.line(before, load.sample()) is None
     client.stats = EngineStats(0, 0, 1, 8, 0, 1000, 250)
-    metrics.num_generated = 5000
+    metrics.requests.num_generated = 5000
     after = load.sample()
     expected = "running 0, waiting 0; tokens/s: 100 in, 500 out; KV cache 12.5% in use, prefix cache hits 25%"
     assert load.line(before, after) == expected
@@ -71,7 +71,7 @@ async def test_lines_come_at_the_interval_until_cancelled(client, metrics, caplo
         while len(caplog.records) < 2:
             await asyncio.sleep(0.001)
     task.cancel()
-    metrics.num_generated = 7
+    metrics.requests.num_generated = 7
     assert load.snapshot()["generation_tokens_per_second"] > 0  # since the samples that were taken meanwhile
 
 

@@ -29,8 +29,13 @@ HISTOGRAMS = [
 
 
 @pytest.fixture
-def metrics():
-    return Metrics("tiny", NoEngine())
+def client():
+    return NoEngine()
+
+
+@pytest.fixture
+def metrics(client):
+    return Metrics("tiny", client)
 
 
 def samples(metrics):
@@ -67,11 +72,9 @@ def test_latency_buckets_begin_at_half_a_millisecond(metrics, name):
     assert buckets == sorted(set(buckets))
 
 
-def test_load_is_the_engines_latest_word(metrics):
+def test_load_is_the_engines_latest_word(client, metrics):
     assert samples(metrics)["deepseek_serve_kv_cache_usage_ratio"] == 0
-    metrics._client.stats = EngineStats(
-        num_running=3, num_waiting=2, num_used_blocks=5, num_blocks=20, num_preemptions=7
-    )
+    client.stats = EngineStats(num_running=3, num_waiting=2, num_used_blocks=5, num_blocks=20, num_preemptions=7)
     found = samples(metrics)
     assert found["deepseek_serve_requests_running"] == 3
     assert found["deepseek_serve_requests_waiting"] == 2
@@ -79,16 +82,16 @@ def test_load_is_the_engines_latest_word(metrics):
     assert found["deepseek_serve_preemptions_total"] == 7
 
 
-def test_memory_is_there_by_part_once_the_engine_is_ready(metrics):
+def test_memory_is_there_by_part_once_the_engine_is_ready(client, metrics):
     name = "deepseek_serve_memory_bytes"
     parts = {"weights": 5, "kv_cache": 7, "other": 9}
     assert {part: samples(metrics)[f"{name} {part}"] for part in parts} == dict.fromkeys(parts, 0)
-    metrics._client._ready(msgspec.structs.replace(POOLING_INFO, memory=EngineMemory(**parts)))
+    client._ready(msgspec.structs.replace(POOLING_INFO, memory=EngineMemory(**parts)))
     assert {part: samples(metrics)[f"{name} {part}"] for part in parts} == parts
 
 
 def test_reasons_for_an_end_are_counted_from_zero(metrics):
-    metrics.count_finished("stop")
+    metrics.requests.count_finished("stop")
     found = samples(metrics)
     counts = {
         reason: found[f"deepseek_serve_sequences_finished_total {reason}"]
@@ -107,7 +110,7 @@ def test_tokens_of_keys_are_counted_from_zero(callers, name, tiny_tokenizer, tin
 
 def test_a_requests_times_and_tokens_are_counted(monkeypatch, metrics):
     clock = [100.0]
-    monkeypatch.setattr("server.observe.metrics.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("server.observe.request_timer.time.monotonic", lambda: clock[0])
     timer = RequestTimer(metrics, 100.0, num_prompt_tokens=5)
     for choice, tick, num_tokens in ((0, 0.5, 1), (1, 0.0, 1), (0, 0.25, 1), (0, 0.5, 2), (1, 0.0, 1)):
         clock[0] += tick
@@ -135,12 +138,12 @@ async def test_steps_are_timed_and_measured(api):
     assert await api.metric("engine_start_seconds") >= 0
 
 
-def test_a_restarted_engine_counts_its_steps_from_zero(metrics):
+def test_a_restarted_engine_counts_its_steps_from_zero(client, metrics):
     def stats(num_steps, seconds, num_tokens):
         return EngineStats(0, 0, 0, 1, num_steps=num_steps, step_seconds=seconds, step_tokens=num_tokens)
 
-    metrics._client.on_step(stats(7, 9.0, 50), stats(0, 0.0, 0))
-    metrics._client.on_step(stats(0, 0.0, 0), stats(1, 0.25, 3))
-    metrics._client.on_step(stats(1, 0.25, 3), stats(1, 0.25, 3))
+    client.on_step(stats(7, 9.0, 50), stats(0, 0.0, 0))
+    client.on_step(stats(0, 0.0, 0), stats(1, 0.25, 3))
+    client.on_step(stats(1, 0.25, 3), stats(1, 0.25, 3))
     found = samples(metrics)
     assert (found["deepseek_serve_step_seconds_sum"], found["deepseek_serve_step_tokens_sum"]) == (0.25, 3)
