@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
+from engine.models import compressed_tensors
 from engine.models.targets import find, read_targets
 
 if TYPE_CHECKING:
@@ -50,24 +51,8 @@ class Int8Scheme:
 
     def to_config(self) -> dict[str, Any]:
         """quantization_config of config.json."""
-        groups = {
-            f"group_{number}": {
-                "targets": list(targets),
-                "weights": _WEIGHTS,
-                "input_activations": _INPUTS[kind],
-                "output_activations": None,
-                "format": FORMAT,
-            }
-            for number, (kind, targets) in enumerate(self.groups)
-        }
-        return {
-            "quant_method": "compressed-tensors",
-            "format": FORMAT,
-            "quantization_status": "compressed",
-            "config_groups": groups,
-            "ignore": list(self.ignore),
-            "kv_cache_scheme": None,
-        }
+        groups = [(targets, _WEIGHTS, _INPUTS[kind]) for kind, targets in self.groups]
+        return compressed_tensors.to_config(FORMAT, groups, self.ignore)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Int8Scheme:

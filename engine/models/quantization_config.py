@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.models import fp8_scheme, packed_scheme
+from engine.models import compressed_tensors, fp8_scheme, packed_scheme
 from engine.models.fp8_scheme import FP8Scheme
 from engine.models.int8_scheme import Int8Scheme
 from engine.models.packed_scheme import PackedScheme
@@ -28,7 +28,7 @@ def read_quantization(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"quantization_config in config.json is {config!r}; expected an object")
     method = config.get("quant_method")
-    if method == "compressed-tensors":
+    if method == compressed_tensors.METHOD:
         return _compressed_tensors(config)
     if method == "awq":
         return {"packed": PackedScheme.from_awq(config)}

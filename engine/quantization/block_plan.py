@@ -7,15 +7,14 @@ Shapes: T tokens of the text.
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
+from engine.quantization.layer_names import expert_parts
 from engine.quantization.packing import GROUP
+from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
 from kernels.round_to_blocks import round_to_blocks
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from engine.quantization.walk import WatchedLayer
 
 _MAX_MEASURED_ROWS = 256  # of one site's inputs, evenly spaced
-_EXPERT = re.compile(r"(.*\.experts)\.\d+\..*")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ def measure(
 ) -> list[Site]:
     """Measure every layer that can be quantised."""
     walk, sites = LayerWalk(tensors, config, prompts, dtype), []
-    for number in tqdm(range(config.num_hidden_layers), "measuring", file=sys.stderr, disable=not progress):
+    numbers = range(config.num_hidden_layers)
+    for number in shown(numbers, "measuring", "layer", len(numbers), progress=progress):
         found: dict[str, list[WatchedLayer]] = {}
         before = walk.hidden_states
         for item in walk.advance(number):
@@ -74,15 +73,10 @@ def choose(sites: list[Site], wanted: Bits) -> dict[str, int]:
     return bits
 
 
-def is_expert(layer: str) -> bool:
-    """Whether this is a layer of a routed expert."""
-    return _EXPERT.fullmatch(layer) is not None
-
-
 def site_of(layer: str) -> str:
     """The name of a layer's site: the layer's own, or what all experts of a decoder layer have in common."""
-    match = _EXPERT.fullmatch(layer)
-    return layer if match is None else match[1]
+    parts = expert_parts(layer)
+    return layer if parts is None else parts[0]
 
 
 def _shares(

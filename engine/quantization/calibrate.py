@@ -5,14 +5,13 @@ Shapes: T tokens of the text.
 
 from __future__ import annotations
 
-import re
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tqdm import tqdm
 
+from engine.quantization.layer_names import expert_parts
+from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
 from kernels.linear_int8 import Input, StaticInput, quantize_for_dynamic_inputs, quantize_weight
 from kernels.linear_int8 import torch_ops as linear_int8
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from engine.quantization.walk import WatchedLayer
 
 _MAX_MEASURED_ROWS = 256  # of one layer's inputs, evenly spaced
-_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(.*)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,8 @@ def calibrate(
     num_tokens = sum(map(len, prompts))
     measurements: list[Measurement] = []
     with torch.inference_mode():
-        for number in tqdm(range(config.num_hidden_layers), "calibrating", file=sys.stderr, disable=not progress):
+        numbers = range(config.num_hidden_layers)
+        for number in shown(numbers, "calibrating", "layer", len(numbers), progress=progress):
             measurements += _measure(walk.advance(number), num_tokens)
     return measurements
 
@@ -66,8 +65,7 @@ def _measure(watched: list[WatchedLayer], num_tokens: int) -> list[Measurement]:
     """The measurements of one decoder layer."""
     sites: dict[tuple[str, ...], list[WatchedLayer]] = {}
     for item in watched:
-        matches = [_EXPERT.fullmatch(layer) for layer in item.layers]
-        key = item.layers if None in matches else tuple(f"{match[1]} {match[2]}" for match in matches if match)
+        key = tuple(" ".join(expert_parts(layer) or (layer,)) for layer in item.layers)
         sites.setdefault(key, []).append(item)
     return [_measure_site(items, num_tokens) for items in sites.values()]
 

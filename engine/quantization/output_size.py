@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from engine.loading.taken_tensors import taken_tensors
+from engine.quantization.original import tensor_names
 from engine.quantization.packing import GROUP
 from engine.quantization.scheme_bits import FEW, MANY, Bits
-from engine.quantization.write import names_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def output_size(config: ModelConfig, tensors: TensorSource, dtype: torch.dtype, 
     Raises:
         TooManyTensorsError: the config asks for far more tensors than there are.
     """
-    stored = {name: tensors.stored(name) for name in names_of(tensors)}
+    stored = {name: tensors.stored(name) for name in tensor_names(tensors)}
     taken = taken_tensors(config, dtype, 2 * len(tensors.names()) + _MAX_ABSENT)
     linear = {item.name: item.shape for item in taken if item.layer is not None and item.layer != "lm_head"}
     if bits is not None:

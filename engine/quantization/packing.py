@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.models import compressed_tensors
+from engine.models.packed_scheme import INT4
 from kernels.block_weight import FORMATS, BlockWeight
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from kernels.quantized_weight import Input
 
 GROUP = 32
-FORMAT = "pack-quantized"
 _BITS = {"q4_0": 4, "q8_0": 8}
 
 
@@ -60,30 +61,8 @@ def pack(layer: str, weight: BlockWeight) -> Iterator[tuple[str, torch.Tensor]]:
 
 def to_config(targets: Mapping[int, Sequence[str]], ignore: Sequence[str], *, int8_inputs: bool) -> dict[str, Any]:
     """quantization_config of config.json: the layers by their bits, and those that are not quantised."""
-    inputs = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-    groups = {
-        f"group_{number}": {
-            "targets": list(layers),
-            "weights": {
-                "num_bits": bits,
-                "type": "int",
-                "symmetric": True,
-                "strategy": "group",
-                "group_size": GROUP,
-                "dynamic": False,
-            },
-            "input_activations": inputs if int8_inputs else None,
-            "output_activations": None,
-            "format": FORMAT,
-        }
-        for number, (bits, layers) in enumerate(sorted(targets.items()))
-        if layers
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": FORMAT,
-        "quantization_status": "compressed",
-        "config_groups": groups,
-        "ignore": list(ignore),
-        "kv_cache_scheme": None,
-    }
+    numbers = {"type": "int", "symmetric": True}
+    weights = {**numbers, "strategy": "group", "group_size": GROUP, "dynamic": False}
+    inputs = {**numbers, "num_bits": 8, "strategy": "token", "dynamic": True} if int8_inputs else None
+    groups = [(layers, {"num_bits": bits, **weights}, inputs) for bits, layers in sorted(targets.items()) if layers]
+    return compressed_tensors.to_config(INT4, groups, ignore)

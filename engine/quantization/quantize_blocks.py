@@ -9,16 +9,16 @@ Shapes: T tokens of the text, O rows, I inputs.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from engine.errors import ModelError
 from engine.loading.shards import ShardWriter
-from engine.quantization import block_plan, gptq, packing, write
+from engine.quantization import block_plan, gptq, original, packing
+from engine.quantization.layer_names import NEVER_QUANTIZED, expert_parts, targets_of
+from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
 from kernels.quantized_weight import Input
 
@@ -62,32 +62,38 @@ def quantize_blocks(
     Raises:
         ModelError: no layer would be quantised.
     """
-    raw, input_ = write.raw_config(source, config), _INPUTS[scheme]
+    settings, input_ = original.read_settings(source, config), _INPUTS[scheme]
     sites = block_plan.measure(tensors, config, _some_of(prompts), dtype, progress=progress)
     bits = block_plan.choose(sites, wanted)
-    if all(number == _AS_IT_IS for number in bits.values()):
-        raise ModelError(
-            f"{source.path} has nothing to make int4: no linear layer "
-            + ("that --bits leaves in 4 bits" if bits else f"has a multiple of {packing.GROUP} inputs")
-        )
+    _check(source, bits)
     shares = _shares(sites, bits)
     kept = [layer for layer in bits if bits[layer] == _AS_IT_IS]
     bits = {layer: number for layer, number in bits.items() if number != _AS_IT_IS}
     with ShardWriter(folder) as shards:
         walk = LayerWalk(tensors, config, prompts, dtype)
-        for layer, weight in _quantize_layers(walk, config.num_hidden_layers, bits, input_, progress=progress):
+        quantized = _quantize_layers(walk, config.num_hidden_layers, bits, input_)
+        for layer, weight in shown(quantized, "quantising", "weight", len(bits), progress=progress):
             _add(shards, layer, weight)
         if wanted.wide == 8 and (head_VH := _head(tensors, config)) is not None:
             _add(shards, _HEAD, gptq.to_8_bits(head_VH, input_))
-            raw["tie_word_embeddings"], bits[_HEAD] = False, 8
+            settings["tie_word_embeddings"], bits[_HEAD] = False, 8
         written = {f"{layer}.weight" for layer in bits}
-        for name in sorted(write.names_of(tensors) - written):
-            shards.add(name, write.read(name, tensors, config, is_gguf=source.is_gguf))
+        for name in sorted(original.tensor_names(tensors) - written):
+            shards.add(name, original.read_floats(name, tensors, config, is_gguf=source.is_gguf))
         size = shards.finish()
-    raw["quantization_config"] = _scheme(bits, kept, input_)
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-    write.copy_files(source, folder)
+    settings["quantization_config"] = _scheme(bits, kept, input_)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    original.copy_files(source, folder)
     return size, shares
+
+
+def _check(source: ModelSource, bits: dict[str, int]) -> None:
+    """Refuse a plan in which nothing is quantised."""
+    if all(number == _AS_IT_IS for number in bits.values()):
+        raise ModelError(
+            f"{source.path} has nothing to make int4: no linear layer "
+            + ("that --bits leaves in 4 bits" if bits else f"has a multiple of {packing.GROUP} inputs")
+        )
 
 
 def _add(shards: ShardWriter, layer: str, weight: BlockWeight) -> None:
@@ -96,18 +102,15 @@ def _add(shards: ShardWriter, layer: str, weight: BlockWeight) -> None:
 
 
 def _quantize_layers(
-    walk: LayerWalk, num_layers: int, bits: dict[str, int], input_: Input, *, progress: bool
+    walk: LayerWalk, num_layers: int, bits: dict[str, int], input_: Input
 ) -> Iterator[tuple[str, BlockWeight]]:
     """The weights of the layers that are quantised."""
-    bar = tqdm(total=len(bits), desc="quantising", unit="weight", file=sys.stderr, disable=not progress, smoothing=0.05)
     for number in range(num_layers):
         made: dict[str, BlockWeight] = {}
         for layer, weight in _quantize_layer(walk, number, bits, input_):
             yield layer, weight
             made[layer] = weight
-            bar.update()
         walk.advance(number, made)
-    bar.close()
 
 
 @torch.inference_mode()
@@ -129,10 +132,10 @@ def _quantize_layer(
 
 
 def _shared_hessians(watched: list[WatchedLayer]) -> dict[str, torch.Tensor]:
-    """By site and kind of layer, H of what all experts of a decoder layer read, if they read the same hidden states."""
+    """By site, H of what all experts of a decoder layer read, if they read the same hidden states."""
     inputs: dict[str, list[torch.Tensor]] = {}
     for item in watched:
-        if len(item.layers) > 1 and block_plan.is_expert(item.layers[0]):
+        if len(item.layers) > 1 and expert_parts(item.layers[0]):
             inputs.setdefault(block_plan.site_of(item.layers[0]), []).extend(item.inputs)
     return {
         site: gptq.hessian([_spread(torch.cat(found), _MAX_SHARED_ROWS)], found[0].shape[1])
@@ -145,7 +148,7 @@ def _hessian(item: WatchedLayer, shared: dict[str, torch.Tensor]) -> torch.Tenso
     """H of a layer's inputs; that of an expert leans on other experts' inputs the more, the fewer tokens chose it."""
     in_size, num_tokens = item.weight_OI.shape[1], sum(map(len, item.inputs))
     own_II = gptq.hessian(item.inputs, in_size)
-    if not block_plan.is_expert(item.layers[0]):
+    if expert_parts(item.layers[0]) is None:
         return own_II
     prior_II = torch.eye(in_size) * own_II.diagonal().mean()  # of a down_proj: no input is like another expert's
     if len(item.layers) > 1:
@@ -159,14 +162,14 @@ def _head(tensors: TensorSource, config: ModelConfig) -> torch.Tensor | None:
     if not config.task_heads.generates or config.hidden_size % packing.GROUP:
         return None
     name = "model.embed_tokens.weight" if config.tie_word_embeddings else f"{_HEAD}.weight"
-    return write.read(name, tensors, config, is_gguf=False)
+    return original.read_floats(name, tensors, config, is_gguf=False)
 
 
 def _scheme(bits: dict[str, int], kept: list[str], input_: Input) -> dict[str, Any]:
     """quantization_config of config.json."""
-    targets = {number: write.targets_of(layer for layer in bits if bits[layer] == number) for number in (4, 8)}
-    ignore = [name for name in write.NEVER_QUANTIZED if name not in bits]
-    return packing.to_config(targets, [*ignore, *write.targets_of(kept)], int8_inputs=input_ is Input.DYNAMIC)
+    targets = {number: targets_of(layer for layer in bits if bits[layer] == number) for number in (4, 8)}
+    ignore = [name for name in NEVER_QUANTIZED if name not in bits]
+    return packing.to_config(targets, [*ignore, *targets_of(kept)], int8_inputs=input_ is Input.DYNAMIC)
 
 
 def _shares(sites: list[block_plan.Site], bits: dict[str, int]) -> dict[str, float]:

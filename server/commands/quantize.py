@@ -126,9 +126,7 @@ def _quantize(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     with _folder_beside(args.out) as folder:
         unfinished = Path(folder) / "model"
         unfinished.mkdir()
-        size, shares = quantize.quantize(
-            source, unfinished, args.scheme, prompts, bits=bits, progress=sys.stderr.isatty()
-        )
+        size, shares = quantize.quantize(source, unfinished, args.scheme, prompts, bits=bits, progress=True)
         if source.is_gguf:
             tokenizer.save(unfinished)
         unfinished.rename(args.out)
