@@ -14,9 +14,16 @@ struct BlockPanel;
 // Memory that a product fetches on its way, by default none.
 struct Fetch {
     const char *at = nullptr, *end = nullptr;
+    int64_t stride = 64;  // less where it is fetched more slowly: a line that is on its way already costs little
 
-    void lines(int64_t count) {
-        for (; count > 0 && at < end; --count, at += 64) _mm_prefetch(at, _MM_HINT_T0);
+    void next(int64_t count) {
+        for (; count > 0 && at < end; --count, at += stride) _mm_prefetch(at, _MM_HINT_T0);
+    }
+
+    // What the i-th of n products that follow each other fetches.
+    Fetch part(int64_t i, int64_t n) const {
+        const int64_t size = end - at;
+        return {at + size * i / n, at + size * (i + 1) / n, std::max<int64_t>(stride / n, 1)};
     }
 };
 

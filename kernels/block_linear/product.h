@@ -25,7 +25,7 @@ constexpr int64_t NUM_LINES = (PANEL * F::HEAD + F::VALUES / 32 * UNIT<F> + 63) 
 template <typename F>
 __attribute__((always_inline)) inline void fetch_at(Fetch& fetch, int64_t step) {
     constexpr int64_t LINES = NUM_LINES<F>, STEPS = F::VALUES / 4;
-    fetch.lines((step + 1) * LINES / STEPS - step * LINES / STEPS);
+    fetch.next((step + 1) * LINES / STEPS - step * LINES / STEPS);
 }
 
 // M rows of a tile by P panels. A sum's products are added in an order that is the same for every M and P.
@@ -106,17 +106,23 @@ void with_count(int64_t count, const Function& f) {
         with_count<N - 1>(count, f);
 }
 
+// A tile's rows by P panels, a few rows a call. The first two calls fetch: a single one would wait for memory where a
+// block has 8 bits, and more than two take more time for their instructions.
 template <typename F, int P>
 void multiply_panels(const BlockPanel* panels, const RowTile& tile, int64_t M, float* sums, const Fetch* fetch) {
+    const int64_t num_calls = (M + DOT_ROWS - 1) / DOT_ROWS,
+                  num_fetching = fetch->at ? std::min<int64_t>(num_calls, 2) : 0;
     int64_t m = 0;
-    const auto rows = [&](auto fetches, auto count) {
-        multiply_rows<F, count, P, fetches>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m, tile.num_rows,
-                                            sums + m * BLOCK, fetch);
-        m += count;
-    };
-    for (int64_t calls = (M + DOT_ROWS - 1) / DOT_ROWS; calls > 0; --calls) {
-        const int64_t count = (M - m + calls - 1) / calls;
-        if (m == 0 && fetch->at)
+    for (int64_t call = 0; call < num_calls; ++call) {
+        const auto rows = [&](auto fetches, auto count) {
+            Fetch own[P];
+            for (int p = 0; fetches && p < P; ++p) own[p] = fetch[p].part(call, num_fetching);
+            multiply_rows<F, count, P, fetches>(panels, tile.values + m * INPUT_GROUP<F>, tile.groups + m,
+                                                tile.num_rows, sums + m * BLOCK, own);
+            m += count;
+        };
+        const int64_t left = num_calls - call, count = (M - m + left - 1) / left;
+        if (call < num_fetching)
             with_count<DOT_ROWS>(count, [&](auto count) { rows(std::true_type(), count); });
         else
             with_count<DOT_ROWS>(count, [&](auto count) { rows(std::false_type(), count); });
@@ -213,7 +219,7 @@ void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, Fe
     compute(0);
     for (int64_t b = 0; b < panel.num_blocks; ++b) {
         if (b + 1 < panel.num_blocks) compute(b + 1);
-        fetch.lines(NUM_LINES<F>);
+        fetch.next(NUM_LINES<F>);
         v16 scales[PARTS], mins[1];
         F::scales(heads, scales, mins);
 #pragma GCC unroll 16
