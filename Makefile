@@ -32,7 +32,7 @@ serve: $(STAMP) ## serve the default model on http://127.0.0.1:8000 (ARGS="--por
 test: $(STAMP) ## run the tests, a file a core at a time (ARGS="-k sampler" for a part)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-check: $(STAMP) ## lint, types, import direction
+check: $(STAMP) ## lint, types, import direction, links and names in the docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
@@ -40,6 +40,7 @@ check: $(STAMP) ## lint, types, import direction
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q --noconftest tests/docs
 
 audit: $(STAMP) ## bandit on the code; and what is known against the packages that are installed (asks pypi.org)
 	$(BIN)/bandit -q -r server engine kernels training -c pyproject.toml

@@ -14,7 +14,7 @@ from engine.loading.resolve import resolve_model
 from server.arguments import Parser, positive
 from server.commands import dynamic_moe_flags
 
-_SIZES = {  # flag -> config.json's name: DeepSeek's, and DynamicMoE's where it differs
+SIZES = {  # flag -> config.json's name: DeepSeek's, and DynamicMoE's where it differs
     "layers": "num_hidden_layers",
     "hidden": "hidden_size",
     "intermediate": "intermediate_size",
@@ -63,7 +63,7 @@ def _parser() -> Parser:
     presets, structure = sorted(PRESETS), "the model whose structure it gets"
     add("--like", required=True, choices=presets, metavar="NAME", help=f"{structure}: {', '.join(presets)}")
     add("--out", required=True, type=Path, metavar="DIR", help="the folder to write")
-    for flag, name in _SIZES.items():
+    for flag, name in SIZES.items():
         also = f" ({_DYNAMIC_MOE[name]} of dynamic-moe)" if name in _DYNAMIC_MOE else ""
         add(f"--{flag}", dest=name, type=positive, metavar="N", help=f"{name} of config.json{also}")
     dynamic_moe_flags.add_flags(parser)
@@ -78,7 +78,7 @@ def _parser() -> Parser:
 def _config(preset: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     is_dynamic = args.like == "dynamic-moe"
     sizes = {}
-    for flag, name in _SIZES.items():
+    for flag, name in SIZES.items():
         if (value := getattr(args, name)) is None:
             continue
         own_name = _DYNAMIC_MOE.get(name, name) if is_dynamic else name
