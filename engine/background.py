@@ -52,6 +52,7 @@ class Background:
     def fill(self, plan: StepPlan, num_live: int, *, live_wait: bool, now: float) -> StepPlan:
         """Add to a step what it leaves; `num_live` live sequences run, and nobody starts while others wait.
 
+        The plan that is returned has the same list of scheduled sequences, and counts the decodes added to it.
         Seats that live sequences have taken since are given up first.
         """
         while num_live + len(self.running) > self._max_batch_size:

@@ -154,8 +154,8 @@ class DynamicBatcher:
         """Choose the next step and allocate its blocks. Empty only if nothing can step."""
         urgent = self._admit_urgent(now)  # sequences that have this step to themselves: none but under fair shares
         most_tokens = self._chunk_budget.tokens if urgent else self._policy.max_tokens
-        step, prompts = self._decode(urgent or list(self._running.values()))
-        plan = StepPlan(step, num_decodes=len(step))
+        decodes, prompts = self._decode(urgent or list(self._running.values()))
+        plan = StepPlan(decodes, num_decodes=len(decodes))  # to whose `scheduled` all that follows is added
         num_shares = _num_shares(prompts)
         left = most_tokens(plan.num_decodes, num_shares) - plan.num_decodes if prompts else 0
         left = self._continue_prompts(plan, prompts, left)
@@ -164,8 +164,8 @@ class DynamicBatcher:
         if self._background.can_step:
             live_wait = len(self._waiting) > 0
             plan = self._background.fill(plan, len(self._running), live_wait=live_wait, now=now)
-        assert step or not self.can_step, "work waits and nothing can advance"
-        if step:
+        assert plan.scheduled or not self.can_step, "work waits and nothing can advance"
+        if plan.scheduled:
             self.num_steps += 1
             self.packing += plan.num_tokens / (plan.num_tokens + max(0, left)) if self._can_admit else 1.0
         return plan

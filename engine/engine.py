@@ -2,8 +2,8 @@
 
 serve:  messages  ->  add, abort  ->  step: schedule -> execute -> update  ->  StepOutput
 
-A transport carries the messages: ZeroMQ for the engine's process (engine.process), a queue for an engine in the
-server's own process (server.engine_client). The engine knows neither.
+A Transport carries the messages: ZeroMQ for the engine's process (engine.process), a queue for an engine in the
+server's own process (server.in_process_engine). The engine knows neither.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self._seed = seed
         self._num_requests = 0
-        self._latest = SamplingParams()
-        self._latest_mask: bytes | None = None
+        self._shared_params = SamplingParams()
+        self._shared_mask: bytes | None = None
         self._num_failures = 0  # steps in a row
         self._num_failed_steps = 0
         self._latest_step: tuple[StepPlan, float, float] | None = None  # its seconds, and when it ended
@@ -115,85 +115,25 @@ class Engine:
                 transport.send(StepOutput(outputs, step.stats))
                 told = step.stats
 
-    def add(self, request: GenerateRequest | PoolRequest) -> None:
-        """Take in a request's `n` sequences.
+    def _take(self, message: GenerateRequest | PoolRequest | AbortRequest | Vocabulary) -> list[SequenceOutput]:
+        """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
 
-        The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
+        The server refuses bad requests before it sends them (EngineInfo.check); whatever still goes wrong must not end
+        the requests of others. What goes wrong in a step is `step`'s.
         """
-        if isinstance(request, PoolRequest):
-            self._add_pooling(request)
-        else:
-            self._add_generating(request)
-
-    def _add_pooling(self, request: PoolRequest) -> None:
-        self._assert_valid(request, request.pooling.task)
-        self.batcher.add(
-            Sequence(
-                request_id=request.request_id,
-                token_ids=list(request.prompt_token_ids),
-                num_prompt_tokens=len(request.prompt_token_ids),
-                sampling=_NO_OUTPUT,
-                scheduling=request.scheduling,
-                modalities=request.modalities,
-                pooling=request.pooling,
-            )
-        )
-
-    def _add_generating(self, request: GenerateRequest) -> None:
-        params, mask = self._shared(request.sampling)
-        self._assert_valid(request, "generate", params.max_tokens, params.token_ids)
-        seed = params.seed if params.seed is not None else _mix(self._seed, self._num_requests)
-        self._num_requests += 1
-        stop_token_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_token_ids |= self._eos_token_ids
-        for index in range(request.n):
-            prompt_logprobs = None if index else params.prompt_logprobs  # one report is enough; the others share blocks
-            seq = Sequence(
-                request_id=request.request_id,
-                index=index,
-                token_ids=list(request.prompt_token_ids),
-                num_prompt_tokens=len(request.prompt_token_ids),
-                # No step needs the grammar's text.
-                sampling=msgspec.structs.replace(params, grammar=None, prompt_logprobs=prompt_logprobs),
-                seed=_mix(seed, index),
-                stop_token_ids=stop_token_ids,
-                scheduling=request.scheduling,
-                mask=mask,
-                modalities=request.modalities,
-            )
-            if params.grammar is None:
-                self.batcher.add(seq)
-            else:
-                seq.status = SequenceStatus.COMPILING
-                self.batcher.add(seq)
-                self.grammars.compile(seq, params.grammar)
-
-    def _assert_valid(
-        self, request: GenerateRequest | PoolRequest, task: Task, max_tokens: int = 0, token_ids: Collection[int] = ()
-    ) -> None:
-        """`token_ids` are those that stand in parameters."""
-        prompt, modalities = request.prompt_token_ids, request.modalities
-        assert task in self.info.tasks, "a task that the model cannot do"
-        assert prompt, "an empty prompt"
-        ids = [*prompt, *token_ids]
-        assert 0 <= min(ids) <= max(ids) < self.info.vocab_size, "token ids beyond the vocabulary"
-        assert len(prompt) + max_tokens <= self.info.max_seq_len, "more than max_seq_len"
-        assert len(modalities) in (0, len(prompt)), "not one modality a token"
-        assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
-
-    def _shared(self, params: SamplingParams) -> tuple[SamplingParams, bytes | None]:
-        """Parameters, and the mask of their allowed_token_ids, in one copy for requests in a row that have the same.
-
-        The prompts of one call come as that many requests: they may be thousands, and the parameters large.
-        """
-        if params != self._latest:
-            self._latest, self._latest_mask = params, mask_of(params.allowed_token_ids)
-        return self._latest, self._latest_mask
-
-    def abort(self, request: AbortRequest) -> None:
-        """End sequences now; their blocks are free when this returns."""
-        self.batcher.abort(request.request_id, request.index)
+        if isinstance(message, AbortRequest):
+            self.abort(message)
+            return []
+        if isinstance(message, Vocabulary):
+            self.grammars.learn(message)
+            return []
+        try:
+            self.add(message)
+        except Exception:
+            logger.exception("request %s cannot be taken in", message.request_id)
+            self.abort(AbortRequest(message.request_id))  # the sequences added before the failure
+            return [SequenceOutput(message.request_id, index, [], "error") for index in range(message.n)]
+        return []
 
     def step(self) -> StepOutput:
         """End what is past its deadline, then compute one step.
@@ -224,6 +164,10 @@ class Engine:
             self._latest_step = (plan, ended - started, ended)
         return StepOutput(outputs, self.batcher.stats())
 
+    def prepare(self) -> bool:
+        """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
+        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
+
     def snapshot(self, message: Inspect) -> EngineSnapshot:
         """Tell what is in the engine, between two steps; some ten microseconds for each sequence that is listed."""
         now, last = time.monotonic(), None
@@ -233,29 +177,85 @@ class Engine:
             last = LastStep(now - ended, seconds, plan.num_decodes, num_prompts, plan.num_prompt_tokens)
         return EngineSnapshot(message.number, self.batcher.snapshot(now, message.limit), last, self._num_failed_steps)
 
-    def prepare(self) -> bool:
-        """Use an idle moment, of some milliseconds, for steps to come; False if there is nothing to do."""
-        return self.executor.prepare(self.batcher.kv_cache.num_ever_taken)
+    def abort(self, request: AbortRequest) -> None:
+        """End sequences now; their blocks are free when this returns."""
+        self.batcher.abort(request.request_id, request.index)
 
-    def _take(self, message: GenerateRequest | PoolRequest | AbortRequest | Vocabulary) -> list[SequenceOutput]:
-        """Act on a message; a request that cannot be taken in gets an error for each of its sequences.
+    def add(self, request: GenerateRequest | PoolRequest) -> None:
+        """Take in a request's `n` sequences.
 
-        The server refuses bad requests before it sends them (EngineInfo.check); whatever still goes wrong must not end
-        the requests of others. What goes wrong in a step is `step`'s.
+        The sender has checked the request (EngineInfo.check); what that refuses is an invariant here.
         """
-        if isinstance(message, AbortRequest):
-            self.abort(message)
-            return []
-        if isinstance(message, Vocabulary):
-            self.grammars.learn(message)
-            return []
-        try:
-            self.add(message)
-        except Exception:
-            logger.exception("request %s cannot be taken in", message.request_id)
-            self.abort(AbortRequest(message.request_id))  # the sequences added before the failure
-            return [SequenceOutput(message.request_id, index, [], "error") for index in range(message.n)]
-        return []
+        if isinstance(request, PoolRequest):
+            self._add_pooling(request)
+        else:
+            self._add_generating(request)
+
+    def _add_pooling(self, request: PoolRequest) -> None:
+        self._assert_valid(request, request.pooling.task)
+        self.batcher.add(
+            Sequence(
+                request_id=request.request_id,
+                token_ids=list(request.prompt_token_ids),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                sampling=_NO_OUTPUT,
+                scheduling=request.scheduling,
+                modalities=request.modalities,
+                pooling=request.pooling,
+            )
+        )
+
+    def _add_generating(self, request: GenerateRequest) -> None:
+        params, mask = self._share(request.sampling)
+        self._assert_valid(request, "generate", params.max_tokens, params.token_ids)
+        seed = params.seed if params.seed is not None else _mix(self._seed, self._num_requests)
+        self._num_requests += 1
+        stop_token_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_token_ids |= self._eos_token_ids
+        for index in range(request.n):
+            prompt_logprobs = None if index else params.prompt_logprobs  # one report is enough; the others share blocks
+            seq = Sequence(
+                request_id=request.request_id,
+                index=index,
+                token_ids=list(request.prompt_token_ids),
+                num_prompt_tokens=len(request.prompt_token_ids),
+                # No step needs the grammar's text.
+                sampling=msgspec.structs.replace(params, grammar=None, prompt_logprobs=prompt_logprobs),
+                seed=_mix(seed, index),
+                stop_token_ids=stop_token_ids,
+                scheduling=request.scheduling,
+                mask=mask,
+                modalities=request.modalities,
+            )
+            if params.grammar is None:
+                self.batcher.add(seq)
+            else:
+                seq.status = SequenceStatus.COMPILING
+                self.batcher.add(seq)
+                self.grammars.compile(seq, params.grammar)
+
+    def _share(self, params: SamplingParams) -> tuple[SamplingParams, bytes | None]:
+        """Parameters, and the mask of their allowed_token_ids, in one copy for requests in a row that have the same.
+
+        The prompts of one call come as that many requests: they may be thousands, and the parameters large.
+        """
+        if params != self._shared_params:
+            self._shared_params, self._shared_mask = params, mask_of(params.allowed_token_ids)
+        return self._shared_params, self._shared_mask
+
+    def _assert_valid(
+        self, request: GenerateRequest | PoolRequest, task: Task, max_tokens: int = 0, token_ids: Collection[int] = ()
+    ) -> None:
+        """`token_ids` are those that stand in parameters."""
+        prompt, modalities = request.prompt_token_ids, request.modalities
+        assert task in self.info.tasks, "a task that the model cannot do"
+        assert prompt, "an empty prompt"
+        ids = [*prompt, *token_ids]
+        assert 0 <= min(ids) <= max(ids) < self.info.vocab_size, "token ids beyond the vocabulary"
+        assert len(prompt) + max_tokens <= self.info.max_seq_len, "more than max_seq_len"
+        assert len(modalities) in (0, len(prompt)), "not one modality a token"
+        assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
 
     def warm_up(self) -> None:
         """Compute a token or two, so that libraries build their kernels before the first request."""

@@ -143,7 +143,8 @@ def create_app(
         guard=None if guard is None else _guard(guard, config, metrics),
     )
     app.state.trimming = app.state.server.trimming
-    access = _access(app, config, tracing)
+    app.state.routes = _include_routes(app)
+    access = app.state.access = _access(app, config, tracing)
     app.state.batches = BatchRunner(app.state.server, lambda: _for_lines(app, metrics))
     _add_middleware(app, config, keys, access)
     errors.install(app, metrics)
@@ -173,15 +174,12 @@ def _guard(model: GuardModel, config: ServerConfig, metrics: Metrics) -> Guard:
 
 
 def _access(app: FastAPI, config: ServerConfig, tracing: Tracing | None) -> Access:
-    """Give the app its routes, and return what counts and logs their requests."""
+    """What counts and logs the requests of the app's routes."""
     state: ServerState = app.state.server
-    routes = app.state.routes = _include_routes(app)
     if tracing is not None:
         tracing.model_name = state.model_name
     access_log = AccessLog(is_on=config.access_log == "on")
-    access: Access = Access(state.metrics.http, access_log, (route.path for route in routes), tracing)
-    app.state.access = access
-    return access
+    return Access(state.metrics.http, access_log, (route.path for route in app.state.routes), tracing)
 
 
 def _add_middleware(app: FastAPI, config: ServerConfig, keys: ApiKeys, access: Access) -> None:

@@ -115,6 +115,18 @@ class EngineClient(ABC):
             self._send(request)
         return stream
 
+    def _dispatch(self, step: StepOutput) -> None:
+        before, self.stats = self.stats, step.stats
+        if before is not None:
+            self.on_step(before, step.stats)
+        for output in step.outputs:
+            if (stream := self._streams.get(output.request_id)) is not None:
+                stream.push(output)
+
+    def _forget(self, stream: OutputStream) -> None:
+        for request_id in stream.request_ids:
+            self._streams.pop(request_id, None)
+
     def require_info(self) -> EngineInfo:
         """The engine's limits.
 
@@ -127,6 +139,12 @@ class EngineClient(ABC):
             raise EngineUnavailableError(f"The {self.name} is {self.state}. Please try again soon.")
         return self.info
 
+    def _ready(self, info: EngineInfo) -> None:
+        self.info, self.state, self._knows_vocabulary = info, EngineState.READY, False
+        self.stats = EngineStats(0, 0, 0, info.num_blocks)
+        self.startup.finish()
+        self.started.set()
+
     def fail_all(self, reason: str) -> None:
         """End every running request with an error that says it may be tried again."""
         for stream in list(self._streams.values()):
@@ -136,16 +154,6 @@ class EngineClient(ABC):
         """End every running request, and refuse those that come."""
         self._is_closed = True
         self.fail_all(_CLOSED)
-
-    def _forget(self, stream: OutputStream) -> None:
-        for request_id in stream.request_ids:
-            self._streams.pop(request_id, None)
-
-    def _ready(self, info: EngineInfo) -> None:
-        self.info, self.state, self._knows_vocabulary = info, EngineState.READY, False
-        self.stats = EngineStats(0, 0, 0, info.num_blocks)
-        self.startup.finish()
-        self.started.set()
 
     async def inspect(self, limit: int) -> EngineSnapshot:
         """Ask the engine what is in it, at most `limit` sequences of a kind; it answers between two steps.
@@ -169,11 +177,3 @@ class EngineClient(ABC):
         answer = self._inspections.get(snapshot.number)
         if answer is not None and not answer.done():
             answer.set_result(snapshot)
-
-    def _dispatch(self, step: StepOutput) -> None:
-        before, self.stats = self.stats, step.stats
-        if before is not None:
-            self.on_step(before, step.stats)
-        for output in step.outputs:
-            if (stream := self._streams.get(output.request_id)) is not None:
-                stream.push(output)

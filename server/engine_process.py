@@ -52,22 +52,6 @@ _SIGNALS = {  # what ends an engine from outside, in words
 _SOCKET_FOLDER = "deepseek-serve-"
 
 
-def _socket_folder() -> tempfile.TemporaryDirectory[str]:
-    """Make a folder of mode 0700, so that nobody else can connect, whose path a socket's address can hold."""
-    parent = tempfile.gettempdir()
-    if len(os.fsencode(f"{parent}/{_SOCKET_FOLDER}12345678/engine")) > zmq.IPC_PATH_MAX_LEN:
-        parent = "/tmp"  # noqa: S108  # a TMPDIR may be longer than the 107 bytes of a socket's address
-    return tempfile.TemporaryDirectory(prefix=_SOCKET_FOLDER, dir=parent)
-
-
-def _described(status: int | None) -> str:
-    """How a process ended, by its exit status; a negative one is the number of a signal."""
-    if status is None or status >= 0 or -status not in set(signal.Signals):
-        return f"status {status}"
-    ending = signal.Signals(-status)
-    return f"status {status} ({ending.name}{': ' + _SIGNALS[ending] if ending in _SIGNALS else ''})"
-
-
 class EngineProcess(EngineClient):
     """The engine in a child process. If it dies or hangs, running requests fail, and it is started again."""
 
@@ -89,6 +73,13 @@ class EngineProcess(EngineClient):
         self._settings = json.dumps(settings, default=str)  # a model may be a Path
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
+
+    def _send(self, message: ToEngine) -> None:
+        if self._socket is not None:
+            # Without a high-water mark it never has to wait.
+            sent: asyncio.Future[Any] = self._socket.send(encode(message), flags=zmq.NOBLOCK)  # type: ignore[assignment]
+            if sent.done():  # with an error where the engine has just died, which ends all requests in a moment
+                sent.exception()
 
     async def run(self) -> None:
         try:
@@ -162,25 +153,6 @@ class EngineProcess(EngineClient):
         socket.bind(endpoint)
         return socket
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill an engine that hangs. It answers between steps, so a step longer than the timeout counts as a hang."""
-        while True:
-            self._heard.clear()
-            self._send(Ping())
-            limit, flag = self._timeout, "--engine-timeout"
-            if self.info is None:  # it tells how far loading is
-                limit, flag = self._startup_timeout, "--startup-timeout"
-            try:
-                async with asyncio.timeout(limit):
-                    await self._heard.wait()
-            except TimeoutError:
-                where = f" while {self.startup.phase}" if self.info is None else ""
-                self._why_killed = f"no sign of life for {limit:g} s ({flag}){where}"
-                logger.error("killing the %s: %s", self.name, self._why_killed)
-                process.kill()
-                return
-            await asyncio.sleep(self._timeout / 8)
-
     async def _receive(self, socket: zmq.asyncio.Socket) -> None:
         turn_ends = 0.0
         while True:
@@ -207,6 +179,25 @@ class EngineProcess(EngineClient):
                 case EngineFailed() as failed:
                     raise ModelError(failed.message if self.name == "engine" else f"the {self.name}: {failed.message}")
 
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill an engine that hangs. It answers between steps, so a step longer than the timeout counts as a hang."""
+        while True:
+            self._heard.clear()
+            self._send(Ping())
+            limit, flag = self._timeout, "--engine-timeout"
+            if self.info is None:  # it tells how far loading is
+                limit, flag = self._startup_timeout, "--startup-timeout"
+            try:
+                async with asyncio.timeout(limit):
+                    await self._heard.wait()
+            except TimeoutError:
+                where = f" while {self.startup.phase}" if self.info is None else ""
+                self._why_killed = f"no sign of life for {limit:g} s ({flag}){where}"
+                logger.error("killing the %s: %s", self.name, self._why_killed)
+                process.kill()
+                return
+            await asyncio.sleep(self._timeout / 8)
+
     async def _end(
         self,
         process: asyncio.subprocess.Process,
@@ -225,9 +216,18 @@ class EngineProcess(EngineClient):
             await exited
         socket.close(linger=0)
 
-    def _send(self, message: ToEngine) -> None:
-        if self._socket is not None:
-            # Without a high-water mark it never has to wait.
-            sent: asyncio.Future[Any] = self._socket.send(encode(message), flags=zmq.NOBLOCK)  # type: ignore[assignment]
-            if sent.done():  # with an error where the engine has just died, which ends all requests in a moment
-                sent.exception()
+
+def _socket_folder() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder of mode 0700, so that nobody else can connect, whose path a socket's address can hold."""
+    parent = tempfile.gettempdir()
+    if len(os.fsencode(f"{parent}/{_SOCKET_FOLDER}12345678/engine")) > zmq.IPC_PATH_MAX_LEN:
+        parent = "/tmp"  # noqa: S108  # a TMPDIR may be longer than the 107 bytes of a socket's address
+    return tempfile.TemporaryDirectory(prefix=_SOCKET_FOLDER, dir=parent)
+
+
+def _described(status: int | None) -> str:
+    """How a process ended, by its exit status; a negative one is the number of a signal."""
+    if status is None or status >= 0 or -status not in set(signal.Signals):
+        return f"status {status}"
+    ending = signal.Signals(-status)
+    return f"status {status} ({ending.name}{': ' + _SIGNALS[ending] if ending in _SIGNALS else ''})"

@@ -113,7 +113,7 @@ class Generation(Submission):
             for name, prompt in zip(self._ids, self.inputs, strict=True)
         ]
         first_choices = {name: i * self._n for i, name in enumerate(self._ids)}
-        timer, left = self._timer(), "abort"
+        timer, reason_of_rest = self._timer(), "abort"
         self._running = set(range(self.num_choices))
         if (record := current()) is not None and record.trace is not None:
             record.trace.describe(self._sampling, self.num_choices)
@@ -139,14 +139,14 @@ class Generation(Submission):
                     if delta is not None:
                         yield delta
         except EngineUnavailableError:
-            left = "error"
+            reason_of_rest = "error"
             raise
         except TimeoutError:  # the engine hangs
-            left = "timeout"
+            reason_of_rest = "timeout"
             raise self._too_late(has_started=bool(self._started)) from None
         finally:
             for choice in list(self._running):
-                self._count_end(choice, left)
+                self._count_end(choice, reason_of_rest)
             timer.end()
 
     def _count_end(self, choice: int, reason: str) -> None:

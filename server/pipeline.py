@@ -1,4 +1,4 @@
-"""The way of every request that generates text: validate, admit, encode, submit, then stream the answer or join it.
+"""The way of every request that generates text: `respond` validates, admits, encodes, submits, streams or joins.
 
 Each API is an `ApiCall` in `server.routes`, which says what its prompts are and what its JSON looks like.
 """
@@ -29,6 +29,8 @@ from server.submission import scheduling_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
 
+    from engine.protocol import SchedulingParams
+    from server.admission import Ticket
     from server.inputs import ModelInput, Prompt
     from server.state import ServerState
     from server.text.choice_text import Delta
@@ -172,27 +174,16 @@ class CompletionsCall(ApiCall[Body]):
 
 
 async def respond(call: ApiCall[Any], request: Request) -> Response:
-    """Answer a call: validate, admit, encode, compile the grammar, submit, then stream or join.
+    """Answer a call: validate, admit, encode, compile the grammar, ask the guard, submit, then stream or join.
 
     Raises:
         DeepseekServeError: the request is refused, or its generation fails before an answer has begun.
     """
-    server, body = call.server, call.body
-    scheduling = scheduling_of(request, server, body)
+    server, scheduling = call.server, scheduling_of(request, call.server, call.body)
     try:
-        server.check_model(body.model)
-        info = server.client.require_info()
-        info.check_task("generate")
-        check_modality(body.modality, info.modalities)
-        sampling = await (in_thread if body.bad_words else apart)(server.sampling, body, info.max_seq_len - 1)
-        await apart(call.validate, sampling)
+        await _validate(call)
         with contextlib.ExitStack() as stack:
-            sizes = await apart(body.estimate_tokens)
-            admission = server.background if scheduling.background else server.admission
-            num_sequences = len(sizes) * body.num_sequences
-            num_tokens = sum(sizes) * info.num_computed(body.num_sequences)
-            reserve_tokens(request.scope, sum(sizes) + num_sequences * body.num_asked)
-            ticket = stack.enter_context(admission.admit(num_sequences, num_tokens, scheduling.tenant))
+            ticket = stack.enter_context(await _admit(call, request, scheduling))
             prompts = [await call.encode(prompt) async for prompt in yielding(await call.prompts())]
             grammar, key_name = await _grammar(call, len(prompts)), request.scope["caller"].key_name
             kept = call.kept_special_tokens
@@ -204,7 +195,7 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
             generation = Generation(
                 server, call.body, prompts, scheduling, ticket, key_name, grammar, kept, call.is_enough
             )
-            if body.stream:
+            if call.body.stream:
                 return EventStream(call.chunks(generation), stack.pop_all(), call.frames)
             answer = await run_until_disconnect(request.receive, call.answer(generation))
     except RequestError as error:
@@ -212,6 +203,29 @@ async def respond(call: ApiCall[Any], request: Request) -> Response:
     if answer is None:  # the client is gone
         return Response(status_code=LEFT)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def _validate(call: ApiCall[Any]) -> None:
+    """Refuse what can be refused before any work is done."""
+    server, body = call.server, call.body
+    server.check_model(body.model)
+    info = server.client.require_info()
+    info.check_task("generate")
+    check_modality(body.modality, info.modalities)
+    run = in_thread if body.bad_words else apart  # to spell bad words takes long, however small the request is
+    sampling = await run(server.sampling, body, info.max_seq_len - 1)
+    await apart(call.validate, sampling)
+
+
+async def _admit(call: ApiCall[Any], request: Request, scheduling: SchedulingParams) -> Ticket:
+    """Let the call wait among others, if the queue and the client's limits have room; sizes are estimates."""
+    server, body = call.server, call.body
+    sizes = await apart(body.estimate_tokens)
+    num_sequences = len(sizes) * body.num_sequences
+    num_tokens = sum(sizes) * server.client.require_info().num_computed(body.num_sequences)
+    reserve_tokens(request.scope, sum(sizes) + num_sequences * body.num_asked)
+    admission = server.background if scheduling.background else server.admission
+    return admission.admit(num_sequences, num_tokens, scheduling.tenant)
 
 
 async def _grammar(call: ApiCall[Any], num_prompts: int) -> str | None:

@@ -130,7 +130,7 @@ class Pooling(Submission):
     async def _work(self, numbers: Iterator[int], timer: RequestTimer) -> None:
         """Have one prompt after another computed, until none is left."""
         for number in numbers:
-            left: FinishReason = "abort"
+            reason: FinishReason = "abort"
             ids, modalities = self.inputs[number].token_ids, self.inputs[number].modalities
             scheduling = self._scheduling_of(number)
             request = PoolRequest(engine_id(), ids, self._pooling, scheduling, modalities)
@@ -140,18 +140,18 @@ class Pooling(Submission):
                         timer.tokens(number, 0, output.queue_time)
                         self._count(output)
                         if output.finish_reason is not None:
-                            left = output.finish_reason
+                            reason = output.finish_reason
                         self._check_end(output)
                         if output.pooled is not None:
                             self._vectors[number].frombytes(output.pooled)
             except EngineUnavailableError:
-                left = "error"
+                reason = "error"
                 raise
             except TimeoutError:  # the engine hangs
-                left = "timeout"
+                reason = "timeout"
                 raise self._too_late(has_started=bool(self._started)) from None
             finally:
-                self._metrics.requests.count_finished(left)
+                self._metrics.requests.count_finished(reason)
 
     def _scheduling_of(self, number: int) -> SchedulingParams:
         """Return what a prompt is scheduled by: it waits from now on, and once others have started it may wait."""

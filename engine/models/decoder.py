@@ -59,7 +59,7 @@ class DecoderLayer:
         which is fp32. The cache gets the entries of all T tokens; what follows attention is computed for the R wanted
         ones (None: all).
         """
-        x_TH = _norm(self._ops, x_TH, residual_TH, self._input_norm, self._eps)
+        x_TH = _add_and_norm(self._ops, x_TH, residual_TH, self._input_norm, self._eps)
         x_RH = self._attention.forward(x_TH, batch, batch.views[self._view], kv_cache, rows_R)
         residual_RH = residual_TH if rows_R is None else self._ops.take_rows(residual_TH, rows_R)
         x_RH = self._ops.rms_norm(x_RH, self._post_attention_norm, self._eps, residual_RH)
@@ -119,7 +119,7 @@ class Decoder:
         for layer, kv_cache in zip(self._layers[:-1], caches[:-1], strict=True):
             x, residual = layer.forward(x, residual, batch, kv_cache)
         x, residual = self._layers[-1].forward(x, residual, batch, caches[-1], rows_R)
-        return _norm(self.ops, x, residual, self._norm, self.config.rms_norm_eps)
+        return _add_and_norm(self.ops, x, residual, self._norm, self.config.rms_norm_eps)
 
     def logits(self, hidden_RH: torch.Tensor) -> torch.Tensor:
         """Logits of hidden states, [R, V] in fp32."""
@@ -141,7 +141,7 @@ class Decoder:
         return {"classification": build.task_head("score", num_labels, bias=False)} if num_labels else {}
 
 
-def _norm(
+def _add_and_norm(
     ops: Ops, x_TH: torch.Tensor | None, residual_TH: torch.Tensor, weight_H: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """The norm of the residual stream, after x has been added to it in place where there is an x."""
