@@ -80,7 +80,7 @@ def _measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         load = Load(concurrency, requests, args.input_len, args.output_len, seeds.getrandbits(31))
         with tqdm(total=requests, desc=f"{concurrency} at a time", unit="request", leave=False, disable=None) as bar:
             answers, seconds = target.run(load, bar.update)
-        lines.append({"model": target.name, **vars(load), **summarise(answers, seconds)})
+        lines.append({"model": target.name, **vars(load), "seed": args.seed, **summarise(answers, seconds)})
     return lines
 
 

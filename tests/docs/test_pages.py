@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_flags_targets_and_modules_that_are_named_exist(page: Path, flags: set[s
     for module in re.findall(r"python3? -m ([\w.]+)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_methods_that_are_named_exist() -> None:
+    """`Class.method` of the pages that tell how the code works."""
+    classes = {
+        node.name: ast.unparse(node)
+        for package in ("engine", "kernels", "server")
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+    named = {name for page in PAGES for name in re.findall(r"`([A-Z]\w+\.\w+)(?:\([^`]*\))?`", page.read_text())}
+    of_ours = [name.split(".") for name in named if name.split(".")[0] in classes]
+    assert len(of_ours) > 10
+    for class_name, method in of_ours:
+        assert re.search(rf"\b{method}\b", classes[class_name]), f"{class_name} has no {method}"
 
 
 def test_each_page_is_linked_from_the_list_of_pages() -> None:

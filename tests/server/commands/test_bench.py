@@ -17,6 +17,7 @@ def test_a_model_here_is_measured_at_each_concurrency(tiny_llama, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["concurrency"], line["completed"]) for line in lines] == [(1, 5), (3, 5)]
     for line in lines:
+        assert line["seed"] == 0
         assert line["prompt_tokens_per_second"] == pytest.approx(2 * line["output_tokens_per_second"])
         assert 0 < line["ttft_ms_p50"] <= line["ttft_ms_p99"]
         assert line["tpot_ms_p50"] > 0

@@ -43,7 +43,6 @@ class Server:
             count_refused=self.refused.append,
             answered=lambda *answer: self.answered.append(answer),
         )
-        self.num_disconnected = 0
         self.disconnected = asyncio.Event()
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
