@@ -6,11 +6,17 @@ Shapes: M rows, N columns, G groups of 128 columns.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
+from engine.loading.stored_dtypes import E8M0, FLOATS
 from kernels.block_weight import FORMATS, BlockWeight
 from kernels.linear_int8 import Input
+
+if TYPE_CHECKING:
+    from engine.loading.weights import Weights
 
 _FORMAT = FORMATS["fp8_128"]
 _SCALES_BELOW = 128.0  # the kernels multiply scales by 2^120
@@ -24,6 +30,29 @@ def scales_shape(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, .
 def floats(scales: torch.Tensor) -> torch.Tensor:
     """Scales in fp32; bytes are E8M0."""
     return (scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales).float()
+
+
+def read(
+    weights: Weights, scales_name: str, weight_MN: torch.Tensor, block: tuple[int, int], *, keeps_blocks: bool
+) -> torch.Tensor | BlockWeight | None:
+    """A weight whose scales are in this tensor; None if that is missing or does not fit, which is noted.
+
+    Blocks are kept where kernels take them; else the weight is in fp32.
+    """
+    shape = scales_shape(tuple(weight_MN.shape), block)
+    shapes = (shape, (1,)) if shape == (1, 1) else (shape,)
+    scales = weights.take_scales(scales_name, *shapes, dtypes=(*FLOATS, *E8M0))
+    if scales is None:
+        return None
+    scales = scales.view(shape)
+    if keeps_blocks:
+        if (blocks := to_blocks(weight_MN, scales, block)) is not None:
+            return blocks
+        weights.warn_once(
+            f"FP8 weights whose scales are of {block[0]} x {block[1]} values are expanded: kernels take scales of "
+            "128 columns, below 128"
+        )
+    return dequantize(weight_MN, scales, block)
 
 
 def dequantize(weight_MN: torch.Tensor, scales: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

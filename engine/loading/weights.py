@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 from engine.errors import ModelError
-from engine.loading import awq, compressed_int4, fp4, fp8, gptq
+from engine.loading import awq, compressed_int4, compressed_int8, fp4, fp8, gptq
 from engine.loading.name_list import name_list
-from engine.loading.stored_dtypes import E8M0, FLOATS, ZERO_POINTS
+from engine.loading.stored_dtypes import E8M0, FLOATS
 from engine.memory import Trimmer
 from kernels.block_weight import BlockWeight
-from kernels.linear_int8 import Input, QuantizedWeight, StaticInput, quantize_for_dynamic_inputs
+from kernels.linear_int8 import Input, QuantizedWeight, quantize_for_dynamic_inputs
 from kernels.round_to_blocks import round_to_blocks
 
 if TYPE_CHECKING:
@@ -250,6 +250,12 @@ class Weights:
         """Note that a tensor cannot be used; `finish` raises later."""
         self._misshapen.append(text)
 
+    def warn_once(self, text: str) -> None:
+        """Log a warning, unless this load did so before."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            logger.warning("%s", text)
+
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | BlockWeight | None:
         """A tensor of the model, out of what is stored of it; None if that is faulty, and the fault is noted."""
         stored = self._assembled(name, shape)
@@ -278,7 +284,7 @@ class Weights:
         if tensor.dtype == torch.float8_e4m3fn and tuple(tensor.shape) == shape:
             return self._read_fp8(layer, scales_name, tensor)
         if tensor.dtype == torch.int8 and self._int8 is not None and name != layer:
-            return self._read_int8(layer, tensor)
+            return compressed_int8.read(self, layer, tensor, self._int8)
         if tensor.dtype not in FLOATS:
             self.fault(f"{name} is stored as {_dtype_name(tensor.dtype)}")
         elif tuple(tensor.shape) != shape:
@@ -302,48 +308,7 @@ class Weights:
         if block is None:
             self.fault(f"{layer}.weight is FP8, but in no group of quantization_config")
             return None
-        shape = fp8.scales_shape(tuple(weight_MN.shape), block)
-        shapes = (shape, (1,)) if shape == (1, 1) else (shape,)
-        scales = self.take_scales(scales_name, *shapes, dtypes=(*FLOATS, *E8M0))
-        if scales is None:
-            return None
-        scales = scales.view(shape)
-        if self._keeps_blocks:
-            if (blocks := fp8.to_blocks(weight_MN, scales, block)) is not None:
-                return blocks
-            size = f"{block[0]} x {block[1]}"
-            self._warn_once(f"FP8 weights whose scales are of {size} values are expanded: kernels take scales of 128 "
-                            "columns, below 128")  # fmt: skip
-        return fp8.dequantize(weight_MN, scales, block)
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warnings:
-            self._warnings.add(text)
-            logger.warning("%s", text)
-
-    def _read_int8(self, layer: str, values_OI: torch.Tensor) -> QuantizedWeight | None:
-        assert self._int8 is not None
-        kind = self._int8.input_kind(layer)
-        scale_O1 = self.take_scales(f"{layer}.weight_scale", (len(values_OI), 1))
-        if kind is None:
-            self._misshapen.append(f"{layer}.weight is int8, but in no group of quantization_config")
-        input_ = self._read_static_input(layer) if kind == "static" else Input(kind) if kind else None
-        return (
-            None if scale_O1 is None or input_ is None else QuantizedWeight(values_OI, scale_O1[:, 0].float(), input_)
-        )
-
-    def _read_static_input(self, layer: str) -> StaticInput | None:
-        stored = self.take_stored(f"{layer}.input_scale", (1,), dtypes=FLOATS)
-        has_zero = f"{layer}.input_zero_point" in self._unused
-        zero_name = f"{layer}.input_zero_point"
-        stored_zero = self.take_stored(zero_name, (1,), dtypes=ZERO_POINTS) if has_zero else None
-        if stored is None:
-            return None
-        scale, zero = float(stored), 0 if stored_zero is None else int(stored_zero)
-        if not -128 <= zero <= 127 or not 0 < scale < math.inf:
-            self._misshapen.append(f"{layer}.input_scale and input_zero_point are {scale} and {zero}")
-            return None
-        return StaticInput(scale, zero + 128)  # the file's zero point is for int8 inputs, ours for uint8
+        return fp8.read(self, scales_name, weight_MN, block, keeps_blocks=self._keeps_blocks)
 
     def _read_stored(self, name: str, *shapes: tuple[int, ...]) -> torch.Tensor | BlockWeight | None:
         """A tensor as it is stored; None if it is missing or misshapen. A scalar counts as shape (1,)."""
@@ -361,7 +326,7 @@ class Weights:
         if (1,) in shapes and isinstance(tensor, torch.Tensor) and tensor.dim() == 0:
             tensor = tensor[None]
         if tuple(tensor.shape) not in shapes:
-            self._misshapen.append(f"{name} is {list(tensor.shape)}, expected {list(shapes[0])}")
+            self.fault(f"{name} is {list(tensor.shape)}, expected {list(shapes[0])}")
             return None
         return tensor
 

@@ -23,15 +23,15 @@ def shown(items: Iterable[T], what: str, unit: str, total: int, *, progress: boo
     elif sys.stderr.isatty():
         yield from tqdm(items, what, total, unit=unit, file=sys.stderr, smoothing=0.05)
     else:
-        yield from _told(items, what, total)
+        yield from _told(items, what, unit, total)
 
 
-def _told(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def _told(items: Iterable[T], what: str, unit: str, total: int) -> Iterator[T]:
     began = told = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
         if done and now - told >= _LINE_EVERY:
             told, left = now, tqdm.format_interval((now - began) / done * (total - done))
-            sys.stderr.write(f"{what}: {done} of {total}, about {left} left\n")
+            sys.stderr.write(f"{what}: {done} of {total} {unit}s, about {left} left\n")
             sys.stderr.flush()
         yield item

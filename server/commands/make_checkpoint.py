@@ -13,6 +13,7 @@ from engine.loading.presets import PRESETS
 from engine.loading.resolve import resolve_model
 from server.arguments import Parser, positive
 from server.commands import dynamic_moe_flags
+from server.commands.stopping import stoppable
 
 SIZES = {  # flag -> config.json's name: DeepSeek's, and DynamicMoE's where it differs
     "layers": "num_hidden_layers",
@@ -35,23 +36,25 @@ def main(argv: list[str]) -> int:
     from server.text.tokenizer import Tokenizer
 
     try:
-        config = _config(PRESETS[args.like], args)
-        tokenizer = Tokenizer.load(resolve_model(args.tokenizer))
-        ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-        config |= {"vocab_size": tokenizer.vocab_size, **ids, **_settings(args.set)}
-        num_parameters = random_checkpoint.write(
-            args.out,
-            config,
-            dtype=random_checkpoint.DTYPES[args.dtype],
-            seed=args.seed,
-            fp8=args.fp8,
-            progress=sys.stderr.isatty(),
-        )
-        tokenizer.save(args.out)
+        with stoppable():
+            config = _config(PRESETS[args.like], args)
+            tokenizer = Tokenizer.load(resolve_model(args.tokenizer))
+            ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            config |= {"vocab_size": tokenizer.vocab_size, **ids, **_settings(args.set)}
+            num_parameters = random_checkpoint.write(
+                args.out,
+                config,
+                dtype=random_checkpoint.DTYPES[args.dtype],
+                seed=args.seed,
+                fp8=args.fp8,
+                progress=sys.stderr.isatty(),
+            )
+            tokenizer.save(args.out)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve make-checkpoint: error: {error}\n")
         return 2
     except KeyboardInterrupt:
+        sys.stderr.write("\ndeepseek-serve make-checkpoint: stopped; no weights are kept\n")
         return 130
     sys.stdout.write(f"{args.out}: {num_parameters / 1e6:.1f} M random parameters; deepseek-serve --model {args.out}\n")
     return 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -23,10 +22,9 @@ from engine.quantization.calibration_text import Text, builtin_texts, read_texts
 from engine.quantization.scheme_bits import AVERAGE, AVERAGE_OF_SMALL, FEW, MANY, SMALL, Bits
 from server.arguments import Parser
 from server.commands.output import report, table
+from server.commands.stopping import stoppable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from server.text.tokenizer import Tokenizer
 
 _SCHEMES = {
@@ -55,28 +53,15 @@ def main(argv: list[str]) -> int:
     """Run the command; the exit status."""
     args = _parser().parse_args(argv)
     try:
-        with _stoppable():
+        with stoppable():
             report(*_quantize(args), as_json=args.json)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"deepseek-serve quantize: error: {error}\n")
         return 2
     except KeyboardInterrupt:
+        sys.stderr.write(f"\ndeepseek-serve quantize: stopped; nothing is left at {args.out}\n")
         return 130
     return 0
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM ends this like ctrl-C meanwhile, so that what was written is removed."""
-
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> Parser:

@@ -191,7 +191,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_it_is_begun(tmp_path, t
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_half_way_leaves_nothing(tmp_path, tiny_llama, monkeypatch, number, status):
     monkeypatch.setattr(gptq, "to_4_bits", lambda *_: signal.raise_signal(number))
     before = signal.getsignal(signal.SIGTERM)
