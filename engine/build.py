@@ -120,7 +120,7 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
 
 
 def _load_format(config: ResolvedConfig, layer: str) -> LoadFormat | None:
-    """What a linear layer's weight is made at load."""
+    """What a linear layer's weight is made at load; None leaves it as it is stored."""
     is_quantized = config.model.int8 is not None or config.model.packed is not None
     if config.settings.quantization == "int8":
         return "int8" if not is_quantized or layer == "lm_head" else None

@@ -87,8 +87,8 @@ class ModelSettings(Settings):
     )
     quantization: Literal["auto", "none", "int8", "int4"] = setting(
         "auto",
-        "auto: compute with weights as they are stored, in blocks of 4 to 8 bits (docs/quantization.md); none: expand "
-        "these blocks to --dtype; int8: make the weights of linear layers int8 while loading, from any checkpoint, "
+        "auto: compute with weights as they are stored (docs/weight-formats.md); none: expand blocks of 4 to 8 bits to "
+        "--dtype; int8: make the weights of linear layers int8 while loading, from any checkpoint, "
         "their inputs as they come; a checkpoint that is int8 already is served so by itself, and int8 then adds its "
         "lm_head; int4: make them 4 bits, with a scale for each 32 inputs, and lm_head 8 bits (deepseek-serve quantize "
         "makes better ones of either)",

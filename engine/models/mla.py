@@ -158,20 +158,30 @@ class MultiHeadLatentAttention:
 
         plan: MLAPlan = view.plan
         if not plan.expanded:
-            o_TNV = self._attend_absorbed(q_nope_TND, q_rope_TNR, rotation, cache[0], plan.absorbed, selection)
-        else:
-            o_TNV = x_TH.new_empty(x_TH.shape[0], self._num_heads, mla.v_head_dim)
-            if (rows := plan.absorbed_rows) is not None:
-                rotation_of_rows = batch.cos_TD[rows], batch.sin_TD[rows]
-                q = q_nope_TND[rows], q_rope_TNR[rows]
-                o_TNV[rows] = self._attend_absorbed(*q, rotation_of_rows, cache[0], plan.absorbed, None)
-            q_rope_TNR = ops.rotary(q_rope_TNR, *rotation)
-            for chunk in plan.expanded:
-                rows_of = slice(chunk.first, chunk.last)
-                q_QNX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2)
-                latents_BX = take(cache[0], chunk.block_ids, x_TH.dtype, first=mla.kv_lora_rank)
-                latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
-                o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
+            return self._attend_absorbed(q_nope_TND, q_rope_TNR, rotation, cache[0], plan.absorbed, selection)
+        return self._attend_in_both_forms(q_nope_TND, q_rope_TNR, rotation, cache[0], plan)
+
+    def _attend_in_both_forms(
+        self,
+        q_nope_TND: torch.Tensor,
+        q_rope_TNR: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        cache: Cache,
+        plan: MLAPlan,
+    ) -> torch.Tensor:
+        """[T, N, V] of a step that has sequences in the expanded form; the others are absorbed."""
+        mla, (cos_TD, sin_TD) = self._mla, rotation
+        o_TNV = q_nope_TND.new_empty(len(q_nope_TND), self._num_heads, mla.v_head_dim)
+        if (rows := plan.absorbed_rows) is not None:
+            q, rotation_of_rows = (q_nope_TND[rows], q_rope_TNR[rows]), (cos_TD[rows], sin_TD[rows])
+            o_TNV[rows] = self._attend_absorbed(*q, rotation_of_rows, cache, plan.absorbed, None)
+        q_rope_TNR = self._ops.rotary(q_rope_TNR, *rotation)
+        for chunk in plan.expanded:
+            rows_of = slice(chunk.first, chunk.last)
+            q_QNX = torch.cat([q_nope_TND[rows_of], q_rope_TNR[rows_of]], 2)
+            latents_BX = take(cache, chunk.block_ids, q_QNX.dtype, first=mla.kv_lora_rank)
+            latents_LX = latents_BX.view(-1, mla.kv_lora_rank + mla.qk_rope_head_dim)
+            o_TNV[rows_of] = self._attend_expanded(q_QNX, latents_LX[: chunk.context_len])
         return o_TNV
 
     def _attend_absorbed(

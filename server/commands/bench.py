@@ -20,7 +20,14 @@ _EPILOG = """examples:
   deepseek-serve bench
   deepseek-serve bench /models/my-llama --quantization int8 --concurrency 1 8 32
   deepseek-serve bench --url http://127.0.0.1:8000 --json"""
-_ENGINE = ("dtype", "quantization", "kv_cache_dtype", "kernels", "threads")  # settings that serving has too
+_ENGINE = (
+    "dtype",
+    "quantization",
+    "activations",
+    "kv_cache_dtype",
+    "kernels",
+    "threads",
+)  # settings that serving has too
 
 
 def main(argv: list[str]) -> int:
