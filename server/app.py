@@ -32,6 +32,7 @@ from server.http.overload import OverloadMiddleware
 from server.http.proxies import ProxyMiddleware, TrustedProxies
 from server.http.query import refuse_unknown
 from server.large import LargeRequests
+from server.observe.families import Families
 from server.observe.load import Load
 from server.observe.metrics import Metrics
 from server.routes import (
@@ -169,7 +170,7 @@ def _new_app(config: ServerConfig, *, needs_key: bool) -> _App:
 
 def _guard(model: GuardModel, config: ServerConfig, metrics: Metrics) -> Guard:
     admission = Admission(config.max_queued_requests, config.max_queued_tokens)
-    counts = GuardMetrics(model.name, model.client, metrics.registry)
+    counts = GuardMetrics(Families(metrics.registry, model.name), model.client)
     return Guard(model, safety_of(config), config.guard_window, admission, counts)
 
 

@@ -49,7 +49,7 @@ class BatchRunner:
         self.max_line_bytes = int(server.config.max_body_size * (1 << 20))
         self.slots = Slots(self._max_in_flight)
         self.suspects = asyncio.Lock()  # lines during which the engine died run one at a time
-        self.metrics = BatchMetrics(server.metrics.registry, server.model_name, lambda: self.slots.num_taken)
+        self.metrics = BatchMetrics(server.metrics.families, lambda: self.slots.num_taken)
         self._runs: dict[BatchRun, asyncio.Task[None]] = {}
         self._woken, self._is_stopped = asyncio.Event(), False
         self._broken: dict[str, tuple[float, float]] = {}  # batch -> (when it is tried again, its pause)

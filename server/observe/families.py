@@ -25,27 +25,31 @@ class Families:
 
     def histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         """A histogram without further labels."""
-        histogram = Histogram(PREFIX + name, text, ["model_name"], buckets=buckets, registry=self.registry)
-        return histogram.labels(self.model_name)
+        histogram: Histogram = self.histograms(name, text, buckets)()
+        return histogram
+
+    def histograms(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Callable[..., Histogram]:
+        """The histogram for values of these labels."""
+        made = Histogram(PREFIX + name, text, ["model_name", *labels], buckets=buckets, registry=self.registry)
+        return partial(made.labels, self.model_name)
 
     def counter(self, name: str, text: str) -> Counter:
         """A counter without further labels."""
-        return Counter(PREFIX + name, text, ["model_name"], registry=self.registry).labels(self.model_name)
+        counter: Counter = self.counters(name, text)()
+        return counter
 
     def counters(self, name: str, text: str, *labels: str, values: Iterable[str] = ()) -> Callable[..., Counter]:
         """The counter for values of these labels. Those for `values` of the only label are there from 0 on."""
-        of = partial(
-            Counter(PREFIX + name, text, ["model_name", *labels], registry=self.registry).labels, self.model_name
-        )
+        made = Counter(PREFIX + name, text, ["model_name", *labels], registry=self.registry)
+        of = partial(made.labels, self.model_name)
         for value in values:
             of(value)
         return of
 
     def gauges(self, name: str, text: str, *labels: str) -> Callable[..., Gauge]:
         """The gauge for values of these labels."""
-        return partial(
-            Gauge(PREFIX + name, text, ["model_name", *labels], registry=self.registry).labels, self.model_name
-        )
+        made = Gauge(PREFIX + name, text, ["model_name", *labels], registry=self.registry)
+        return partial(made.labels, self.model_name)
 
     def gauge_now(self, name: str, text: str, value: float) -> Metric:
         """A gauge as it is at this scrape, for a collector to yield."""

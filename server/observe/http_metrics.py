@@ -10,14 +10,17 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
+
+from server.observe.families import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
+
+    from server.observe.families import Families
 
 UNKNOWN = "unknown"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -37,12 +40,12 @@ class HttpMetrics:
         num_in_flight: requests that are being answered.
     """
 
-    def __init__(self, model_name: str, registry: CollectorRegistry) -> None:
-        self._model_name = model_name
+    def __init__(self, make: Families) -> None:
+        self._make, self._model_name = make, make.model_name
         self.num_in_flight = 0
         self._answers: Counter[tuple[str, str, int]] = Counter({(UNKNOWN, "GET", 404): 0})  # rates need a first value
         self._routes: dict[str, tuple[_Histogram, ...]] = {}
-        registry.register(self)
+        make.registry.register(self)
 
     def answered(self, route: str, method: str, status: int, sizes: tuple[float, int, int]) -> None:
         """Count an answer; `sizes` are its seconds, and the bytes of its request's body and of its own."""
@@ -61,9 +64,7 @@ class HttpMetrics:
             counter.add_metric([self._model_name, route, method, str(status)], count)
         yield counter
         text = "Requests that are being answered, streams included."
-        gauge = GaugeMetricFamily(_name("requests_in_flight"), text, labels=["model_name"])
-        gauge.add_metric([self._model_name], self.num_in_flight)
-        yield gauge
+        yield self._make.gauge_now("http_requests_in_flight", text, self.num_in_flight)
         for i, (name, text, _) in enumerate(_HISTOGRAMS):
             family = HistogramMetricFamily(_name(name), text, labels=["model_name", "route"])
             for route, histograms in self._routes.items():
@@ -89,4 +90,4 @@ class _Histogram:
 
 
 def _name(name: str) -> str:
-    return f"deepseek_serve_http_{name}"
+    return f"{PREFIX}http_{name}"

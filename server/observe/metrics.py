@@ -31,6 +31,7 @@ class Metrics:
     """The metrics by concern.
 
     Attributes:
+        families: makes further metrics of this server.
         exposed: what /metrics shows: all of the registry, and vLLM's names for it where they are wanted.
     """
 
@@ -38,11 +39,11 @@ class Metrics:
         """`compat` is --metrics-compat: whose names there are beside our own."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each of the others, which no dashboard reads
         self.registry = CollectorRegistry()
-        make = Families(self.registry, model_name)
+        make = self.families = Families(self.registry, model_name)
         EngineMetrics(make, client)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        self.http = HttpMetrics(model_name, self.registry)
+        self.http = HttpMetrics(make)
         self.times, self.requests = RequestTimes(make), RequestCounts(make)
         self.reloads = Reloads(make)
         self.exposed: Collector = self.registry if compat == "none" else VllmNames(self.registry, model_name, client)

@@ -33,7 +33,7 @@ def series() -> dict[str, dict[str, set[str]]]:
     metrics = Metrics("m", NoEngine())
     metrics.requests.add_key("none")
     metrics.reloads.add("tls")
-    BatchMetrics(metrics.registry, "m", lambda: 0)
+    BatchMetrics(metrics.families, lambda: 0)
     for family in text_string_to_metric_families(generate_latest(metrics.registry).decode()):
         for sample in family.samples:
             for label, value in sample.labels.items():

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from server.config import ServerConfig
 from server.http.access import Access, AccessLog
 from server.http.api_keys import ApiKeys, Caller
+from server.observe.families import Families
 from server.observe.http_metrics import HttpMetrics
 from tests.server.conftest import CHAT, COMPLETIONS
 
@@ -132,7 +133,7 @@ async def test_an_unexpected_error_is_counted_and_answered_with_its_id(api, monk
 
 def test_what_a_connection_refuses_is_counted_and_logged(caplog):
     registry = CollectorRegistry()
-    Access(HttpMetrics("m", registry), AccessLog(is_on=True), ()).refused(431, "10.0.0.1", 100)
+    Access(HttpMetrics(Families(registry, "m")), AccessLog(is_on=True), ()).refused(431, "10.0.0.1", 100)
     series = 'http_requests_total{method="unknown",model_name="m",route="unknown",status="431"} 1.0'
     assert series in generate_latest(registry).decode()
     [line] = lines(caplog)
