@@ -51,33 +51,44 @@ def step_work(
     `weight_size` is bytes of one value of a weight, `entry_size` bytes cached for one token in one layer, and
     `int8_share` the share of products with weights that are computed in int8.
     """
-    num_tokens = sum(query_lens)
-    attention = config.num_hidden_layers * _attention_weights(config)
-    head = config.vocab_size * config.hidden_size
-    dense, flops_per_token, read = config.num_hidden_layers, 2.0 * attention, float(attention)
+    num_tokens, head = sum(query_lens), config.vocab_size * config.hidden_size
+    multiplied, read = _layer_weights(config, num_tokens)
+    linear_flops = 2.0 * (multiplied * num_tokens + head * num_logits)
+    pair_flops, num_entries = _attention_work(config, query_lens, context_lens)
+    return Work(
+        flops=linear_flops + pair_flops,
+        int8_flops=int8_share * linear_flops,
+        bytes=(read + (head if num_logits else 0)) * weight_size + num_entries * entry_size,
+    )
+
+
+def _layer_weights(config: ModelConfig, num_tokens: int) -> tuple[float, float]:
+    """Weights of all layers that each token is multiplied with, and those that a step of so many tokens reads."""
+    num_dense = config.num_hidden_layers
+    always = float(num_dense * _attention_weights(config))  # for every token
+    multiplied = read = 0.0  # of routed experts
     if (moe := config.moe) is not None:
-        sparse = sum(map(moe.is_sparse, range(config.num_hidden_layers)))
-        dense -= sparse
+        num_sparse = sum(map(moe.is_sparse, range(config.num_hidden_layers)))
+        num_dense -= num_sparse
         expert = 3 * config.hidden_size * moe.moe_intermediate_size
-        always = _router_weights(config, moe) + expert * moe.n_shared_experts
+        always += num_sparse * (_router_weights(config, moe) + expert * moe.n_shared_experts)
         is_chosen = 1 - (1 - moe.num_experts_per_tok / moe.n_routed_experts) ** num_tokens
-        flops_per_token += 2.0 * sparse * (always + expert * moe.num_experts_per_tok)
-        read += sparse * (always + expert * moe.n_routed_experts * is_chosen)
+        multiplied += num_sparse * expert * moe.num_experts_per_tok
+        read += num_sparse * expert * moe.n_routed_experts * is_chosen
     if (compression := config.compression) is not None:
-        values = 2 * len(compression.layers) * compression.size * config.hidden_size
-        flops_per_token += 2.0 * values
-        read += values
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    flops_per_token += 2.0 * dense * mlp
-    read += dense * mlp
-    flops, entries = flops_per_token * num_tokens + 2.0 * head * num_logits, 0
-    int8_flops = int8_share * flops
+        always += 2 * len(compression.layers) * compression.size * config.hidden_size
+    always += num_dense * 3 * config.hidden_size * config.intermediate_size
+    return always + multiplied, always + read
+
+
+def _attention_work(config: ModelConfig, query_lens: Sequence[int], context_lens: Sequence[int]) -> tuple[float, int]:
+    """Flops of queries with what they see, and cached entries that are read, over all layers."""
+    flops, num_entries = 0.0, 0
     for pattern, num_layers in Counter(config.attention_patterns).items():
         for lens in zip(query_lens, context_lens, strict=True):
             flops += num_layers * _pair_flops(config, is_decode=lens[0] == 1) * pattern.num_pairs(*lens)
-            entries += num_layers * pattern.num_read(*lens)
-    num_bytes = (read + (head if num_logits else 0)) * weight_size + entries * entry_size
-    return Work(flops=flops, int8_flops=int8_flops, bytes=num_bytes)
+            num_entries += num_layers * pattern.num_read(*lens)
+    return flops, num_entries
 
 
 def _router_weights(config: ModelConfig, moe: MoEConfig) -> int:
