@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from engine.engine_info import EngineInfo, EngineMemory
     from kernels.attention_pattern import AttentionPattern
 
-_OF_FIT = ("dtype", "quantization", "kv_cache_dtype")
+_OF_FIT = ("dtype", "quantization", "activations", "kv_cache_dtype")
 TIMES = ("ttft_mean", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99")
 
 
