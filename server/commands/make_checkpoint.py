@@ -13,6 +13,7 @@ from engine.loading.presets import PRESETS
 from engine.loading.resolve import resolve_model
 from server.arguments import Parser, positive
 from server.commands import dynamic_moe_flags
+from server.commands.output import fault_of
 from server.commands.stopping import stoppable
 
 SIZES = {  # flag -> config.json's name: DeepSeek's, and DynamicMoE's where it differs
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
             )
             tokenizer.save(args.out)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
-        sys.stderr.write(f"deepseek-serve make-checkpoint: error: {error}\n")
+        sys.stderr.write(f"deepseek-serve make-checkpoint: error: {fault_of(error, args.out)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("\ndeepseek-serve make-checkpoint: stopped; no weights are kept\n")

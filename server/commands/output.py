@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 Figures = dict[str, Any]
@@ -23,6 +24,13 @@ def report(text: str, figures: Figures | Sequence[Figures], *, as_json: bool) ->
     sys.stdout.flush()
     if sys.stderr.isatty() and not sys.stdout.isatty():
         sys.stderr.write(text.rstrip("\n") + "\n")
+
+
+def fault_of(error: Exception, out: Path) -> str:
+    """What went wrong while a command wrote to this folder: the system's words for a full disk name no file."""
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        return f"--out {out} cannot be written: {error.strerror}"
+    return str(error)
 
 
 def table(rows: list[list[str]]) -> str:

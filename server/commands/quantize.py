@@ -21,7 +21,7 @@ from engine.loading.resolve import resolve_model
 from engine.quantization.calibration_text import Text, builtin_texts, read_texts
 from engine.quantization.scheme_bits import AVERAGE, AVERAGE_OF_SMALL, FEW, MANY, SMALL, Bits
 from server.arguments import Parser
-from server.commands.output import report, table
+from server.commands.output import fault_of, report, table
 from server.commands.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         with stoppable():
             report(*_quantize(args), as_json=args.json)
     except (ConfigError, ModelError, OSError, RuntimeError, MemoryError) as error:
-        sys.stderr.write(f"deepseek-serve quantize: error: {error}\n")
+        sys.stderr.write(f"deepseek-serve quantize: error: {fault_of(error, args.out)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write(f"\ndeepseek-serve quantize: stopped; nothing is left at {args.out}\n")

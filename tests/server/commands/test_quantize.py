@@ -1,5 +1,6 @@
 """deepseek-serve quantize: what it writes is served, all at once or not at all, and what it cannot do it names."""
 
+import errno
 import json
 import shutil
 import signal
@@ -83,11 +84,11 @@ def test_a_folder_that_exists_is_not_touched(tmp_path, tiny_llama, capsys):
 def test_a_failure_half_way_leaves_nothing(tmp_path, tiny_llama, capsys, monkeypatch):
     def fails(folder, *_, **__):
         (folder / "half").write_text("")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(quantization, "write", fails)
     assert run(tiny_llama, tmp_path / "int8") == 2
-    assert "no space left" in capsys.readouterr().err
+    assert f"--out {tmp_path / 'int8'} cannot be written: No space left" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
