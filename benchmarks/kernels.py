@@ -25,6 +25,8 @@ from kernels.attention_pattern import FULL, BlockSparseAttention, LocalAttention
 from kernels.resolve import resolve
 from kernels.routing import RoutingRule
 
+_SMOL, _LLAMA = (9, 3, 64), (32, 8, 128)  # heads, key heads, values of each
+_MLA = (16, 512, 64)  # heads, latent, rotary values
 _V3_RULE = RoutingRule(8, is_sigmoid=True, n_group=8, topk_group=4, best_of_group=2, renormalises=True, scale=2.5)
 
 
@@ -126,6 +128,67 @@ def _cases(dtype: torch.dtype) -> list[Case]:
         store("rotate_and_store 512, SmolLM2", 512, *smol, dtype),
         store("rotate_and_store 512, SmolLM2, int8", 512, *smol, dtype, kind="int8"),
         store("rotate_and_store 512, SmolLM2, int4", 512, *smol, dtype, kind="int4"),
+    ]
+
+
+def _attention_patterns(dtype: torch.dtype) -> list[Case]:
+    local, sparse = LocalAttention(256), BlockSparseAttention(64, 1, 2, 3)  # DynamicMoE's, by default
+    return [
+        paged(f"paged_attention {kind} {length}, 16/4/64, {name}", step, 16, 4, 64, dtype, pattern=pattern)
+        for name, pattern in (("full", FULL), ("local", local), ("block_sparse", sparse))
+        for kind, length, step in (
+            ("decode 4 x", 2048, Step([1] * 4, [2048] * 4)),
+            ("decode 4 x", 32768, Step([1] * 4, [32768] * 4)),
+            ("prefill", 8192, Step([8192], [8192])),
+        )
+    ]
+
+
+def _latent_attention(dtype: torch.dtype) -> list[Case]:
+    cases = (
+        ("decode 1 x 160, V2-Lite", Step([1], [160]), "auto"),
+        ("decode 32 x 192, V2-Lite", Step([1] * 32, [192] * 32), "auto"),
+        ("decode 32 x 2048, V2-Lite", Step([1] * 32, [2048] * 32), "auto"),
+        ("decode 32 x 2048, V2-Lite, int8", Step([1] * 32, [2048] * 32), "int8"),
+        ("decode 32 x 2048, V2-Lite, int4", Step([1] * 32, [2048] * 32), "int4"),
+        ("chunk 128 of 1024, V2-Lite", Step([128], [1024]), "auto"),
+    )
+    return [
+        *(latent(f"latent_attention {name}", step, *_MLA, dtype, kind=kind) for name, step, kind in cases),
+        selected("lightning_indexer decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
+        selected("sparse_latent_attention decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
+        causal("causal_attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
+    ]
+
+
+def _products(dtype: torch.dtype) -> list[Case]:
+    return [
+        head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
+        head_linear("head_linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
+        head_linear("head_linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
+        *(
+            linear(f"linear {kind} {rows} x 2048 x 2048", rows, 2048, 2048, kind, dtype)
+            for kind in ("int8", "q4_0", "q8_0", "q4_k", "q6_k", "q5_0")
+            for rows in (1, 8, 32, 512)
+        ),
+        *(
+            experts(f"grouped_mlp {kind} {rows}, V2-Lite", rows, kind, dtype)
+            for kind in ("int8", "q4_0")
+            for rows in (1, 8, 32, 512)
+        ),
+    ]
+
+
+def _others(dtype: torch.dtype) -> list[Case]:
+    return [
+        route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
+        route("routing 32, V3", 32, 256, _V3_RULE),
+        route("routing 512, V3", 512, 256, _V3_RULE),
+        gelu("gelu 32 x 409", 32, 409, dtype),
+        modality_embedding("modality_embedding 32, 1024", 32, 1024, dtype),
+        *(compression(f"compression {rows}, 1024 to 409", rows, 1024, 409, dtype) for rows in (1, 32, 512)),
+        *(store(f"rotate_and_store {rows}, SmolLM2", rows, *_SMOL, dtype) for rows in (1, 32, 512)),
+        *(store(f"rotate_and_store 512, SmolLM2, {kind}", 512, *_SMOL, dtype, kind=kind) for kind in ("int8", "int4")),
     ]
 
 
