@@ -308,7 +308,7 @@ void merge(const Attention<T, C>& attention, const Merge& part, int64_t head, co
 // Queries rotated as packed keys are. Those of rows pair values 16 apart, as a byte does (rows.h).
 template <typename T>
 View<const T, 3> rotated(const Attention<T, Packed>& attention, Scratch<T>& memory) {
-    const auto& [data, shape, stride] = attention.q;
+    const int64_t* const shape = attention.q.shape;
     const int64_t dim = shape[2], first = attention.keys.first;
     T* const out = memory.room(shape[0] * shape[1] * dim);
     parallel_rows(shape[0] * shape[1], 8, [&](int64_t i) {

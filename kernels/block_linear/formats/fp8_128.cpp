@@ -6,7 +6,7 @@ namespace {
 using namespace native;
 
 struct Format {
-    static constexpr int VALUES = 128, BYTES = 132, HEAD = 4, BITS = 8, GROUP = 128, OFFSET = 0;
+    static constexpr int VALUES = 128, BYTES = 132, HEAD = 4, BITS = 8, GROUP = 128;
     static constexpr bool HAS_MIN = false;
 
     static void unpack(const uint8_t* block, uint8_t* codes) { std::memcpy(codes, block + 4, 128); }
