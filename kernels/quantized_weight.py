@@ -79,7 +79,7 @@ class QuantizedWeight:
         """Scale and zero point of the input; scale 0 where they are not known in advance."""
         return (self.input.scale, self.input.zero_point) if isinstance(self.input, StaticInput) else (0.0, 0)
 
-    def rows(self, order: torch.Tensor) -> QuantizedWeight:
+    def rows(self, order: torch.Tensor | slice) -> QuantizedWeight:
         """The weight with these rows, in this order."""
         return replace(self, values_OI=self.values_OI[order], scale_O=self.scale_O[order])
 
@@ -121,11 +121,7 @@ def quantize_for_dynamic_inputs(weight_OI: torch.Tensor | QuantizedWeight) -> Qu
 
 
 def _rows_of(weight: torch.Tensor | QuantizedWeight, rows: slice) -> torch.Tensor:
-    if isinstance(weight, torch.Tensor):
-        return weight[rows]
-    return QuantizedWeight(weight.values_OI[rows], weight.scale_O[rows], weight.input, weight.rotation).dequantize(
-        torch.float32
-    )
+    return weight[rows] if isinstance(weight, torch.Tensor) else weight.rows(rows).dequantize(torch.float32)
 
 
 def stack(weights: Sequence[QuantizedWeight]) -> QuantizedWeight | None:
