@@ -28,26 +28,26 @@ struct Fetch {
 };
 
 struct Codec {
-    const char* name;
-    int64_t values, bytes;  // of a block
-    int64_t head;           // bytes of a block that hold its scales
-    RowKind rows;           // what its products want
+    int64_t values, bytes;       // of a block
+    int64_t head;                // bytes of a block that hold its scales
+    RowKind rows;                // what its products want
+    const char* name = nullptr;  // null for unpacked panels, which have only `multiply` of what follows
 
     // A block's values.
-    void (*decode)(const uint8_t* block, float* out);
-    // Blocks of 16 columns to a panel's; both parts are 0 before.
-    void (*pack)(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes);
+    void (*decode)(const uint8_t* block, float* out) = nullptr;
+    // Blocks of 16 columns to a panel's.
+    void (*pack)(const uint8_t* const (&blocks)[16], uint8_t* heads, uint8_t* codes) = nullptr;
     // sums[m][column] of the first M rows of a tile, by one or two panels that are 16 columns apart; rows of sums are
     // BLOCK apart. Fetches what is named for each panel. Null for a format of floats.
     void (*multiply)(const BlockPanel* panels, int64_t num_panels, const RowTile& tile, int64_t M, float* sums,
-                     const Fetch* fetch);
+                     const Fetch* fetch) = nullptr;
     // A panel as products in floats take it.
-    void (*widen_bf16)(const BlockPanel& panel, bf16* out);
-    void (*widen_float)(const BlockPanel& panel, float* out);
+    void (*widen_bf16)(const BlockPanel& panel, bf16* out) = nullptr;
+    void (*widen_float)(const BlockPanel& panel, float* out) = nullptr;
     // The codec of unpacked panels, which products of MANY_ROWS and more take, and a panel to its unpacked one; or
     // null.
-    const Codec* plain;
-    BlockPanel (*unpack)(const BlockPanel& panel, const Codec& plain, uint8_t* out);
+    const Codec* plain = nullptr;
+    BlockPanel (*unpack)(const BlockPanel& panel, const Codec& plain, uint8_t* out) = nullptr;
 
     // Bytes of a panel's heads, which come first; of a whole panel.
     int64_t heads_size(int64_t num_blocks) const { return round_up(num_blocks * PANEL * head, 64); }

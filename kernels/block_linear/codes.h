@@ -17,11 +17,6 @@ struct IsFloat : std::false_type {};
 template <typename F>
 struct IsFloat<F, std::void_t<decltype(&F::values)>> : std::true_type {};
 
-template <typename F, typename = void>
-struct HasWideScales : std::false_type {};
-template <typename F>
-struct HasWideScales<F, std::void_t<decltype(F::WIDE_SCALES)>> : std::true_type {};
-
 template <typename F>
 constexpr int INPUT_GROUP = F::GROUP < 32 ? 32 : F::GROUP;
 template <typename F>

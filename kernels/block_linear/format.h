@@ -6,15 +6,15 @@
 //     HEAD           how many of these bytes hold scales, minima and the like
 //     BITS           of a code as it is packed: 4, 5, 6 or 8
 //     GROUP          values that share a scale: 16, or a multiple of 32
-//     OFFSET         what is subtracted of a code
+//     OFFSET         what is subtracted of a code, unless it is a float
 //     HAS_MIN        whether a group has a minimum too: value = scale * (code - OFFSET) + min
 //     unpack(block, codes)             the codes of a block's values, in their order
 //     pack_head(block, column, heads)  its scales to the heads of 16 columns' blocks, 16 * HEAD bytes
-//     scales(heads, scales, mins)      of each group of these blocks, for 16 columns
+//     scales(heads, scales, mins)      of each group of these blocks, for 16 columns; of products in integers, scales
+//                                      have 22 significant bits at most
 //
 // and, where they are needed,
 //
-//     WIDE_SCALES    that scales have more than 22 significant bits
 //     TABLE          16 uint8, which codes of 4 bits stand for before OFFSET is subtracted, and MOST, their largest
 //     values(four)   fp32 values of 16 columns' codes, 4 inputs of each, which the scales are multiplied with: a format
 //                    of floats, whose products are never computed in integers
@@ -102,7 +102,7 @@ __attribute__((always_inline)) inline void each_four(const uint8_t* heads, const
 
 template <typename F>
 void decode_block(const uint8_t* block, float* out) {
-    uint8_t heads[16 * F::HEAD] = {}, codes[F::VALUES / 32 * UNIT<F>];
+    uint8_t heads[16 * F::HEAD], codes[F::VALUES / 32 * UNIT<F>];
     const uint8_t* blocks[16];
     std::fill_n(blocks, 16, block);
     pack_blocks<F>(blocks, heads, codes);
@@ -154,13 +154,22 @@ constexpr RowKind rows_of() {
 }
 
 template <typename F>
-constexpr Codec PLAIN{nullptr, F::VALUES,         F::BYTES, F::HEAD, rows_of<F>(), nullptr,
-                      nullptr, multiply_plain<F>, nullptr,  nullptr, nullptr,      nullptr};
+constexpr Codec plain_codec() {
+    Codec codec{F::VALUES, F::BYTES, F::HEAD, rows_of<F>()};
+    codec.multiply = multiply_plain<F>;
+    return codec;
+}
+template <typename F>
+constexpr Codec PLAIN = plain_codec<F>();
 
 template <typename F>
 constexpr Codec codec_of(const char* name) {
-    Codec codec{name,           F::VALUES, F::BYTES,       F::HEAD,         rows_of<F>(), decode_block<F>,
-                pack_blocks<F>, nullptr,   widen<F, bf16>, widen<F, float>, nullptr,      nullptr};
+    Codec codec{F::VALUES, F::BYTES, F::HEAD, rows_of<F>()};
+    codec.name = name;
+    codec.decode = decode_block<F>;
+    codec.pack = pack_blocks<F>;
+    codec.widen_bf16 = widen<F, bf16>;
+    codec.widen_float = widen<F, float>;
     if constexpr (!IsFloat<F>::value) {
         codec.multiply = multiply<F>;
         if constexpr (HAS_TILES || F::VALUES > INPUT_GROUP<F>)  // what is unpacked for every 6 rows is little otherwise

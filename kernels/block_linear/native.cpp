@@ -5,7 +5,6 @@
 
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
 #include <vector>
 
 const native::Codec* native::find_codec(const char* name) {
@@ -18,14 +17,25 @@ namespace {
 
 using namespace native;
 
-// Weights that are multiplied with the same rows, in several formats: the columns of one behind those of another.
+// Weights that are multiplied with the same inputs, in several formats: the columns of one behind those of another.
 struct BlockLinear {
     struct Part {
         PackedBlocks weight;
         std::shared_ptr<float> bias;  // with memory for whole panels, or null
-        int64_t first;                // column
+        int64_t column, pair;         // its first of the layer's columns, and of the group's pairs of panels
     };
-    std::vector<Part> parts;
+    // Parts whose products take the same rows, so that these are made once.
+    struct Group {
+        std::vector<Part> parts;
+        int64_t num_pairs = 0;
+
+        const Part& part_of(int64_t pair) const {
+            size_t p = parts.size() - 1;
+            while (parts[p].pair > pair) --p;
+            return parts[p];
+        }
+    };
+    std::vector<Group> groups;
     Element out;
     int64_t in_size, out_size = 0;
 
@@ -35,48 +45,40 @@ struct BlockLinear {
         in_size = weights[0].in_size;
         for (const PackedBlocks& weight : weights) {
             check_value(weight.in_size == in_size, "weights must have one in_size");
-            parts.push_back({weight, nullptr, out_size});
+            Group& group = group_for(weight);
+            group.parts.push_back({weight, nullptr, out_size, group.num_pairs});
+            group.num_pairs += weight.num_pairs();
             out_size += weight.out_size;
         }
         if (!bias_O) return;
         const float* const bias = bias_O->packed<const float>("bias_O", {out_size}).data;
-        for (Part& part : parts) part.bias = whole_panels({bias + part.first, {part.weight.out_size}, {1}});
+        for (Group& group : groups)
+            for (Part& part : group.parts) part.bias = whole_panels({bias + part.column, {part.weight.out_size}, {1}});
+    }
+
+ private:
+    Group& group_for(const PackedBlocks& weight) {
+        for (Group& group : groups)
+            if (group.parts[0].weight.shares_rows(weight)) return group;
+        return groups.emplace_back();
     }
 };
 
-// Columns of y of those parts that `takes` them; pair(weight, i) is a pair of rows and panels.
-template <typename Y, typename Takes, typename PairOf>
-void multiply_parts(const BlockLinear& layer, Y* y, const Takes& takes, const PairOf& pair) {
-    struct Place {
-        const BlockLinear::Part* part;
-        int64_t begin;  // the first of its pairs
-    };
-    std::vector<Place> places;
-    int64_t num_pairs = 0;
-    for (const auto& part : layer.parts) {
-        if (!takes(part.weight)) continue;
-        places.push_back({&part, num_pairs});
-        num_pairs += part.weight.num_pairs();
-    }
-    if (!num_pairs) return;
-    const auto place_of = [&](int64_t i) -> const Place& {
-        size_t p = places.size() - 1;
-        while (places[p].begin > i) --p;
-        return places[p];
-    };
+// A group's columns of y, which has `width` of them; pair_of(weight, i) is a pair of rows and panels.
+template <typename Y, typename PairOf>
+void multiply_group(const BlockLinear::Group& group, int64_t width, Y* y, const PairOf& pair_of) {
     const auto pair_at = [&](int64_t i) {
-        const Place& place = place_of(i);
-        return pair(place.part->weight, i - place.begin);
+        const auto& part = group.part_of(i);
+        return pair_of(part.weight, i - part.pair);
     };
-    multiply_pairs(num_pairs, pair_at, [&](int64_t i, int64_t row, int64_t M, const float* sums) {
-        const Place& place = place_of(i);
-        const int64_t begin = (i - place.begin) * BLOCK, width = place.part->weight.out_size;
-        const auto value = [bias = place.part->bias.get()](const float* own, int64_t, int64_t column) {
+    multiply_pairs(group.num_pairs, pair_at, [&](int64_t i, int64_t row, int64_t M, const float* sums) {
+        const auto& part = group.part_of(i);
+        const int64_t begin = (i - part.pair) * BLOCK, size = part.weight.out_size;
+        const auto value = [bias = part.bias.get()](const float* own, int64_t, int64_t column) {
             return bias ? load(own) + load(bias + column) : load(own);
         };
-        for (int64_t column = begin; column < std::min(begin + BLOCK, width); column += PANEL)
-            store_panel(sums + column - begin, row, M, column, width, Matrix<Y>{y + place.part->first, layer.out_size},
-                        value);
+        for (int64_t column = begin; column < std::min(begin + BLOCK, size); column += PANEL)
+            store_panel(sums + column - begin, row, M, column, size, Matrix<Y>{y + part.column, width}, value);
     });
 }
 
@@ -85,22 +87,20 @@ void multiply(const BlockLinear& layer, const View<const X, 2>& x, int64_t num_r
     static thread_local GroupedRows own_rows;
     GroupedRows& rows = own_rows;  // this thread's, in the others too
     const Span all{0, num_rows};
-    for (size_t i = 0; i < layer.parts.size(); ++i) {
-        const RowKind kind = layer.parts[i].weight.codec->rows;
-        const auto takes = [&](const PackedBlocks& weight) { return weight.is_dynamic && weight.codec->rows == kind; };
-        const auto is_taken = [&](const BlockLinear::Part& part) { return takes(part.weight); };
-        if (std::find_if(layer.parts.begin(), layer.parts.end(), is_taken) != layer.parts.begin() + i) continue;
-        rows.make_room(round_up(num_rows, TILE_ROWS), layer.in_size);
-        parallel_rows(num_rows, 4, [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, kind); });
-        multiply_parts(layer, y, takes,
-                       [&](const PackedBlocks& weight, int64_t i) { return pair_of(rows, all, weight, i); });
+    for (const BlockLinear::Group& group : layer.groups) {
+        const PackedBlocks& first = group.parts[0].weight;
+        if (first.is_dynamic) {
+            rows.make_room(round_up(num_rows, TILE_ROWS), layer.in_size);
+            parallel_rows(num_rows, 4,
+                          [&](int64_t row) { rows.put(all, row, x.row(row), layer.in_size, first.codec->rows); });
+            multiply_group(group, layer.out_size, y,
+                           [&](const PackedBlocks& weight, int64_t i) { return pair_of(rows, all, weight, i); });
+        } else {
+            const Matrix<const X> floats = whole_rows<X>(x.data, x.stride[0], num_rows, layer.in_size);
+            multiply_group(group, layer.out_size, y,
+                           [&](const PackedBlocks& weight, int64_t i) { return pair_of(floats, num_rows, weight, i); });
+        }
     }
-    const auto takes = [](const PackedBlocks& weight) { return !weight.is_dynamic; };
-    if (std::none_of(layer.parts.begin(), layer.parts.end(), [&](const auto& part) { return takes(part.weight); }))
-        return;
-    const Matrix<const X> floats = whole_rows<X>(x.data, x.stride[0], num_rows, layer.in_size);
-    multiply_parts(layer, y, takes,
-                   [&](const PackedBlocks& weight, int64_t i) { return pair_of(floats, num_rows, weight, i); });
 }
 
 template <typename X, typename Y>
@@ -144,8 +144,7 @@ Tensor embed_blocks(const Tensor& rows_VB, const char* format, int64_t size, con
 
 void native::bind_block_linear(nb::module_& m) {
     nb::class_<PackedBlocks>(m, "PackedBlocks")
-        .def(nb::init<Tensor, const char*, int64_t, bool>(), "rows_OB"_a, "format"_a, "in_size"_a, "is_dynamic"_a)
-        .def("shares_rows", &PackedBlocks::shares_rows, "other"_a);
+        .def(nb::init<Tensor, const char*, int64_t, bool>(), "rows_OB"_a, "format"_a, "in_size"_a, "is_dynamic"_a);
     nb::class_<BlockLinear>(m, "BlockLinear")
         .def(nb::init<const std::vector<PackedBlocks>&, std::optional<Tensor>, DType>(), "weights"_a, "bias_O"_a.none(),
              "out_dtype"_a)
@@ -159,5 +158,13 @@ void native::bind_block_linear(nb::module_& m) {
             },
             "x_TI"_a);
     m.def("has_blocks", [](const char* format) { return find_codec(format) != nullptr; }, "format"_a);
+    m.def(
+        "share_rows",
+        [](const char* format, const char* other) {
+            const Codec *const codec = find_codec(format), *const other_codec = find_codec(other);
+            check_value(codec && other_codec, "there is no such format of blocks");
+            return codec->rows == other_codec->rows;
+        },
+        "format"_a, "other"_a);
     m.def("embed_blocks", &embed_blocks, "rows_VB"_a, "format"_a, "size"_a, "token_ids_T"_a, "rounds"_a);
 }

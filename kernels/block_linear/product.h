@@ -10,10 +10,8 @@
 namespace native {
 
 // A group's sums of products, as Dot has them, with its scale.
-template <typename F>
 __attribute__((always_inline)) inline v16 scaled(v16 biased, v16 scale) {
-    if constexpr (HasWideScales<F>::value) return (biased - BIAS) * scale;
-    return multiply_add(scale * -BIAS, biased, scale);  // exact but for one rounding
+    return multiply_add(scale * -BIAS, biased, scale);  // exact but for one rounding, as scales have 22 bits at most
 }
 
 // Lines of a panel's block.
@@ -75,7 +73,7 @@ void multiply_rows(const BlockPanel* panels, const int8_t* x, const RowGroup* gr
 #pragma GCC unroll 2
                     for (int p = 0; p < P; ++p) {
                         const v16 scale = scales[p][g + part], dot = dots[m][p].biased();
-                        const v16 value = scaled<F>(dot, scale);
+                        const v16 value = scaled(dot, scale);
                         values[m][p] = part ? values[m][p] + value : value;
                     }
             }
@@ -154,9 +152,6 @@ struct Plain {
 };
 
 template <typename F>
-struct HasWideScales<Plain<F>> : HasWideScales<F> {};
-
-template <typename F>
 BlockPanel unpack(const BlockPanel& panel, const Codec& plain, uint8_t* out) {
     constexpr int GROUPS = F::VALUES / Plain<F>::VALUES;
     const uint8_t *heads = panel.heads, *codes = panel.codes;
@@ -229,7 +224,7 @@ void multiply_tile(const BlockPanel& panel, const RowTile& tile, float* sums, Fe
             for (int part = 0; part < PARTS; ++part) {
                 i16x sum;
                 std::memcpy(&sum, stage[b % 2][part] + m * PANEL, sizeof sum);
-                const v16 own = scaled<F>((v16)(sum + (F::OFFSET ? groups[m].starts[part] : BIAS_BITS)), scales[part]);
+                const v16 own = scaled((v16)(sum + (F::OFFSET ? groups[m].starts[part] : BIAS_BITS)), scales[part]);
                 value = part ? value + own : own;
             }
             totals[m] = multiply_add(totals[m], groups[m].scale, value);

@@ -33,8 +33,8 @@ struct RowGroup {
 };
 
 struct RowTile {
-    const int8_t* values;
-    const RowGroup* groups;
+    int8_t* values;
+    RowGroup* groups;
     int64_t num_rows;
 };
 
@@ -127,8 +127,7 @@ class GroupedRows {
             for (int64_t g = 0; g < K / GROUP; ++g) {
                 const int64_t at = g * to.num_rows + in_tile;
                 const int64_t count = std::clamp<int64_t>(size - g * GROUP, 0, GROUP);
-                const_cast<RowGroup*>(to.groups)[at] =
-                    quantize_group<GROUP>(x + g * GROUP, count, kind, const_cast<int8_t*>(to.values) + at * GROUP);
+                to.groups[at] = quantize_group<GROUP>(x + g * GROUP, count, kind, to.values + at * GROUP);
             }
         };
         group == 32   ? put_groups(std::integral_constant<int, 32>())

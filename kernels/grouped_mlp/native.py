@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ from kernels.types import GroupedMLP, Projection, Weight
 
 if TYPE_CHECKING:
     from kernels.native._kernels import Experts
+
+logger = logging.getLogger(__name__)
 
 
 def grouped_mlp(
@@ -52,19 +56,12 @@ def pack_experts(experts: Iterable[tuple[Weight, Weight]]) -> Experts:
     layer = native.library.Experts()
     for expert in experts:
         if blocks := _in_blocks(*expert):
-            _add_blocks(layer, blocks)
+            layer.add_blocks(*map(pack_blocks, blocks))
             continue
         is_int8 = all(map(_is_int8, expert))
         gate_up, down = expert if is_int8 else map(_in_bf16, expert)
         layer.add(pack(gate_up, torch.bfloat16, parts=2), pack(down, torch.bfloat16))
     return layer
-
-
-def _add_blocks(layer: Experts, blocks: tuple[BlockWeight, BlockWeight, BlockWeight]) -> None:
-    gate, up, down = map(pack_blocks, blocks)
-    if not gate.shares_rows(up):
-        gate, up, down = (pack_blocks(replace(block, input=Input.FLOAT)) for block in blocks)
-    layer.add_blocks(gate, up, down)
 
 
 def _in_blocks(gate_up: Weight, down: Weight) -> tuple[BlockWeight, BlockWeight, BlockWeight] | None:
@@ -82,9 +79,22 @@ def _in_blocks(gate_up: Weight, down: Weight) -> tuple[BlockWeight, BlockWeight,
     if len(parts) != 2 or parts[0].shape[0] != size:
         return None
     gate, up = parts
-    if {gate.input, up.input, down.input} != {Input.DYNAMIC}:
-        gate, up, down = (replace(part, input=Input.FLOAT) for part in (gate, up, down))
-    return gate, up, down
+    is_dynamic = {gate.input, up.input, down.input} == {Input.DYNAMIC}
+    if is_dynamic and not native.library.share_rows(gate.format.name, up.format.name):
+        _tell_of_floats(gate.format.name, up.format.name)
+        is_dynamic = False
+    input_ = Input.DYNAMIC if is_dynamic else Input.FLOAT
+    return replace(gate, input=input_), replace(up, input=input_), replace(down, input=input_)
+
+
+@functools.cache  # once, not for each layer
+def _tell_of_floats(gate: str, up: str) -> None:
+    logger.warning(
+        "gate in %s and up in %s take inputs made int8 in different ways: these layers compute with inputs in floats, "
+        "which is slower",
+        gate,
+        up,
+    )
 
 
 def _is_int8(weight: Weight) -> bool:

@@ -123,12 +123,12 @@ def test_a_token_without_weight_gets_nothing_and_one_that_is_nan_spoils_no_other
     assert_close(actual[2], expected[2])
 
 
-def block_experts(version, input_, names):
-    """Experts of 64 by 96 in blocks of these formats: gate, up, down."""
+def block_experts(version, input_, names, hidden=64, inter=96):
+    """Experts in blocks of these formats: gate, up, down."""
 
     def expert(seed):
-        gate, up = (random_weight(names[i], 96, 64, input_, seed=3 * seed + i) for i in range(2))
-        return stack([gate, up]), random_weight(names[2], 64, 96, input_, seed=3 * seed + 2)
+        gate, up = (random_weight(names[i], inter, hidden, input_, seed=3 * seed + i) for i in range(2))
+        return stack([gate, up]), random_weight(names[2], hidden, inter, input_, seed=3 * seed + 2)
 
     def projection(weight, bias):
         return block_linear.reference.block_linear(weight, bias)
@@ -152,3 +152,17 @@ def test_experts_in_blocks_match_reference(version, input_, names):
         is_dynamic = input_ is Input.DYNAMIC and names[0] == names[1]  # gate and up want the same rows
         assert ((actual - expected).norm() / expected.norm()).item() < (0.01 if is_dynamic else 0.02)
         assert torch.equal(apply(x[-1:], ids[-1:], weights[-1:])[0], actual[-1])
+
+
+@pytest.mark.parametrize("version", natives(grouped_mlp.native.grouped_mlp))
+def test_experts_whose_gate_and_up_take_different_rows_compute_in_floats_and_say_so_once(version, caplog):
+    grouped_mlp.native._tell_of_floats.cache_clear()
+    names = ("q4_k", "q6_k", "q4_k")
+    mixed, floats = (block_experts(version, input_, names, 256, 256) for input_ in (Input.DYNAMIC, Input.FLOAT))
+    x, (ids, weights) = randn(3, 256, dtype=torch.bfloat16), route(3, 3, list(range(6)))
+    assert torch.equal(mixed(x, ids, weights), floats(x, ids, weights))
+    block_experts(version, Input.DYNAMIC, ("q4_k", "q5_k", "q6_k"), 256, 256)  # which share rows
+    assert [line for line in caplog.messages if "inputs in floats" in line] == [
+        "gate in q4_k and up in q6_k take inputs made int8 in different ways: these layers compute with inputs in "
+        "floats, which is slower"
+    ]

@@ -1,6 +1,7 @@
 // Int4 with a zero point: {fp16 d; u8 zero; byte j: value j | value j + half of them << 4}; value = d * (code - zero).
 // Groups of 32, 64 or 128 inputs.
 #include "../format.h"
+#include "low_bits.h"
 
 namespace {
 
@@ -11,9 +12,7 @@ struct Format {
     static constexpr int VALUES = SIZE, BYTES = 3 + SIZE / 2, HEAD = 3, BITS = 4, GROUP = SIZE, OFFSET = 0;
     static constexpr bool HAS_MIN = true;
 
-    static void unpack(const uint8_t* block, uint8_t* codes) {
-        for (int j = 0; j < SIZE / 2; ++j) codes[j] = block[3 + j] & 15, codes[SIZE / 2 + j] = block[3 + j] >> 4;
-    }
+    static void unpack(const uint8_t* block, uint8_t* codes) { unpack_nibbles<SIZE>(block + 3, codes); }
     static void pack_head(const uint8_t* block, int column, uint8_t* heads) {
         std::memcpy(heads + 2 * column, block, 2);
         heads[32 + column] = block[2];

@@ -9,6 +9,7 @@ namespace native {
 
 struct KScales {
     static constexpr int HEAD = 16;
+    static constexpr bool HAS_MIN = true;
 
     static void pack_head(const uint8_t* block, int column, uint8_t* heads) {
         std::memcpy(heads + 2 * column, block, 2);

@@ -1,4 +1,5 @@
-// 32 codes of 5 bits as ggml has them: low halves in 16 bytes, fifth bits in 4.
+// Codes as ggml has them: the low 4 bits of value j and of value j + half of them share a byte; of 32 codes of 5 bits
+// the fifth ones are in 4 bytes.
 #pragma once
 
 #include <cstdint>
@@ -6,13 +7,16 @@
 
 namespace native {
 
-inline void unpack_fives(const uint8_t* halves, const uint8_t* fifths, uint8_t* codes) {
+template <int SIZE>
+inline void unpack_nibbles(const uint8_t* bytes, uint8_t* codes) {
+    for (int j = 0; j < SIZE / 2; ++j) codes[j] = bytes[j] & 15, codes[SIZE / 2 + j] = bytes[j] >> 4;
+}
+
+inline void unpack_fives(const uint8_t* bytes, const uint8_t* fifths, uint8_t* codes) {
     uint32_t bits;
     std::memcpy(&bits, fifths, sizeof bits);
-    for (int j = 0; j < 16; ++j) {
-        codes[j] = uint8_t((halves[j] & 15) | (bits >> j & 1) << 4);
-        codes[16 + j] = uint8_t(halves[j] >> 4 | (bits >> (16 + j) & 1) << 4);
-    }
+    unpack_nibbles<32>(bytes, codes);
+    for (int j = 0; j < 32; ++j) codes[j] |= uint8_t((bits >> j & 1) << 4);
 }
 
 }  // namespace native

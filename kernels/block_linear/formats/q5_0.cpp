@@ -1,20 +1,13 @@
 // ggml's Q5_0: {fp16 d; 32 fifth bits; byte j: low bits of value j | of value j + 16 << 4}; value = d * (code - 16).
-#include "../format.h"
-#include "fives.h"
+#include "low_bits.h"
+#include "scales.h"
 
 namespace {
 
-using namespace native;
+struct Format : native::Scale16 {
+    static constexpr int VALUES = 32, BYTES = 22, BITS = 5, GROUP = 32, OFFSET = 16;
 
-struct Format {
-    static constexpr int VALUES = 32, BYTES = 22, HEAD = 2, BITS = 5, GROUP = 32, OFFSET = 16;
-    static constexpr bool HAS_MIN = false;
-
-    static void unpack(const uint8_t* block, uint8_t* codes) { unpack_fives(block + 6, block + 2, codes); }
-    static void pack_head(const uint8_t* block, int column, uint8_t* heads) {
-        std::memcpy(heads + 2 * column, block, 2);
-    }
-    static void scales(const uint8_t* heads, v16* scales, v16*) { *scales = load_halves(heads); }
+    static void unpack(const uint8_t* block, uint8_t* codes) { native::unpack_fives(block + 6, block + 2, codes); }
 };
 
 }  // namespace
