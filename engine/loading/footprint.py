@@ -25,10 +25,7 @@ if TYPE_CHECKING:
     from kernels.ops import Ops
 
 _BYTES = ("I8", "U8")  # int8, or two codes of 4 bits
-_FORMATS = {
-    "F8_E4M3": "fp8_128",
-    "": "int4_128",
-}  # by how a weight is stored, beside GGUF's own; "" is in several parts
+_BLOCKS = {"F8_E4M3": "fp8_128", "": "int4_128"}  # by how a weight is stored; "" is in several parts
 _INT8_OF_ROW = 8  # bytes beside the values of a row: a scale, and their sum
 _PANEL, _TILE = 16, 64  # rows, and bytes of a row, that native weights are padded to whole ones of
 _HEADS_IN_BF16 = ("amx", "avx512_bf16")  # instruction sets that multiply heads in bf16; others do so in fp32
@@ -106,7 +103,7 @@ class Estimate:
 
     def _becomes_int4(self, kind: str) -> bool:
         """Whether a weight that is stored so can become int4: one in floats, or of at least a byte a value."""
-        block = FORMATS.get(_FORMATS.get(kind, kind.lower()))
+        block = _format_of(kind)
         return kind not in _BYTES and (block is None or block.bytes >= block.values)
 
     def _has_any_order(self, layer: str | None) -> bool:
@@ -115,7 +112,7 @@ class Estimate:
 
     def _block(self, kind: str) -> BlockFormat | None:
         """The blocks in which a weight that is stored so stays; None if it becomes floats."""
-        block = FORMATS.get(_FORMATS.get(kind, kind.lower())) if self._ops.keeps_blocks else None
+        block = _format_of(kind) if self._ops.keeps_blocks else None
         if block is None or (self._ops.name == "native" and not native.library.has_blocks(block.name)):
             return None
         return block
@@ -134,3 +131,8 @@ class Estimate:
         if self._ops.name != "native":
             return math.prod(taken.shape) * taken.dtype.itemsize
         return taken.num_in_heads * (taken.dtype.itemsize if native.ISA in _HEADS_IN_BF16 else _HEAD_ITEMSIZE)
+
+
+def _format_of(kind: str) -> BlockFormat | None:
+    """The format of blocks in which a weight is stored so, or of the blocks that are made of it; None of floats."""
+    return FORMATS.get(_BLOCKS.get(kind, kind.lower()))

@@ -106,7 +106,8 @@ class _Shard:
     """One file."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.names = path, []  # type: Path, list[str]
+        self.path = path
+        self.names: list[str] = []
         self._held: dict[str, torch.Tensor] = {}
         self._entries: dict[str, dict[str, object]] = {}  # of the header, for tensors that are written
         self._file: BinaryIO | None = None

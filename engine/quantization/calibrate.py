@@ -77,7 +77,7 @@ def _measure_site(items: list[WatchedLayer], num_tokens: int) -> Measurement:
     low = min((float(found.min) for found in ranges), default=-1.0)
     high = max((float(found.max) for found in ranges), default=1.0)
     grid = StaticInput.over(low, high)
-    errors = {grid: [], Input.DYNAMIC: []}  # type: dict[StaticInput | Input, list[torch.Tensor]]
+    errors: dict[StaticInput | Input, list[torch.Tensor]] = {grid: [], Input.DYNAMIC: []}
     cost = 0.0
     for item in used:
         x_TI = torch.cat(item.inputs)

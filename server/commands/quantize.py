@@ -3,8 +3,8 @@
 Weights of linear layers become int8, with one scale for each output channel. Their inputs become 8-bit too: by a grid
 known from calibration (w8a8-static), by each token's own range (w8a8-dynamic), or not at all (w8). Or weights become
 int4 by GPTQ, with one scale for each 32 inputs (w4a8, w4a16). Layers that a scheme would hurt, as measured on the
-calibration text, get a finer one. Embeddings, routers, norms and MLA's kv_b_proj stay as they are, and so does lm_head
-but in 4 bits, where it gets 8. A model is run layer by layer, so memory for one layer is enough.
+calibration text, get a finer one. Embeddings, routers, norms and MLA's kv_b_proj stay as they are. lm_head gets 8 bits
+in the schemes of 4, and stays as it is in others. A model is run layer by layer, so memory for one layer is enough.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def _parser() -> Parser:
         "and chats, which come with this program and with Python"
     )
     add("--calibration", type=Path, metavar="FILE", help=calibration)
-    add("--json", action="store_true", help="print JSON on a terminal too")
     tokens = ", ".join(f"{number} for {kind}" for kind, number in _TOKENS.items())
-    add("--tokens", type=int, metavar="N", help=f"of it to calibrate on (default: {tokens})")
+    add("--tokens", type=int, metavar="N", help=f"of that text to calibrate on (default: {tokens})")
     bits = (
         f"of w4a8 and w4a16: average of a weight, scales included (default: {AVERAGE}, or {AVERAGE_OF_SMALL} for a "
         f"model of less than {SMALL // 10**9} billion)"
@@ -89,6 +88,7 @@ def _parser() -> Parser:
         f"as they are, which vLLM reads on CPUs too (default: {Bits.wide})"
     )
     add("--wide", type=int, choices=tuple(MANY), help=wide)
+    add("--json", action="store_true", help="print JSON on a terminal too")
     return parser
 
 
