@@ -124,17 +124,7 @@ class Generation(Submission):
                 async for output in outputs:
                     choice = first_choices[output.request_id] + output.index
                     timer.tokens(choice, len(output.token_ids), output.queue_time)
-                    self._count(output)
-                    self.num_output_tokens += len(output.token_ids)
-                    delta = self._texts[choice].push(output)
-                    reason = output.finish_reason
-                    if reason is None and delta is not None and self._is_enough(delta):
-                        delta.finish_reason = "stop"
-                    if reason is None and delta is not None and delta.finish_reason is not None:
-                        reason = "stop"  # of which the engine knows nothing
-                        stream.abort(output.request_id, output.index)
-                    if reason is not None:
-                        self._count_end(choice, reason)
+                    delta = self._advance(choice, output, stream)
                     self._check_end(output)
                     if delta is not None:
                         yield delta
@@ -148,6 +138,20 @@ class Generation(Submission):
             for choice in list(self._running):
                 self._count_end(choice, reason_of_rest)
             timer.end()
+
+    def _advance(self, choice: int, output: SequenceOutput, stream: OutputStream) -> Delta | None:
+        """Take in what a choice has grown by; what that adds to its text. Its text may end before the engine knows."""
+        self._count(output)
+        self.num_output_tokens += len(output.token_ids)
+        delta, reason = self._texts[choice].push(output), output.finish_reason
+        if reason is None and delta is not None and self._is_enough(delta):
+            delta.finish_reason = "stop"
+        if reason is None and delta is not None and delta.finish_reason is not None:
+            reason = "stop"
+            stream.abort(output.request_id, output.index)
+        if reason is not None:
+            self._count_end(choice, reason)
+        return delta
 
     def _count_end(self, choice: int, reason: str) -> None:
         self._running.remove(choice)
