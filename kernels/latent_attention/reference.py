@@ -30,8 +30,8 @@ class ReferenceLatentAttention:
             block_ids = torch.tensor(table, device=q_TNX.device)
             latents_LX = take(cache, block_ids, torch.float32, first=value_dim).flatten(0, 2)[:context_len].float()
             for position in range(context_len - query_len, context_len):
-                seen = selection[token] if selection is not None else list(range(position + 1))
-                scores_NL = q_TNX[token].float() @ latents_LX[seen].T * scale
-                out[token] = (scores_NL.softmax(-1) @ latents_LX[seen, :value_dim]).to(out.dtype)
+                seen_LX = latents_LX[: position + 1] if selection is None else latents_LX[selection[token]]
+                scores_NL = q_TNX[token].float() @ seen_LX.T * scale
+                out[token] = (scores_NL.softmax(-1) @ seen_LX[:, :value_dim]).to(out.dtype)
                 token += 1
         return out

@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -6,24 +8,29 @@ from tests.kernels.compare import DTYPES, NATIVE, dtype_id, natives, randn
 
 VERSIONS = {"torch": draw.torch_ops.draw, **natives(NATIVE.draw)}
 ALL = {"reference": draw.reference.draw, **VERSIONS}
+TEMPERATURES = [0.0, 0.3, 1.0, 5.0] * 10
+UNIFORMS = [0.0, 0.0, 1 - 2**-53, *torch.rand(37, generator=torch.Generator().manual_seed(1)).tolist()]
+
+
+@functools.cache
+def make_case(size, dtype):
+    """Logits, and the tokens that the reference draws of them."""
+    logits = randn(40, size, dtype=dtype) * 3
+    return logits, draw.reference.draw(logits, TEMPERATURES, UNIFORMS)
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 255, 256, 257, 1000, 49153])
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_matches_reference(version, dtype, size):
-    logits = randn(40, size, dtype=dtype) * 3
-    temperatures = [0.0, 0.3, 1.0, 5.0] * 10
-    # Away from the edges between tokens, where rounding decides.
-    uniforms = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
-    uniforms[:3] = [0.0, 0.0, 1 - 2**-53]
-    actual = VERSIONS[version](logits, temperatures, uniforms)
-    expected = draw.reference.draw(logits, temperatures, uniforms)
+    """But for what is drawn at the edge between two tokens, where rounding decides."""
+    logits, expected = make_case(size, dtype)
+    actual = VERSIONS[version](logits, TEMPERATURES, UNIFORMS)
     different = [i for i in range(40) if actual[i] != expected[i]]
     assert len(different) <= (1 if size > 1000 else 0)
     for i in different:
-        running = (logits[i].double() / temperatures[i]).softmax(-1).cumsum(-1)
-        assert abs(float(running[min(actual[i], expected[i])]) - uniforms[i]) < 1e-6
+        running = (logits[i].double() / TEMPERATURES[i]).softmax(-1).cumsum(-1)
+        assert abs(float(running[min(actual[i], expected[i])]) - UNIFORMS[i]) < 1e-6
 
 
 @pytest.mark.parametrize("version", ALL)
