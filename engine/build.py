@@ -20,6 +20,8 @@ from engine.errors import ConfigError, ModelError
 from engine.executor import LocalExecutor
 from engine.fit import check_fits, least_kv_blocks
 from engine.kv_cache_manager import KVCacheManager
+from engine.loading.finite import first_not_finite
+from engine.loading.name_list import name_list
 from engine.loading.phases import ALLOCATING, WARMING_UP, WEIGHTS, Phases
 from engine.loading.resolve import resolve_model
 from engine.loading.weights import Weights
@@ -72,7 +74,8 @@ def build(config: ResolvedConfig, *, progress: bool = False, phases: Phases | No
     info, eos_token_ids = _info(config, batcher.kv_cache), frozenset(config.model.eos_token_ids)
     seed = config.settings.seed
     phases.begin(WARMING_UP)
-    Engine(info, batcher, executor, eos_token_ids, seed).warm_up()
+    if not Engine(info, batcher, executor, eos_token_ids, seed).warm_up():
+        raise ModelError(_why_not_finite(config))
     other = max(0, devices.used_bytes(config.device) - weights)
     memory = EngineMemory(weights, num_blocks * config.kv_cache.bytes_per_block, other)
     info = msgspec.structs.replace(info, memory=memory)
@@ -117,6 +120,17 @@ def _load_model(config: ResolvedConfig, phases: Phases, *, progress: bool) -> De
         return registry.model_class(model)(model, weights, config.ops, config.max_seq_len)
     except (RuntimeError, ValueError, MemoryError) as error:  # sizes that no memory holds, or that contradict
         raise ModelError(f"{config.source.path} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+
+
+def _why_not_finite(config: ResolvedConfig) -> str:
+    """What is wrong with a model that computes infinities or NaN; reads its tensors again."""
+    name = first_not_finite(config.source.open_tensors(config.model))
+    if name is None:
+        return (
+            f"{config.source.path} computes values that are infinite or no numbers, though all its tensors are finite: "
+            f"they are beyond {str(config.dtype).removeprefix('torch.')} (--dtype), or its config is not its own"
+        )
+    return f"{config.source.path} cannot be served: {name_list([name])} has values that are infinite or no numbers"
 
 
 def _load_format(config: ResolvedConfig, layer: str) -> LoadFormat | None:

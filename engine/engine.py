@@ -257,9 +257,13 @@ class Engine:
         assert len(modalities) in (0, len(prompt)), "not one modality a token"
         assert max(modalities, default=0) < len(self.info.modalities), "modalities beyond the model's"
 
-    def warm_up(self) -> None:
-        """Compute a token or two, so that libraries build their kernels before the first request."""
-        scheduling = SchedulingParams(time.monotonic())
+    def warm_up(self) -> bool:
+        """Compute a token or two, so that libraries build their kernels before the first request.
+
+        Returns:
+            Whether all that was computed is finite.
+        """
+        scheduling, is_finite = SchedulingParams(time.monotonic()), True
         if "generate" in self.info.tasks:
             params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
             self.add(GenerateRequest("warm-up", [0], params, 1, scheduling))
@@ -267,8 +271,12 @@ class Engine:
             self.add(PoolRequest("warm-up", [0], PoolingParams(task="embed"), scheduling))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
-            self.batcher.update(plan, self.executor.execute(plan))
+            result = self.executor.execute(plan)
+            is_finite &= all(item.token_id is not None for item in result.sampled)
+            is_finite &= None not in result.pooled.values()
+            self.batcher.update(plan, result)
         self.batcher.check_idle()
+        return is_finite
 
 
 def _mix(seed: int, number: int) -> int:
