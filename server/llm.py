@@ -160,6 +160,7 @@ class LLM(HeadMethods):
         Raises:
             RequestError: the model has none.
             ConfigError: there is none of this name.
+            ModelError: the text is too large, or not valid Jinja.
         """
         if choice is not None:
             source = choice if "{" in choice else named_template(choice)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARK = "\ue000the end of the message\ue000 "  # of the private use area, so that no text has it
 _MAX_CHARS = 1 << 25  # of a prompt; no context has as many
+_MAX_SOURCE = 1 << 16  # characters of a template, which take a second or three to compile; real ones have up to 2^15
 
 # What an expression in a template can raise; the sandbox does not catch these.
 _TEMPLATE_FAILURES = (
@@ -52,8 +53,12 @@ class ChatTemplate:
         """Compile.
 
         Raises:
-            ModelError: the template is not valid Jinja.
+            ModelError: the template is too large, or not valid Jinja.
         """
+        if len(source) > _MAX_SOURCE:
+            raise ModelError(
+                f"the chat template has more than {_MAX_SOURCE} characters, which would take long to compile"
+            )
         self.source, self.special_tokens, self.timeout = source, special_tokens, 5.0
         environment = _environment()
         try:
@@ -134,7 +139,9 @@ class ChatTemplate:
 
 
 def named_template(choice: str) -> str:
-    """Return the source of a template: one that comes with this server, by its name, or a file.
+    """Return the source of a template: one that comes with this server, by its name, or a file's beginning.
+
+    Of a file, no more is read than shows that it is too large.
 
     Raises:
         ConfigError: there is no such name or file; the text lists the names.
@@ -142,7 +149,8 @@ def named_template(choice: str) -> str:
     known = {path.stem: path for path in _TEMPLATES.glob("*.jinja")}
     path = known.get(choice, Path(choice))
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(_MAX_SOURCE + 1)
     except (OSError, UnicodeDecodeError):
         names = ", ".join(sorted(known))
         raise ConfigError(f"--chat-template {choice} is no readable file and not one of {names}") from None

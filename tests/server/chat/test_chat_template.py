@@ -247,3 +247,14 @@ def test_a_file_will_do_and_anything_else_is_refused(tmp_path):
     assert render_named(str(tmp_path / "own.jinja")) == "Be brief.!"
     with pytest.raises(ConfigError, match=r"not one of deepseek-r1, deepseek-v2, deepseek-v3, deepseek-v3\.1"):
         named_template("deepseek-v9")
+
+
+def test_a_template_too_large_to_compile_is_refused_in_words(tmp_path):
+    words = "the chat template has more than 65536 characters"
+    with pytest.raises(ModelError, match=words):
+        render("{{ 1 }}" * 9363)
+    assert len(render("{{ 1 }}" * 100 + " " * 64000)) > 64000
+    (tmp_path / "own.jinja").write_text("a" * 70000, encoding="utf-8")
+    with pytest.raises(ModelError, match=words):
+        render_named(str(tmp_path / "own.jinja"))
+    assert len(named_template("/dev/zero")) == 65537

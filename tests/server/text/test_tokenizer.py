@@ -160,6 +160,7 @@ def test_a_merge_that_makes_no_token_is_refused(folder):
         ("tokenizer.json", None, r"tokenizer\.json is missing"),
         *(("tokenizer_config.json", damage, r"tokenizer_config\.json") for damage in (b"{", b"[]", b"\0")),
         ("chat_template.jinja", b"{% for %}", "chat template is not valid"),
+        ("chat_template.jinja", b"{{ 1 }}" * 9363, "the chat template has more than 65536 characters"),
         ("chat_template.jinja", b"\xff\xfe", "is damaged"),
     ],
 )  # fmt: skip
