@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _REQUIRED: Any = object()
 LARGEST = (1 << 24) - 1  # far above any size of a real model; a larger value would only exhaust memory
+LARGEST_EPSILON = 1.0  # that of a norm is near 1e-6; a large one makes every input zero
 MOST_LAYERS = 4096  # each has objects of its own, which are made before one learns that its tensors are not there
 _MAX_JSON = 32 * MIB  # DeepSeek-V3's index of 91,991 tensors has 9
 
@@ -24,9 +25,11 @@ class Keys:
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self.values, self._where, self._prefix = values, where, prefix
+        self._read: set[str] = set()
 
     def get(self, name: str, default: Any = _REQUIRED) -> Any:
         """A value of any type; null means the default."""
+        self._read.add(name)
         value = self.values.get(self._prefix + name)
         if value is not None:
             return value
@@ -45,11 +48,12 @@ class Keys:
         """Positive whole numbers by their names."""
         return {name: self.integer(name) for name in names}
 
-    def number(self, name: str, default: Any = _REQUIRED) -> float:
+    def number(self, name: str, default: Any = _REQUIRED, *, at_most: float = sys.float_info.max) -> float:
         """A positive number."""
         value = self.get(name, default)
-        if not is_positive(value):
-            self.refuse(name, value, "a positive number")
+        if not is_positive(value) or value > at_most:
+            bound = "" if at_most == sys.float_info.max else f" up to {at_most:g}"
+            self.refuse(name, value, f"a positive number{bound}")
         return float(value)
 
     def fraction(self, name: str, default: float) -> float:
@@ -72,6 +76,15 @@ class Keys:
         if value not in valid:
             self.refuse(name, value, f"one of {', '.join(valid)}")
         return str(value)
+
+    def unread(self) -> set[str]:
+        """Names of settings that nobody asked for so far."""
+        prefix = self._prefix
+        return {key.removeprefix(prefix) for key in self.values if key.startswith(prefix)} - self._read
+
+    def full_name(self, name: str) -> str:
+        """A setting's name as the checkpoint spells it."""
+        return self._prefix + name
 
     def refuse(self, name: str, value: Any, expected: str) -> NoReturn:
         """Raise an error that names the key and what is expected."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.models.config_keys import LARGEST, MOST_LAYERS, Keys, is_positive
+from engine.models.config_keys import LARGEST, LARGEST_EPSILON, MOST_LAYERS, Keys, is_positive
 from engine.models.quantization_config import read_quantization
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": raw["architectures"][0],
         "num_key_value_heads": keys.integer("num_key_value_heads", num_heads),
         "head_dim": keys.integer("head_dim", sizes["hidden_size"] // num_heads),
-        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6),
+        "rms_norm_eps": keys.number("rms_norm_eps", 1e-6, at_most=LARGEST_EPSILON),
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
         **_rope(keys),
         **read_quantization(raw),

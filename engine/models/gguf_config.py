@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models.config import MLAConfig, ModelConfig, MoEConfig
-from engine.models.config_keys import MOST_LAYERS, Keys
+from engine.models.config_keys import LARGEST_EPSILON, MOST_LAYERS, Keys
+from engine.models.gguf_unread import refuse_unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,11 +26,12 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
         raise ModelError("a Llama with experts (Mixtral) is not supported")
     keys = Keys(metadata, "the GGUF file", f"{arch}.")
     num_heads, hidden_size = keys.integer("attention.head_count"), keys.integer("embedding_length")
+    head_dim = hidden_size // num_heads
     tokens = Keys(metadata, "the GGUF file").get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {tokens!r:.100}; expected a list")
     eos = [_token_id(metadata, name) for name in ("eos", "eot")]
-    return ModelConfig(
+    config = ModelConfig(
         architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
         vocab_size=keys.integer("vocab_size", len(tokens)),
         hidden_size=hidden_size,
@@ -37,8 +39,8 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
         num_hidden_layers=keys.integer("block_count", at_most=MOST_LAYERS),
         num_attention_heads=num_heads,
         num_key_value_heads=keys.integer("attention.head_count_kv", num_heads) if arch == "llama" else num_heads,
-        head_dim=keys.integer("attention.key_length", hidden_size // num_heads),
-        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        head_dim=keys.integer("attention.key_length", head_dim) if arch == "llama" else head_dim,
+        rms_norm_eps=keys.number("attention.layer_norm_rms_epsilon", at_most=LARGEST_EPSILON),
         max_position_embeddings=keys.integer("context_length"),
         rope_theta=keys.number("rope.freq_base", 10000.0),
         rope_scaling=_gguf_rope(keys, tensor_names),
@@ -49,6 +51,8 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
         moe=_gguf_moe(keys, tensor_names) if arch == "deepseek2" else None,
         eos_token_ids=tuple(dict.fromkeys(token for token in eos if token is not None)),
     )
+    refuse_unread(keys, config)
+    return config
 
 
 def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
@@ -62,6 +66,8 @@ def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
     for name in ("beta_fast", "beta_slow"):
         if keys.get(f"rope.scaling.yarn_{name}", None) is not None:
             rope[name] = keys.number(f"rope.scaling.yarn_{name}")
+    if keys.get("rope.scaling.yarn_attn_factor", 1) != 1:  # 1 also stands for the default
+        rope["attention_factor"] = keys.number("rope.scaling.yarn_attn_factor")
     if keys.get("rope.scaling.yarn_log_multiplier", 0) != 0:
         multiplier = keys.number("rope.scaling.yarn_log_multiplier")
         rope["mscale"] = rope["mscale_all_dim"] = multiplier * 10  # stored as 0.1 * mscale_all_dim

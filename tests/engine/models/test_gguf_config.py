@@ -71,6 +71,34 @@ def test_llama3_rope_scaling_as_stored_factors(make_llama, tmp_path):
     assert_parity(load(tmp_path / "model.gguf"), tiny.reference(folder), make_prompt(201), 16)
 
 
+def test_keys_that_change_nothing_may_be_there(tiny_llama, tmp_path):
+    harmless = {
+        "vocab_size": 258,
+        "tensor_data_layout": "Meta AI original pth",
+        "expert_count": 0,
+        "expert_used_count": 0,
+        "attention.value_length": 16,
+        "attention.causal": True,
+        "attention.scale": 0.0,
+        "attention.sliding_window": 1 << 20,
+        "logit_scale": 1.0,
+        "rope.dimension_count": 16,
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.finetuned": False,
+        "rope.scaling.yarn_ext_factor": -1.0,
+    }
+    write_gguf(tiny_llama, tmp_path / "model.gguf", **{f"llama.{name}": value for name, value in harmless.items()})
+    check_config(tmp_path / "model.gguf", tiny_llama, set())
+
+
+def test_the_attention_factor_of_yarn(make_llama, tmp_path):
+    folder = make_llama(rope_parameters=tiny.ROPES["yarn"] | {"attention_factor": 1.3})
+    keys = {"type": "yarn", "factor": 4.0, "original_context_length": 128, "yarn_attn_factor": 1.3}
+    write_gguf(folder, tmp_path / "model.gguf", **{f"llama.rope.scaling.{key}": value for key, value in keys.items()})
+    assert_parity(load(tmp_path / "model.gguf"), tiny.reference(folder), make_prompt(201), 16)
+
+
 @pytest.mark.parametrize("betas", [{"beta_fast": 2}, {"beta_slow": 0.25}], ids=str)
 def test_other_betas_of_yarn(make_deepseek, tmp_path, betas):
     yarn = tiny_deepseek.VARIANTS["v3"][1]["rope_parameters"]
@@ -113,6 +141,15 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("llama.attention.head_count_kv", 0, "head_count_kv|num_key_value_heads"),
         ("llama.attention.head_count_kv", 3, "is not a multiple of num_key_value_heads"),
         ("llama.attention.key_length", 15, "15 dimensions rotate"),
+        ("llama.attention.value_length", 32, r"llama\.attention\.value_length in the GGUF file is 32; expected 16"),
+        ("llama.attention.layer_norm_rms_epsilon", 4e9, "rms_epsilon .* expected a positive number up to 1"),
+        ("llama.attention.causal", False, r"causal in the GGUF file is False; expected True"),
+        ("llama.attention.sliding_window", 16, r"attention\.sliding_window of the GGUF file is 16; .* not known"),
+        ("llama.attention.new_thing", [1, 2], r"attention\.new_thing of the GGUF file is \[1, 2\]; .* not known"),
+        ("llama.logit_scale", 0.5, r"llama\.logit_scale in the GGUF file is 0\.5; expected 1"),
+        ("llama.rope.dimension_count", 8, r"llama\.rope\.dimension_count in the GGUF file is 8; expected 16"),
+        ("llama.rope.scale_linear", 4.0, r"llama\.rope\.scale_linear in the GGUF file is 4\.0; expected 1"),
+        ("llama.rope.scaling.factor", 4.0, r"llama\.rope\.scaling\.factor in the GGUF file is 4\.0; expected 1"),
         ("llama.rope.scaling.type", "linear", r"lacks 'llama\.rope\.scaling\.factor'"),
         ("tokenizer.ggml.tokens", None, r"lacks 'tokenizer\.ggml\.tokens'"),
         ("tokenizer.ggml.tokens", 5, r"tokenizer\.ggml\.tokens"),
@@ -131,7 +168,9 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("deepseek2.expert_weights_norm", 1, r"expert_weights_norm in the GGUF file is 1; expected true or false"),
         ("deepseek2.leading_dense_block_count", 2, r"unexpected: model\.layers\.1\.mlp\.experts\."),
         ("deepseek2.attention.q_lora_rank", None, r"missing: .*q_proj\.weight; unexpected: .*q_a_layernorm"),
-        ("deepseek2.attention.kv_lora_rank", 25, r"misshapen: .*kv_a_layernorm\.weight is \[24\], expected \[25\]"),
+        ("deepseek2.attention.kv_lora_rank", 25, r"attention\.key_length in the GGUF file is 40; expected 41"),
+        ("deepseek2.attention.head_count_kv", 2, r"head_count_kv in the GGUF file is 2; expected 1 or 4"),
+        ("deepseek2.nextn_predict_layers", 1, r"deepseek2\.nextn_predict_layers of the GGUF file is 1; .* not known"),
         ("deepseek2.attention.value_length_mla", None, r"lacks 'deepseek2\.attention\.value_length_mla'"),
         (
             "deepseek2.attention.key_length_mla",

@@ -122,6 +122,7 @@ def test_a_json_file_that_cannot_be_read_is_named(folder, name, content, reason)
         ({"hidden_size": 10**5}, ["misshapen"]),
         ({"max_position_embeddings": 10**10}, ["max_position_embeddings"]),
         ({"rms_norm_eps": float("inf")}, ["rms_norm_eps"]),
+        ({"rms_norm_eps": 4e9}, ["rms_norm_eps", "up to 1"]),
         ({"eos_token_id": [[2]]}, ["eos_token_id"]),
         ({"eos_token_id": "2"}, ["eos_token_id"]),
         ({"bos_token_id": "x"}, ["bos_token_id is 'x'; expected a token id"]),
