@@ -1,10 +1,11 @@
-"""Reads the files of a checkpoint: regular files only, up to a size.
+"""Reads and maps the files of a checkpoint: regular files only, up to a size.
 
 A pipe or a device in place of a file would block its reader or never end, and a sparse file can be larger than memory.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -23,6 +24,20 @@ def check_regular(path: Path) -> None:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(f"{path} is no regular file")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The content of a file, whose pages are read where they are used. Nobody can write to it.
+
+    The system reserves no memory for such a map, so that the file can be larger than memory.
+
+    Raises:
+        OSError: the file is not regular, or cannot be mapped.
+        ValueError: the file is empty.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -6,13 +6,12 @@ takes a tenth of that time. Quantised blocks are dequantized by the gguf package
 
 from __future__ import annotations
 
-import mmap
 import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.loading.files import check_regular
+from engine.loading.files import map_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,9 +51,7 @@ class GGUFFile:
         """
         self.path = path
         try:
-            check_regular(path)
-            with path.open("rb") as file:
-                self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.data = map_file(path)
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from None
         if self.data[:4] != b"GGUF":

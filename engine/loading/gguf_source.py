@@ -12,7 +12,6 @@ import functools
 import logging
 import math
 import re
-import warnings
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from engine.errors import ModelError
+from engine.loading.mapped_bytes import mapped_bytes
 from engine.loading.weights import StoredTensor
 from engine.memory import drop_pages
 from kernels.block_weight import FORMATS, BlockWeight
@@ -122,8 +122,7 @@ class GGUFSource:
     def _drop(self, offset: int, num_bytes: int) -> None:
         """Release the pages of a part of the file, and those around it that the system mapped with them."""
         first, last = max(0, offset - _MAPPED_AROUND), min(offset + num_bytes + _MAPPED_AROUND, len(self._file.data))
-        part = np.frombuffer(self._file.data, dtype=np.uint8, count=last - first, offset=first)
-        drop_pages(part.ctypes.data, part.nbytes)
+        drop_pages(mapped_bytes(self._file.data, first, last - first).data_ptr(), last - first)
 
     def _warn_of_expanded(self) -> None:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""
@@ -196,14 +195,14 @@ class GGUFSource:
         shape = tensor.shape if index is None else tensor.shape[1:]
         num_bytes = math.prod(shape) // values_per_block * bytes_per_block
         offset = tensor.offset + (index or 0) * num_bytes
-        raw = np.frombuffer(self._file.data, dtype=np.uint8, count=num_bytes, offset=offset)
+        raw = mapped_bytes(self._file.data, offset, num_bytes)
         if len(shape) == 2 and (form := FORMATS.get(kind.name.lower())) is not None:
             self._mapped.append((offset, num_bytes))
-            return BlockWeight(_read_only(raw).view(shape[0], -1), form, shape[1], Input.DYNAMIC)
+            return BlockWeight(raw.view(shape[0], -1), form, shape[1], Input.DYNAMIC)
         try:
             if kind in _PLAIN:
-                return torch.from_numpy(raw.copy()).view(_PLAIN[kind]).reshape(shape)
-            values = dequantize(raw.reshape(*shape[:-1], -1), kind)
+                return raw.clone().view(_PLAIN[kind]).reshape(shape)
+            values = dequantize(raw.numpy().reshape(*shape[:-1], -1), kind)
         except NotImplementedError:
             raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
         finally:
@@ -241,10 +240,3 @@ def _check_places(file: GGUFFile) -> None:
         if tensor.offset < last_end:
             raise ModelError(f"{file.path} is damaged: {name} begins before {last} ends")
         last, last_end = name, end
-
-
-def _read_only(raw: np.ndarray) -> torch.Tensor:
-    """A tensor of memory that must not be written, of which torch warns."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(raw)

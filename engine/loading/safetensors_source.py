@@ -5,24 +5,60 @@ Pickled weights are refused, because a pickle can run code.
 
 from __future__ import annotations
 
-import contextlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError
-from engine.loading.files import check_regular
+from engine.loading.files import check_regular, map_file
+from engine.loading.mapped_bytes import mapped_bytes
 from engine.loading.name_list import name_list
 from engine.loading.weights import StoredTensor
 from engine.memory import drop_pages
 from engine.models.config_keys import read_json
 
+if TYPE_CHECKING:
+    import mmap
+
 _INDEX = "model.safetensors.index.json"
-_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+_BITS = {kind: dtype.itemsize * 8 for kind, dtype in _DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 _COPIED_AT_ONCE = 16 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies; `kind` is safetensors' name of its dtype."""
+
+    data: mmap.mmap
+    kind: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
 
 
 class SafetensorsSource:
@@ -34,46 +70,62 @@ class SafetensorsSource:
         Raises:
             ModelError: the folder has no safetensors files, a shard is missing or damaged, or two have the same tensor.
         """
-        self._handles: dict[str, Any] = {}  # safetensors' own, by tensor
-        self._files = contextlib.ExitStack()
+        self._places: dict[str, _Place] = {}
         for file in _find_files(folder):
-            try:
-                check_regular(file)
-                handle = self._files.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError, RuntimeError) as error:  # torch's, where a limit forbids to map the file
-                raise ModelError(f"{file} cannot be read: {error}") from None
-            if again := self._handles.keys() & set(handle.keys()):
+            places = _read_directory(file)
+            if again := self._places.keys() & places.keys():
                 raise ModelError(f"{file} has tensors that another file of the folder has too: {name_list(again)}")
-            self._handles.update(dict.fromkeys(handle.keys(), handle))
+            self._places.update(places)
 
     def names(self) -> set[str]:
-        return set(self._handles)
+        return set(self._places)
 
     def read(self, name: str) -> torch.Tensor:
         """Read a copy: a file that changes later must not change a running server's weights."""
-        try:
-            return _copy(self._handles[name].get_tensor(name))
-        except SafetensorError as error:  # a dtype that torch has not
-            raise ModelError(f"{name_list([name])} cannot be read: {error}") from None
+        place = self._places[name]
+        if place.kind not in _DTYPES:
+            raise ModelError(f"{name_list([name])} cannot be read: torch has no dtype {place.kind}")
+        tensor = torch.empty(place.shape, dtype=_DTYPES[place.kind])
+        _copy(mapped_bytes(place.data, place.offset, place.num_bytes), tensor.view(-1).view(torch.uint8))
+        return tensor
 
     def stored(self, name: str) -> StoredTensor:
-        header = self._handles[name].get_slice(name)
-        kind = header.get_dtype()
-        return StoredTensor(kind, math.prod(header.get_shape()) * _SIZES.get(kind, 1))
+        return StoredTensor(self._places[name].kind, self._places[name].num_bytes)
 
     def release(self) -> None:
         """Nothing: what was read is a copy, and its pages have left memory."""
 
 
-def _copy(mapped: torch.Tensor) -> torch.Tensor:
-    """A copy of a tensor in a mapped file, whose pages are in memory for a moment only, a part at a time."""
-    tensor = torch.empty_like(mapped)
-    from_, to = (x.reshape(-1).view(torch.uint8) for x in (mapped, tensor))
-    for first in range(0, mapped.nbytes, _COPIED_AT_ONCE):
+def _copy(from_: torch.Tensor, to: torch.Tensor) -> None:
+    """Copy bytes of a mapped file, whose pages are in memory for a moment only, a part at a time."""
+    for first in range(0, len(to), _COPIED_AT_ONCE):
         part = slice(first, first + _COPIED_AT_ONCE)
         to[part] = from_[part]
-        drop_pages(from_.data_ptr(), min(part.stop, mapped.nbytes))
-    return tensor
+        drop_pages(from_.data_ptr(), min(part.stop, len(to)))
+
+
+def _read_directory(file: Path) -> dict[str, _Place]:
+    """The places of all tensors. safetensors checks the header: the tensors lie behind it without gaps, to the end.
+
+    safetensors maps the file too: for torch it does so in a way that takes memory for the whole file, for numpy not.
+    """
+    try:
+        check_regular(file)
+        with safe_open(file, framework="np") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.offset_keys()}
+        data = map_file(file)
+    except (SafetensorError, OSError, MemoryError) as error:  # of a limit that forbids to map the file
+        raise ModelError(f"{file} cannot be read: {error}") from None
+    places, offset = {}, 8 + int.from_bytes(data[:8], "little")
+    for name, header in slices.items():
+        kind, shape = header.get_dtype(), tuple(header.get_shape())
+        if kind not in _BITS:
+            raise ModelError(f"{file} cannot be read: {name_list([name])} has the unknown dtype {kind}")
+        places[name] = _Place(data, kind, shape, offset, num_bytes := math.prod(shape) * _BITS[kind] // 8)
+        offset += num_bytes
+    if offset != len(data):
+        raise ModelError(f"{file} cannot be read: it has changed meanwhile")
+    return places
 
 
 def _find_files(folder: Path) -> list[Path]:
