@@ -6,11 +6,12 @@ whatever the config makes of them: that rounds less. Imports no torch.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
-from engine.models.targets import find, read_targets
+from engine.models.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +31,15 @@ class FP8Scheme:
 
     def block_of(self, layer: str, shape: tuple[int, int]) -> tuple[int, int] | None:
         """The rows and columns that share a scale in a layer's weight; None if it is in no group."""
-        block = find(self.groups, self.ignore, layer)
+        block = self._targets.find(layer)
         if block is None:
             return None
         rows, columns = (size if length == _ALL else length for size, length in zip(shape, block, strict=True))
         return rows, columns
+
+    @functools.cached_property
+    def _targets(self) -> Targets[tuple[int, int]]:
+        return Targets(self.groups, self.ignore)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FP8Scheme:

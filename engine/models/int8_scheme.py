@@ -7,12 +7,13 @@ Supported are symmetric int8 weights with one scale for each channel, and inputs
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ModelError
 from engine.models import compressed_tensors
-from engine.models.targets import find, read_targets
+from engine.models.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,12 +48,16 @@ class Int8Scheme:
 
     def input_kind(self, layer: str) -> str | None:
         """The kind of a layer's input; None if the layer is not quantised."""
-        return find(self.groups, self.ignore, layer)
+        return self._targets.find(layer)
 
     def to_config(self) -> dict[str, Any]:
         """quantization_config of config.json."""
         groups = [(targets, _WEIGHTS, _INPUTS[kind]) for kind, targets in self.groups]
         return compressed_tensors.to_config(FORMAT, groups, self.ignore)
+
+    @functools.cached_property
+    def _targets(self) -> Targets[str]:
+        return Targets(self.groups, self.ignore)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Int8Scheme:

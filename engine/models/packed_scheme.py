@@ -7,11 +7,12 @@ torch.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import ModelError
-from engine.models.targets import find, read_targets
+from engine.models.targets import Targets, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +60,11 @@ class PackedScheme:
 
     def group_of(self, layer: str) -> PackedGroup | None:
         """How a layer is stored; None if it is in no group."""
-        return find(self.groups, self.ignore, layer)
+        return self._targets.find(layer)
+
+    @functools.cached_property
+    def _targets(self) -> Targets[PackedGroup]:
+        return Targets(self.groups, self.ignore)
 
     @classmethod
     def from_compressed_tensors(cls, config: Mapping[str, Any]) -> PackedScheme:

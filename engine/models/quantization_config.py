@@ -9,6 +9,7 @@ from engine.models import compressed_tensors, fp8_scheme, packed_scheme
 from engine.models.fp8_scheme import FP8Scheme
 from engine.models.int8_scheme import Int8Scheme
 from engine.models.packed_scheme import PackedScheme
+from engine.models.targets import check_amount
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +54,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> dict[str, Any]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise ModelError("quantization_config has no config_groups")
+    check_amount(config)
     by_kind: dict[str, dict[str, Any]] = {}
     for name, group in groups.items():
         kind = _kind(group.get("format") or config.get("format")) if isinstance(group, dict) else "int8"
