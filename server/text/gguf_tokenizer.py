@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types: the latter two are matched whole in the text
 _SPACE = "\u2581"
+_LONGEST_PIECE = 256  # characters; SentencePiece trains pieces of up to 16, and the longest known have some 50
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tu
     """
     rows = zip(tokens, scores, types, strict=True)
     pieces = {token: score for token, score, kind in rows if kind in (_NORMAL, _USER_DEFINED)}
+    if (longest := max(map(len, pieces), default=0)) > _LONGEST_PIECE:
+        raise ValueError(f"a piece has {longest} characters; expected up to {_LONGEST_PIECE}")
     found = [
         (-score, -cut, piece[:cut], piece[cut:])
         for piece, score in pieces.items()
@@ -110,9 +113,13 @@ def _merges(tokens: list[str], scores: list[float], types: list[int]) -> list[tu
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL)])
+    tokenizer.add_tokens(  # at once: each call goes through all that were added before
+        [
+            AddedToken(token, normalized=False, special=kind == _CONTROL)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
+    )
 
 
 def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> Tokenizer:

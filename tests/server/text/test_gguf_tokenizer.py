@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -9,6 +10,7 @@ from gguf import GGUFValueType, GGUFWriter
 
 from engine.errors import ModelError
 from engine.loading.resolve import ModelSource
+from server.text import gguf_tokenizer
 from server.text.tokenizer import Tokenizer
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -78,6 +80,16 @@ def write(path, model, **flags):
     return Tokenizer.load(ModelSource(path, "llama"))
 
 
+def write_vocabulary(path, **keys):
+    writer = GGUFWriter(path, "llama")
+    for key, value in keys.items():
+        kind = GGUFValueType.ARRAY if isinstance(value, list) else GGUFValueType.get_type(value)
+        writer.add_key_value(f"tokenizer.ggml.{key}", value, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
 @pytest.fixture(scope="module")
 def tokenizer(trained, tmp_path_factory):
     return write(tmp_path_factory.mktemp("gguf") / "model.gguf", trained)
@@ -127,6 +139,24 @@ def test_tokens_are_their_bytes(trained, tokenizer):
     assert b"".join(texts) == "  a é漢".encode()
 
 
+def test_tokens_that_are_matched_whole_are_added_in_one_call_which_takes_no_time_for_many():
+    calls = []
+    gguf_tokenizer._add_whole_tokens(
+        SimpleNamespace(add_tokens=calls.append), ["a", "b", "c"], [NORMAL, CONTROL, USER_DEFINED]
+    )
+    assert [[token.content for token in call] for call in calls] == [["b", "c"]]
+
+
+def test_a_piece_of_a_length_that_would_take_long_to_split_is_refused(tmp_path):
+    tokens = ["a" * (i + 1) for i in range(257)]
+    for count in (256, 257):
+        path, few = tmp_path / f"{count}.gguf", tokens[:count]
+        write_vocabulary(path, model="llama", tokens=few, token_type=[NORMAL] * count, scores=[0.0] * count)
+    assert Tokenizer.load(ModelSource(tmp_path / "256.gguf", "llama")).encode("a" * 256)
+    with pytest.raises(ModelError, match="a piece has 257 characters; expected up to 256"):
+        Tokenizer.load(ModelSource(tmp_path / "257.gguf", "llama"))
+
+
 @pytest.mark.parametrize("token_id", [-1, 1200])
 def test_a_special_token_that_the_vocabulary_lacks_is_refused(trained, tmp_path, token_id):
     with pytest.raises(ModelError, match=rf"bos_token_id of .* is {token_id}, of 1200 tokens"):
@@ -146,13 +176,7 @@ def test_a_special_token_that_the_vocabulary_lacks_is_refused(trained, tmp_path,
     ids=["unknown part", "unknown whole", "one token thrice", "numbers", "one text", "merges of numbers"],
 )
 def test_tokens_that_contradict_merges_are_refused(tmp_path, tokens, merges, message):
-    writer = GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_tokenizer_model("gpt2")
-    for key, value in {"tokens": tokens, "token_type": [NORMAL] * len(tokens), "merges": merges}.items():
-        kind = GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.ARRAY
-        writer.add_key_value(f"tokenizer.ggml.{key}", value, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    path = tmp_path / "model.gguf"
+    write_vocabulary(path, model="gpt2", tokens=tokens, token_type=[NORMAL] * len(tokens), merges=merges)
     with pytest.raises(ModelError, match=message):
-        Tokenizer.load(ModelSource(tmp_path / "model.gguf", "llama"))
+        Tokenizer.load(ModelSource(path, "llama"))
