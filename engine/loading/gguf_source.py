@@ -28,6 +28,8 @@ from kernels.block_weight import FORMATS, BlockWeight
 from kernels.linear_int8 import Input
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from engine.loading.gguf_file import GGUFFile, GGUFTensor
     from engine.models.config import ModelConfig
 
@@ -72,22 +74,24 @@ _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps")
 
 
 class GGUFSource:
-    """A TensorSource (engine.loading.weights) over one file."""
+    """A TensorSource (engine.loading.weights) over one file, or its parts (engine.loading.gguf_parts)."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
+    def __init__(self, files: Sequence[GGUFFile], config: ModelConfig) -> None:
         """List the tensors.
 
         Raises:
-            ModelError: the directory does not fit the file: a tensor's bytes end behind it, or are another's, too.
+            ModelError: a directory does not fit its file: a tensor's bytes end behind it, or are another's, too.
         """
-        self._file = file
-        _check_places(file)
+        self._files = files
+        self._tensors = {name: (file, tensor) for file in files for name, tensor in file.tensors.items()}
+        for file in files:
+            _check_places(file)
         self._is_llama = config.mla is None
         self._heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         self._num_experts = config.moe.n_routed_experts if config.moe is not None else 0
         self._readers: dict[str, functools.partial[Any]] = {}
-        self._mapped: list[tuple[int, int]] = []  # offset and size of what was handed out as it lies in the file
-        for name in file.tensors:
+        self._mapped: list[tuple[GGUFFile, int, int]] = []  # offset and size of what is handed out as it lies there
+        for name in self._tensors:
             self._add(name)
         self._warn_of_expanded()
 
@@ -95,8 +99,8 @@ class GGUFSource:
         return set(self._readers)
 
     def read(self, name: str) -> torch.Tensor | BlockWeight:
-        for offset, num_bytes in self._mapped:
-            self._drop(offset, num_bytes)
+        for part in self._mapped:
+            _drop(*part)
         self._mapped.clear()
         value: torch.Tensor | BlockWeight = self._readers[name]()
         return value
@@ -109,25 +113,22 @@ class GGUFSource:
             parts = [reader.args[0]]
         num_bytes, kind_name = 0, ""
         for part in parts:
-            if (tensor := self._file.tensors.get(part)) is not None:
+            if part in self._tensors:
+                _, tensor = self._tensors[part]
                 num_bytes += _num_bytes(part, tensor)
                 kind_name = _kind(part, tensor)[0].name
         if reader.func == self._stored and len(reader.args) > 1:  # an expert of many
-            num_bytes //= self._file.tensors[parts[0]].shape[0]
+            num_bytes //= self._tensors[parts[0]][1].shape[0]
         return StoredTensor(kind_name, num_bytes)
 
     def release(self) -> None:
-        self._drop(0, len(self._file.data))
-
-    def _drop(self, offset: int, num_bytes: int) -> None:
-        """Release the pages of a part of the file, and those around it that the system mapped with them."""
-        first, last = max(0, offset - _MAPPED_AROUND), min(offset + num_bytes + _MAPPED_AROUND, len(self._file.data))
-        drop_pages(mapped_bytes(self._file.data, first, last - first).data_ptr(), last - first)
+        for file in self._files:
+            _drop(file, 0, len(file.data))
 
     def _warn_of_expanded(self) -> None:
         """Say once for each type of blocks that no kernel knows what it takes in memory."""
         stored, values = Counter[str](), Counter[str]()
-        for name, tensor in self._file.tensors.items():
+        for name, (_, tensor) in self._tensors.items():
             kind, _, _ = _kind(name, tensor)
             if kind not in _PLAIN and kind.name.lower() not in FORMATS:
                 values[kind.name] += math.prod(tensor.shape)
@@ -149,7 +150,7 @@ class GGUFSource:
         layer, part, kind = match.groups()
         prefix = f"model.layers.{layer}"
         if experts := _EXPERTS.fullmatch(part):
-            stored = next(iter(self._file.tensors[name].shape), 0)
+            stored = next(iter(self._tensors[name][1].shape), 0)
             for expert in range(min(stored, self._num_experts + 1)):  # one surplus: Weights.finish reports it
                 hf_name = f"{prefix}.mlp.experts.{expert}.{experts[1]}_proj.{kind}"
                 self._readers[hf_name] = functools.partial(self._stored, name, expert)
@@ -188,16 +189,16 @@ class GGUFSource:
 
     def _stored(self, name: str, index: int | None = None) -> torch.Tensor | BlockWeight:
         """A tensor, or one entry of its first dimension: in its stored dtype, in its blocks, or else in fp32."""
-        tensor = self._file.tensors.get(name)
-        if tensor is None:
-            raise ModelError(f"{self._file.path} lacks {name}")
+        if name not in self._tensors:
+            raise ModelError(f"{self._files[0].path} lacks {name}")
+        file, tensor = self._tensors[name]
         kind, values_per_block, bytes_per_block = _kind(name, tensor)
         shape = tensor.shape if index is None else tensor.shape[1:]
         num_bytes = math.prod(shape) // values_per_block * bytes_per_block
         offset = tensor.offset + (index or 0) * num_bytes
-        raw = mapped_bytes(self._file.data, offset, num_bytes)
+        raw = mapped_bytes(file.data, offset, num_bytes)
         if len(shape) == 2 and (form := FORMATS.get(kind.name.lower())) is not None:
-            self._mapped.append((offset, num_bytes))
+            self._mapped.append((file, offset, num_bytes))
             return BlockWeight(raw.view(shape[0], -1), form, shape[1], Input.DYNAMIC)
         try:
             if kind in _PLAIN:
@@ -206,8 +207,14 @@ class GGUFSource:
         except NotImplementedError:
             raise ModelError(f"{name} is stored as {kind.name}, which the gguf package cannot read back") from None
         finally:
-            self._drop(offset, num_bytes)
+            _drop(file, offset, num_bytes)
         return torch.from_numpy(np.require(values, np.float32, "W")).reshape(shape)
+
+
+def _drop(file: GGUFFile, offset: int, num_bytes: int) -> None:
+    """Release the pages of a part of the file, and those around it that the system mapped with them."""
+    first, last = max(0, offset - _MAPPED_AROUND), min(offset + num_bytes + _MAPPED_AROUND, len(file.data))
+    drop_pages(mapped_bytes(file.data, first, last - first).data_ptr(), last - first)
 
 
 def _kind(name: str, tensor: GGUFTensor) -> tuple[GGMLQuantizationType, int, int]:

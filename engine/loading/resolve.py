@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ModelError
 from engine.loading import default_model
-from engine.loading.gguf_file import GGUFFile
+from engine.loading.gguf_parts import open_parts, whole_name
 from engine.loading.phases import DOWNLOADING
 from engine.models import registry
 
@@ -38,7 +38,7 @@ class ModelSource:
     """A model on disk.
 
     Attributes:
-        path: a Hugging Face folder or a .gguf file.
+        path: a Hugging Face folder or a .gguf file, the first part of one that is split.
         name: the model's name in the API, unless --served-model-name is set.
     """
 
@@ -47,7 +47,7 @@ class ModelSource:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether the model is one GGUF file."""
+        """Whether the model is a GGUF file."""
         return self.path.is_file()
 
     def read_config(self) -> ModelConfig:
@@ -55,8 +55,8 @@ class ModelSource:
         if self.is_gguf:
             from engine.models import gguf_config  # imports numpy, which the API process does without
 
-            file = GGUFFile(self.path)
-            return gguf_config.parse(file.metadata, frozenset(file.tensors))
+            parts = open_parts(self.path)
+            return gguf_config.parse(parts[0].metadata, frozenset[str]().union(*(part.tensors for part in parts)))
         return registry.read_folder(self.path)
 
     def open_tensors(self, config: ModelConfig) -> TensorSource:
@@ -64,7 +64,7 @@ class ModelSource:
         from engine.loading.gguf_source import GGUFSource  # imports torch, as the next does
         from engine.loading.safetensors_source import SafetensorsSource
 
-        return GGUFSource(GGUFFile(self.path), config) if self.is_gguf else SafetensorsSource(self.path)
+        return GGUFSource(open_parts(self.path), config) if self.is_gguf else SafetensorsSource(self.path)
 
 
 def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda _: None) -> ModelSource:
@@ -90,7 +90,7 @@ def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
-        return ModelSource(path, path.stem)
+        return ModelSource(path, whole_name(path))
     if HUB_ID.fullmatch(model):
         return ModelSource(_from_hub(model, tell), model)
     raise ModelError(

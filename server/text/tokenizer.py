@@ -13,7 +13,7 @@ from tokenizers.processors import Sequence as Processors
 
 from engine.errors import ModelError, RequestError
 from engine.loading.files import MIB, read_bytes
-from engine.loading.gguf_file import GGUFFile
+from engine.loading.gguf_parts import open_parts
 from engine.models.config_keys import read_json
 from server.chat.chat_template import ChatTemplate
 from server.text import fill_in_middle
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Encoding
 
+    from engine.loading.gguf_file import GGUFFile
     from engine.loading.resolve import ModelSource
     from engine.protocol import Vocabulary
 
@@ -85,7 +86,7 @@ class Tokenizer:
         """
         try:
             if source.is_gguf:
-                return _from_gguf(GGUFFile(source.path), chat_template)
+                return _from_gguf(open_parts(source.path)[0], chat_template)
             return _from_folder(source.path, chat_template)
         except (TypeError, ValueError, LookupError, AttributeError, OSError) as error:
             raise ModelError(f"the tokenizer in {source.path} is damaged: {error}") from None

@@ -131,7 +131,7 @@ def test_a_damaged_gguf_file_is_served_or_refused(tiny_gguf: Path, place: Path, 
     with contextlib.suppress(ModelError):
         file = GGUFFile(place / "model.gguf")
         config = gguf_config.parse(file.metadata, frozenset(file.tensors))
-        source = GGUFSource(file, config)
+        source = GGUFSource([file], config)
         for name in source.names():
             source.read(name)
     with contextlib.suppress(ModelError):

@@ -61,20 +61,21 @@ def write_gguf(
     *,
     split_kv_b: bool = True,
     extra: dict[str, np.ndarray | None] | None = None,
+    most_in_part: int = 0,
     **metadata: Any,
 ) -> dict[str, torch.Tensor]:
     """Convert a folder.
 
     `extra` adds to, replaces or (None) leaves out tensors, `metadata` keys, with dots written as double underscores.
     `kind` is of all tensors, or says of each. Vectors and router gates stay F32, and rows that do not divide into
-    blocks of `kind` are F16.
+    blocks of `kind` are F16. A file of more than `most_in_part` tensors is split, if that is not 0.
 
     Returns:
         The weights as stored, quantisation undone, under their Hugging Face names and in Hugging Face's order.
     """
     config = json.loads((folder / "config.json").read_text())
     keys = _llama_keys(config) if _is_llama(config) else _deepseek_keys(config, split_kv_b)
-    writer = gguf.GGUFWriter(path, "llama" if _is_llama(config) else "deepseek2")
+    writer = gguf.GGUFWriter(path, "llama" if _is_llama(config) else "deepseek2", split_max_tensors=most_in_part)
     for key, value in (keys | {key.replace("__", "."): value for key, value in metadata.items()}).items():
         if value is not None:
             _add(writer, key, value)
