@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint has values that are infinite or no numbers. It reads them all: for errors alone."""
+"""Tensors of a checkpoint that have values which are infinite or no numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.errors import ModelError
+from engine.loading.name_list import name_list
 from kernels.block_weight import BlockWeight
 
 if TYPE_CHECKING:
@@ -18,8 +20,18 @@ _AT_ONCE = 1 << 22  # values that are checked at a time, which bounds the memory
 
 
 def first_not_finite(source: TensorSource) -> str | None:
-    """The name of the first such tensor, by name with layers in their order; None if all are finite."""
+    """The name of the first such tensor, by name with layers in their order; None if all are finite. Reads them all."""
     return next((name for name in sorted(source.names(), key=_in_order) if not is_finite(source.read(name))), None)
+
+
+def check_finite(name: str, tensor: torch.Tensor | BlockWeight) -> None:
+    """Refuse a tensor that is not finite.
+
+    Raises:
+        ModelError: the text names it.
+    """
+    if not is_finite(tensor):
+        raise ModelError(f"{name_list([name])} has values that are infinite or no numbers")
 
 
 def is_finite(tensor: torch.Tensor | BlockWeight) -> bool:

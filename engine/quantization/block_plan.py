@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.quantization.layer_names import expert_parts
+from engine.quantization.layer_names import expert_parts, naming
 from engine.quantization.packing import GROUP
 from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
@@ -106,5 +106,7 @@ def _errors(item: WatchedLayer, num_rows: int) -> torch.Tensor:
     x_TI = x_TI[torch.linspace(0, len(x_TI) - 1, min(len(x_TI), num_rows)).long()].float()
     weight_OI = item.weight_OI.float()
     y_TO = x_TI @ weight_OI.T
-    error_TO = x_TI @ round_to_blocks(weight_OI, "q4_0").dequantize(torch.float32).T - y_TO
+    with naming(item.layers):
+        made = round_to_blocks(weight_OI, "q4_0")
+    error_TO = x_TI @ made.dequantize(torch.float32).T - y_TO
     return (error_TO.square().sum(1) / y_TO.square().sum(1).clamp(min=1e-20)).clamp(max=1.0)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.errors import ModelError
+from engine.loading.name_list import name_list
 from engine.quantization.layer_names import expert_parts
 from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
@@ -49,7 +51,7 @@ def calibrate(
     """Measure every linear layer that can be int8; each prompt is one sequence, computed in this dtype.
 
     Raises:
-        ModelError: tensors are missing or do not fit the config.
+        ModelError: tensors are missing, do not fit the config, or are not finite.
     """
     walk = LayerWalk(tensors, config, prompts, dtype)
     num_tokens = sum(map(len, prompts))
@@ -74,6 +76,8 @@ def _measure_site(items: list[WatchedLayer], num_tokens: int) -> Measurement:
     """The measurement of one linear layer, or of the same layer of all routed experts."""
     used = [item for item in items if item.inputs]
     ranges = [x.aminmax() for item in used for x in item.inputs if x.numel()]
+    if not all(found.min.isfinite() and found.max.isfinite() for found in ranges):
+        raise ModelError(f"{name_list(items[0].layers)} reads values that are infinite or no numbers")
     low = min((float(found.min) for found in ranges), default=-1.0)
     high = max((float(found.max) for found in ranges), default=1.0)
     grid = StaticInput.over(low, high)

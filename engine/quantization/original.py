@@ -10,6 +10,7 @@ import torch
 
 from engine.errors import ModelError
 from engine.loading import fp8
+from engine.loading.finite import check_finite
 from engine.models.config_keys import read_json
 from kernels.block_weight import BlockWeight
 
@@ -67,8 +68,13 @@ def tensor_names(tensors: TensorSource) -> set[str]:
 
 
 def read_floats(name: str, tensors: TensorSource, config: ModelConfig, *, is_gguf: bool) -> torch.Tensor:
-    """A tensor in floats, as it is written if it is not quantised."""
+    """A tensor in floats, as it is written if it is not quantised.
+
+    Raises:
+        ModelError: it is not finite.
+    """
     tensor = _read(name, tensors)
+    check_finite(name, tensor)
     if tensor.dtype == torch.float8_e4m3fn:
         return fp8.dequantize(tensor, _read(f"{name}{_SCALES}", tensors), config.weight_block_size).bfloat16()
     # A GGUF file stores small tensors as fp32, and its quantised blocks are read as fp32. Both are written as bf16.

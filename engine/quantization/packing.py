@@ -27,8 +27,15 @@ _BITS = {"q4_0": 4, "q8_0": 8}
 
 
 def storable(scale: torch.Tensor) -> torch.Tensor:
-    """Scales that fp16 (in a block) and bf16 (in a checkpoint) both hold, in fp32."""
-    return scale.half().bfloat16().float()
+    """Scales that fp16 (in a block) and bf16 (in a checkpoint) both hold, in fp32.
+
+    Raises:
+        ValueError: a scale is beyond fp16 or not a number.
+    """
+    made = scale.half().bfloat16().float()
+    if not made.isfinite().all():
+        raise ValueError("a scale is beyond fp16 or not a number")
+    return made
 
 
 def to_blocks(codes_OI: torch.Tensor, scale_OG: torch.Tensor, bits: int, input_: Input) -> BlockWeight:

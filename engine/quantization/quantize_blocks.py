@@ -17,7 +17,7 @@ import torch
 from engine.errors import ModelError
 from engine.loading.shards import ShardWriter
 from engine.quantization import block_plan, gptq, original, packing
-from engine.quantization.layer_names import NEVER_QUANTIZED, expert_parts, targets_of
+from engine.quantization.layer_names import NEVER_QUANTIZED, expert_parts, naming, targets_of
 from engine.quantization.progress import shown
 from engine.quantization.walk import LayerWalk
 from kernels.quantized_weight import Input
@@ -75,7 +75,7 @@ def quantize_blocks(
         for layer, weight in shown(quantized, "quantising", "weight", len(bits), progress=progress):
             _add(shards, layer, weight)
         if wanted.wide == 8 and (head_VH := _head(tensors, config)) is not None:
-            _add(shards, _HEAD, gptq.to_8_bits(head_VH, input_))
+            _add(shards, _HEAD, _to_8_bits(_HEAD, head_VH, input_))
             settings["tie_word_embeddings"], bits[_HEAD] = False, 8
         written = {f"{layer}.weight" for layer in bits}
         for name in sorted(original.tensor_names(tensors) - written):
@@ -124,11 +124,18 @@ def _quantize_layer(
         shapes = [(size, item.weight_OI.shape[1]) for size in item.sizes]
         weights = [walk.read(layer, shape) for layer, shape in zip(item.layers, shapes, strict=True)]
         if bits[item.layers[0]] == 8:
-            yield from zip(item.layers, (gptq.to_8_bits(weight_OI, input_) for weight_OI in weights), strict=True)
+            made_8 = (_to_8_bits(layer, part_OI, input_) for layer, part_OI in zip(item.layers, weights, strict=True))
+            yield from zip(item.layers, made_8, strict=True)
             continue
-        made = gptq.to_4_bits(torch.cat(weights), _hessian(item, shared), input_)
+        with naming(item.layers):
+            made = gptq.to_4_bits(torch.cat(weights), _hessian(item, shared), input_)
         parts = made.rows_OB.split(item.sizes)
         yield from ((layer, replace(made, rows_OB=rows_OB)) for layer, rows_OB in zip(item.layers, parts, strict=True))
+
+
+def _to_8_bits(layer: str, weight_OI: torch.Tensor, input_: Input) -> BlockWeight:
+    with naming([layer]):
+        return gptq.to_8_bits(weight_OI, input_)
 
 
 def _shared_hessians(watched: list[WatchedLayer]) -> dict[str, torch.Tensor]:

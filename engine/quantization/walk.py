@@ -14,6 +14,7 @@ import torch
 from typing_extensions import override
 
 from engine.kv_cache_pool import CacheLayout, KVCachePool
+from engine.loading.finite import check_finite
 from engine.loading.weights import Weights
 from engine.model_batch import ModelBatch
 from engine.models import registry
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
     from engine.models.rope import RotaryTable
     from kernels.block_weight import BlockWeight
+    from kernels.linear_int8 import QuantizedWeight
     from kernels.paged_attention import AttentionBatch
     from kernels.types import Linear
 
@@ -145,6 +147,13 @@ class _WatchedWeights(Weights):
         self.watched: list[WatchedLayer] = []
         self.replaced: Mapping[str, BlockWeight] = {}
         self._taken: deque[tuple[str, int]] = deque()
+
+    @override
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor | QuantizedWeight | BlockWeight | None:
+        stored = super()._read(name, shape)
+        if isinstance(stored, torch.Tensor):  # of blocks, the scales were checked
+            check_finite(name, stored)
+        return stored
 
     @override
     def take_part(self, layer: str, shape: tuple[int, int]) -> torch.Tensor:

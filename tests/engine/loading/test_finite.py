@@ -6,11 +6,11 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from engine.errors import ModelError
 from engine.loading.finite import first_not_finite, is_finite
 from kernels.round_to_blocks import round_to_blocks
+from tests.support import checkpoints
 from tests.support.running import load
 
 
@@ -22,10 +22,7 @@ class Source(dict):
 
 def damage(folder, name: str, value: float, count: int = 1) -> None:
     """Set the first values of a tensor."""
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors[name].view(-1)[:count] = value
-    save_file(tensors, path, metadata={"format": "pt"})
+    checkpoints.edit_weights(folder, lambda tensors: tensors[name].view(-1)[:count].fill_(value))
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8"])
