@@ -79,8 +79,8 @@ def _read_pooling(choice: str, model: Path) -> EmbeddingDefaults:
         if chosen is not None:
             return EmbeddingDefaults(chosen, normalize)
         mode = _mode_of(read_json(model / modules["Pooling"] / _CONFIG)) if "Pooling" in modules else "none"
-    except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read: {error!r}; --pooling last or mean leaves it out") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; --pooling last or mean leaves it out") from None
     more = [kind for kind in modules if kind not in ("Transformer", "Pooling", "Normalize")]
     if more or mode not in _NAMES:
         missing = f"the module {more[0]!r}" if more else f"the pooling {mode!r}"
@@ -90,10 +90,17 @@ def _read_pooling(choice: str, model: Path) -> EmbeddingDefaults:
 
 def _modules_of(path: Path) -> list[tuple[str, str]]:
     """Return (type, folder) of each module, in order."""
-    modules = [(str(module["type"]), str(module["path"])) for module in json.loads(read_bytes(path, MIB))]
+    listed = json.loads(read_bytes(path, MIB))
+    if not isinstance(listed, list) or not all(map(_is_module, listed)):
+        raise ValueError('it is not a list of objects with "type" and "path", which are texts')
+    modules = [(module["type"], module["path"]) for module in listed]
     if any("/" in folder or ".." in folder for _, folder in modules):
         raise ValueError("a module lies outside of its folder")
     return modules
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("type", "path"))
 
 
 def _mode_of(config: dict[str, Any]) -> str:

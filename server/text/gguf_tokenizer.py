@@ -5,18 +5,20 @@ Two kinds are read: "gpt2", which is byte-level BPE, and "llama", which is Sente
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from engine.errors import ModelError
+from engine.models.config_keys import Keys
 
 if TYPE_CHECKING:
     from engine.loading.gguf_file import GGUFFile
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # token types: the latter two are matched whole in the text
 _SPACE = "\u2581"
+_WORDS = {str: "texts", int: "whole numbers", float: "finite numbers"}
 _LONGEST_PIECE = 256  # characters; SentencePiece trains pieces of up to 16, and the longest known have some 50
 
 
@@ -34,40 +36,44 @@ def read_gguf(file: GGUFFile) -> GGUFVocabulary:
     """Build the tokenizer that the file describes.
 
     Raises:
-        ModelError: something is missing, or of a kind that is not read.
+        ModelError: something is missing, of the wrong type or length, or of a kind that is not read.
     """
-    metadata = file.metadata
-
-    def get(key: str) -> Any:
-        try:
-            return metadata[f"tokenizer.ggml.{key}"]
-        except KeyError:
-            raise ModelError(f"{file.path} lacks tokenizer.ggml.{key}") from None
-
-    def named(key: str, default: int | None) -> str | None:
-        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id", default)
-        if token_id is not None and not 0 <= token_id < len(tokens):
-            raise ModelError(f"tokenizer.ggml.{key}_token_id of {file.path} is {token_id}, of {len(tokens)} tokens")
-        return None if token_id is None else str(tokens[token_id])
-
-    model, tokens, types = get("model"), get("tokens"), get("token_type")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-        raise ModelError(f"tokenizer.ggml.tokens of {file.path} is no list of texts, or an empty one")
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama")
+    keys = Keys(file.metadata, str(file.path), "tokenizer.ggml.")
+    tokens = _list(keys, "tokens", str)
+    types = _list(keys, "token_type", int, len(tokens))
+    model = keys.get("model")
+    add_bos = keys.flag("add_bos_token", model == "llama")
     if model == "llama":
-        has_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-        tokenizer = _sentence_piece(tokens, get("scores"), types, named("unknown", 0), has_prefix=has_prefix)
-        return GGUFVocabulary(tokenizer, named("bos", 1), named("eos", 2), bool(add_bos))
+        scores, unknown = _list(keys, "scores", float, len(tokens)), _named(keys, "unknown", 0, tokens)
+        has_prefix = keys.flag("add_space_prefix", True)
+        tokenizer = _sentence_piece(tokens, scores, types, unknown, has_prefix=has_prefix)
+        return GGUFVocabulary(tokenizer, _named(keys, "bos", 1, tokens), _named(keys, "eos", 2, tokens), add_bos)
     if model != "gpt2":
-        raise ModelError(
-            f"{file.path} has a tokenizer of kind {model!r}; of GGUF files, only 'gpt2' (byte-level BPE) and 'llama' "
-            "(SentencePiece) are read"
-        )
-    kind = metadata.get("tokenizer.ggml.pre", "default")
-    if kind not in _PRE_TOKENIZERS:
-        raise ModelError(f"{file.path} splits text as {kind!r}; known are {', '.join(sorted(_PRE_TOKENIZERS))}")
-    tokenizer = _byte_level_bpe(tokens, types, get("merges"), _PRE_TOKENIZERS[kind])
-    return GGUFVocabulary(tokenizer, named("bos", None), named("eos", None), bool(add_bos))
+        keys.refuse("model", model, "'gpt2' (byte-level BPE) or 'llama' (SentencePiece)")
+    kind = keys.choice("pre", "default", tuple(sorted(_PRE_TOKENIZERS)))
+    tokenizer = _byte_level_bpe(tokens, types, _list(keys, "merges", str), _PRE_TOKENIZERS[kind])
+    return GGUFVocabulary(tokenizer, _named(keys, "bos", None, tokens), _named(keys, "eos", None, tokens), add_bos)
+
+
+def _list(keys: Keys, name: str, kind: type, count: int | None = None) -> list[Any]:
+    """A list of values of one type, all finite; with `count`, of one for each token."""
+    values, words = keys.get(name), _WORDS[kind]
+    expected = f"a list of {words}" if count is None else f"{count} {words}, one for each token"
+    if not isinstance(values, list) or (count is not None and len(values) != count):
+        keys.refuse(name, values, expected)
+    for value in values:
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+            keys.refuse(name, value, expected)
+    return values
+
+
+def _named(keys: Keys, name: str, default: int | None, tokens: list[str]) -> str | None:
+    """The text of the token that begins or ends a text, or that stands for what no token has."""
+    if (token_id := keys.get(f"{name}_token_id", default)) is None:
+        return None
+    if type(token_id) is not int or not 0 <= token_id < len(tokens):
+        keys.refuse(f"{name}_token_id", token_id, f"one of {len(tokens)} tokens, from 0")
+    return tokens[token_id]
 
 
 def _sentence_piece(
@@ -123,7 +129,7 @@ def _add_whole_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int])
 
 
 def _byte_level_bpe(tokens: list[str], token_types: list[int], merges: list[str], splits: list[Any]) -> Tokenizer:
-    pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     vocab = {token: i for i, token in enumerate(tokens)}
     for left, right in pairs:  # the Rust side panics
         if left not in vocab or right not in vocab or left + right not in vocab:

@@ -68,10 +68,25 @@ def test_what_cannot_be_done_is_refused_unless_the_request_says_otherwise(tmp_pa
     assert defaults.pooling_for("mean") == "mean"
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '[{"type": "Pooling"}]', '[{"type": "a.Pooling", "path": "../x"}]'])
-def test_damaged_files_are_a_model_error(tmp_path, text):
+_NO_LIST = 'it is not a list of objects with "type" and "path"'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("null", _NO_LIST),
+        ('{"type": "a"}', _NO_LIST),
+        ("[1]", _NO_LIST),
+        ('[{"type": "Pooling"}]', _NO_LIST),
+        ('[{"type": 1, "path": ""}]', _NO_LIST),
+        ('[{"type": "a.Pooling", "path": "../x"}]', "a module lies outside"),
+        ("[" * 100000, "recursion"),
+    ],
+)
+def test_damaged_files_are_a_model_error(tmp_path, text, reason):
     (tmp_path / "modules.json").write_text(text)
-    with pytest.raises(ModelError, match=r"modules\.json"):
+    with pytest.raises(ModelError, match=rf"modules\.json cannot be read: .*{reason}"):
         read_embedding_defaults("auto", tmp_path)
 
 

@@ -1,5 +1,6 @@
 """GGUF tokenizers of the kind "llama", against the package sentencepiece on a vocabulary that it trained."""
 
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,7 +160,7 @@ def test_a_piece_of_a_length_that_would_take_long_to_split_is_refused(tmp_path):
 
 @pytest.mark.parametrize("token_id", [-1, 1200])
 def test_a_special_token_that_the_vocabulary_lacks_is_refused(trained, tmp_path, token_id):
-    with pytest.raises(ModelError, match=rf"bos_token_id of .* is {token_id}, of 1200 tokens"):
+    with pytest.raises(ModelError, match=rf"bos_token_id in .* is {token_id}; expected one of 1200 tokens"):
         write(tmp_path / "model.gguf", trained, bos_token_id=token_id)
 
 
@@ -169,14 +170,55 @@ def test_a_special_token_that_the_vocabulary_lacks_is_refused(trained, tmp_path,
         (["a", "b", "ab"], ["a qqq"], "the merge of 'a' and 'qqq' is not of tokens"),
         (["a", "b"], ["a b"], "the merge of 'a' and 'b' is not of tokens"),
         (["a", "a", "a"], ["a b"], "the merge of 'a' and 'b' is not of tokens"),
-        ([1, 2, 3], ["a b"], "no list of texts, or an empty one"),
-        ("abc", ["a b"], "no list of texts, or an empty one"),
-        (["a", "b", "ab"], [7], "is damaged"),
+        ([1, 2, 3], ["a b"], "tokens in .* is 1; expected a list of texts"),
+        ("abc", ["a b"], "tokens in .* is 'abc'; expected a list of texts"),
+        (["a", "b", "ab"], [7], "merges in .* is 7; expected a list of texts"),
+        (["a", "b", "ab"], ["ab"], "the merge of 'ab' and '' is not of tokens"),
     ],
-    ids=["unknown part", "unknown whole", "one token thrice", "numbers", "one text", "merges of numbers"],
+    ids=[
+        "unknown part",
+        "unknown whole",
+        "one token thrice",
+        "numbers",
+        "one text",
+        "merges of numbers",
+        "merge of one",
+    ],
 )
 def test_tokens_that_contradict_merges_are_refused(tmp_path, tokens, merges, message):
     path = tmp_path / "model.gguf"
     write_vocabulary(path, model="gpt2", tokens=tokens, token_type=[NORMAL] * len(tokens), merges=merges)
     with pytest.raises(ModelError, match=message):
+        Tokenizer.load(ModelSource(path, "llama"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("token_type", 3, "token_type in .* is 3; expected 3 whole numbers, one for each token"),
+        ("token_type", "abc", "token_type in .* is 'abc'; expected 3 whole numbers, one for each token"),
+        ("token_type", ["1", "1", "1"], "token_type in .* is '1'; expected 3 whole numbers, one for each token"),
+        ("token_type", [1, 1], r"token_type in .* is \[1, 1\]; expected 3 whole numbers, one for each token"),
+        ("scores", [0.0, math.nan, 0.0], "scores in .* is nan; expected 3 finite numbers, one for each token"),
+        ("scores", ["a", "b", "c"], "scores in .* is 'a'; expected 3 finite numbers, one for each token"),
+        ("scores", [0.0] * 4, "scores in .*; expected 3 finite numbers, one for each token"),
+        ("bos_token_id", "x", "bos_token_id in .* is 'x'; expected one of 3 tokens"),
+        ("eos_token_id", [1, 2], r"eos_token_id in .* is \[1, 2\]; expected one of 3 tokens"),
+        ("add_bos_token", 7, "add_bos_token in .* is 7; expected true or false"),
+        ("add_space_prefix", "no", "add_space_prefix in .* is 'no'; expected true or false"),
+        ("model", ["llama"], r"model in .* is \['llama'\]; expected 'gpt2' .* or 'llama'"),
+    ],
+)
+def test_a_damaged_key_is_named_with_what_is_expected(tmp_path, key, value, message):
+    path = tmp_path / "model.gguf"
+    sound = {"model": "llama", "tokens": ["a", "b", "ab"], "token_type": [NORMAL] * 3, "scores": [0.0] * 3}
+    write_vocabulary(path, **sound | {key: value})
+    with pytest.raises(ModelError, match=message):
+        Tokenizer.load(ModelSource(path, "llama"))
+
+
+def test_a_kind_of_splitting_that_is_not_known_is_named(tmp_path):
+    path = tmp_path / "model.gguf"
+    write_vocabulary(path, model="gpt2", pre="tekken", tokens=["a"], token_type=[NORMAL], merges=["a b"])
+    with pytest.raises(ModelError, match=r"pre in .* is 'tekken'; expected one of deepseek-coder"):
         Tokenizer.load(ModelSource(path, "llama"))

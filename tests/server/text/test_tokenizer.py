@@ -218,10 +218,10 @@ class TestGGUF:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("tokenizer.ggml.model", "t5", "only 'gpt2'"),
-        ("tokenizer.ggml.pre", "no-such-split", "known are"),
-        ("tokenizer.ggml.merges", None, r"lacks tokenizer\.ggml\.merges"),
-        ("tokenizer.ggml.tokens", None, r"lacks tokenizer\.ggml\.tokens"),
+        ("tokenizer.ggml.model", "t5", "expected 'gpt2'"),
+        ("tokenizer.ggml.pre", "no-such-split", "expected one of"),
+        ("tokenizer.ggml.merges", None, r"lacks 'tokenizer\.ggml\.merges'"),
+        ("tokenizer.ggml.tokens", None, r"lacks 'tokenizer\.ggml\.tokens'"),
     ],
 )
 def test_a_gguf_tokenizer_of_another_kind_is_a_model_error(monkeypatch, tmp_path, key, value, message):
