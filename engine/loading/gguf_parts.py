@@ -50,6 +50,12 @@ def whole_name(path: Path) -> str:
     return path.stem if name is None or not name[1] else name[1]
 
 
+def is_later_part(path: Path) -> bool:
+    """Whether a file has the name of a part that is not the first."""
+    name = _NAME_OF_PART.fullmatch(path.stem)
+    return name is not None and int(name[2]) != 1
+
+
 def _check_tensors(parts: list[GGUFFile]) -> None:
     """Refuse parts of several files: they have a tensor twice, or not as many as the first one says."""
     names: set[str] = set()

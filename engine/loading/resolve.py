@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from engine.errors import ModelError
 from engine.loading import default_model
-from engine.loading.gguf_parts import open_parts, whole_name
+from engine.loading.gguf_parts import is_later_part, open_parts, whole_name
+from engine.loading.name_list import name_list
 from engine.loading.phases import DOWNLOADING
 from engine.models import registry
 
@@ -86,9 +87,10 @@ def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda
     except (RuntimeError, OSError, ValueError) as error:  # an unknown user after ~, a name that is too long, a NUL
         raise ModelError(f"--model {model[:100]} cannot be a path: {error}") from None
     if path.is_dir():
+        _refuse_gguf_folder(path)
         return ModelSource(path, path.resolve().name)
     if path.is_file():
-        if path.suffix != ".gguf":
+        if path.suffix.lower() != ".gguf":
             raise ModelError(f"--model {model} is a file, but not a .gguf file; of files, only GGUF is read")
         return ModelSource(path, whole_name(path))
     if HUB_ID.fullmatch(model):
@@ -97,6 +99,14 @@ def resolve_model(model: str | Path | None, tell: Callable[[str], None] = lambda
         f"--model {model}: no such folder or .gguf file, and not a hub id (org/name); "
         f"the built-in model is {default_model.NAME}"
     )
+
+
+def _refuse_gguf_folder(folder: Path) -> None:
+    """Refuse a folder whose weights are GGUF files: each of them is a model of its own."""
+    files = [path for path in folder.glob("*.[gG][gG][uU][fF]") if not is_later_part(path)]
+    if files and not any(folder.glob("*.safetensors")):
+        names = name_list([path.name for path in files])
+        raise ModelError(f"{folder} has GGUF files and no .safetensors files; name one of its GGUF files: {names}")
 
 
 def _from_hub(repo_id: str, tell: Callable[[str], None]) -> Path:
