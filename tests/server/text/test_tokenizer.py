@@ -4,6 +4,7 @@ import importlib.resources
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 from gguf import GGUFWriter
@@ -236,12 +237,9 @@ def test_a_gguf_tokenizer_of_another_kind_is_a_model_error(monkeypatch, tmp_path
     if value is None:
         del metadata[key]
 
-    class File:
-        def __init__(self, path):
-            self.path, self.metadata = path, metadata
-
-    monkeypatch.setattr("server.text.tokenizer.GGUFFile", File)
     path = tmp_path / "model.gguf"
+    file = SimpleNamespace(path=path, metadata=metadata)
+    monkeypatch.setattr("server.text.tokenizer.open_parts", lambda _: [file])
     path.touch()
     with pytest.raises(ModelError, match=message):
         load(path)
