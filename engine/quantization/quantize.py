@@ -13,6 +13,7 @@ from engine.quantization.choose import choose
 from engine.quantization.output_size import output_size
 from engine.quantization.quantize_blocks import SCHEMES, quantize_blocks
 from engine.quantization.scheme_bits import Bits
+from engine.quantization.working_memory import check_memory
 from engine.quantization.write import write
 from engine.resolve import resolve
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_room(source: ModelSource, folder: Path, scheme: str, bits: Bits) -> None:
-    """Refuse what the disk of this folder, which need not exist, has no room for. No tensor is read.
+    """Refuse what memory, or the disk of this folder, which need not exist, has no room for. No tensor is read.
 
     Raises:
         ConfigError: there is no room; the text says how much there is.
@@ -34,6 +35,8 @@ def check_room(source: ModelSource, folder: Path, scheme: str, bits: Bits) -> No
     tensors = source.open_tensors(resolved.model)
     size = output_size(resolved.model, tensors, resolved.dtype, bits if scheme in SCHEMES else None)
     check_free_space(folder, size)
+    if scheme in SCHEMES:
+        check_memory(resolved.model, resolved.dtype, resolved.device)
 
 
 def quantize(

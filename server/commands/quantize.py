@@ -4,7 +4,8 @@ Weights of linear layers become int8, with one scale for each output channel. Th
 known from calibration (w8a8-static), by each token's own range (w8a8-dynamic), or not at all (w8). Or weights become
 int4 by GPTQ, with one scale for each 32 inputs (w4a8, w4a16). Layers that a scheme would hurt, as measured on the
 calibration text, get a finer one. Embeddings, routers, norms and MLA's kv_b_proj stay as they are. lm_head gets 8 bits
-in the schemes of 4, and stays as it is in others. A model is run layer by layer, so memory for one layer is enough.
+in the schemes of 4, and stays as it is in others. A model is run layer by layer, so memory for one layer and its inputs
+is enough. GPTQ takes 25 bytes times the square of the inputs beside it: 3 GB for a layer of 11,008 inputs.
 """
 
 from __future__ import annotations

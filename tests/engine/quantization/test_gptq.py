@@ -1,5 +1,8 @@
 """Weights of 4 bits: what GPTQ gains on inputs that depend on each other, and where there are none."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -75,3 +78,31 @@ def test_8_bits_are_as_close_as_they_can_be(weight_OI):
     made = gptq.to_8_bits(weight_OI, Input.DYNAMIC).dequantize(torch.float32)
     largest = weight_OI.unflatten(1, (-1, 32)).abs().amax(2).repeat_interleave(32, 1)
     assert ((made - weight_OI).abs() <= 0.6 * largest / 127).all()
+
+
+@pytest.mark.parametrize(("out_size", "in_size"), [(32, 1536), (1536, 768)])
+def test_it_takes_about_the_memory_that_it_says(out_size, in_size):
+    """In a process of its own, whose peak is its own."""
+    source = f"""
+import sys, torch
+from pathlib import Path
+from engine.quantization import gptq
+from kernels.quantized_weight import Input
+
+def size(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+def run(out_size, in_size):
+    x, weight = torch.randn(600, in_size), torch.randn(out_size, in_size)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = size("VmRSS")
+    gptq.to_4_bits(weight, gptq.hessian([x], in_size), Input.FLOAT)
+    return size("VmHWM") - before
+
+torch.set_num_threads(1)
+run(8, 64)
+print(run({out_size}, {in_size}))
+"""
+    peak = int(subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True).stdout)
+    assert 0.85 < peak / gptq.working_bytes(out_size, in_size) < 1.5

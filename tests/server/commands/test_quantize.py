@@ -183,6 +183,17 @@ def test_a_failure_half_way_through_4_bits_leaves_nothing(tmp_path, tiny_llama, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_memory_has_no_room_for_is_refused_before_it_is_begun(tmp_path, tiny_llama, capsys, monkeypatch):
+    monkeypatch.setattr("engine.quantization.working_memory.devices.available_bytes", lambda *_, **__: 100_000)
+    monkeypatch.setattr(quantization, "quantize_blocks", lambda *_, **__: pytest.fail("it was begun"))
+    assert run(tiny_llama, tmp_path / "int4", "--scheme", "w4a8") == 2
+    error = capsys.readouterr().err
+    assert "a scheme of 4 bits needs at least" in error
+    assert "GPTQ of model.layers.2.mlp.down_proj, which has" in error
+    assert not list(tmp_path.iterdir())
+    assert run(tiny_llama, tmp_path / "int8") == 0
+
+
 @pytest.mark.parametrize("scheme", ["w8", "w4a8"])
 def test_what_the_disk_has_no_room_for_is_refused_before_it_is_begun(tmp_path, tiny_llama, capsys, monkeypatch, scheme):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
