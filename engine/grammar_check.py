@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import random
-import resource
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import msgspec
 
 from engine.errors import RequestError
 from engine.grammars import Compiler
+from engine.host_memory import limit_address_space
 from engine.names import name_process
 from engine.protocol import Vocabulary
 
@@ -55,7 +55,7 @@ def read_frame(stream: BinaryIO, kind: Any) -> Any:
 
 def main() -> int:
     """Answer until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limit_address_space(MAX_MEMORY)
     os.nice(10)  # running streams go first
     name_process("grammars")
     logging.disable()  # all that there is to say is in the answers

@@ -1,6 +1,6 @@
 """How much memory this process may still take: what the system has, less where a control group or a limit says so.
 
-Linux alone: cgroup v1 and v2, of the process and of the groups around it. Imports no torch.
+Sets such a limit, too. Linux alone: cgroup v1 and v2, of the process and of the groups around it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,6 +34,18 @@ def resident_bytes(proc: Path = Path("/proc")) -> int:
     return status["RssAnon"] + status["RssShmem"]
 
 
+def address_space_bytes(proc: Path = Path("/proc")) -> int | None:
+    """Bytes that `ulimit -v` leaves to map, files included; None without this limit."""
+    return next(_limit_rooms(proc, resource.RLIMIT_AS, "VmSize"), None)
+
+
+def limit_address_space(num_bytes: int) -> None:
+    """Give this process no more address space than so many bytes, or than its limit is already."""
+    limits = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    most = min([num_bytes, *limits])
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
 def _cgroup_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
     """The limit of each group less what its processes have, of which cached files can be dropped."""
     for line in (proc / "self/cgroup").read_text(encoding="ascii").splitlines():
@@ -62,11 +74,14 @@ def _room(group: Path, limit: str, usage: str, prefix: str) -> Iterator[int]:
 
 def _process_rooms(proc: Path) -> Iterator[int]:
     """What `ulimit -v` and `ulimit -d` leave."""
-    status = _fields(proc / "self/status")
-    for kind, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
-        limit, _ = resource.getrlimit(kind)
-        if limit != resource.RLIM_INFINITY:
-            yield limit - status[used]
+    yield from _limit_rooms(proc, resource.RLIMIT_AS, "VmSize")
+    yield from _limit_rooms(proc, resource.RLIMIT_DATA, "VmData")
+
+
+def _limit_rooms(proc: Path, kind: int, used: str) -> Iterator[int]:
+    limit, _ = resource.getrlimit(kind)
+    if limit != resource.RLIM_INFINITY:
+        yield limit - _fields(proc / "self/status")[used]
 
 
 def _fields(file: Path) -> dict[str, int]:

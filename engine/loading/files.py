@@ -5,15 +5,18 @@ A pipe or a device in place of a file would block its reader or never end, and a
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
 from typing import TYPE_CHECKING
 
+from engine.host_memory import address_space_bytes
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 
 
 def check_regular(path: Path) -> None:
@@ -36,8 +39,22 @@ def map_file(path: Path) -> mmap.mmap:
         ValueError: the file is empty.
     """
     check_regular(path)
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+    raise no_room_to_map(path)
+
+
+def no_room_to_map(path: Path) -> OSError:
+    """The error of a file for which the process has no address space: what it takes, is left, and helps."""
+    size, left = path.stat().st_size, address_space_bytes()
+    text = f"{size / GIB:.3g} GiB of address space are needed to map it"
+    if left is None:
+        return OSError(f"{text}, and the system does not give them")
+    return OSError(f"{text}; `ulimit -v` leaves {left / GIB:.3g}. Files are mapped whole: raise or lift that limit")
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.errors import ModelError
-from engine.loading.files import check_regular, map_file
+from engine.loading.files import check_regular, map_file, no_room_to_map
 from engine.loading.mapped_bytes import mapped_bytes
 from engine.loading.name_list import name_list
 from engine.loading.weights import StoredTensor
@@ -105,20 +105,15 @@ def _copy(from_: torch.Tensor, to: torch.Tensor) -> None:
 
 
 def _read_directory(file: Path) -> dict[str, _Place]:
-    """The places of all tensors. safetensors checks the header: the tensors lie behind it without gaps, to the end.
-
-    safetensors maps the file too: for torch it does so in a way that takes memory for the whole file, for numpy not.
-    """
+    """The places of all tensors."""
     try:
         check_regular(file)
-        with safe_open(file, framework="np") as handle:
-            slices = {name: handle.get_slice(name) for name in handle.offset_keys()}
+        tensors = _checked_header(file)
         data = map_file(file)
-    except (SafetensorError, OSError, MemoryError) as error:  # of a limit that forbids to map the file
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
     places, offset = {}, 8 + int.from_bytes(data[:8], "little")
-    for name, header in slices.items():
-        kind, shape = header.get_dtype(), tuple(header.get_shape())
+    for name, kind, shape in tensors:
         if kind not in _BITS:
             raise ModelError(f"{file} cannot be read: {name_list([name])} has the unknown dtype {kind}")
         places[name] = _Place(data, kind, shape, offset, num_bytes := math.prod(shape) * _BITS[kind] // 8)
@@ -126,6 +121,23 @@ def _read_directory(file: Path) -> dict[str, _Place]:
     if offset != len(data):
         raise ModelError(f"{file} cannot be read: it has changed meanwhile")
     return places
+
+
+def _checked_header(file: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Names, dtypes and shapes in the order in which tensors lie behind the header: without gaps, to the file's end.
+
+    safetensors checks this. It maps the file meanwhile: for torch in a way that reserves memory for the whole of it,
+    for numpy not.
+    """
+    try:
+        with safe_open(file, framework="np") as handle:
+            return [(name, *_dtype_and_shape(handle.get_slice(name))) for name in handle.offset_keys()]
+    except MemoryError:
+        raise no_room_to_map(file) from None
+
+
+def _dtype_and_shape(header: Any) -> tuple[str, tuple[int, ...]]:
+    return header.get_dtype(), tuple(header.get_shape())
 
 
 def _find_files(folder: Path) -> list[Path]:

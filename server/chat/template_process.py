@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import resource
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.errors import DeepseekServeError, DrainingError, RequestError
+from engine.host_memory import limit_address_space
 from engine.logs import configure, configured_format
 from engine.names import name_process, name_thread
 from server.chat.chat_template import ChatTemplate
@@ -132,7 +132,7 @@ def main() -> None:
     configure("prompts", "warning", "json" if sys.argv[1:] == ["json"] else "text")
     name_process("prompts")
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    limit_address_space(_MAX_MEMORY)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
     template = ChatTemplate(**json.loads(requests.readline()))

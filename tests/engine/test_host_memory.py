@@ -95,3 +95,18 @@ print(host_memory.available_bytes())
 """
     room = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
     assert GIB // 2 < room < GIB
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, GIB), (GIB // 2, GIB // 2), (2 * GIB, GIB)])
+def test_a_limit_that_is_lower_already_is_kept(own, expected):
+    code = f"""
+import resource
+from engine import host_memory
+if {own}:
+    resource.setrlimit(resource.RLIMIT_AS, ({own}, {own}))
+assert (host_memory.address_space_bytes() is None) is ({own} is None)
+host_memory.limit_address_space({GIB})
+print(*resource.getrlimit(resource.RLIMIT_AS))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(expected)] * 2

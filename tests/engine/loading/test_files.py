@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,3 +74,20 @@ def test_a_link_to_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
 
 def test_a_file_without_end_is_empty() -> None:
     assert read_bytes(Path("/proc/kmsg"), 100) == b""  # whose reader would wait for the next message
+
+
+def test_a_file_for_which_a_limit_leaves_no_room_is_refused_with_what_helps(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", 8 << 30)
+    code = """
+import pathlib, resource, sys
+from engine.loading.files import map_file
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    map_file(pathlib.Path(sys.argv[1]))
+except OSError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert text.startswith("8 GiB of address space are needed to map it; `ulimit -v` leaves 0.9")

@@ -1,8 +1,11 @@
 """Texts from a process of their own: the same texts, and no template that stops anybody."""
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -63,6 +66,15 @@ async def test_refusals_are_the_templates_own():
 async def test_memory_is_bounded(source):
     with pytest.raises(RequestError, match="chat template"):
         await ask(ChatTemplate(source, {}))
+
+
+def test_a_lower_limit_on_memory_stands():
+    options = {"add_generation_prompt": True}
+    lines = [{"source": "{{ 1 + 1 }}", "special_tokens": {}}, {"timeout": 20, "messages": [], "options": options}]
+    command = f"ulimit -v {900 << 10}; exec {sys.executable} -m server.chat.template_process"
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    done = subprocess.run(["bash", "-c", command], input=text, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == ["2", "", None]
 
 
 async def test_a_process_that_was_killed_is_replaced(template):
