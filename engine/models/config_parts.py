@@ -46,7 +46,7 @@ def read_common(keys: Keys, generation: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": keys.flag("tie_word_embeddings", False),
         **_rope(keys),
         **read_quantization(raw),
-        "eos_token_ids": _token_ids("eos_token_id", raw, generation),
+        "eos_token_ids": _ends(sizes["vocab_size"], raw, generation),
         "dtype": _dtype(keys),
     }
 
@@ -73,6 +73,14 @@ def _dtype(keys: Keys) -> str | None:
     """The dtype of the weights, which transformers 5 calls dtype and earlier versions torch_dtype."""
     name = next((name for name in ("dtype", "torch_dtype") if keys.get(name, None) is not None), None)
     return None if name is None else keys.choice(name, "", DTYPES)
+
+
+def _ends(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a sequence. One that the model cannot give is damage: sequences would not end."""
+    ids = _token_ids("eos_token_id", *configs)
+    if any(token_id >= vocab_size for token_id in ids):
+        raise ModelError(f"eos_token_id is {max(ids)}; expected ids below vocab_size, which is {vocab_size}")
+    return ids
 
 
 def _token_ids(name: str, *configs: Mapping[str, Any]) -> tuple[int, ...]:

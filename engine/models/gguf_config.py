@@ -30,10 +30,11 @@ def parse(metadata: Mapping[str, Any], tensor_names: frozenset[str]) -> ModelCon
     tokens = Keys(metadata, "the GGUF file").get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list):
         raise ModelError(f"tokenizer.ggml.tokens of the GGUF file is {tokens!r:.100}; expected a list")
-    eos = [_token_id(metadata, name) for name in ("eos", "eot")]
+    vocab_size = keys.integer("vocab_size", len(tokens))
+    eos = [_token_id(metadata, name, vocab_size) for name in ("eos", "eot")]
     config = ModelConfig(
         architecture="LlamaForCausalLM" if arch == "llama" else "DeepseekV2ForCausalLM",
-        vocab_size=keys.integer("vocab_size", len(tokens)),
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=keys.integer("feed_forward_length"),
         num_hidden_layers=keys.integer("block_count", at_most=MOST_LAYERS),
@@ -74,11 +75,11 @@ def _gguf_rope(keys: Keys, tensor_names: frozenset[str]) -> dict[str, Any]:
     return rope
 
 
-def _token_id(metadata: Mapping[str, Any], name: str) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    if value is not None and not isinstance(value, int):
-        Keys(metadata, "the GGUF file").refuse(f"tokenizer.ggml.{name}_token_id", value, "a whole number")
-    return value
+def _token_id(metadata: Mapping[str, Any], name: str, vocab_size: int) -> int | None:
+    keys, name = Keys(metadata, "the GGUF file"), f"tokenizer.ggml.{name}_token_id"
+    if keys.get(name, None) is None:
+        return None
+    return keys.integer(name, at_least=0, at_most=vocab_size - 1)
 
 
 def _gguf_mla(keys: Keys) -> MLAConfig:

@@ -154,6 +154,9 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("tokenizer.ggml.tokens", None, r"lacks 'tokenizer\.ggml\.tokens'"),
         ("tokenizer.ggml.tokens", 5, r"tokenizer\.ggml\.tokens"),
         ("tokenizer.ggml.eot_token_id", [5], r"eot_token_id in the GGUF file is \[5\]; expected a whole number"),
+        ("tokenizer.ggml.eot_token_id", 258, "eot_token_id in the GGUF file is 258; expected .* from 0 to 257"),
+        ("tokenizer.ggml.eot_token_id", (1 << 32) - 1, "eot_token_id in the GGUF file is 4294967295; expected"),
+        ("tokenizer.ggml.eos_token_id", True, "eos_token_id in the GGUF file is True; expected a whole number"),
         ("deepseek2.rope.scaling.yarn_log_multiplier", "0.1", r"yarn_log_multiplier .* expected a positive number"),
         ("deepseek2.expert_count", None, r"lacks 'deepseek2\.expert_count'"),
         (

@@ -125,6 +125,7 @@ def test_a_json_file_that_cannot_be_read_is_named(folder, name, content, reason)
         ({"rms_norm_eps": 4e9}, ["rms_norm_eps", "up to 1"]),
         ({"eos_token_id": [[2]]}, ["eos_token_id"]),
         ({"eos_token_id": "2"}, ["eos_token_id"]),
+        ({"eos_token_id": [2, 10**6]}, ["eos_token_id is 1000000; expected ids below vocab_size"]),
         ({"bos_token_id": "x"}, ["bos_token_id is 'x'; expected a token id"]),
         ({"rope_parameters": "linear"}, ["rope_parameters"]),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "x"}}, ["factor"]),
