@@ -264,11 +264,13 @@ class Engine:
             Whether all that was computed is finite.
         """
         scheduling, is_finite = SchedulingParams(time.monotonic()), True
-        if "generate" in self.info.tasks:
-            params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
-            self.add(GenerateRequest("warm-up", [0], params, 1, scheduling))
-        else:
-            self.add(PoolRequest("warm-up", [0], PoolingParams(task="embed"), scheduling))
+        others = tuple(task for task in self.info.tasks if task != "embed")  # they read what "embed" returns
+        for task in others or self.info.tasks:
+            if task == "generate":
+                params = SamplingParams(max_tokens=min(2, self.info.max_seq_len - 1), temperature=0.0, ignore_eos=True)
+                self.add(GenerateRequest("warm-up", [0], params, 1, scheduling))
+            else:
+                self.add(PoolRequest(f"warm-up {task}", [0], PoolingParams(task=task), scheduling))
         while self.has_work:  # unlike in `step`, nobody learns from how long these take
             plan = self.batcher.schedule(time.monotonic())
             result = self.executor.execute(plan)

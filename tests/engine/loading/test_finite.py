@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
 from engine.errors import ModelError
 from engine.loading.finite import first_not_finite, is_finite
@@ -39,6 +40,22 @@ def test_a_model_that_is_not_finite_is_refused_by_the_tensor(folder, name, value
     damage(folder, name, value)
     with pytest.raises(ModelError, match=rf"{re.escape(name)} has values that are infinite or no numbers"):
         load(folder, quantization=quantization)
+
+
+@pytest.mark.parametrize("name", ["score.weight", "model.norm.weight"])
+def test_a_model_that_generates_nothing_is_refused_too(make_llama, tmp_path, name):
+    folder = checkpoints.copy(make_llama(kind=LlamaForSequenceClassification, pad_token_id=0), tmp_path / "copy")
+    damage(folder, name, float("nan"))
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} has values that are infinite or no numbers"):
+        load(folder)
+
+
+def test_a_head_beside_the_one_that_generates_is_looked_at(make_dynamic_moe, tmp_path):
+    folder = checkpoints.copy(make_dynamic_moe("mixed"), tmp_path / "copy")
+    name = next(name for name in checkpoints.read_weights(folder) if name.startswith("heads."))
+    damage(folder, name, float("nan"))
+    with pytest.raises(ModelError, match=rf"{re.escape(name)} has values that are infinite or no numbers"):
+        load(folder)
 
 
 def test_a_model_of_finite_tensors_that_overflows_is_refused(folder):
