@@ -54,7 +54,7 @@ def refuse_unread(keys: Keys, config: ModelConfig) -> None:
             continue
         elif name not in _WITHOUT_EFFECT and value:
             raise ModelError(
-                f"{keys.full_name(name)} of the GGUF file is {value!r:.200}; this key is not known here and may change "
+                f"{keys.full_name(name)} of the GGUF file is {value!r:.200}; this key is not read here and may change "
                 "what the model computes (gguf-new-metadata --remove-metadata makes a copy without a key)"
             )
 

@@ -144,8 +144,8 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("llama.attention.value_length", 32, r"llama\.attention\.value_length in the GGUF file is 32; expected 16"),
         ("llama.attention.layer_norm_rms_epsilon", 4e9, "rms_epsilon .* expected a positive number up to 1"),
         ("llama.attention.causal", False, r"causal in the GGUF file is False; expected True"),
-        ("llama.attention.sliding_window", 16, r"attention\.sliding_window of the GGUF file is 16; .* not known"),
-        ("llama.attention.new_thing", [1, 2], r"attention\.new_thing of the GGUF file is \[1, 2\]; .* not known"),
+        ("llama.attention.sliding_window", 16, r"attention\.sliding_window of the GGUF file is 16; .* not read here"),
+        ("llama.attention.new_thing", [1, 2], r"attention\.new_thing of the GGUF file is \[1, 2\]; .* not read here"),
         ("llama.logit_scale", 0.5, r"llama\.logit_scale in the GGUF file is 0\.5; expected 1"),
         ("llama.rope.dimension_count", 8, r"llama\.rope\.dimension_count in the GGUF file is 8; expected 16"),
         ("llama.rope.scale_linear", 4.0, r"llama\.rope\.scale_linear in the GGUF file is 4\.0; expected 1"),
@@ -173,7 +173,11 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("deepseek2.attention.q_lora_rank", None, r"missing: .*q_proj\.weight; unexpected: .*q_a_layernorm"),
         ("deepseek2.attention.kv_lora_rank", 25, r"attention\.key_length in the GGUF file is 40; expected 41"),
         ("deepseek2.attention.head_count_kv", 2, r"head_count_kv in the GGUF file is 2; expected 1 or 4"),
-        ("deepseek2.nextn_predict_layers", 1, r"deepseek2\.nextn_predict_layers of the GGUF file is 1; .* not known"),
+        (
+            "deepseek2.nextn_predict_layers",
+            1,
+            r"deepseek2\.nextn_predict_layers of the GGUF file is 1; .* not read here",
+        ),
         ("deepseek2.attention.value_length_mla", None, r"lacks 'deepseek2\.attention\.value_length_mla'"),
         (
             "deepseek2.attention.key_length_mla",
