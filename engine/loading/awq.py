@@ -32,7 +32,7 @@ def read(
     (num_rows, in_size), ((group, _),) = shape, scheme.groups
     num_groups = group.num_groups(in_size)
     if num_rows % 8:
-        weights.fault(f"{layer}.qweight has {num_rows} rows; AWQ stores multiples of 8")
+        weights.fault(f"{layer}.qweight", f"has {num_rows} rows; AWQ stores multiples of 8")
         return None
     packed = weights.take_stored(f"{layer}.qweight", (in_size, -(-num_rows // 8)), dtypes=int4.PACKED)
     scale_GO = weights.take_scales(f"{layer}.scales", (num_groups, num_rows))

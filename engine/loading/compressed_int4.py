@@ -32,7 +32,7 @@ def read(
     """The weight of a layer; None if its tensors are missing or do not fit, which is noted."""
     (num_rows, in_size), group = shape, scheme.group_of(layer)
     if group is None:
-        weights.fault(f"{layer}.weight_packed is in no group of quantization_config")
+        weights.fault(f"{layer}.weight_packed", "is in no group of quantization_config")
         return None
     num_groups, input_ = group.num_groups(in_size), Input(group.input)
     dtypes = E8M0 if group.is_float else FLOATS
@@ -49,14 +49,14 @@ def read(
         zero_OG = None if zero_point is None else int4.unpack(zero_point, 0)[:num_rows]
     stored_shape = weights.take_stored(f"{layer}.weight_shape", (2,), dtypes=INDICES)
     if stored_shape is not None and stored_shape.tolist() != list(shape):
-        weights.fault(f"{layer}.weight_shape is {stored_shape.tolist()}, expected {list(shape)}")
+        weights.fault(f"{layer}.weight_shape", f"is {stored_shape.tolist()}, expected {list(shape)}")
         return None
     group_of_I = int4.take_group_indices(weights, f"{layer}.weight_g_idx", in_size, num_groups)
     if packed is None or scale_OG is None or (zero_point is None and not group.symmetric):
         return None
     if group.bits == 8:
         if group_of_I is not None:
-            weights.fault(f"{layer} has 8 bits and a weight_g_idx, which is supported in layers of 4 bits only")
+            weights.fault(f"{layer}.weight_g_idx", "is supported in layers of 4 bits only, and this one has 8")
             return None
         return int4.to_8_bit_blocks(packed.view(torch.uint8)[:, :in_size], scale_OG, group.group_size, input_)
     codes_OI = int4.unpack(packed, 1)[:, :in_size]

@@ -28,7 +28,7 @@ def read(weights: Weights, layer: str, values_OI: torch.Tensor, scheme: Int8Sche
     scale_O1 = weights.take_scales(f"{layer}.weight_scale", (len(values_OI), 1))
     kind = scheme.input_kind(layer)
     if kind is None:
-        weights.fault(f"{layer}.weight is int8, but in no group of quantization_config")
+        weights.fault(f"{layer}.weight", "is int8, but in no group of quantization_config")
         return None
     input_ = _read_static_input(weights, layer) if kind == "static" else Input(kind)
     if scale_O1 is None or input_ is None:
@@ -43,6 +43,6 @@ def _read_static_input(weights: Weights, layer: str) -> StaticInput | None:
         return None
     scale, zero = float(stored), 0 if stored_zero is None else int(stored_zero)
     if not -128 <= zero <= 127 or not 0 < scale < math.inf:
-        weights.fault(f"{layer}.input_scale and input_zero_point are {scale} and {zero}")
+        weights.fault(f"{layer}.input_scale", f"and input_zero_point are {scale} and {zero}")
         return None
     return StaticInput(scale, zero + 128)  # the file's zero point is for int8 inputs, ours for uint8

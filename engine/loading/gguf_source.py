@@ -82,6 +82,7 @@ class GGUFSource:
         Raises:
             ModelError: a directory does not fit its file: a tensor's bytes end behind it, or are another's, too.
         """
+        self.path = files[0].path
         self._files = files
         self._tensors = {name: (file, tensor) for file in files for name, tensor in file.tensors.items()}
         for file in files:
@@ -106,11 +107,7 @@ class GGUFSource:
         return value
 
     def stored(self, name: str) -> StoredTensor:
-        reader = self._readers[name]
-        if reader.func == self._joined_kv_b:
-            parts = [f"{reader.args[0]}.attn_{part}_b.weight" for part in "kv"]
-        else:
-            parts = [reader.args[0]]
+        reader, parts = self._readers[name], self._parts(name)
         num_bytes, kind_name = 0, ""
         for part in parts:
             if part in self._tensors:
@@ -120,6 +117,18 @@ class GGUFSource:
         if reader.func == self._stored and len(reader.args) > 1:  # an expert of many
             num_bytes //= self._tensors[parts[0]][1].shape[0]
         return StoredTensor(kind_name, num_bytes)
+
+    def shard(self, name: str) -> str | None:
+        if len(self._files) == 1 or name not in self._readers:
+            return None
+        return next((self._tensors[part][0].path.name for part in self._parts(name) if part in self._tensors), None)
+
+    def _parts(self, name: str) -> list[str]:
+        """The tensors of the file that make up this one."""
+        reader = self._readers[name]
+        if reader.func == self._joined_kv_b:
+            return [f"{reader.args[0]}.attn_{part}_b.weight" for part in "kv"]
+        return [reader.args[0]]
 
     def release(self) -> None:
         for file in self._files:
@@ -190,7 +199,7 @@ class GGUFSource:
     def _stored(self, name: str, index: int | None = None) -> torch.Tensor | BlockWeight:
         """A tensor, or one entry of its first dimension: in its stored dtype, in its blocks, or else in fp32."""
         if name not in self._tensors:
-            raise ModelError(f"{self._files[0].path} lacks {name}")
+            raise ModelError(f"{self.path} lacks {name}")
         file, tensor = self._tensors[name]
         kind, values_per_block, bytes_per_block = _kind(name, tensor)
         shape = tensor.shape if index is None else tensor.shape[1:]

@@ -37,7 +37,7 @@ def read(
     if weights.holds(f"{layer}.bias"):  # old versions write one always; a model with biases has taken its own by now
         bias_O = weights.take_stored(f"{layer}.bias", (num_rows,), dtypes=FLOATS)
         if bias_O is not None and bias_O.any():
-            weights.fault(f"{layer}.bias is not 0, and the model has none")
+            weights.fault(f"{layer}.bias", "is not 0, and the model has none")
             return None
     if packed is None or scale_GO is None or zeros is None:
         return None

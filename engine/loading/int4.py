@@ -38,7 +38,7 @@ def take_group_indices(weights: Weights, name: str, in_size: int, num_groups: in
         return None
     group_of_I = weights.take_stored(name, (in_size,), dtypes=INDICES)
     if group_of_I is not None and not bool(((group_of_I >= 0) & (group_of_I < num_groups)).all()):
-        weights.fault(f"{name} has numbers beyond 0 to {num_groups - 1}")
+        weights.fault(name, f"has numbers beyond 0 to {num_groups - 1}")
         return None
     return group_of_I
 

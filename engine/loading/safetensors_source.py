@@ -54,6 +54,7 @@ _COPIED_AT_ONCE = 16 << 20  # bytes
 class _Place:
     """Where a tensor lies; `kind` is safetensors' name of its dtype."""
 
+    file: Path
     data: mmap.mmap
     kind: str
     shape: tuple[int, ...]
@@ -70,8 +71,11 @@ class SafetensorsSource:
         Raises:
             ModelError: the folder has no safetensors files, a shard is missing or damaged, or two have the same tensor.
         """
+        self.path = folder
         self._places: dict[str, _Place] = {}
-        for file in _find_files(folder):
+        files = _find_files(folder)
+        self._is_sharded = len(files) > 1
+        for file in files:
             places = _read_directory(file)
             if again := self._places.keys() & places.keys():
                 raise ModelError(f"{file} has tensors that another file of the folder has too: {name_list(again)}")
@@ -91,6 +95,10 @@ class SafetensorsSource:
 
     def stored(self, name: str) -> StoredTensor:
         return StoredTensor(self._places[name].kind, self._places[name].num_bytes)
+
+    def shard(self, name: str) -> str | None:
+        place = self._places.get(name)
+        return place.file.name if place is not None and self._is_sharded else None
 
     def release(self) -> None:
         """Nothing: what was read is a copy, and its pages have left memory."""
@@ -116,7 +124,7 @@ def _read_directory(file: Path) -> dict[str, _Place]:
     for name, kind, shape in tensors:
         if kind not in _BITS:
             raise ModelError(f"{file} cannot be read: {name_list([name])} has the unknown dtype {kind}")
-        places[name] = _Place(data, kind, shape, offset, num_bytes := math.prod(shape) * _BITS[kind] // 8)
+        places[name] = _Place(file, data, kind, shape, offset, num_bytes := math.prod(shape) * _BITS[kind] // 8)
         offset += num_bytes
     if offset != len(data):
         raise ModelError(f"{file} cannot be read: it has changed meanwhile")

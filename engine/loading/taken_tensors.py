@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -119,6 +120,8 @@ class _NotingOps(TorchOps):
 class _NoTensors:
     """A source without tensors."""
 
+    path = Path()
+
     def names(self) -> set[str]:
         return set()
 
@@ -126,6 +129,9 @@ class _NoTensors:
         raise AssertionError(f"{name} is read from a source without tensors")
 
     def stored(self, name: str) -> StoredTensor:
+        raise AssertionError(f"{name} is looked for in a source without tensors")
+
+    def shard(self, name: str) -> str | None:
         raise AssertionError(f"{name} is looked for in a source without tensors")
 
     def release(self) -> None:

@@ -28,6 +28,7 @@ from kernels.round_to_blocks import round_to_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from engine.models.fp8_scheme import FP8Scheme
     from engine.models.int8_scheme import Int8Scheme
@@ -46,6 +47,7 @@ _READERS = {  # of layers in 4 bits, by their layout: a part of a layer's tensor
     "gptq": ("qweight", gptq.read),
     "gptq_v2": ("qweight", gptq.read),
 }
+_OF_QUANTIZED = (".weight_packed", ".qweight", ".weight_scale")  # ends of names that a layer in floats has not
 _BUFFERS = (".rotary_emb.inv_freq",)  # old checkpoints store this buffer; it is computed from the config
 
 
@@ -57,7 +59,11 @@ class StoredTensor(NamedTuple):
 
 
 class TensorSource(Protocol):
-    """Tensors by their Hugging Face names."""
+    """Tensors by their Hugging Face names, out of a folder or a file at `path`."""
+
+    @property
+    def path(self) -> Path:
+        """The folder, or the file; of several parts the first."""
 
     def names(self) -> set[str]:
         """The names of all tensors."""
@@ -70,6 +76,9 @@ class TensorSource(Protocol):
 
     def stored(self, name: str) -> StoredTensor:
         """How a tensor is stored; no tensor is read."""
+
+    def shard(self, name: str) -> str | None:
+        """The name of the file that has this tensor, if there are several."""
 
     def release(self) -> None:
         """Let go of memory that reading took, at the end of a load. What was handed out stays valid."""
@@ -115,6 +124,7 @@ class Weights:
         self._unused = {name for name in source.names() if not name.endswith(_BUFFERS)}
         self._missing: list[str] = []
         self._misshapen: list[str] = []
+        self._unusable: list[str] = []
         self._trimmer = Trimmer()
         self._num_tensors, self._told = len(self._unused), time.monotonic()
         bar = {"desc": "loading weights", "unit": "tensor", "file": sys.stderr, "leave": False}
@@ -207,15 +217,22 @@ class Weights:
         """Check the account.
 
         Raises:
-            ModelError: tensors were missing, misshapen or never taken; the text names them.
+            ModelError: tensors were missing, misshapen, unusable or never taken; the text names them.
         """
         self._bar.close()
         self._source.release()
         self._trimmer.trim()
-        faults = (("missing", self._missing), ("misshapen", self._misshapen), ("unexpected", self._unused))
-        problems = [f"{label}: {name_list(names)}" for label, names in faults if names]
+        faults = {
+            "missing": self._missing,
+            "misshapen": self._misshapen,
+            "unusable": self._unusable,
+            "unexpected": self._unused,
+        }
+        problems = [f"{label}: {name_list(names)}" for label, names in faults.items() if names]
+        if quantized := [name for name in self._unused if name.endswith(_OF_QUANTIZED)]:
+            problems.append(f"no quantization_config in config.json says how {min(quantized)} is to be read")
         if problems:
-            raise ModelError("the checkpoint's tensors do not fit its config; " + "; ".join(problems))
+            raise ModelError(f"the tensors of {self._source.path} do not fit its config; " + "; ".join(problems))
 
     def holds(self, name: str) -> bool:
         """Whether there is a tensor of this name that was not taken yet."""
@@ -227,9 +244,8 @@ class Weights:
         if isinstance(stored, BlockWeight):
             stored = stored.dequantize(torch.float32)
         if stored is not None and stored.dtype not in dtypes:
-            self.fault(
-                f"{name} is stored as {_dtype_name(stored.dtype)}, expected {' or '.join(map(_dtype_name, dtypes))}"
-            )
+            expected = " or ".join(map(_dtype_name, dtypes))
+            self.fault(name, f"is stored as {_dtype_name(stored.dtype)}, expected {expected}")
             return None
         return stored
 
@@ -242,13 +258,17 @@ class Weights:
             return None
         scales = stored.view(torch.float8_e8m0fnu) if stored.dtype == torch.uint8 else stored
         if not scales.float().isfinite().all():
-            self.fault(f"{name} has scales that are infinite or no numbers")
+            self.fault(name, "has scales that are infinite or no numbers")
             return None
         return scales
 
-    def fault(self, text: str) -> None:
-        """Note that a tensor cannot be used; `finish` raises later."""
-        self._misshapen.append(text)
+    def fault(self, name: str, why: str) -> None:
+        """Note that the tensor of this name cannot be used; `finish` raises later."""
+        self._unusable.append(self._located(name, why))
+
+    def _located(self, name: str, why: str) -> str:
+        shard = self._source.shard(name)
+        return f"{name} {why}" + (f" (in {shard})" if shard else "")
 
     def warn_once(self, text: str) -> None:
         """Log a warning, unless this load did so before."""
@@ -260,7 +280,7 @@ class Weights:
         """A tensor of the model, out of what is stored of it; None if that is faulty, and the fault is noted."""
         stored = self._assembled(name, shape)
         if isinstance(stored, BlockWeight) and not stored.has_usable_scales():
-            self.fault(f"{name} has scales that are infinite, no numbers or above 2^105")
+            self.fault(name, "has scales that are infinite, no numbers or above 2^105")
             return None
         return stored
 
@@ -286,9 +306,9 @@ class Weights:
         if tensor.dtype == torch.int8 and self._int8 is not None and name != layer:
             return compressed_int8.read(self, layer, tensor, self._int8)
         if tensor.dtype not in FLOATS:
-            self.fault(f"{name} is stored as {_dtype_name(tensor.dtype)}")
+            self.fault(name, f"is stored as {_dtype_name(tensor.dtype)}")
         elif tuple(tensor.shape) != shape:
-            self.fault(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+            self._misshapen.append(self._located(name, f"is {list(tensor.shape)}, expected {list(shape)}"))
         else:
             return tensor
         return None
@@ -306,7 +326,7 @@ class Weights:
             self.ignore(f"{layer}.input_scale")  # inputs stay in floats
             block = self._fp8_layers.block_of(layer, (weight_MN.shape[0], weight_MN.shape[1]))
         if block is None:
-            self.fault(f"{layer}.weight is FP8, but in no group of quantization_config")
+            self.fault(f"{layer}.weight", "is FP8, but in no group of quantization_config")
             return None
         return fp8.read(self, scales_name, weight_MN, block, keeps_blocks=self._keeps_blocks)
 
@@ -326,7 +346,7 @@ class Weights:
         if (1,) in shapes and isinstance(tensor, torch.Tensor) and tensor.dim() == 0:
             tensor = tensor[None]
         if tuple(tensor.shape) not in shapes:
-            self.fault(f"{name} is {list(tensor.shape)}, expected {list(shapes[0])}")
+            self._misshapen.append(self._located(name, f"is {list(tensor.shape)}, expected {list(shapes[0])}"))
             return None
         return tensor
 
@@ -335,7 +355,10 @@ class Weights:
 
         Loading ends here after too many faults, or where the zeros would take much memory.
         """
-        if len(self._missing) + len(self._misshapen) > _MAX_FAULTS or math.prod(shape) > _MAX_PLACEHOLDER:
+        if (
+            len(self._missing) + len(self._misshapen) + len(self._unusable) > _MAX_FAULTS
+            or math.prod(shape) > _MAX_PLACEHOLDER
+        ):
             self._unused.clear()
             self.finish()
         return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)

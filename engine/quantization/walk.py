@@ -189,7 +189,7 @@ class _WatchedWeights(Weights):
         self._unused = names
 
     def check(self) -> None:
-        """Raise if a tensor was missing or misshapen so far."""
+        """Raise if a tensor was missing, misshapen or unusable so far."""
         unused, self._unused = self._unused, set()
         self.finish()
         self._unused = unused

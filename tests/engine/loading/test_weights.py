@@ -1,5 +1,6 @@
 """The account of a checkpoint's tensors: the missing, misshapen and unused are named in a ModelError."""
 
+import json
 import re
 import shutil
 
@@ -11,7 +12,7 @@ from engine.loading import weights as weights_module
 from engine.loading.safetensors_source import SafetensorsSource
 from engine.models.int8_scheme import Int8Scheme
 from engine.models.layers import Builder
-from tests.support import checkpoints
+from tests.support import checkpoints, tiny
 from tests.support.checkpoints import edit_weights, refusal
 from tests.support.int8 import make_int8
 from tests.support.running import generate, greedy_params, load, make_prompt
@@ -28,6 +29,31 @@ def test_missing_misshapen_and_unexpected_tensors_are_named_together(folder):
     assert "missing: model.layers.1.mlp.up_proj.weight" in message
     assert "misshapen: model.layers.0.self_attn.q_proj.weight is [64, 65], expected [64, 64]" in message
     assert "unexpected: model.layers.9.mlp.up_proj.weight" in message
+
+
+def test_a_refusal_names_the_folder_and_a_shard(tiny_llama, tmp_path):
+    tiny.reference(tiny_llama).save_pretrained(tmp_path, max_shard_size="50KB")
+    checkpoints.edit_config(tmp_path, {"vocab_size": 500})
+    message = refusal(tmp_path)
+    assert message.startswith(f"the tensors of {tmp_path} do not fit its config; misshapen: lm_head.weight is [")
+    shards = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert f"expected [500, 64] (in {shards['lm_head.weight']})" in message
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "qweight", "weight_scale"])
+def test_a_quantised_layer_without_a_quantization_config_is_named(folder, part):
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[f"model.layers.1.mlp.up_proj.{part}"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
+
+    edit_weights(folder, spoil)
+    expected = f"no quantization_config in config.json says how model.layers.1.mlp.up_proj.{part} is to be read"
+    assert expected in refusal(folder)
+
+
+def test_what_is_wrong_with_more_than_a_shape_is_unusable(folder):
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int64)}))
+    assert f"; unusable: {name} is stored as int64" in refusal(folder)
 
 
 @pytest.mark.parametrize(
