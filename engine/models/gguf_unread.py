@@ -1,11 +1,16 @@
 """GGUF keys of a model's architecture that its config does not read: they are refused where they change the result.
 
-A key that is zero, false or empty stands for a part that the model does not have.
+A key that is zero, false or empty stands for a part that the model does not have. A key that llama.cpp does not have is
+a note of whoever made the file.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 from typing import TYPE_CHECKING, Any
+
+from gguf import Keys as LlamaCppKeys
 
 from engine.errors import ModelError
 
@@ -13,6 +18,7 @@ if TYPE_CHECKING:
     from engine.models.config import ModelConfig
     from engine.models.config_keys import Keys
 
+_log = logging.getLogger(__name__)
 _WITHOUT_EFFECT = {
     "attention.layer_norm_epsilon",  # of norms that these models do not have
     "pooling_type",  # requests and --pooling say how embeddings are pooled
@@ -44,7 +50,7 @@ def refuse_unread(keys: Keys, config: ModelConfig) -> None:
     Raises:
         ModelError: naming a key that contradicts the config, or that may change what the model computes.
     """
-    harmless = _NEUTRAL | _derived(config)
+    harmless, known = _NEUTRAL | _derived(config), _names_of(LlamaCppKeys)
     for name in sorted(keys.unread()):
         value = keys.get(name, None)
         if name in harmless:
@@ -52,11 +58,24 @@ def refuse_unread(keys: Keys, config: ModelConfig) -> None:
                 keys.refuse(name, value, " or ".join(map(repr, dict.fromkeys(harmless[name]))))
         elif name == "attention.sliding_window" and isinstance(value, int) and value >= config.max_position_embeddings:
             continue
+        elif name not in known:
+            _log.warning("%s of the GGUF file is not a key of llama.cpp; it is ignored", keys.full_name(name))
         elif name not in _WITHOUT_EFFECT and value:
             raise ModelError(
                 f"{keys.full_name(name)} of the GGUF file is {value!r:.200}; this key is not read here and may change "
                 "what the model computes (gguf-new-metadata --remove-metadata makes a copy without a key)"
             )
+
+
+def _names_of(group: type) -> set[str]:
+    """The keys of every architecture that this class and those within it list as "{arch}.name"."""
+    names: set[str] = set()
+    for value in vars(group).values():
+        if inspect.isclass(value):
+            names |= _names_of(value)
+        elif isinstance(value, str) and value.startswith("{arch}."):
+            names.add(value.removeprefix("{arch}."))
+    return names
 
 
 def _derived(config: ModelConfig) -> dict[str, tuple[Any, ...]]:

@@ -145,7 +145,7 @@ def test_without_group_counts_all_experts_are_eligible(make_deepseek, tmp_path):
         ("llama.attention.layer_norm_rms_epsilon", 4e9, "rms_epsilon .* expected a positive number up to 1"),
         ("llama.attention.causal", False, r"causal in the GGUF file is False; expected True"),
         ("llama.attention.sliding_window", 16, r"attention\.sliding_window of the GGUF file is 16; .* not read here"),
-        ("llama.attention.new_thing", [1, 2], r"attention\.new_thing of the GGUF file is \[1, 2\]; .* not read here"),
+        ("llama.attention.scale", 0.5, r"attention\.scale of the GGUF file is 0\.5; .* not read here"),
         ("llama.logit_scale", 0.5, r"llama\.logit_scale in the GGUF file is 0\.5; expected 1"),
         ("llama.rope.dimension_count", 8, r"llama\.rope\.dimension_count in the GGUF file is 8; expected 16"),
         ("llama.rope.scale_linear", 4.0, r"llama\.rope\.scale_linear in the GGUF file is 4\.0; expected 1"),
@@ -192,6 +192,12 @@ def test_a_key_that_does_not_fit_is_named(tiny_llama, make_deepseek, tmp_path, k
     folder = make_deepseek("v3") if key.startswith("deepseek2") else tiny_llama
     write_gguf(folder, tmp_path / "model.gguf", **{key: value})
     assert re.search(message, checkpoints.refusal(tmp_path / "model.gguf"))
+
+
+def test_a_key_that_llama_cpp_does_not_have_is_a_note(tiny_llama, tmp_path, caplog):
+    write_gguf(tiny_llama, tmp_path / "model.gguf", **{"llama.trained_on": "letters"})
+    check_config(tmp_path / "model.gguf", tiny_llama, set())
+    assert "llama.trained_on of the GGUF file is not a key of llama.cpp; it is ignored" in caplog.text
 
 
 @pytest.mark.parametrize(
