@@ -116,7 +116,9 @@ def test_a_run_that_trained_nothing_exports_nothing(tmp_path: Path, capsys: pyte
 
 def test_a_model_that_the_tokenizer_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe.write(tmp_path)
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**tiny_recipe.MODEL, "vocab_size": 100}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({**tiny_recipe.MODEL, "vocab_size": 100, "eos_token_id": 99})
+    )
     assert "vocab_size in config.json is 100; expected at least the 258 tokens" in _error(capsys, str(recipe))
 
 
