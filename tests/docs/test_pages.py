@@ -24,6 +24,8 @@ CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 OF_OTHERS = {  # flags of other programs that pages name
     *("--cpus", "--cpuset-cpus", "--gpus", "--pid", "--stop-timeout", "--wait"),  # docker
     *("--from-file", "--from-literal", "--since"),  # kubectl, docker, journalctl
+    *("--backend", "--base-url", "--dataset-name", "--endpoint", "--max-concurrency"),  # vllm bench serve
+    *("--num-prompts", "--random-input-len", "--random-output-len"),  # the same
     *("--alias", "--logdir", "--max-model-len", "--total-queued-requests-metric"),  # llama-server, tensorboard, vLLM
 }
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
