@@ -59,76 +59,33 @@ def main() -> None:
 
 
 def _cases(dtype: torch.dtype) -> list[Case]:
-    smol, llama, mla = (9, 3, 64), (32, 8, 128), (16, 512, 64)
-    local, sparse = LocalAttention(256), BlockSparseAttention(64, 1, 2, 3)  # DynamicMoE's, by default
     return [
-        paged("paged_attention prefill 512, SmolLM2", Step([512], [512]), *smol, dtype),
-        paged("paged_attention prefill 4096, SmolLM2", Step([4096], [4096]), *smol, dtype),
-        paged("paged_attention chunk 512 of 4096, SmolLM2", Step([512], [4096]), *smol, dtype),
-        paged("paged_attention chunk 512 of 2048, 32/8/128", Step([512], [2048]), *llama, dtype),
-        paged("paged_attention decode 1 x 160, SmolLM2", Step([1], [160]), *smol, dtype),
-        paged("paged_attention decode 32 x 192, SmolLM2", Step([1] * 32, [192] * 32), *smol, dtype),
-        paged("paged_attention decode 32 x 4096, SmolLM2", Step([1] * 32, [4096] * 32), *smol, dtype),
-        paged("paged_attention decode 8 x 2048, 32/8/128", Step([1] * 8, [2048] * 8), *llama, dtype),
-        paged("paged_attention decode 32 x 4096, int8", Step([1] * 32, [4096] * 32), *smol, dtype, kind="int8"),
-        paged("paged_attention decode 8 x 2048, int8", Step([1] * 8, [2048] * 8), *llama, dtype, kind="int8"),
-        paged("paged_attention decode 32 x 4096, int4", Step([1] * 32, [4096] * 32), *smol, dtype, kind="int4"),
-        paged("paged_attention decode 8 x 2048, int4", Step([1] * 8, [2048] * 8), *llama, dtype, kind="int4"),
-        paged("paged_attention chunk 512 of 4096, int8", Step([512], [4096]), *smol, dtype, kind="int8"),
-        paged("paged_attention chunk 512 of 4096, int4", Step([512], [4096]), *smol, dtype, kind="int4"),
-        *(
-            paged(f"paged_attention {kind} {length}, 16/4/64, {name}", step, 16, 4, 64, dtype, pattern=pattern)
-            for name, pattern in (("full", FULL), ("local", local), ("block_sparse", sparse))
-            for kind, length, step in (
-                ("decode 4 x", 2048, Step([1] * 4, [2048] * 4)),
-                ("decode 4 x", 32768, Step([1] * 4, [32768] * 4)),
-                ("prefill", 8192, Step([8192], [8192])),
-            )
-        ),
-        latent("latent_attention decode 1 x 160, V2-Lite", Step([1], [160]), *mla, dtype),
-        latent("latent_attention decode 32 x 192, V2-Lite", Step([1] * 32, [192] * 32), *mla, dtype),
-        latent("latent_attention decode 32 x 2048, V2-Lite", Step([1] * 32, [2048] * 32), *mla, dtype),
-        *(
-            latent(
-                f"latent_attention decode 32 x 2048, V2-Lite, {kind}",
-                Step([1] * 32, [2048] * 32),
-                *mla,
-                dtype,
-                kind=kind,
-            )
-            for kind in ("int8", "int4")
-        ),
-        selected("lightning_indexer decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
-        selected("sparse_latent_attention decode 8 x 8192, V3.2", Step([1] * 8, [8192] * 8), dtype),
-        latent("latent_attention chunk 128 of 1024, V2-Lite", Step([128], [1024]), *mla, dtype),
-        causal("causal_attention 512 of 2048, 16/192/128", 512, 2048, 16, 192, 128, dtype),
-        head_linear("head_linear 1 x 16 x 128 x 512", 1, 16, 128, 512, dtype),
-        head_linear("head_linear 32 x 16 x 128 x 512", 32, 16, 128, 512, dtype),
-        head_linear("head_linear 32 x 16 x 512 x 128", 32, 16, 512, 128, dtype),
-        *(
-            linear(f"linear {kind} {rows} x 2048 x 2048", rows, 2048, 2048, kind, dtype)
-            for kind in ("int8", "q4_0", "q8_0", "q4_k", "q6_k", "q5_0")
-            for rows in (1, 8, 32, 512)
-        ),
-        *(
-            experts(f"grouped_mlp {kind} {rows}, V2-Lite", rows, kind, dtype)
-            for kind in ("int8", "q4_0")
-            for rows in (1, 8, 32, 512)
-        ),
-        route("routing 1, V2-Lite", 1, 64, RoutingRule(6)),
-        route("routing 32, V3", 32, 256, _V3_RULE),
-        route("routing 512, V3", 512, 256, _V3_RULE),
-        gelu("gelu 32 x 409", 32, 409, dtype),
-        modality_embedding("modality_embedding 32, 1024", 32, 1024, dtype),
-        compression("compression 1, 1024 to 409", 1, 1024, 409, dtype),
-        compression("compression 32, 1024 to 409", 32, 1024, 409, dtype),
-        compression("compression 512, 1024 to 409", 512, 1024, 409, dtype),
-        store("rotate_and_store 1, SmolLM2", 1, *smol, dtype),
-        store("rotate_and_store 32, SmolLM2", 32, *smol, dtype),
-        store("rotate_and_store 512, SmolLM2", 512, *smol, dtype),
-        store("rotate_and_store 512, SmolLM2, int8", 512, *smol, dtype, kind="int8"),
-        store("rotate_and_store 512, SmolLM2, int4", 512, *smol, dtype, kind="int4"),
+        *_attention(dtype),
+        *_attention_patterns(dtype),
+        *_latent_attention(dtype),
+        *_products(dtype),
+        *_others(dtype),
     ]
+
+
+def _attention(dtype: torch.dtype) -> list[Case]:
+    cases = (
+        ("prefill 512, SmolLM2", Step([512], [512]), _SMOL, "auto"),
+        ("prefill 4096, SmolLM2", Step([4096], [4096]), _SMOL, "auto"),
+        ("chunk 512 of 4096, SmolLM2", Step([512], [4096]), _SMOL, "auto"),
+        ("chunk 512 of 2048, 32/8/128", Step([512], [2048]), _LLAMA, "auto"),
+        ("decode 1 x 160, SmolLM2", Step([1], [160]), _SMOL, "auto"),
+        ("decode 32 x 192, SmolLM2", Step([1] * 32, [192] * 32), _SMOL, "auto"),
+        ("decode 32 x 4096, SmolLM2", Step([1] * 32, [4096] * 32), _SMOL, "auto"),
+        ("decode 8 x 2048, 32/8/128", Step([1] * 8, [2048] * 8), _LLAMA, "auto"),
+        ("decode 32 x 4096, int8", Step([1] * 32, [4096] * 32), _SMOL, "int8"),
+        ("decode 8 x 2048, int8", Step([1] * 8, [2048] * 8), _LLAMA, "int8"),
+        ("decode 32 x 4096, int4", Step([1] * 32, [4096] * 32), _SMOL, "int4"),
+        ("decode 8 x 2048, int4", Step([1] * 8, [2048] * 8), _LLAMA, "int4"),
+        ("chunk 512 of 4096, int8", Step([512], [4096]), _SMOL, "int8"),
+        ("chunk 512 of 4096, int4", Step([512], [4096]), _SMOL, "int4"),
+    )
+    return [paged(f"paged_attention {name}", step, *sizes, dtype, kind=kind) for name, step, sizes, kind in cases]
 
 
 def _attention_patterns(dtype: torch.dtype) -> list[Case]:
