@@ -3,7 +3,7 @@
 // 2 has 4 bits each for scales and minima 4 to 7, whose upper 2 bits are those that words 0 and 1 have left.
 #pragma once
 
-#include "../format.h"
+#include "scales.h"
 
 namespace native {
 
@@ -12,8 +12,7 @@ struct KScales {
     static constexpr bool HAS_MIN = true;
 
     static void pack_head(const uint8_t* block, int column, uint8_t* heads) {
-        std::memcpy(heads + 2 * column, block, 2);
-        std::memcpy(heads + 32 + 2 * column, block + 2, 2);
+        ScaleAndMin16::pack_head(block, column, heads);
         for (int word = 0; word < 3; ++word) std::memcpy(heads + 64 + 64 * word + 4 * column, block + 4 + 4 * word, 4);
     }
 
